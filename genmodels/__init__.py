@@ -1,0 +1,14 @@
+"""Train, finetune, sample and benchmark likelihood-, score- and energy-based image generators."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+if importlib.util.find_spec("genmodels.kernels") is None:
+    # A clone used without an editable install: the kernels lie beside this folder (see setup.py).
+    _path = Path(__file__).parent.parent / "kernels" / "ops" / "__init__.py"
+    _spec = importlib.util.spec_from_file_location("genmodels.kernels", _path)
+    sys.modules["genmodels.kernels"] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules["genmodels.kernels"])
