@@ -16,7 +16,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "genmodels/__init__.py").re
 setup(
     name="genmodels",
     version=VERSION,
-    description="Train, finetune, sample and benchmark likelihood-, score- and energy-based image generators",
+    description="Likelihood-, score- and energy-based image generators: train, sample, benchmark",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -1,1 +1,1 @@
-"""Counter-based noise and fused sampler steps: one file per op, torch reference beside the kernel."""
+"""Counter-based noise and fused sampler steps, one file per op: reference, then kernel."""
