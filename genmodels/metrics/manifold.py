@@ -55,8 +55,9 @@ def memorised(samples, train, heldout):
     """Return the share of samples nearer to a training row than 95 % of held-out rows are.
 
     The threshold is the k-th smallest distance from a held-out row to its nearest training row,
-    k = floor(0.05 * held-out rows); a sample at the threshold counts as near. A perfect generator gives about 0.05, copies of training rows
-    give 1, samples far from all data give 0: a small value alone is no praise.
+    k = floor(0.05 * held-out rows); a sample at the threshold counts as near. A perfect generator
+    gives about 0.05, copies of training rows give 1, samples far from all data give 0: a small
+    value alone is no praise.
 
     Args:
         samples: (N,D) rows.
