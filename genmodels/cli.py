@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent
 def split_words(argv):
     """Return (positionals, {key: text}, flags): words with =, words without, words with --.
 
-    A word is key=value if what stands before the first = could be a key (letters, digits, _ . :).
+    Of a key given twice the later value holds. A word is key=value if what stands before the first = could be a key (letters, digits, _ . :).
     """
     positionals, words, flags = [], {}, []
     for word in argv:
@@ -22,12 +22,18 @@ def split_words(argv):
         if word.startswith("-"):
             flags.append(word)
         elif equals and key.replace("_", "").replace(".", "").isalnum():
-            if key in words:
-                raise ValueError(f"{key}={text}: given twice (also {key}={words[key]})")
             words[key] = text
         else:
             positionals.append(word)
     return positionals, words, flags
+
+
+def check_flags(flags, allowed):
+    """Raise ValueError for a --word that is not allowed."""
+    for flag in flags:
+        if flag not in allowed:
+            hint = f"{flag.lstrip('-')}=..." if flag.startswith("--") else "key=value"
+            raise ValueError(f"{flag}: settings are written {hint}; flags are {', '.join(allowed)}")
 
 
 def typed_words(words, schema):
