@@ -70,6 +70,9 @@ class Saver(Callback):
     def on_train_start(self, trainer, module):
         """Catch the signals that end a run (Lightning puts the old handlers back at the end)."""
         self.saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            for partial in self.folder.glob(".*.partial"):  # a kill in the middle of a save
+                partial.unlink()
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self.handlers[number] = signal.signal(number, self._on_signal)
