@@ -44,6 +44,7 @@ def sample(argv):
     options = cli.typed_words(common, SCHEMA)
     cli.check_choice("format", options["format"], ("png", "npz"))
     cli.check_choice("precision", options["precision"], ("fp32", "bf16"))
+    cli.check_choice("device", options["device"], ("auto", "cpu", "cuda", "mps"))
     seeds = cli.seed_list(options)
     state = benchmark.process_state()
     device = state.device if options["device"] == "auto" else torch.device(options["device"])
@@ -53,7 +54,6 @@ def sample(argv):
     settings = {key: value for key, value in extra.items() if value is not None}
     settings |= {key: options[key] for key in ("batch", "precision", "noise")}
     out = Path(options["out"])
-    out.mkdir(parents=True, exist_ok=True)
     if options["format"] == "npz":
         write_npz(out, model, seeds, labels, settings, state)
     else:
@@ -70,6 +70,7 @@ def write_pngs(out, model, seeds, labels, settings, state):
         model, seeds[share], own_labels, progress=state.is_main_process, **settings
     )
     for own, _, pictures in batches:
+        out.mkdir(parents=True, exist_ok=True)
         for seed, picture in zip(own, pictures):
             images.write_png(out / f"{seed:06d}.png", picture)
     state.wait_for_everyone()
@@ -84,6 +85,7 @@ def write_npz(out, model, seeds, labels, settings, state):
     pictures = benchmark.generate_everywhere(model, seeds, labels, **settings)
     if state.is_main_process:
         nhwc = pictures.permute(0, 2, 3, 1).numpy()
+        out.mkdir(parents=True, exist_ok=True)
         known = np.full(len(seeds), -1) if labels is None else np.array(labels)
         images.write_npz(out / "images.npz", images=nhwc, seeds=np.array(seeds), labels=known)
 

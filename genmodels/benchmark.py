@@ -70,7 +70,8 @@ def generate(model, seeds, labels=None, *, batch=64, precision="fp32", progress=
     autocast = contextlib.nullcontext()
     if precision == "bf16":
         autocast = torch.autocast(model.device.type, torch.bfloat16)
-    with tqdm(total=len(seeds), desc="sampling", unit="img", disable=not progress) as bar:
+    bar = tqdm(total=len(seeds), desc="sampling", unit="img", disable=not progress, delay=0.5)
+    with bar:  # delayed, so that an option refused by the model leaves one clean line
         for start in range(0, len(seeds), batch):
             own = seeds[start : start + batch]
             own_labels = None if labels is None else labels[start : start + batch]

@@ -58,13 +58,13 @@ def seed_list(options):
     """Return the seeds of the options num, seed and seeds.
 
     Raises:
-        ValueError: num < 1, a negative seed, or a malformed range.
+        ValueError: num or batch < 1, a negative seed, or a malformed range.
     """
-    if options["seeds"]:
-        return parse_seeds(options["seeds"])
-    for key, least in (("num", 1), ("seed", 0)):
+    for key, least in (("num", 1), ("seed", 0), ("batch", 1)):
         if options[key] < least:
             raise ValueError(f"{key}={options[key]}: must be >= {least}")
+    if options["seeds"]:
+        return parse_seeds(options["seeds"])
     return list(range(options["seed"], options["seed"] + options["num"]))
 
 
