@@ -32,7 +32,11 @@ SCHEMA = {
     "equal": (bool, False, "fd as the mean over blocks as large as the reference, as nn1 is"),
     "resamples": (int, 100, "random halves behind each error bar; 0: none"),
     "save_images": (str, "", "also write the generated images to this .npz"),
-    "root": (str, "", "where the data lie; empty: as in training, else $GENMODELS_DATA, else ./data"),
+    "root": (
+        str,
+        "",
+        "where the data lie; empty: as in training, else $GENMODELS_DATA, else ./data",
+    ),
     "pad": (int, -1, "background pixels on each side of the data; -1: as in training, else 0"),
     "batch": (int, 64, "images at a time; changes no image"),
     "precision": (str, "fp32", "fp32 (without TF32) or bf16"),

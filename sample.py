@@ -21,7 +21,11 @@ SCHEMA = {
     "num": (int, 64, "how many images"),
     "seed": (int, 0, "the first seed"),
     "seeds": (str, "", "seeds in place of num and seed: 0-63,100"),
-    "labels": (str, "", "classes: 3, or 3,5 (seed k gets entry k mod 2), or balanced; empty: random"),
+    "labels": (
+        str,
+        "",
+        "classes: 3, or 3,5 (seed k gets entry k mod 2), or balanced; empty: random",
+    ),
     "out": (str, "samples", "folder to write to"),
     "format": (str, "png", "png or npz"),
     "batch": (int, 64, "images at a time; changes no image"),

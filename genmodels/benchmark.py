@@ -172,7 +172,9 @@ class Scorer:
         """Return {metric: {"value": v, "stderr": s}} of uint8 images (N, C, H, W)."""
         if len(generated) < 4 or len(self.reference) < 4:
             counts = f"{len(generated)} images, {len(self.reference)} in the reference"
-            raise ValueError(f"num={len(generated)}: scores need at least 4 on each side ({counts})")
+            raise ValueError(
+                f"num={len(generated)}: scores need at least 4 on each side ({counts})"
+            )
         rows = extract(self.features, generated)
         scores = {}
         for name in self.metrics:

@@ -71,7 +71,9 @@ def test_init_starts_from_the_ema(tiny_run, exported, train_tiny):
         assert all(torch.equal(value, theirs[key]) for key, value in model.state_dict().items())
     run = train_tiny(f"init={tiny_run}", "trainer.max_steps=1", "optim.lr=1e-12")
     key = "net.net.unet.conv_in.weight"
-    torch.testing.assert_close(genmodels.load(run).state_dict()[key], theirs[key], rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        genmodels.load(run).state_dict()[key], theirs[key], rtol=0, atol=1e-9
+    )
 
 
 def test_init_into_a_conditional_model_starts_the_labels_fresh(tiny_run):
@@ -170,7 +172,11 @@ def test_broken_models_are_refused_in_one_line(exported, tiny_run, tmp_path, mon
 def test_export_command(tiny_run, tmp_path, capsys):
     out = tmp_path / "model"
     assert cli.run(checkpoint.main, [str(tiny_run), f"out={out}"]) == 0
-    assert sorted(p.name for p in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     assert cli.run(checkpoint.main, [str(tiny_run), f"out={out}"]) == 2
     assert "exists; delete it" in capsys.readouterr().err
     assert cli.run(checkpoint.main, [str(tiny_run)]) == 2
