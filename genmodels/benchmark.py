@@ -1,4 +1,4 @@
-"""What evaluate.py, sample.py and the callbacks run: generate images, score them, write the report."""
+"""Generate images, score them, write the report: the work of the scripts and callbacks."""
 
 import contextlib
 import json

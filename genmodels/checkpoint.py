@@ -51,8 +51,8 @@ class Saver(Callback):
     """Saves step-XXXXXXXX.ckpt and last.ckpt, on schedule and whenever the run has to stop.
 
     It must stand after the EMA in the list of callbacks: the average has taken in the step by then,
-    and at the end of the run this saves before the average is swapped in. Ctrl-C, SIGTERM and max_time end the run after the
-    current optimizer step, saved; a second Ctrl-C does not wait.
+    and at the end of the run this saves before the average is swapped in. Ctrl-C, SIGTERM and
+    max_time end the run after the current optimizer step, saved; a second Ctrl-C does not wait.
 
     Args:
         run: the run's folder.

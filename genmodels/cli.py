@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).parent.parent
 def split_words(argv):
     """Return (positionals, {key: text}, flags): words with =, words without, words with --.
 
-    Of a key given twice the later value holds. A word is key=value if what stands before the first = could be a key (letters, digits, _ . :).
+    Of a key given twice the later value holds. A word is key=value if what stands before the first
+    = could be a key (letters, digits, _ and .).
     """
     positionals, words, flags = [], {}, []
     for word in argv:

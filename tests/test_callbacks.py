@@ -96,9 +96,10 @@ def test_looking_does_not_change_training(train_tiny):
 def test_non_finite_gradients_are_skipped_then_stop_the_run(
     train_tiny, monkeypatch, capsys, tmp_path
 ):
-    """Steps 3 and 4 are bad: they leave the weights alone, and the run goes on; with more, stop."""
-    import train
+    """Steps 3 and 4 are bad: they leave the weights alone; three in a row stop the run."""
     from conftest import ROOT, TINY
+
+    import train
     from genmodels.methods.edm import EDM
 
     original = EDM.loss

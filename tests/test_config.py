@@ -116,7 +116,7 @@ BAD_FILES = {
     "method: {name: edm}\nnetwork: {name: unet}\ndata: 3": "data=3: is a section",
     "method: {name: edm}\nnetwork: {name: unet}\noptim: {lr: fast}": "optim.lr=fast: must be float",
     "method: {name: edm}\nnetwork: {name: unet}\ntrainer: {max_steps: 1e+5}": "write 100000",
-    "method: {name: edm}\nnetwork: {name: unet}\ntrainer: {max_time: 12:30}": "must be str; quote it",
+    "method: {name: edm}\nnetwork: {name: unet}\ntrainer: {max_time: 12:30}": "str; quote it",
     "method: {name: edm}\nnetwork: {name: unet}\nname: null": "name=None: must be str",
     "method: {name: edm}\nnetwork: {name: unet, channels: 3}": "must be a list of int",
     "method: {name: edm}\nnetwork: {name: unet}\nseed: true": "seed=True: must be int",

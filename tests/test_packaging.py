@@ -1,4 +1,4 @@
-"""genmodels.kernels is found, and Hugging Face's `kernels` is not shadowed, however we are installed."""
+"""However we are installed: genmodels.kernels is found, Hugging Face's `kernels` not shadowed."""
 
 import os
 import subprocess
