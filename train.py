@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from genmodels import benchmark, callbacks, checkpoint, cli
-from genmodels.config import describe, load_config, save_config, to_plain
+from genmodels.config import load_config, save_config, to_plain
 from genmodels.data import ImageDataModule
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
@@ -40,7 +40,7 @@ def train(argv):
     paths, words, flags = cli.split_words(argv)
     cli.check_flags(flags, ("--help", "--print"))
     if "--help" in flags or not argv:
-        print(f"{__doc__.strip()}\n{describe(METHODS, NETWORKS)}")
+        print(f"{__doc__.strip()}\n{cli.describe(METHODS, NETWORKS)}")
         return None
     resume = words.pop("resume", None)
     cfg = resumed_config(Path(resume), paths, words) if resume else fresh_config(paths, words)
@@ -132,7 +132,7 @@ def make_trainer(cfg, run, step):
     extras = [callbacks.Throughput(cfg.data.batch_size)]
     if cfg.ema.half_life:
         extras.append(callbacks.EMA(cfg.ema.half_life, cfg.ema.rampup, cfg.data.batch_size))
-    extras.append(checkpoint.Saver(run, cfg))  # after the EMA took the step in, before slow work
+    extras.append(callbacks.Saver(run, cfg))  # after the EMA took the step in, before slow work
     if cfg.sample.every:
         extras.append(callbacks.SampleGrid(run, cfg.sample))
     if cfg.eval.every:

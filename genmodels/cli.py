@@ -1,12 +1,13 @@
 """Command lines: key=value words, one-line errors, exit codes, tables."""
 
+import dataclasses
 import difflib
 import os
 import sys
 import traceback
 from pathlib import Path
 
-from genmodels.config import parse_value
+from genmodels.config import Config, parse_value
 
 PACKAGE = Path(__file__).parent.parent
 
@@ -97,6 +98,29 @@ def help_text(doc, schema):
     for key, (_, default, meaning) in schema.items():
         shown = ",".join(map(str, default)) if isinstance(default, list) else default
         lines.append(f"  {f'{key}={shown}':28} {meaning}")
+    return "\n".join(lines)
+
+
+def describe(methods, networks):
+    """Return the schema as text: every key with its default and meaning (for --help)."""
+    lines = []
+
+    def section(title, cls, prefix):
+        lines.append(f"\n{title}: {cls.__doc__.splitlines()[0]}")
+        for item in dataclasses.fields(cls):
+            if "doc" in item.metadata:
+                default = item.default_factory() if callable(item.default_factory) else item.default
+                shown = ",".join(map(str, default)) if isinstance(default, list) else default
+                shown = str(shown).lower() if isinstance(shown, bool) else shown
+                lines.append(f"  {f'{prefix}{item.name}={shown}':34} {item.metadata['doc']}")
+
+    section("general", Config, "")
+    for item in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(item.type):
+            section(item.name, item.type, f"{item.name}.")
+    for slot, choices in (("method", methods), ("network", networks)):
+        for name, cls in choices.items():
+            section(f"{slot}.name={name}", cls.Config, f"{slot}.")
     return "\n".join(lines)
 
 

@@ -6,7 +6,8 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 
 import train
-from genmodels.config import Config, describe, load_config, parse_value, seconds, to_plain
+from genmodels.cli import describe
+from genmodels.config import Config, load_config, parse_value, seconds, to_plain
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
 
