@@ -1,0 +1,99 @@
+"""Which implementation runs: the torch reference or the Triton kernel; and Triton where it exists.
+
+GENMODELS_KERNELS=auto (default) takes Triton when every tensor is on a CUDA device, of a supported
+dtype, and none of them needs a gradient; else the reference. torch always takes the reference;
+triton insists on the kernel and says why when that cannot be.
+"""
+
+import os
+from types import SimpleNamespace
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # macOS, Windows: everything imports, the references do the work.
+
+    def _jit(function=None, **_):
+        return function if function is not None else _jit
+
+    triton = SimpleNamespace(jit=_jit)
+    tl = SimpleNamespace(constexpr=lambda value=None: value)
+    HAS_TRITON = False
+else:
+    HAS_TRITON = True
+
+__all__ = [
+    "FLOATS",
+    "HAS_TRITON",
+    "INTERPRETING",
+    "coefficient",
+    "launch_options",
+    "tl",
+    "triton",
+    "use_triton",
+]
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+# TRITON_INTERPRET=1, read when the kernels are defined, as Triton does.
+INTERPRETING = HAS_TRITON and bool(triton.knobs.runtime.interpret)
+
+
+def use_triton(op, *tensors, dtypes=FLOATS):
+    """Return whether `op` runs its Triton kernel on these tensors (None is skipped).
+
+    Args:
+        op: name of the op, for the error message.
+        tensors: every tensor argument; integer, bool and float64 ones must be named in `dtypes`
+            too if the kernel reads them.
+        dtypes: dtypes that the kernel supports.
+
+    Raises:
+        ValueError: for an unknown GENMODELS_KERNELS, or =triton where the kernel cannot run.
+    """
+    mode = os.environ.get("GENMODELS_KERNELS", "auto")
+    if mode not in ("auto", "torch", "triton"):
+        raise ValueError(f"GENMODELS_KERNELS must be auto, torch or triton, got {mode!r}")
+    if mode == "torch":
+        return False
+    tensors = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
+    reason = None
+    if not HAS_TRITON:
+        reason = "triton is not installed"
+    elif torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        reason = "an input needs a gradient: detach it"
+    elif bad := [tensor.dtype for tensor in tensors if tensor.dtype not in dtypes]:
+        reason = f"the kernel does not take {bad[0]}"
+    elif not INTERPRETING and not all(tensor.is_cuda for tensor in tensors):
+        reason = "a tensor is not on a CUDA device (TRITON_INTERPRET=1 runs kernels on the CPU)"
+    elif INTERPRETING and mode == "auto":
+        return False  # the interpreter is for tests, which ask for it by name
+    if mode == "triton" and reason:
+        raise ValueError(f"{op}: GENMODELS_KERNELS=triton, but {reason}")
+    return reason is None
+
+
+def coefficient(op, name, value, items, device, dtype=torch.float32):
+    """Return (value or tensor, stride) of a per-item argument, ready for a kernel.
+
+    stride -1: a plain number; 0: one number in device memory; 1: one per item.
+
+    Raises:
+        ValueError: if a tensor is neither one number nor one per item.
+    """
+    if not isinstance(value, torch.Tensor):
+        return value, -1
+    if value.numel() not in (1, items) or value.dim() > 1:
+        raise ValueError(
+            f"{op}: {name} must be a number or a tensor of one per item ({items},), "
+            f"got shape {tuple(value.shape)}"
+        )
+    value = value.detach().to(device=device, dtype=dtype).reshape(-1).contiguous()
+    return value, int(value.numel() == items and items > 1)
+
+
+def launch_options(**options):
+    """Return compile options for a launch; contraction is fixed, so results do not move with it."""
+    return {"enable_fp_fusion": True, **options}
