@@ -5,6 +5,7 @@ dtype, and none of them needs a gradient; else the reference. torch always takes
 triton insists on the kernel and says why when that cannot be.
 """
 
+import math
 import os
 from types import SimpleNamespace
 
@@ -28,7 +29,10 @@ __all__ = [
     "FLOATS",
     "HAS_TRITON",
     "INTERPRETING",
+    "check_chain",
+    "chunks",
     "coefficient",
+    "column",
     "launch_options",
     "tl",
     "triton",
@@ -92,6 +96,47 @@ def coefficient(op, name, value, items, device, dtype=torch.float32):
         )
     value = value.detach().to(device=device, dtype=dtype).reshape(-1).contiguous()
     return value, int(value.numel() == items and items > 1)
+
+
+def column(value, part, state):
+    """Return a coefficient for the items `part` of a state, shaped to broadcast over them."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.to(device=state.device).reshape(-1)
+    value = value[part] if value.numel() > 1 else value
+    return value.reshape(-1, *[1] * (state.dim() - 1))
+
+
+def check_chain(op, y, others, numbers, mask=None):
+    """Raise ValueError unless `others` look like y and `numbers` are positive and finite.
+
+    Args:
+        op: name of the op.
+        y: the state (B, ...), a floating dtype.
+        others: {name: tensor or None} that must have y's shape and device.
+        numbers: {name: value or None}; tensors are not looked into (that would wait for a device).
+        mask: bool or uint8, broadcastable to y, or None.
+    """
+    if y.dim() == 0 or not y.is_floating_point():
+        raise ValueError(f"{op}: y must be floating, (B, ...), got {y.dtype} {tuple(y.shape)}")
+    for name, tensor in others.items():
+        if tensor is not None and (tensor.shape != y.shape or tensor.device != y.device):
+            raise ValueError(
+                f"{op}: {name} must be like y, {tuple(y.shape)} on {y.device}, "
+                f"got {tuple(tensor.shape)} on {tensor.device}"
+            )
+    for name, value in numbers.items():
+        if isinstance(value, (int, float)) and not (0 < value < math.inf):
+            raise ValueError(f"{op}: {name} must be > 0 and finite, got {value}")
+    if mask is not None and mask.dtype not in (torch.bool, torch.uint8):
+        raise ValueError(f"{op}: mask must be bool or uint8, got {mask.dtype}: use mask > 0.5")
+
+
+def chunks(items, numel, limit=1 << 18):
+    """Yield slices of items of about `limit` elements together: what a CPU's cache holds."""
+    rows = max(1, limit // max(numel, 1))
+    for first in range(0, items, rows):
+        yield slice(first, min(first + rows, items))
 
 
 def launch_options(**options):

@@ -37,11 +37,10 @@ def locate(
     ROW: a program works within one item, so that item is a scalar and coefficients are loaded
     once; otherwise groups of all items are numbered through and item is one per group. PACKED:
     numel is a multiple of four, so elements follow one another across items (128-bit loads).
+    items must not be specialised on (a size of one would arrive as a constant).
     Offsets are 64-bit; WIDE makes the counting 64-bit too.
     """
     lane = tl.arange(0, 4 * GROUPS)
-    items = tl.to_tensor(items)  # a size of one arrives as a constant
-    numel = tl.to_tensor(numel)
     if ROW:
         item = tl.program_id(0) // tiles
         first = (tl.program_id(0) - item * tiles) * GROUPS

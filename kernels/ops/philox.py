@@ -54,9 +54,8 @@ def philox(key, c0, c1, c2, c3):
     return c0, c1, c2, c3
 
 
-def _words(numel, seed, step, stream, first, last):
-    """Return four (B, last - first) tensors: the random words of these groups of B items."""
-    group = torch.arange(first, last, dtype=torch.int64, device=seed.device)
+def _words(seed, step, stream, group):
+    """Return four (B, G) tensors: the random words of groups (B or 1, G) under keys (B, 1)."""
     stream = torch.full_like(group, stream)
     return philox(seed, group, step & _MASK, (step >> 32) & _MASK, stream)
 
@@ -74,22 +73,47 @@ def _normals(words):
     return torch.stack(normals, dim=-1)
 
 
-def _reference(convert, shape, seed, step, stream, device):
-    """Return float32 (B, *shape): words turned into numbers by `convert`, a chunk at a time."""
+def _reference(convert, shape, seed, step, stream, device, base=None):
+    """Return float32 (B, *shape): words turned into numbers by `convert`, a chunk at a time.
+
+    base: the number of each item's first group, int64 (B, 1); None for zero.
+    """
     numel = math.prod(shape)
     seed = torch.as_tensor(seed, dtype=torch.int64, device=device).reshape(-1, 1)
     step = torch.as_tensor(step, dtype=torch.int64, device=device).reshape(-1, 1)
-    items, groups = max(len(seed), len(step)), (numel + 3) // 4
-    seed, step = seed.expand(items, 1), step.expand(items, 1)
+    base = torch.zeros_like(seed) if base is None else base
+    items, groups = max(len(seed), len(step), len(base)), (numel + 3) // 4
+    seed, step, base = (x.expand(items, 1) for x in (seed, step, base))
     out = torch.empty(items, 4 * groups, dtype=torch.float32, device=device)
     rows, columns = max(1, _CHUNK // max(groups, 1)), min(groups, _CHUNK)
     for row in range(0, items, rows):
         part = slice(row, row + rows)
         for first in range(0, groups, columns or 1):
             last = min(first + columns, groups)
-            words = _words(numel, seed[part], step[part], stream, first, last)
+            group = base[part] + torch.arange(first, last, device=seed.device)
+            words = _words(seed[part], step[part], stream, group)
             out[part, 4 * first : 4 * last] = convert(words).flatten(1)
     return out[:, :numel].reshape(-1, *shape)
+
+
+def chain_normals(like, seed, counter=0, stream=0, first=0):
+    """Return the float32 normals that the step kernels draw for a state, of its shape (B, ...).
+
+    With one seed per chain these are philox_normal(shape, seed, counter). With one seed AND one
+    counter for all, chain b continues the groups of chain b - 1 (each padded to four).
+
+    Args:
+        like: the state, (B, ...).
+        seed, counter: an int, or int64 of one number or (B,).
+        stream: which stream under the key.
+        first: number of the first chain of this part of the state.
+    """
+    shape, base = like.shape[1:], None
+    shared = all(not isinstance(x, torch.Tensor) or x.numel() == 1 for x in (seed, counter))
+    if shared:
+        groups = (math.prod(shape) + 3) // 4
+        base = torch.arange(first, first + len(like), device=like.device).reshape(-1, 1) * groups
+    return _reference(_normals, shape, seed, counter, stream, like.device, base)
 
 
 @triton.jit
@@ -157,7 +181,7 @@ def tile_normals(
     return interleave(a, b, c, d, 4 * GROUPS)
 
 
-@triton.jit(do_not_specialize=["seed", "counter", "stream"])
+@triton.jit(do_not_specialize=["seed", "counter", "stream", "items"])
 def fill_kernel(
     out,
     seed,
