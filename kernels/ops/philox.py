@@ -23,7 +23,7 @@ import torch
 from .dispatch import coefficient, launch_options, tl, triton, use_triton
 from .groups import interleave, locate, per_item, plan
 
-__all__ = ["philox", "philox_normal", "philox_uniform"]
+__all__ = ["chain_normals", "chain_uniforms", "philox", "philox_normal", "philox_uniform"]
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -96,6 +96,13 @@ def _reference(convert, shape, seed, step, stream, device, base=None):
     return out[:, :numel].reshape(-1, *shape)
 
 
+def _chain_base(chains, per_chain, seed, counter, first, device):
+    """Return each chain's first group: not zero where one seed and one counter serve them all."""
+    if any(isinstance(x, torch.Tensor) and x.numel() > 1 for x in (seed, counter)):
+        return None
+    return torch.arange(first, first + chains, device=device).reshape(-1, 1) * per_chain
+
+
 def chain_normals(like, seed, counter=0, stream=0, first=0):
     """Return the float32 normals that the step kernels draw for a state, of its shape (B, ...).
 
@@ -108,12 +115,16 @@ def chain_normals(like, seed, counter=0, stream=0, first=0):
         stream: which stream under the key.
         first: number of the first chain of this part of the state.
     """
-    shape, base = like.shape[1:], None
-    shared = all(not isinstance(x, torch.Tensor) or x.numel() == 1 for x in (seed, counter))
-    if shared:
-        groups = (math.prod(shape) + 3) // 4
-        base = torch.arange(first, first + len(like), device=like.device).reshape(-1, 1) * groups
+    shape = like.shape[1:]
+    groups = (math.prod(shape) + 3) // 4
+    base = _chain_base(len(like), groups, seed, counter, first, like.device)
     return _reference(_normals, shape, seed, counter, stream, like.device, base)
+
+
+def chain_uniforms(chains, seed, counter=0, stream=0, device=None):
+    """Return one uniform per chain, float32 (chains,); arguments as for chain_normals."""
+    base = _chain_base(chains, 1, seed, counter, 0, device)
+    return _reference(_uniforms, (), seed, counter, stream, device, base).expand(chains)
 
 
 @triton.jit
