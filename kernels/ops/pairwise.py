@@ -169,15 +169,22 @@ def pairwise_kernel(
         tl.store(out + place, total, mask=row < n)
 
 
+def tuning(capability):
+    """Return (rows, columns, depth, stages) of a tile that the registers hold without spills."""
+    return (128, 128, 32, 3) if capability >= (9, 0) else (128, 64, 16, 4)
+
+
 def _kernel(
     x, y, *, kind, alone, centre, scale, bias, degree, k, x2, y2, radius, owner,
-    precision="tf32x3", tile=(128, 128, 32), splits=None,
+    precision="tf32x3", tile=None, splits=None,
 ):  # fmt: skip
     """Launch and join the splits; arguments as for _reference. precision, tile, splits: tuning."""
     n, m, width = len(x), len(y), x.shape[1]
-    if INTERPRETING and splits is None:
-        tile = (max(16, triton.next_power_of_2(n)), max(16, triton.next_power_of_2(m)), 64)
-    rows, columns, depth = tile
+    if tile is None and INTERPRETING:
+        tile = (max(16, triton.next_power_of_2(n)), max(16, triton.next_power_of_2(m)), 64, 1)
+    elif tile is None:
+        tile = tuning(torch.cuda.get_device_capability(x.device))
+    rows, columns, depth, stages = tile
     blocks = -(-n // rows)
     if splits is None:  # a few programs for each multiprocessor, however few rows there are
         cores = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
@@ -214,7 +221,7 @@ def _kernel(
         ROWS=rows,
         COLUMNS=columns,
         DEPTH=depth,
-        **launch_options(num_warps=8, num_stages=3),
+        **launch_options(num_warps=8, num_stages=stages),
     )
     if kind == "nearest":
         kept = out[:, :, :k].permute(1, 0, 2).reshape(n, -1)

@@ -156,9 +156,9 @@ def random_words(seed, counter, stream, group):
     counter = counter.to(tl.int64)
     low = (counter & 0xFFFFFFFF).to(tl.uint32)
     high = ((counter >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    # The sums only broadcast: tl.philox wants all four words in one shape.
-    c0 = group.to(tl.uint32)
-    zero = c0 * 0
+    # The zero only broadcasts: tl.philox wants all four words in one shape.
+    zero = (group.to(tl.uint32) + low) * 0
+    c0 = group.to(tl.uint32) + zero
     return tl.philox(seed.to(tl.int64), c0, low + zero, high + zero, stream.to(tl.uint32) + zero)
 
 
