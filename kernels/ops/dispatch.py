@@ -79,21 +79,13 @@ def use_triton(op, *tensors, dtypes=FLOATS):
     return reason is None
 
 
-def coefficient(op, name, value, items, device, dtype=torch.float32):
+def coefficient(value, items, device, dtype=torch.float32):
     """Return (value or tensor, stride) of a per-item argument, ready for a kernel.
 
     stride -1: a plain number; 0: one number in device memory; 1: one per item.
-
-    Raises:
-        ValueError: if a tensor is neither one number nor one per item.
     """
     if not isinstance(value, torch.Tensor):
-        return value, -1
-    if value.numel() not in (1, items) or value.dim() > 1:
-        raise ValueError(
-            f"{op}: {name} must be a number or a tensor of one per item ({items},), "
-            f"got shape {tuple(value.shape)}"
-        )
+        return float(value) if dtype.is_floating_point else value, -1
     value = value.detach().to(device=device, dtype=dtype).reshape(-1).contiguous()
     return value, int(value.numel() == items and items > 1)
 
@@ -107,7 +99,7 @@ def column(value, part, state):
     return value.reshape(-1, *[1] * (state.dim() - 1))
 
 
-def check_chain(op, y, others, numbers, mask=None):
+def check_chain(op, y, others, numbers, mask=None, **per_item):
     """Raise ValueError unless `others` look like y and `numbers` are positive and finite.
 
     Args:
@@ -116,6 +108,7 @@ def check_chain(op, y, others, numbers, mask=None):
         others: {name: tensor or None} that must have y's shape and device.
         numbers: {name: value or None}; tensors are not looked into (that would wait for a device).
         mask: bool or uint8, broadcastable to y, or None.
+        per_item: further arguments that are one number or one per item of y.
     """
     if y.dim() == 0 or not y.is_floating_point():
         raise ValueError(f"{op}: y must be floating, (B, ...), got {y.dtype} {tuple(y.shape)}")
@@ -128,6 +121,14 @@ def check_chain(op, y, others, numbers, mask=None):
     for name, value in numbers.items():
         if isinstance(value, (int, float)) and not (0 < value < math.inf):
             raise ValueError(f"{op}: {name} must be > 0 and finite, got {value}")
+    for name, value in {**numbers, **per_item}.items():
+        if isinstance(value, torch.Tensor) and (
+            value.dim() > 1 or value.numel() not in (1, len(y))
+        ):
+            raise ValueError(
+                f"{op}: {name} must be a number or a tensor of one per item ({len(y)},), "
+                f"got shape {tuple(value.shape)}"
+            )
     if mask is not None and mask.dtype not in (torch.bool, torch.uint8):
         raise ValueError(f"{op}: mask must be bool or uint8, got {mask.dtype}: use mask > 0.5")
 

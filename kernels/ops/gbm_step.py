@@ -110,16 +110,13 @@ def gbm_kernel(
 
 def _kernel(x, score, *, noise, coefficients, form, key, flips, out, block=None):
     """Launch; coefficients = (variance, drift, noise_scale), key = (seed, counter, stream)."""
-    op, device, items = "gbm_step", x.device, len(x)
+    device, items = x.device, len(x)
     x, score = x.contiguous(), score.contiguous()
     noise = None if noise is None else noise.contiguous()
-    (v, V), (m, M), (s, S) = (
-        coefficient(op, name, float(value) if isinstance(value, int) else value, items, device)
-        for name, value in zip(("variance", "drift", "noise_scale"), coefficients)
-    )
+    (v, V), (m, M), (s, S) = (coefficient(value, items, device) for value in coefficients)
     seed, counter, stream = key or (0, 0, 0)
-    seed, seed_stride = coefficient(op, "seed", seed, items, device, torch.int64)
-    counter, counter_stride = coefficient(op, "counter", counter, items, device, torch.int64)
+    seed, seed_stride = coefficient(seed, items, device, torch.int64)
+    counter, counter_stride = coefficient(counter, items, device, torch.int64)
     grid, layout = plan(items, x[:1].numel(), block)
     out = torch.empty_like(x) if out is None else out
     target = out if out.is_contiguous() else torch.empty_like(x)
@@ -205,7 +202,8 @@ def gbm_step(
         raise ValueError(f"{op}: form must be one of {', '.join(FORMS)}, got {form!r}")
     if flips is not None and (flips.dtype != torch.int32 or flips.shape != x.shape[:1]):
         raise ValueError(f"{op}: flips must be int32 ({len(x)},), got {flips.dtype} {flips.shape}")
-    check_chain(op, x, {"score": score, "noise": noise, "out": out}, {"variance": variance})
+    like, more = {"score": score, "noise": noise, "out": out}, {"seed": seed, "counter": counter}
+    check_chain(op, x, like, {"variance": variance}, drift=drift, noise_scale=noise_scale, **more)
     noise_scale = variance**0.5 if noise_scale is None else noise_scale
     quiet = not isinstance(noise_scale, torch.Tensor) and noise_scale == 0
     if not quiet and noise is None and seed is None:

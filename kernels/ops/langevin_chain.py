@@ -241,14 +241,11 @@ def _parameters(energy, y):
 
 def _kernel(y, energy, *, steps, a, s, seed, counter, stream, tile=None):
     """Launch, in place on the contiguous state y; tile = (rows, groups) for tests."""
-    op, items, numel = "langevin_chain", len(y), y[:1].numel()
+    items, numel = len(y), y[:1].numel()
     kind, first, second, third, components = _parameters(energy, y)
-    (a, A), (s, S) = (
-        coefficient(op, name, float(value) if isinstance(value, int) else value, items, y.device)
-        for name, value in (("step", a), ("noise_scale", s))
-    )
-    seed, SEED = coefficient(op, "seed", seed, items, y.device, torch.int64)
-    counter, COUNTER = coefficient(op, "counter", counter, items, y.device, torch.int64)
+    (a, A), (s, S) = (coefficient(value, items, y.device) for value in (a, s))
+    seed, SEED = coefficient(seed, items, y.device, torch.int64)
+    counter, COUNTER = coefficient(counter, items, y.device, torch.int64)
     groups = (numel + 3) // 4
     if tile is None:
         wide = triton.next_power_of_2(groups)
@@ -308,7 +305,8 @@ def langevin_chain(
     Reference: module docstring.
     """
     op = "langevin_chain"
-    check_chain(op, y, {"out": out}, {"step": step})
+    more = {"noise_scale": noise_scale, "seed": seed, "counter": counter}
+    check_chain(op, y, {"out": out}, {"step": step}, **more)
     if not isinstance(energy, (Gaussian, Mixture, DoubleWell)):
         raise ValueError(f"{op}: energy must be Gaussian, Mixture or DoubleWell, got {energy!r}: "
                          "genmodels.sampling.langevin takes any callable")  # fmt: skip

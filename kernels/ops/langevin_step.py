@@ -219,7 +219,7 @@ def _kernel(y, grad, *, key, out, clamp, grad_clip, grad_norm, block=None, **arg
 
     block: groups per program, for tests.
     """
-    op, device, items, numel = "langevin_step", y.device, len(y), y[:1].numel()
+    device, items, numel = y.device, len(y), y[:1].numel()
     y, grad = y.contiguous(), grad.contiguous()
     for name in ("tether", "mask", "known", "noise"):
         if arguments[name] is not None:
@@ -227,12 +227,11 @@ def _kernel(y, grad, *, key, out, clamp, grad_clip, grad_norm, block=None, **arg
     if arguments["mask"] is not None:
         arguments["mask"] = arguments["mask"].view(torch.uint8)
     for name, flag in (("step", "A"), ("noise_scale", "S"), ("tether_scale", "K")):
-        value = arguments[name]
-        value = 0.0 if value is None else float(value) if isinstance(value, int) else value
-        arguments[name], arguments[flag] = coefficient(op, name, value, items, device)
+        value = 0.0 if arguments[name] is None else arguments[name]
+        arguments[name], arguments[flag] = coefficient(value, items, device)
     drawn = key is not None
     for name, flag, value in zip(("seed", "counter"), ("SEED", "COUNTER"), key or (0, 0)):
-        arguments[name], arguments[flag] = coefficient(op, name, value, items, device, torch.int64)
+        arguments[name], arguments[flag] = coefficient(value, items, device, torch.int64)
     grid, layout = plan(items, numel, block)
     norms, norm = None, 0
     if grad_norm is not None:
@@ -315,7 +314,8 @@ def langevin_step(
     op = "langevin_step"
     like = {"grad": grad, "tether": tether, "known": known, "noise": noise, "out": out}
     positive = {"step": step, "grad_clip": grad_clip, "grad_norm": grad_norm}
-    check_chain(op, y, like, positive, mask)
+    more = {"noise_scale": noise_scale, "tether_scale": tether_scale}
+    check_chain(op, y, like, positive, mask, **more, seed=seed, counter=counter)
     if noise_scale is None:
         noise_scale = (2 * step) ** 0.5
     if (tether is None) != (tether_scale is None) or (known is not None and mask is None):

@@ -188,13 +188,10 @@ def accept_kernel(
 
 def _kernel(y, y2, g, g2, lp, lp2, *, coefficients, tether, mask, uniform, key, count, acc, outs):
     """Launch; outs = (y, g) to write into; returns (y, g, log_prob, accepted, ratio)."""
-    op, device, items, numel = "mala_accept", y.device, len(y), y[:1].numel()
-    (a, A), (s, S), (k, K) = (
-        coefficient(op, name, float(value) if isinstance(value, int) else value, items, device)
-        for name, value in zip(("step", "noise_scale", "tether_scale"), coefficients)
-    )
-    seed, SEED = coefficient(op, "seed", key[0], items, device, torch.int64)
-    counter, COUNTER = coefficient(op, "counter", key[1], items, device, torch.int64)
+    device, items, numel = y.device, len(y), y[:1].numel()
+    (a, A), (s, S), (k, K) = (coefficient(value, items, device) for value in coefficients)
+    seed, SEED = coefficient(key[0], items, device, torch.int64)
+    counter, COUNTER = coefficient(key[1], items, device, torch.int64)
     columns = min(triton.next_power_of_2(numel), 4096)
     whole = numel <= columns
     rows = min(max(1, 2048 // columns), triton.next_power_of_2(items)) if whole else 1
@@ -316,7 +313,8 @@ def mala_accept(
     """
     op = "mala_accept"
     like = {"proposal": proposal, "grad": grad, "proposal_grad": proposal_grad, "tether": tether}
-    check_chain(op, y, like, {"step": step, "noise_scale": noise_scale}, mask)
+    more = {"tether_scale": tether_scale, "seed": seed, "counter": counter}
+    check_chain(op, y, like, {"step": step, "noise_scale": noise_scale}, mask, **more)
     for name, value in (("log_prob", log_prob), ("proposal_log_prob", proposal_log_prob)):
         if value.shape != y.shape[:1]:
             raise ValueError(f"{op}: {name} must be ({len(y)},), got {tuple(value.shape)}")

@@ -231,8 +231,8 @@ def _kernel(uniform, shape, seed, step, stream, device, block=None):
     out = torch.empty(items, *shape, dtype=torch.float32, device=device)
     if out.numel() == 0:
         return out
-    seed, seed_stride = coefficient("philox", "seed", seed, items, device, torch.int64)
-    step, step_stride = coefficient("philox", "step", step, items, device, torch.int64)
+    seed, seed_stride = coefficient(seed, items, device, torch.int64)
+    step, step_stride = coefficient(step, items, device, torch.int64)
     grid, arguments = plan(items, numel, block)
     fill_kernel[grid](
         out,
