@@ -22,7 +22,7 @@ import torch
 
 from .dispatch import FLOATS, INTERPRETING, launch_options, tl, triton, use_triton
 
-__all__ = ["ball_count", "knn_radius", "mmd", "polynomial_sums", "rbf_sums"]
+__all__ = ["ball_count", "knn_radius", "polynomial_sums", "rbf_sums"]
 
 _ROWS, _COLUMNS = 1024, 4096  # tile of the reference: 16 MB in float32
 
@@ -338,34 +338,3 @@ def ball_count(x, y, radius, *, owner="y"):
             f"got {tuple(radius.shape)}"
         )
     return _pairwise("ball_count", x, y, kind="ball", radius=radius, owner=owner)
-
-
-def mmd(xx, yy, xy, yx):
-    """Return (unbiased squared MMD, its jackknife standard error), two float64 scalars.
-
-    Args:
-        xx, yy: row sums of the kernel within x (N,) and within y (M,), without i = j.
-        xy, yx: row sums between them: over y for each x (N,), over x for each y (M,).
-
-    Each leave-one-out value follows exactly from the row sums, so the error needs no resampling.
-
-    Raises:
-        ValueError: with fewer than three vectors in a set.
-    Reference: Gretton et al., JMLR 2012, lemma 6; Efron and Stein 1981 for the jackknife.
-    """
-    n, m = len(xx), len(yy)
-    if n < 3 or m < 3:
-        raise ValueError(f"mmd: needs at least three vectors in each set, got {n} and {m}")
-    a, b, c = xx.sum(), yy.sum(), xy.sum()
-    value = a / (n * (n - 1)) + b / (m * (m - 1)) - 2 * c / (n * m)
-    without_x = (
-        (a - 2 * xx) / ((n - 1) * (n - 2)) + b / (m * (m - 1)) - 2 * (c - xy) / ((n - 1) * m)
-    )
-    without_y = (
-        a / (n * (n - 1)) + (b - 2 * yy) / ((m - 1) * (m - 2)) - 2 * (c - yx) / (n * (m - 1))
-    )
-    variance = sum(
-        (len(part) - 1) / len(part) * (part - part.mean()).square().sum()
-        for part in (without_x, without_y)
-    )
-    return value, variance.sqrt()
