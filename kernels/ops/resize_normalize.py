@@ -165,7 +165,7 @@ def _kernel(images, size, mode, quantize, mean, std, dtype, block=None):
     )
     elements = channels * size[0] * size[1]
     if block is None:
-        block = triton.next_power_of_2(elements) if INTERPRETING else 1024
+        block = triton.next_power_of_2(elements) if INTERPRETING else 512
     tiles = -(-elements // block)
     resize_kernel[(batch * tiles,)](
         out,
