@@ -315,7 +315,7 @@ def cases(device, suites=SUITES):
             yield lambda z=size, n=label: _normals(z, n, device)
     if "chain" in suites:
         yield lambda: _toy_chain(262_144 if gpu else 4096, 1000 if gpu else 50, device)
-        for images, channels in ((16, 32), (256, 128)) if gpu else ((8, 16),):
+        for images, channels in ((16, 32), (256, 128)) if gpu else ((8, 64),):
             yield lambda b=images, c=channels: _network_chain(b, c, 20 if gpu else 5, device)
     if "eval" in suites:
         yield lambda: _resize(256 if gpu else 4, 32, device)

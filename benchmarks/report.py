@@ -41,8 +41,9 @@ def markdown(record):
         f"Measured {info['date']} on {where}; torch {info['torch']}, triton {info['triton']}, "
         f"Python {info['python']}, commit {info['commit']}"
         f"{' with uncommitted changes' if info['uncommitted'] else ''}.",
-        f"Command: `{record['command']}`. Copy {peak['copy_gb_s']:.0f} GB/s, {peak['matmul_dtype']} "
-        f"matmul {peak['matmul_tflop_s']:.3g} TFLOP/s, measured in the same run. Times are medians "
+        f"Command: `{record['command']}` ({record['seconds']:.0f} s). Copy "
+        f"{peak['copy_gb_s']:.0f} GB/s, {peak['matmul_dtype']} matmul "
+        f"{peak['matmul_tflop_s']:.3g} TFLOP/s, measured in the same run. Times are medians "
         + ("by CUDA events, L2 flushed" if record["device"] == "cuda" else "of CPU time")
         + "; +- is half the interquartile range.",
         "",
