@@ -84,7 +84,9 @@ def main(argv=None):
         record = run(device, suites, arguments.budget, command)
     table = report.markdown(record)
     if arguments.json:
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+        rows = ",\n".join(json.dumps(row) for row in record["rows"])  # one line per case
+        head = json.dumps({**record, "rows": []}, indent=1)
+        arguments.json.write_text(head.replace('"rows": []', f'"rows": [\n{rows}\n]') + "\n")
     if arguments.markdown:
         arguments.markdown.write_text(table)
     print(table)

@@ -39,7 +39,7 @@ def measure(variants, device, seconds):
     """Return {name: {"median", "low", "high", "samples"}} in milliseconds, or {"error": why}.
 
     The variants take turns, so that clocks and neighbours touch all alike; stops when the quartiles
-    of each lie within 2 % of its median, or after `seconds`. The first call compiles and is not
+    of each lie within 2 % of its median, after 300 rounds, or after `seconds`. The first call compiles and is not
     counted. low and high are the quartiles.
 
     Args:
@@ -61,9 +61,11 @@ def measure(variants, device, seconds):
     end = time.perf_counter() + seconds
     while samples:
         for name in samples:
-            samples[name].append(timer(variants[name]))
+            samples[name].append(round(timer(variants[name]), 6))
         rounds = min(map(len, samples.values()))
         if time.perf_counter() > end and rounds >= 3:
+            break
+        if rounds >= 300:
             break
         if rounds >= 20 and all(_spread(values) < 0.02 for values in samples.values()):
             break

@@ -19,6 +19,7 @@ from genmodels.kernels import mala, pairwise, philox, resize_normalize
 from genmodels.kernels.dispatch import HAS_TRITON, INTERPRETING, tl, triton
 
 if __name__ == "__main__":  # the checks run here
+    CPU = torch.device("cpu")
     GENERATOR = torch.Generator().manual_seed(0)
 
 
@@ -77,10 +78,10 @@ def check_philox_numbers():
 
 def check_philox_block_size():
     seeds = torch.arange(3)
-    whole = philox._kernel(False, (1030,), seeds, 9, 2, None)
+    whole = philox._kernel(False, (1030,), seeds, 9, 2, CPU)
     for block in (16, 64, 512):  # rows, packed and not
-        assert torch.equal(philox._kernel(False, (1030,), seeds, 9, 2, None, block=block), whole)
-        part = philox._kernel(False, (1028,), seeds, 9, 2, None, block=block)
+        assert torch.equal(philox._kernel(False, (1030,), seeds, 9, 2, CPU, block=block), whole)
+        part = philox._kernel(False, (1028,), seeds, 9, 2, CPU, block=block)
         assert torch.equal(part, whole[:, :1028])
 
 

@@ -5,8 +5,10 @@ dtype, and none of them needs a gradient; else the reference. torch always takes
 triton insists on the kernel and says why when that cannot be.
 """
 
+import functools
 import math
 import os
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
@@ -34,6 +36,7 @@ __all__ = [
     "coefficient",
     "column",
     "launch_options",
+    "on_device",
     "tl",
     "triton",
     "use_triton",
@@ -138,6 +141,19 @@ def chunks(items, numel, limit=1 << 18):
     rows = max(1, limit // max(numel, 1))
     for first in range(0, items, rows):
         yield slice(first, min(first + rows, items))
+
+
+def on_device(launcher):
+    """Make a launcher run on the device of its first tensor: Triton launches on the current one."""
+
+    @functools.wraps(launcher)
+    def run(*args, **kwargs):
+        first = next(x for x in args if isinstance(x, (torch.Tensor, torch.device)))
+        device = first if isinstance(first, torch.device) else first.device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return launcher(*args, **kwargs)
+
+    return run
 
 
 def launch_options(**options):

@@ -20,6 +20,7 @@ from .dispatch import (
     coefficient,
     column,
     launch_options,
+    on_device,
     tl,
     triton,
     use_triton,
@@ -108,6 +109,7 @@ def gbm_kernel(
     tl.store(out + offset, new.to(out.dtype.element_ty), mask=inside)
 
 
+@on_device
 def _kernel(x, score, *, noise, coefficients, form, key, flips, out, block=None):
     """Launch; coefficients = (variance, drift, noise_scale), key = (seed, counter, stream)."""
     device, items = x.device, len(x)

@@ -19,7 +19,16 @@ from dataclasses import dataclass
 
 import torch
 
-from .dispatch import INTERPRETING, check_chain, coefficient, launch_options, tl, triton, use_triton
+from .dispatch import (
+    INTERPRETING,
+    check_chain,
+    coefficient,
+    launch_options,
+    on_device,
+    tl,
+    triton,
+    use_triton,
+)
 from .groups import per_item
 from .langevin_step import langevin_step
 from .philox import group_normals
@@ -239,6 +248,7 @@ def _parameters(energy, y):
     return "mixture", means, variances, logs.float().contiguous(), len(means)
 
 
+@on_device
 def _kernel(y, energy, *, steps, a, s, seed, counter, stream, tile=None):
     """Launch, in place on the contiguous state y; tile = (rows, groups) for tests."""
     items, numel = len(y), y[:1].numel()

@@ -20,6 +20,7 @@ from .dispatch import (
     coefficient,
     column,
     launch_options,
+    on_device,
     tl,
     triton,
     use_triton,
@@ -214,6 +215,7 @@ def _squares(grad, items, numel, grad_clip):
     return out
 
 
+@on_device
 def _kernel(y, grad, *, key, out, clamp, grad_clip, grad_norm, block=None, **arguments):
     """Launch; arguments as for langevin_step, key = (seed, counter, stream) or None.
 

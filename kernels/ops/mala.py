@@ -12,8 +12,7 @@ log p (s = sqrt(2 a) at temperature one). Multiplied out, with d = y' - y and b'
 
 one sum over elements without the difference of two numbers of the size of the dimension.
 
-Source: Roberts and Tweedie, "Exponential convergence of Langevin distributions and their discrete
-approximations", Bernoulli 1996; Besag's comment in JRSS B 1994.
+Source: Roberts and Tweedie, Bernoulli 1996; Besag's comment in JRSS B 1994.
 """
 
 import torch
@@ -25,6 +24,7 @@ from .dispatch import (
     coefficient,
     column,
     launch_options,
+    on_device,
     tl,
     triton,
     use_triton,
@@ -186,6 +186,7 @@ def accept_kernel(
             tl.store(count + row, seen + accept.to(tl.int32), mask=once)
 
 
+@on_device
 def _kernel(y, y2, g, g2, lp, lp2, *, coefficients, tether, mask, uniform, key, count, acc, outs):
     """Launch; outs = (y, g) to write into; returns (y, g, log_prob, accepted, ratio)."""
     device, items, numel = y.device, len(y), y[:1].numel()
@@ -330,9 +331,7 @@ def mala_accept(
     )
     flat = [None if x is None else x.contiguous() for x in states] if kernel else states
     outs = (y, grad) if inplace else (torch.empty_like(y), torch.empty_like(grad))
-    targets = [
-        out if out.is_contiguous() else torch.empty_like(x) for out, x in zip(outs, flat[::2])
-    ]
+    targets = [o if o.is_contiguous() else torch.empty_like(x) for o, x in zip(outs, flat[::2])]
     results = (_kernel if kernel else _in_chunks)(
         *flat[:4],
         log_prob.contiguous(),

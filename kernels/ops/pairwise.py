@@ -20,7 +20,7 @@ row is added up by one program in a fixed order, so results repeat bit for bit. 
 
 import torch
 
-from .dispatch import FLOATS, INTERPRETING, launch_options, tl, triton, use_triton
+from .dispatch import FLOATS, INTERPRETING, launch_options, on_device, tl, triton, use_triton
 
 __all__ = ["ball_count", "knn_radius", "polynomial_sums", "rbf_sums"]
 
@@ -174,6 +174,7 @@ def tuning(capability):
     return (128, 128, 32, 3) if capability >= (9, 0) else (128, 64, 16, 4)
 
 
+@on_device
 def _kernel(
     x, y, *, kind, alone, centre, scale, bias, degree, k, x2, y2, radius, owner,
     precision="tf32x3", tile=None, splits=None,

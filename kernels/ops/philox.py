@@ -20,7 +20,7 @@ import math
 
 import torch
 
-from .dispatch import coefficient, launch_options, tl, triton, use_triton
+from .dispatch import coefficient, launch_options, on_device, tl, triton, use_triton
 from .groups import interleave, locate, per_item, plan
 
 __all__ = ["chain_normals", "chain_uniforms", "philox", "philox_normal", "philox_uniform"]
@@ -224,6 +224,7 @@ def fill_kernel(
     tl.store(out + offset, values, mask=mask)
 
 
+@on_device
 def _kernel(uniform, shape, seed, step, stream, device, block=None):
     """Launch fill_kernel; arguments as for philox_normal."""
     sizes = [len(x.reshape(-1)) for x in (seed, step) if isinstance(x, torch.Tensor)]
@@ -251,7 +252,7 @@ def _kernel(uniform, shape, seed, step, stream, device, block=None):
 def _draw(uniform, shape, seed, step, stream, device):
     probe = torch.empty(0, device=device)
     if use_triton("philox", probe):
-        return _kernel(uniform, shape, seed, step, stream, device)
+        return _kernel(uniform, shape, seed, step, stream, probe.device)
     return _reference(_uniforms if uniform else _normals, shape, seed, step, stream, device)
 
 

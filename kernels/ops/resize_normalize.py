@@ -20,7 +20,16 @@ from functools import lru_cache
 
 import torch
 
-from .dispatch import FLOATS, INTERPRETING, chunks, launch_options, tl, triton, use_triton
+from .dispatch import (
+    FLOATS,
+    INTERPRETING,
+    chunks,
+    launch_options,
+    on_device,
+    tl,
+    triton,
+    use_triton,
+)
 
 __all__ = ["MODES", "resize_normalize"]
 
@@ -152,6 +161,7 @@ def resize_kernel(
     tl.store(out + offset, result.to(out.dtype.element_ty), mask=inside)
 
 
+@on_device
 def _kernel(images, size, mode, quantize, mean, std, dtype, block=None):
     """Launch; images (B, C, H, W) with any strides."""
     batch, channels, height, width = images.shape
