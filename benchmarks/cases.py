@@ -275,7 +275,7 @@ def _kid(count, width, device):
 
     variants = {"ours (with error bar)": ours, "eager": full}
     return Case("KID, all pairs", f"{count} x {width}", "float32", variants, 0,
-                8.0 * count**2 * width, error, 2e-6)  # fmt: skip
+                6.0 * count**2 * width, error, 2e-6)  # fmt: skip
 
 
 def _manifold(count, width, device):

@@ -39,8 +39,8 @@ def measure(variants, device, seconds):
     """Return {name: {"median", "low", "high", "samples"}} in milliseconds, or {"error": why}.
 
     The variants take turns, so that clocks and neighbours touch all alike; stops when the quartiles
-    of each lie within 2 % of its median, after 300 rounds, or after `seconds`. The first call compiles and is not
-    counted. low and high are the quartiles.
+    of each lie within 2 % of its median, after 300 rounds, or after `seconds`. The first call
+    compiles and is not counted. low and high are the quartiles.
 
     Args:
         variants: {name: function without arguments}.

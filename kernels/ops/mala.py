@@ -188,7 +188,7 @@ def accept_kernel(
 
 @on_device
 def _kernel(y, y2, g, g2, lp, lp2, *, coefficients, tether, mask, uniform, key, count, acc, outs):
-    """Launch; outs = (y, g) to write into; returns (y, g, log_prob, accepted, ratio)."""
+    """Launch; outs = (y, g) to write into; return (y, g, log_prob, accepted, ratio)."""
     device, items, numel = y.device, len(y), y[:1].numel()
     (a, A), (s, S), (k, K) = (coefficient(value, items, device) for value in coefficients)
     seed, SEED = coefficient(key[0], items, device, torch.int64)
@@ -200,9 +200,7 @@ def _kernel(y, y2, g, g2, lp, lp2, *, coefficients, tether, mask, uniform, key, 
     span = columns if whole else _SPAN
     parts = -(-numel // span)
     padded = triton.next_power_of_2(parts)
-    sums = None
-    if not whole:
-        sums = torch.zeros(items, padded, dtype=torch.float64, device=device)
+    sums = None if whole else torch.zeros(items, padded, dtype=torch.float64, device=device)
     out_lp = torch.empty_like(lp)
     ratio = torch.empty(items, dtype=torch.float64, device=device)
     accepted = torch.empty(items, dtype=torch.uint8, device=device)
