@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+
 from genmodels.kernels.gbm_step import gbm_step
 from genmodels.kernels.langevin_chain import DoubleWell
 from genmodels.kernels.langevin_chain import langevin_chain as whole_chain
@@ -17,7 +18,6 @@ from genmodels.kernels.mmd import mmd
 from genmodels.kernels.pairwise import ball_count, knn_radius, polynomial_sums
 from genmodels.kernels.philox import philox_normal
 from genmodels.kernels.resize_normalize import resize_normalize
-
 from genmodels.sampling.langevin import GraphedChain, langevin_chain
 
 __all__ = ["SUITES", "Case", "cases"]

@@ -7,6 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+from scipy.spatial.distance import cdist
+
 from genmodels.kernels.gbm_step import gbm_step
 from genmodels.kernels.langevin_chain import DoubleWell, Gaussian, Mixture, langevin_chain
 from genmodels.kernels.langevin_step import langevin_step
@@ -15,8 +18,6 @@ from genmodels.kernels.mmd import mmd
 from genmodels.kernels.pairwise import ball_count, knn_radius, polynomial_sums, rbf_sums
 from genmodels.kernels.philox import chain_normals, philox, philox_normal, philox_uniform
 from genmodels.kernels.resize_normalize import resize_normalize
-from scipy import stats
-from scipy.spatial.distance import cdist
 
 
 def numpy_philox(key, counter):

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
 from genmodels.kernels import (
     gbm_step,
     langevin_chain,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from genmodels.kernels.gbm_step import gbm_step
 from genmodels.kernels.langevin_chain import DoubleWell, Gaussian, Mixture, langevin_chain
 from genmodels.kernels.langevin_step import langevin_step

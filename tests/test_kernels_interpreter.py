@@ -12,6 +12,7 @@ import traceback
 
 import pytest
 import torch
+
 from genmodels.kernels import gbm_step as gbm
 from genmodels.kernels import langevin_chain as chain
 from genmodels.kernels import langevin_step as langevin

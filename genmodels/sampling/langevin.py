@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+
 from genmodels.kernels.langevin_step import langevin_step
 from genmodels.kernels.mala import mala_accept, mala_propose
 
