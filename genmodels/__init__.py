@@ -12,3 +12,26 @@ if importlib.util.find_spec("genmodels.kernels") is None:
     _spec = importlib.util.spec_from_file_location("genmodels.kernels", _path)
     sys.modules["genmodels.kernels"] = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(sys.modules["genmodels.kernels"])
+
+
+def build(config, *overrides):
+    """Return an untrained method: see genmodels.checkpoint.build."""
+    from genmodels.checkpoint import build
+
+    return build(config, *overrides)
+
+
+def load(path, *, ema=True, device="cpu"):
+    """Return a trained method: see genmodels.checkpoint.load."""
+    from genmodels.checkpoint import load
+
+    return load(path, ema=ema, device=device)
+
+
+def __getattr__(name):
+    # METHODS pulls in torch, lightning and diffusers; `import genmodels` alone stays quick.
+    if name == "METHODS":
+        from genmodels.methods import METHODS
+
+        return METHODS
+    raise AttributeError(f"module 'genmodels' has no attribute {name!r}")

@@ -1,0 +1,337 @@
+"""Saving while training, and loading, exporting and starting from trained models.
+
+    python -m genmodels.checkpoint MODEL out=DIR [half=true]     export: config.json + safetensors
+
+A checkpoint is Lightning's: `state_dict` is the EMA, `current_model_state` the raw weights. Every
+file is written under a temporary name in its own folder, flushed to disk and renamed.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+import genmodels
+from genmodels import cli, data
+from genmodels.config import Config, load_config, seconds, to_plain
+from genmodels.images import write_bytes
+from genmodels.methods import METHODS
+from genmodels.networks import NETWORKS
+
+FORMAT = 1  # of exported folders; a larger number is refused
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its final name, flushes it to disk, and renames it."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        """Save the checkpoint at path: after a kill there is the old file or the new one."""
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            with open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+class Saver(Callback):
+    """Saves step-XXXXXXXX.ckpt and last.ckpt, on schedule and whenever the run has to stop.
+
+    It must be the last callback: the EMA has taken in the step by then, and at the end of the run
+    it saves before the EMA is swapped in. Ctrl-C, SIGTERM and max_time end the run after the
+    current optimizer step, saved; a second Ctrl-C does not wait.
+
+    Args:
+        run: the run's folder.
+        cfg: the whole Config.
+    """
+
+    def __init__(self, run, cfg):
+        self.run, self.folder = Path(run), Path(run) / "checkpoints"
+        self.every, self.keep = cfg.checkpoint.every, cfg.checkpoint.keep
+        self.deadline = time.monotonic() + seconds(cfg.trainer.max_time)
+        self.saved_step = None
+        self.stopped_by = None
+        self.handlers = {}
+
+    def on_train_start(self, trainer, module):
+        """Catch the signals that end a run (Lightning puts the old handlers back at the end)."""
+        self.saved_step = trainer.global_step
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.handlers[number] = signal.signal(number, self._on_signal)
+            except ValueError:  # not in the main thread: whoever runs us there handles signals
+                return
+
+    def _on_signal(self, number, frame):
+        if self.stopped_by and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stopped_by = signal.Signals(number).name
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        """Save if the step is due, and stop the run if it has to stop."""
+        step = trainer.global_step
+        if step == self.saved_step or batch_idx % trainer.accumulate_grad_batches != (
+            trainer.accumulate_grad_batches - 1
+        ):
+            return
+        if time.monotonic() > self.deadline:
+            self.stopped_by = self.stopped_by or "trainer.max_time"
+        # One rank alone may have caught the signal; all must leave after the same step.
+        stop = trainer.strategy.reduce_boolean_decision(bool(self.stopped_by), all=False)
+        if step % self.every == 0 or step >= trainer.max_steps or stop:
+            self.save(trainer)
+        if stop and step < trainer.max_steps:
+            trainer.should_stop = True
+            self.stopped_by = self.stopped_by or "another process"
+            module.print(
+                f"\nstopped by {self.stopped_by} after step {step}, saved; go on with\n"
+                f"  python train.py resume={self.run}"
+            )
+
+    def on_train_end(self, trainer, module):
+        """Give the signals back."""
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def save(self, trainer):
+        """Write step-XXXXXXXX.ckpt, make last.ckpt the same file, and drop the oldest."""
+        self.saved_step = trainer.global_step
+        path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
+        trainer.save_checkpoint(path)
+        if not trainer.is_global_zero:
+            return
+        partial = self.folder / ".last.ckpt.partial"
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(path, partial)
+        except OSError:  # a file system without hard links
+            shutil.copy(path, partial)
+        os.replace(partial, self.folder / "last.ckpt")
+        if self.keep:
+            for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
+                old.unlink()
+
+
+def build(config, *overrides):
+    """Return an untrained method on the CPU; its weights are a function of the config's seed.
+
+    Args:
+        config: a Config, a YAML path, or a list of YAML paths merged left to right.
+        overrides: "key=value" strings.
+
+    Raises:
+        ValueError: the config is wrong; the line says where and what to write.
+    """
+    if not isinstance(config, Config):
+        paths = [config] if isinstance(config, str | Path | dict) else list(config)
+        config = load_config(paths, overrides, methods=METHODS, networks=NETWORKS)
+    elif overrides:
+        raise ValueError(f"overrides={overrides}: cannot be applied to a finished Config")
+    data.fill_in(config.data)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return METHODS[config.method.name](config)
+
+
+def load(path, *, ema=True, device="cpu"):
+    """Return a trained method in eval mode. Nothing in the file is executed.
+
+    Args:
+        path: run folder (its last checkpoint), .ckpt file, or exported folder.
+        ema: the averaged weights (default) or, from a checkpoint, the raw ones.
+        device: where to put it.
+
+    Raises:
+        ValueError: not a model of this package, broken, or from a newer version.
+    """
+    path = Path(path)
+    if (path / "config.json").is_file():
+        plain, state = _read_export(path)
+    elif path.suffix == ".ckpt" or (path / "checkpoints").is_dir():
+        path = path if path.suffix == ".ckpt" else path / "checkpoints" / "last.ckpt"
+        checkpoint = read_checkpoint(path)
+        plain = checkpoint["hyper_parameters"]["config"]
+        raw = not ema and "current_model_state" in checkpoint
+        state = checkpoint["current_model_state" if raw else "state_dict"]
+    else:
+        raise ValueError(f"model={path}: is no run folder, .ckpt file or exported folder")
+    try:
+        model = build(load_config([plain], methods=METHODS, networks=NETWORKS))
+    except ValueError as error:
+        raise ValueError(f"model={path}: its config does not fit this version: {error}") from None
+    _load_state(model, state, path)
+    return model.to(device).eval()
+
+
+def read_checkpoint(path):
+    """Return the dict in a .ckpt file (weights_only: no code is run).
+
+    Raises:
+        ValueError: missing, broken, or not written by this package.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"model={path}: no such file; the run has saved no checkpoint yet")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint["hyper_parameters"]["config"]["method"]["name"]
+    except Exception as error:  # torch.load raises many kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"model={path}: not a checkpoint of genmodels ({reason[:120]})") from None
+    return checkpoint
+
+
+def _read_export(path):
+    try:
+        description = json.loads((path / "config.json").read_text())
+        version, plain = description["genmodels_format"], description["config"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"model={path}: config.json is not one of genmodels' exports") from None
+    if version > FORMAT:
+        raise ValueError(
+            f"model={path}: export format {version}, this version reads up to {FORMAT}; "
+            "upgrade genmodels"
+        )
+    try:
+        with safe_open(path / "model.safetensors", "pt") as file:
+            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"model={path}: model.safetensors cannot be read ({error})") from None
+    return plain, state
+
+
+def _load_state(model, state, path):
+    """Load a state dict; the first disagreement becomes one line."""
+    own = model.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    wrong = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    for what, keys in (("lacks", missing), ("has the unknown", extra), ("has a wrong shape for", wrong)):
+        if keys:
+            raise ValueError(
+                f"model={path}: {what} {keys[0]} (and {len(keys) - 1} more); "
+                "it does not belong to its config"
+            )
+    model.load_state_dict(state)
+
+
+def init_weights(model, path):
+    """Copy the (EMA) weights of another model into this one; return the keys that stay fresh.
+
+    Args:
+        model: an untrained method.
+        path: run folder, .ckpt, export, or a diffusers UNet2DModel folder (network `unet`).
+
+    Raises:
+        ValueError: the networks differ in anything but their class embedding.
+    """
+    config = Path(path) / "config.json"
+    if config.is_file() and "UNet2DModel" in config.read_text():
+        from diffusers import UNet2DModel
+
+        target = getattr(model.net.net, "unet", None)
+        if target is None:
+            raise ValueError(f"init={path}: a diffusers UNet needs network.name=unet")
+        source = UNet2DModel.from_pretrained(path).state_dict()
+    else:
+        target, source = model, load(path).state_dict()
+    own = target.state_dict()
+    agree = {k for k in own.keys() & source.keys() if own[k].shape == source[k].shape}
+    others = sorted((own.keys() | source.keys()) - agree)
+    wrong = [key for key in others if "class_embedding" not in key]  # new labels start fresh
+    if wrong:
+        theirs, ours = (
+            tuple(state[wrong[0]].shape) if wrong[0] in state else "absent"
+            for state in (source, own)
+        )
+        raise ValueError(
+            f"init={path}: {wrong[0]} is {theirs} there and {ours} here (and {len(wrong) - 1} "
+            "more); use the network.* and data settings of that model"
+        )
+    target.load_state_dict({key: source[key] for key in agree}, strict=False)
+    return [key for key in others if key in own]
+
+
+def export(path, out, *, half=False):
+    """Write a trained model (EMA weights) as config.json + model.safetensors + README.md.
+
+    Args:
+        path: run folder or .ckpt file.
+        out: folder to make; must not exist.
+        half: store float16 (half the size; about 3 significant digits).
+
+    Raises:
+        ValueError: `out` exists, or the model cannot be read.
+    """
+    out = Path(out)
+    if out.exists():
+        raise ValueError(f"out={out}: exists; delete it or choose another name")
+    model = load(path)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        state = {key: value.contiguous() for key, value in model.state_dict().items()}
+        if half:
+            state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+        save_file(state, partial / "model.safetensors", {"format": "pt"})
+        description = {
+            "genmodels_format": FORMAT,
+            "genmodels_version": genmodels.__version__,
+            "config": to_plain(model.cfg),
+        }
+        write_bytes(partial / "config.json", json.dumps(description, indent=1).encode())
+        write_bytes(partial / "README.md", _model_card(model.cfg, out.name).encode())
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _model_card(cfg, name):
+    terms = data.TERMS.get(cfg.data.name, "your own data: say here where they come from")
+    images = cfg.trainer.max_steps * cfg.data.batch_size
+    return f"""---
+library_name: genmodels
+tags: [image-generation, {cfg.method.name}]
+---
+# {name}
+
+{type(cfg.method).__doc__} Network: {cfg.network.name}. EMA weights.
+
+- Data: {cfg.data.name}, {" x ".join(map(str, cfg.data.shape))}. {terms}
+- Training: `{cfg.name}`, {cfg.trainer.max_steps} steps of {cfg.data.batch_size} images
+  ({images:,} in all), seed {cfg.seed}; every setting is in config.json.
+- Labels: {"class-conditional" if cfg.data.labels else "unconditional"}.
+
+```
+python sample.py {name} num=64 out=samples
+```
+"""
+
+
+def main(argv):
+    """Export a model."""
+    schema = {"out": (str, "", "folder to make"), "half": (bool, False, "store float16")}
+    positionals, words, flags = cli.split_words(argv)
+    if len(positionals) != 1 or flags:
+        raise ValueError("usage: python -m genmodels.checkpoint MODEL out=DIR [half=true]")
+    options = cli.typed_words(words, schema)
+    if not options["out"]:
+        raise ValueError("out=: say which folder to make")
+    print(f"exported: {export(positionals[0], options['out'], half=options['half'])}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,124 @@
+"""Command lines: key=value words, one-line errors, exit codes, tables."""
+
+import difflib
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from genmodels.config import parse_value
+
+PACKAGE = Path(__file__).parent.parent
+
+
+def split_words(argv):
+    """Return (positionals, {key: text}, flags): words with =, words without, words with --.
+
+    A word is key=value if what stands before the first = could be a key (letters, digits, _ . :).
+    """
+    positionals, words, flags = [], {}, []
+    for word in argv:
+        key, equals, text = word.partition("=")
+        if word.startswith("-"):
+            flags.append(word)
+        elif equals and key.replace("_", "").replace(".", "").isalnum():
+            if key in words:
+                raise ValueError(f"{key}={text}: given twice (also {key}={words[key]})")
+            words[key] = text
+        else:
+            positionals.append(word)
+    return positionals, words, flags
+
+
+def typed_words(words, schema):
+    """Return the words as values of the schema's types, defaults filled in.
+
+    Args:
+        words: {key: text}.
+        schema: {key: (type, default, doc)}.
+
+    Raises:
+        ValueError: an unknown key, or a text that is not of the type.
+    """
+    values = {key: default for key, (_, default, _) in schema.items()}
+    for key, text in words.items():
+        if key not in schema:
+            near = difflib.get_close_matches(key, list(schema), 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"unknown key {key}={text}: {hint}choose from {', '.join(schema)}")
+        values[key] = parse_value(key, text, schema[key][0])
+    return values
+
+
+def help_text(doc, schema):
+    """Return a script's docstring followed by its keys with defaults and meaning."""
+    lines = [doc.strip(), "", "keys:"]
+    for key, (_, default, meaning) in schema.items():
+        shown = ",".join(map(str, default)) if isinstance(default, list) else default
+        lines.append(f"  {f'{key}={shown}':28} {meaning}")
+    return "\n".join(lines)
+
+
+def parse_seeds(text, key="seeds"):
+    """Return the list of seeds in "0-63,100".
+
+    Raises:
+        ValueError: an empty or backward range, or a word that is no range.
+    """
+    seeds = []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdigit() or (dash and not high.isdigit()):
+            raise ValueError(f"{key}={text}: {part!r} is no seed; write 0-63 or 0-63,100")
+        if dash and int(high) < int(low):
+            raise ValueError(f"{key}={text}: {part!r} runs backwards; write {high}-{low}")
+        seeds += range(int(low), int(high if dash else low) + 1)
+    return seeds
+
+
+def run(main, argv=None):
+    """Return the exit code of main(argv): 0 done, 2 the user's mistake, 1 anything else.
+
+    A ValueError or OSError raised by this package's own code is addressed to the user and becomes
+    one line on stderr; one raised elsewhere is a defect and keeps its traceback.
+    """
+    try:
+        main(sys.argv[1:] if argv is None else list(argv))
+    except (ValueError, OSError) as error:
+        if not _raised_here(error):
+            traceback.print_exc()
+            return 1
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.close(sys.stdout.fileno())
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _raised_here(error):
+    """Return whether the innermost frame lies in this repository (or the error names a file)."""
+    frame = error.__traceback__
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    path = Path(frame.tb_frame.f_code.co_filename).resolve()
+    ours = path.is_relative_to(PACKAGE) and ".venv" not in path.relative_to(PACKAGE).parts
+    return ours or (isinstance(error, OSError) and error.filename is not None)
+
+
+def print_table(title, columns, rows):
+    """Print a table; every cell is shown with str()."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)

@@ -1,0 +1,159 @@
+"""Pictures: ranges, grids, and PNG, zip and npz files in and out."""
+
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torchvision.utils import make_grid
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def to_uint8(x):
+    """Return images in [-1, 1] as uint8: clip(x * 127.5 + 128, 0, 255), truncated (EDM's rule)."""
+    return (x.float() * 127.5 + 128).clip(0, 255).to(torch.uint8)
+
+
+def from_uint8(images):
+    """Return uint8 images as float32 in [-1, 1]: u / 127.5 - 1."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def grid(images, columns=None):
+    """Return a contact sheet (C, H, W) uint8 of images (N, C, H, W) uint8, one pixel apart."""
+    columns = columns or max(1, round(len(images) ** 0.5))
+    return make_grid(images.cpu(), nrow=columns, padding=1, pad_value=128)
+
+
+def enlarge(image, factor):
+    """Return the image (C, H, W) with every pixel repeated factor x factor times."""
+    return image.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+
+
+def write_png(path, image):
+    """Write one uint8 image (C, H, W), C = 1 or 3, all or nothing."""
+    array = image.cpu().permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())
+
+
+def write_npz(path, **arrays):
+    """Write arrays to an npz file, all or nothing."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def write_bytes(path, data):
+    """Write a file through a temporary name in the same folder: a kill leaves old or new."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_image(file, channels=None, name=None):
+    """Return one picture as uint8 (C, H, W).
+
+    Args:
+        file: path or open binary file.
+        channels: 1 or 3 converts; None keeps grey as 1 channel and makes anything else 3.
+        name: what errors call the file.
+
+    Raises:
+        ValueError: not a picture, or truncated.
+    """
+    try:
+        with Image.open(file) as picture:
+            if channels is None:
+                channels = 1 if picture.mode in ("1", "L") else 3
+            array = np.array(picture.convert("L" if channels == 1 else "RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"image={name or file}: cannot be read ({error}); remove it") from None
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+
+
+def find_images(folder):
+    """Return the picture files below a folder, sorted by path; hidden files are left out."""
+    return sorted(
+        path
+        for path in Path(folder).rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
+
+
+def read_images(path, channels=None):
+    """Return all images of a folder, zip or npz as one tensor, uint8 (N, C, H, W).
+
+    A `grid.png` that sample.py left beside numbered images is skipped. An npz holds `images` (or
+    its first array) as uint8 NHWC or NHW.
+
+    Raises:
+        ValueError: nothing there, mixed sizes, or a broken picture.
+    """
+    path = Path(path)
+    if path.suffix == ".npz" and path.is_file():
+        return npz_images(path)[0]
+    if path.suffix == ".zip" and path.is_file():
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(n for n in archive.namelist() if n.lower().endswith(SUFFIXES))
+            named = [(n, read_image(io.BytesIO(archive.read(n)), channels, n)) for n in names]
+    elif path.is_dir():
+        files = [file for file in find_images(path) if file.name != "grid.png"]
+        named = [(file, read_image(file, channels)) for file in files]
+    else:
+        raise ValueError(f"images={path}: no such folder, .zip or .npz")
+    if not named:
+        raise ValueError(f"images={path}: holds no picture ({', '.join(SUFFIXES)})")
+    first_name, first = named[0]
+    for name, image in named:
+        if image.shape != first.shape:
+            raise ValueError(
+                f"images={path}: mixed sizes, {name} is {tuple(image.shape)} but {first_name} is "
+                f"{tuple(first.shape)}; resize them or, if grey and colour are mixed, convert them"
+            )
+    return torch.stack([image for _, image in named])
+
+
+def npz_images(path, split=None):
+    """Return (images uint8 (N, C, H, W), labels int64 (N,) or None) of an npz file.
+
+    Looks for `{split}_images` and `{split}_labels` if a split is named, then for `images` and
+    `labels`, then takes the first array.
+
+    Raises:
+        ValueError: not an npz, or not uint8 NHWC / NHW images.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = [f"{split}_images", "images", *file.files[:1]]
+            name = next(name for name in names if name in file.files)
+            images = file[name]
+            label_name = f"{split}_labels" if name == f"{split}_images" else "labels"
+            labels = file[label_name] if label_name in file.files else None
+    except (OSError, ValueError, StopIteration, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"npz={path}: cannot be read ({type(error).__name__}: {error})") from None
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"npz={path}: {name} is {images.dtype} {images.shape}; must be uint8 (N, H, W, 1 or 3)"
+        )
+    if labels is not None and labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"npz={path}: {label_name} has shape {labels.shape} for {len(images)} images; "
+            "give one whole number for each image"
+        )
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return tensor, None if labels is None else torch.from_numpy(labels.astype(np.int64))

@@ -1,0 +1,5 @@
+"""Methods: one file for each paper. METHODS maps method.name to its class."""
+
+from genmodels.methods.edm import EDM
+
+METHODS = {"edm": EDM}

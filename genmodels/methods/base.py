@@ -1,0 +1,140 @@
+"""What every method shares: the Lightning side of training, and labels of generated images."""
+
+import math
+
+import lightning as L
+import torch
+
+from genmodels import seeding
+from genmodels.config import to_plain
+
+
+class GenerativeModule(L.LightningModule):
+    """A LightningModule whose subclass is one method.
+
+    A subclass sets `Config`, builds its networks in __init__ and defines
+
+        loss(batch) -> (scalar to minimise, {name: scalar to log})
+        sample(seeds, labels=None, **options) -> images in [-1, 1], float32 (N, C, H, W)
+
+    and, where the method has them, denoise, score, energy, log_prob and cluster. A batch is a dict:
+    `image` float32 (B, C, H, W) in [-1, 1], `label` int64 (B,) with -1 = none, `n` int64 (B,) the
+    images' positions in the training stream, from which everything random about them is drawn.
+
+    Args:
+        cfg: Config with data.shape and data.classes filled in.
+    """
+
+    NEEDS = ()  # keyword arguments beyond cfg, e.g. ("reference",)
+    SAMPLE_OPTIONS = {}  # what sample() takes beyond seeds and labels: {key: (type, default, doc)}
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.shape = tuple(cfg.data.shape)
+        self.classes = cfg.data.classes if cfg.data.labels else 0
+        self.nfe = 0  # network evaluations for each image in the latest sample()
+        self.nonfinite = 0  # steps skipped in a row
+        self.save_hyperparameters({"config": to_plain(cfg)})
+
+    def loss(self, batch):
+        """Return (scalar to minimise, {name: scalar to log}); see the class."""
+        raise NotImplementedError
+
+    def sample(self, seeds, labels=None):
+        """Return generated images in [-1, 1], float32 (N, C, H, W); see the class."""
+        raise NotImplementedError
+
+    def image_labels(self, generators, labels=None):
+        """Return the labels of generated images, int64 (N,), or None for an unconditional model.
+
+        Args:
+            generators: ImageGenerators; the random classes are drawn even if labels are given, so
+                that the noise after them is the same.
+            labels: None (a random class for each image), one int, or N ints.
+
+        Raises:
+            ValueError: a label out of range, a wrong number of labels, an unconditional model.
+        """
+        count = len(generators.generators)
+        if not self.classes:
+            if labels is not None:
+                raise ValueError(f"labels={labels}: this model is unconditional; leave labels out")
+            return None
+        drawn = generators.randint(self.classes, device=self.device)
+        if labels is None:
+            return drawn
+        labels = torch.as_tensor(labels, device=self.device).to(torch.int64).reshape(-1)
+        if len(labels) not in (1, count):
+            raise ValueError(f"labels={labels.tolist()}: give 1 or {count}, one for each seed")
+        if labels.min() < -1 or labels.max() >= self.classes:
+            raise ValueError(f"labels={labels.tolist()}: must be in 0..{self.classes - 1}, -1 none")
+        return labels.expand(count)
+
+    def training_step(self, batch, batch_idx):
+        """Return the loss of one micro-batch; dropout is keyed by (seed, micro-step, rank)."""
+        micro_step = self.global_step * self.cfg.trainer.accumulate + (
+            batch_idx % self.cfg.trainer.accumulate
+        )
+        torch.manual_seed(seeding.torch_seed(self.cfg.seed, micro_step, self.global_rank))
+        loss, logs = self.loss(batch)
+        self.log_dict({f"train/{name}": value for name, value in logs.items()}, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        """Log the loss on held-out images, with noise that is the same every time."""
+        _, logs = self.loss(batch)
+        logs = {f"val/{name}": value for name, value in logs.items()}
+        self.log_dict(logs, batch_size=len(batch["n"]), sync_dist=True)
+
+    def parameter_groups(self):
+        """Return the optimizer's parameter groups; a method with several learning rates overrides."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def configure_optimizers(self):
+        """Return Adam (AdamW with weight decay) with the lr ramp of EDM, in images."""
+        cfg = self.cfg.optim
+        optimizer = torch.optim.AdamW(
+            self.parameter_groups(),
+            lr=cfg.lr,
+            betas=tuple(cfg.betas),
+            eps=cfg.eps,
+            weight_decay=cfg.weight_decay,
+            fused=self.device.type == "cuda" or None,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def lr_factor(self, step):
+        """Return the factor on lr for this optimizer step: ramp-up, then constant or cosine."""
+        cfg = self.cfg.optim
+        factor = min(step * self.cfg.data.batch_size / cfg.rampup, 1.0) if cfg.rampup else 1.0
+        if cfg.decay == "cosine":
+            factor *= 0.5 * (1 + math.cos(math.pi * min(step / self.cfg.trainer.max_steps, 1.0)))
+        return factor
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val, gradient_clip_algorithm):
+        """Clip to optim.clip; a non-finite gradient skips the step, too many in a row stop the run.
+
+        Returning None from training_step would break DDP; so the gradients are dropped here.
+
+        Raises:
+            RuntimeError: trainer.max_nonfinite skipped steps in a row.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.cfg.optim.clip or math.inf)
+        if torch.isfinite(norm):
+            self.nonfinite = 0
+            self.log("train/grad_norm", norm)
+            return
+        self.nonfinite += 1
+        self.print(f"step {self.global_step}: gradient norm is {norm.item()}; step skipped")
+        optimizer.zero_grad(set_to_none=True)
+        if self.nonfinite >= self.cfg.trainer.max_nonfinite:
+            logged = {k: float(v) for k, v in self.trainer.logged_metrics.items()}
+            raise RuntimeError(
+                f"trainer.max_nonfinite={self.cfg.trainer.max_nonfinite}: that many steps in a row "
+                f"had non-finite gradients, the last at step {self.global_step} with {logged}; "
+                "resume from the last checkpoint with a smaller optim.lr through init=, or set "
+                "optim.clip=1"
+            )

@@ -1,0 +1,25 @@
+"""Scores for sets of images: features -> moments or neighbours -> a number with an error bar.
+
+Images enter as uint8 (N,C,H,W); a feature extractor turns them into (N,D) rows; everything after
+that works on rows alone, so a new feature net or a new score needs no change elsewhere.
+"""
+
+from genmodels.metrics.features import DIGITS_SHA256, FEATURES, Features, extract, load_features
+from genmodels.metrics.frechet import Frechet, Moments, frechet_distance
+from genmodels.metrics.manifold import memorised, nn1
+from genmodels.metrics.resampling import Resampled, resampled
+
+__all__ = [
+    "DIGITS_SHA256",
+    "FEATURES",
+    "Features",
+    "Frechet",
+    "Moments",
+    "Resampled",
+    "extract",
+    "frechet_distance",
+    "load_features",
+    "memorised",
+    "nn1",
+    "resampled",
+]

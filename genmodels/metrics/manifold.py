@@ -1,0 +1,112 @@
+"""Scores from nearest neighbours: two-sample accuracy and memorisation.
+
+Distances are Euclidean, in float64, in blocks of rows: memory grows with N, not with N^2.
+"""
+
+import torch
+
+from genmodels.metrics.features import check_rows
+
+__all__ = ["memorised", "nn1"]
+
+_BLOCK = 2**24  # distances held at a time: 128 MB
+_QUANTILE = 0.05
+
+
+def nn1(a, b):
+    """Return the leave-one-out accuracy of a 1-nearest-neighbour classifier that tells a from b.
+
+    Every row of the pooled 2N rows is classified by its nearest other row. 0.5 = the sets cannot be
+    told apart (exactly (N - 1) / (2N - 1) on average for equal laws); 1 = apart, or one of them
+    has collapsed; towards 0 = the rows of one set are copies of the other's. Where several rows are
+    equally near (duplicates), a row counts by the share of its own set among them.
+
+    Args:
+        a: (N,D) rows, N >= 2.
+        b: (N,D) rows, as many: the accuracy of unequal sets would depend on their ratio.
+
+    Raises:
+        ValueError: different N or D, N < 2, values that are not finite.
+
+    Reference: Lopez-Paz and Oquab 2017, arXiv 1610.06545, section 3; Xu et al. 2018,
+        arXiv 1806.07755, section 2.
+    """
+    a, b = check_rows(a), check_rows(b)
+    if a.shape != b.shape:
+        raise ValueError(
+            f"nn1 needs two sets of one size and dimension, got {tuple(a.shape)} and "
+            f"{tuple(b.shape)}: set num to the size of the reference"
+        )
+    if len(a) < 2:
+        raise ValueError(f"num must be >= 2 for nn1, got {len(a)}: score more images")
+    pool = torch.cat([a, b])
+    pool = pool - pool.mean(dim=0)
+    correct = 0.0
+    for start, distances in _blocks(pool, pool):
+        own = torch.arange(len(distances), device=pool.device)
+        distances[own, start + own] = torch.inf
+        nearest = distances <= distances.amin(dim=1, keepdim=True) + _tolerance(pool)
+        of_a = nearest[:, : len(a)].sum(dim=1) / nearest.sum(dim=1)
+        correct += float(torch.where(start + own < len(a), of_a, 1 - of_a).sum())
+    return correct / len(pool)
+
+
+def memorised(samples, train, heldout):
+    """Return the share of samples nearer to a training row than 95 % of held-out rows are.
+
+    The threshold is the k-th smallest distance from a held-out row to its nearest training row,
+    k = floor(0.05 * held-out rows); a sample at the threshold counts as near. A perfect generator
+    gives about 0.05, copies of training rows give 1, samples far from all data give 0: a small
+    value alone is no praise.
+
+    Args:
+        samples: (N,D) rows.
+        train: (M,D) rows the generator was fitted to, all of them.
+        heldout: (K,D) rows of the same law it has not seen, K >= 20.
+
+    Raises:
+        ValueError: different D, an empty set, K < 20, values that are not finite.
+
+    Reference: the threshold form of the data-copying test of Meehan et al. 2020, arXiv 2004.05675.
+    """
+    samples, train = check_rows(samples, "samples"), check_rows(train, "train")
+    heldout = check_rows(heldout, "heldout")
+    if not samples.shape[1] == train.shape[1] == heldout.shape[1]:
+        raise ValueError(
+            "samples, train and heldout must have one dimension, got "
+            f"{samples.shape[1]}, {train.shape[1]} and {heldout.shape[1]}"
+        )
+    if len(samples) == 0 or len(train) == 0 or len(heldout) < 1 / _QUANTILE:
+        raise ValueError(
+            "memorised needs samples, training rows and at least 20 held-out rows, got "
+            f"{len(samples)}, {len(train)} and {len(heldout)}"
+        )
+    centre = train.mean(dim=0)
+    samples, train, heldout = samples - centre, train - centre, heldout - centre
+    rank = int(_QUANTILE * len(heldout) + 1e-9)
+    threshold = _nearest(heldout, train).kthvalue(rank).values
+    near = _nearest(samples, train) <= threshold + _tolerance(train)
+    return float(near.double().mean())
+
+
+def _nearest(queries, base):
+    """Return (Q,) squared distances from each query to its nearest row of base."""
+    return torch.cat([distances.amin(dim=1) for _, distances in _blocks(queries, base)])
+
+
+def _blocks(queries, base):
+    """Yield (first row, (rows,B) squared distances) over the queries, block by block."""
+    rows = max(1, _BLOCK // len(base))
+    norms = base.square().sum(dim=1)
+    for start in range(0, len(queries), rows):
+        part = queries[start : start + rows]
+        distances = torch.addmm(norms, part, base.T, alpha=-2)
+        yield start, distances.add_(part.square().sum(dim=1, keepdim=True)).clamp_(min=0)
+
+
+def _tolerance(rows):
+    """Return the squared distance below which two distances of centred rows count as equal.
+
+    |x|^2 + |y|^2 - 2 xy rounds at about D * 1e-16 of the norms; float32 features do not resolve it.
+    """
+    return 1e-11 * rows.square().sum(dim=1).max()

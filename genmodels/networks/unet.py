@@ -1,0 +1,92 @@
+"""The default network: diffusers' UNet2DModel behind this package's contract."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from genmodels.config import check, setting
+
+
+@dataclass
+class UNetConfig:
+    """diffusers UNet2DModel: residual blocks, attention, up and down by two at each level."""
+
+    name: str = setting("unet", "")
+    channels: list[int] = setting([64, 128, 128], "channels of each level, finest first")
+    layers: int = setting(2, "residual blocks for each level")
+    attention: list[int] = setting([1], "levels with self-attention, 0 = finest")
+    head_dim: int = setting(32, "channels of one attention head")
+    norm_groups: int = setting(32, "groups of each group norm; divides every entry of channels")
+    dropout: float = setting(0.0, "dropout in the residual blocks")
+
+    def __post_init__(self):
+        check(self.channels and min(self.channels) > 0, "network.channels", self.channels,
+              "must be positive whole numbers, one for each level")  # fmt: skip
+        check(self.layers >= 1, "network.layers", self.layers, "must be >= 1")
+        check(all(0 <= level < len(self.channels) for level in self.attention),
+              "network.attention", self.attention,
+              f"must be levels 0..{len(self.channels) - 1}")  # fmt: skip
+        check(self.norm_groups >= 1 and not any(c % self.norm_groups for c in self.channels),
+              "network.norm_groups", self.norm_groups,
+              f"must divide network.channels={self.channels}")  # fmt: skip
+        check(0 <= self.dropout < 1, "network.dropout", self.dropout, "must be in [0, 1)")
+
+
+class UNet(nn.Module):
+    """UNet2DModel for images of any size: reflect-padded to what its levels need, then cropped.
+
+    Args:
+        cfg: UNetConfig.
+        shape: (C, H, W) of the images.
+        classes: number of class labels; 0 makes the network unconditional.
+    """
+
+    Config = UNetConfig
+
+    def __init__(self, cfg, shape, classes=0):
+        super().__init__()
+        from diffusers import UNet2DModel
+
+        levels = range(len(cfg.channels))
+        attention = [level in cfg.attention for level in levels]
+        self.classes = classes
+        self.multiple = 2 ** (len(cfg.channels) - 1)
+        self.unet = UNet2DModel(
+            sample_size=shape[-1],
+            in_channels=shape[0],
+            out_channels=shape[0],
+            block_out_channels=tuple(cfg.channels),
+            layers_per_block=cfg.layers,
+            down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attention],
+            up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in attention[::-1]],
+            attention_head_dim=cfg.head_dim,
+            norm_num_groups=cfg.norm_groups,
+            dropout=cfg.dropout,
+            num_class_embeds=classes + 1 if classes else None,  # the last one means no label
+        )
+        # F = 0 at first: the preconditioned loss then starts at its expectation, 1 per element.
+        nn.init.zeros_(self.unet.conv_out.weight)
+        nn.init.zeros_(self.unet.conv_out.bias)
+
+    def forward(self, x, noise, labels=None, augment=None):
+        """Return F(x; noise), (B, C, H, W); see NETWORKS for the arguments."""
+        if augment is not None:
+            raise ValueError("network.name=unet: takes no augmentation values; use edm_unet")
+        if self.classes:
+            none = torch.full((len(x),), -1, device=x.device)
+            labels = none if labels is None else labels
+            labels = torch.where(labels < 0, self.classes, labels)
+        height, width = x.shape[-2:]
+        x = pad_to_multiple(x, self.multiple)
+        return self.unet(x, noise, labels if self.classes else None).sample[..., :height, :width]
+
+
+def pad_to_multiple(x, multiple):
+    """Return x (B, C, H, W) reflect-padded at the right and bottom to multiples of `multiple`."""
+    right, bottom = -x.shape[-1] % multiple, -x.shape[-2] % multiple
+    if not right and not bottom:
+        return x
+    # Reflection needs fewer new pixels than old ones; tiny images repeat their border instead.
+    mode = "reflect" if right < x.shape[-1] and bottom < x.shape[-2] else "replicate"
+    return nn.functional.pad(x, (0, right, 0, bottom), mode=mode)

@@ -1,0 +1,1 @@
+"""Samplers: pure functions of a callable, a state and a schedule."""

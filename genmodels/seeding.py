@@ -1,0 +1,69 @@
+"""Randomness: training image n as a function of (seed, n), generated image k of its seed alone."""
+
+from enum import IntEnum
+
+import torch
+
+from genmodels.kernels.philox import philox, philox_uniform
+
+# Held-out images are numbered from here, so that their noise never meets that of training.
+HELD_OUT = 1 << 62
+
+
+class Stream(IntEnum):
+    """Who draws what; two draws with different streams never share a number."""
+
+    ORDER = 0
+    FLIP = 1
+    SIGMA = 2
+    NOISE = 3
+    LABEL_DROP = 4
+    AUGMENT = 5
+    TORCH = 6
+
+
+def permutation(seed, index, size):
+    """Return the index-th random order of range(size) under this seed, int64 (size,)."""
+    zero = torch.zeros(size, dtype=torch.int64)
+    words = philox(zero + seed, torch.arange(size), zero + index, zero, zero + int(Stream.ORDER))
+    return torch.argsort((words[0] << 31) | (words[1] >> 1), stable=True)
+
+
+def uniform(seed, n, stream):
+    """Return one uniform in [0, 1) for each image index, float32 (B,); n is int64 (B,)."""
+    return philox_uniform((), seed, n, stream=int(stream), device=n.device)
+
+
+def torch_seed(seed, step, rank):
+    """Return the seed of torch's own generator (dropout) for one micro-step on one rank."""
+    counters = [torch.tensor(v) for v in (seed, rank, step & 0xFFFFFFFF, step >> 32, Stream.TORCH)]
+    words = philox(*counters)
+    return (int(words[0]) << 31) | (int(words[1]) >> 1)
+
+
+class ImageGenerators:
+    """One torch generator for each generated image: its noise does not depend on its neighbours.
+
+    Args:
+        seeds: one seed for each image; taken modulo 2^32, as EDM does.
+        device: where the generators draw. "cpu" gives the same numbers on every machine; a GPU
+            device reproduces seeds published for GPU runs.
+    """
+
+    def __init__(self, seeds, device="cpu"):
+        self.device = torch.device(device)
+        self.generators = [
+            torch.Generator(self.device).manual_seed(int(seed) % 2**32) for seed in seeds
+        ]
+
+    def randn(self, shape, dtype=torch.float32, device=None):
+        """Return standard normals (N, *shape); generator k makes row k."""
+        options = {"dtype": dtype, "device": self.device}
+        rows = [torch.randn(shape, generator=g, **options) for g in self.generators]
+        return torch.stack(rows).to(device or self.device)
+
+    def randint(self, high, device=None):
+        """Return integers in [0, high), int64 (N,)."""
+        options = {"device": self.device}
+        rows = [torch.randint(high, (), generator=g, **options) for g in self.generators]
+        return torch.stack(rows).to(device or self.device)
