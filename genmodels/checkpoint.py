@@ -218,7 +218,11 @@ def _load_state(model, state, path):
     own = model.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-    for what, keys in (("lacks", missing), ("has the unknown", extra), ("has a wrong shape for", wrong)):
+    for what, keys in (
+        ("lacks", missing),
+        ("has the unknown", extra),
+        ("has a wrong shape for", wrong),
+    ):
         if keys:
             raise ValueError(
                 f"model={path}: {what} {keys[0]} (and {len(keys) - 1} more); "

@@ -71,7 +71,9 @@ class OptimConfig:
 
     def __post_init__(self):
         check(self.lr > 0, "optim.lr", self.lr, "must be > 0")
-        check(len(self.betas) == 2, "optim.betas", self.betas, "must be two numbers, e.g. 0.9,0.999")
+        check(
+            len(self.betas) == 2, "optim.betas", self.betas, "must be two numbers, e.g. 0.9,0.999"
+        )
         check(self.clip >= 0, "optim.clip", self.clip, "must be >= 0 (0: off)")
         check(self.decay in ("none", "cosine"), "optim.decay", self.decay, "must be none or cosine")
 

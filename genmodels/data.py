@@ -1,7 +1,7 @@
 """Real images: uint8 in memory, and an endless training stream in which image n is fixed by n.
 
-    python -m genmodels.data info digits            shape, counts, mean and std of a data set
-    python -m genmodels.data info FOLDER resolution=64
+python -m genmodels.data info digits            shape, counts, mean and std of a data set
+python -m genmodels.data info FOLDER resolution=64
 """
 
 import gzip

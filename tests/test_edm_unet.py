@@ -155,11 +155,12 @@ def test_dropout_acts_in_training_only():
 @pytest.mark.parametrize(
     "fields, words",
     [
-        (dict(kind="unet"), "network.kind must be one of ddpmpp, ncsnpp, adm, got unet"),
-        (dict(channels=17), "divisible by its number of groups"),
-        (dict(dropout=1.0), r"network.dropout must be in \[0, 1\), got 1.0"),
-        (dict(blocks=0), "must be >= 1"),
-        (dict(kind="adm", channels=48), "widths of 64 per head, got 96"),
+        (dict(kind="unet"), "network.kind=unet: choose from ddpmpp, ncsnpp, adm"),
+        (dict(channels=17), "network.channels=17: a level gets 34 .* multiple of 32"),
+        (dict(kind="adm", channels=48), "network.channels=48: a level gets 96 .* heads of 64"),
+        (dict(multipliers=[]), r"network.multipliers=\[\]: must be positive"),
+        (dict(dropout=1.0), r"network.dropout=1.0: must be in \[0, 1\)"),
+        (dict(blocks=0), "network.blocks=0: must be >= 1"),
     ],
 )
 def test_wrong_fields_are_named(fields, words):

@@ -14,12 +14,15 @@ References: Song et al. 2021, arXiv 2011.13456, appendix H (DDPM++, NCSN++); Dha
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from genmodels.config import check, setting
+from genmodels.networks.unet import pad_to_multiple
 
 __all__ = ["EDMUNet", "EDMUNetConfig"]
 
@@ -30,35 +33,28 @@ AUGMENT_DIM = 9  # width of the augmentation vector, see genmodels/augment.py
 class EDMUNetConfig:
     """DDPM++, NCSN++ or ADM; the defaults are EDM's CIFAR-10 network, 55.7 M parameters."""
 
-    name: str = "edm_unet"
-    kind: str = "ddpmpp"  # ddpmpp | ncsnpp | adm
-    channels: int = 128  # width of the first level
-    multipliers: list[int] = field(default_factory=lambda: [2, 2, 2])  # width per level / channels
-    blocks: int = 4  # residual blocks per level (the decoder has one more)
-    attention: list[int] = field(default_factory=lambda: [16])  # heights of levels with attention
-    dropout: float = 0.13  # inside the residual blocks
-    augment: bool = True  # take the 9 augmentation values as an input
+    name: str = setting("edm_unet", "")
+    kind: str = setting("ddpmpp", "ddpmpp, ncsnpp or adm")
+    channels: int = setting(128, "channels of the finest level, a multiple of 32")
+    multipliers: list[int] = setting([2, 2, 2], "channels of each level / channels, finest first")
+    blocks: int = setting(4, "residual blocks for each encoder level; the decoder has one more")
+    attention: list[int] = setting([16], "heights of the levels with self-attention")
+    dropout: float = setting(0.13, "dropout in the residual blocks")
+    augment: bool = setting(True, "take the 9 augmentation values as an input")
 
     def __post_init__(self):
-        """Check the values that no type can."""
-        if self.kind not in _FAMILIES:
-            raise ValueError(f"network.kind must be one of {', '.join(_FAMILIES)}, got {self.kind}")
-        if not self.multipliers or min(self.multipliers) < 1 or self.blocks < 1:
-            raise ValueError(
-                "network.multipliers and network.blocks must be >= 1, "
-                f"got {list(self.multipliers)} and {self.blocks}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"network.dropout must be in [0, 1), got {self.dropout}")
-        for multiplier in self.multipliers:
-            width = self.channels * multiplier
-            if width % 4 or width % min(32, width // 4):
-                raise ValueError(
-                    "network.channels times each multiplier must be divisible by its number of "
-                    f"groups, min(32, width / 4), got {width}; take a multiple of 32"
-                )
-            if self.kind == "adm" and self.attention and width > 64 and width % 64:
-                raise ValueError(f"network.kind=adm needs widths of 64 per head, got {width}")
+        check(self.kind in _FAMILIES, "network.kind", self.kind,
+              f"choose from {', '.join(_FAMILIES)}")  # fmt: skip
+        check(self.multipliers and min(self.multipliers) > 0, "network.multipliers",
+              self.multipliers, "must be positive whole numbers, one for each level")  # fmt: skip
+        check(self.blocks >= 1, "network.blocks", self.blocks, "must be >= 1")
+        check(0 <= self.dropout < 1, "network.dropout", self.dropout, "must be in [0, 1)")
+        for width in [self.channels * multiplier for multiplier in self.multipliers]:
+            check(width % 4 == 0 and width % min(32, width // 4) == 0, "network.channels",
+                  self.channels, f"a level gets {width} channels, which do not divide into groups; "
+                  "take a multiple of 32")  # fmt: skip
+            check(self.kind != "adm" or width % 64 == 0, "network.channels", self.channels,
+                  f"a level gets {width} channels; adm has heads of 64")  # fmt: skip
 
 
 class _Family(NamedTuple):
@@ -86,7 +82,12 @@ class EDMUNet(nn.Module):
     """Raw network F of the preconditioned denoiser, (B, C, H, W) -> (B, C, H, W).
 
     Any H and W: reflected at the right and bottom to the multiple that the levels need, and
-    cropped. Outputs `out_channels` channels (default C); iDDPM-style models double them.
+    cropped.
+
+    Args:
+        cfg: EDMUNetConfig.
+        shape: (C, H, W) of the images; H decides which levels get attention.
+        classes: number of class labels; 0 makes the network unconditional.
 
     Raises:
         ValueError: augmentation values given to a network built without them.
@@ -94,7 +95,7 @@ class EDMUNet(nn.Module):
 
     Config = EDMUNetConfig
 
-    def __init__(self, cfg, shape, classes=0, out_channels=None):
+    def __init__(self, cfg, shape, classes=0):
         super().__init__()
         family = _FAMILIES[cfg.kind]
         widths = [cfg.channels * multiplier for multiplier in cfg.multipliers]
@@ -133,7 +134,7 @@ class EDMUNet(nn.Module):
                 width = outputs
 
         self.norm = _group_norm(width, family.eps)
-        self.output = nn.Conv2d(width, out_channels or shape[0], 3, padding=1)
+        self.output = nn.Conv2d(width, shape[0], 3, padding=1)
         self._initialise(cfg.kind)
 
     @torch.no_grad()
@@ -165,9 +166,7 @@ class EDMUNet(nn.Module):
             augment: (B, 9) augmentation values, None = not augmented.
         """
         height, width = x.shape[-2:]
-        bottom, right = -height % self.multiple, -width % self.multiple
-        if bottom or right:
-            x = F.pad(x, (0, right, 0, bottom), mode="reflect")
+        x = pad_to_multiple(x, self.multiple)
         # The embedding stays in float32 under autocast: bf16 would quantise the noise level.
         with torch.autocast(x.device.type, enabled=False):
             embedding = self.embedding(noise.float(), labels, augment)
