@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -76,7 +77,7 @@ class SampleGrid(Callback):
             sheet = images.enlarge(sheet, max(1, 512 // sheet.shape[-1]))
             images.write_png(self.folder / f"step-{trainer.global_step:08d}.png", sheet)
             for logger in trainer.loggers:
-                if hasattr(logger.experiment, "add_image"):
+                if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_image("samples", sheet, trainer.global_step)
 
 

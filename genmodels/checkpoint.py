@@ -50,8 +50,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Saver(Callback):
     """Saves step-XXXXXXXX.ckpt and last.ckpt, on schedule and whenever the run has to stop.
 
-    It must be the last callback: the EMA has taken in the step by then, and at the end of the run
-    it saves before the EMA is swapped in. Ctrl-C, SIGTERM and max_time end the run after the
+    It must stand after the EMA in the list of callbacks: the average has taken in the step by then,
+    and at the end of the run this saves before the average is swapped in. Ctrl-C, SIGTERM and max_time end the run after the
     current optimizer step, saved; a second Ctrl-C does not wait.
 
     Args:
@@ -70,6 +70,9 @@ class Saver(Callback):
     def on_train_start(self, trainer, module):
         """Catch the signals that end a run (Lightning puts the old handlers back at the end)."""
         self.saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            for partial in self.folder.glob(".*.partial"):  # a kill in the middle of a save
+                partial.unlink()
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self.handlers[number] = signal.signal(number, self._on_signal)
@@ -124,6 +127,17 @@ class Saver(Callback):
         if self.keep:
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
                 old.unlink()
+
+
+def usable_precision(precision, accelerator):
+    """Return the precision, or 32-true with a word about it where bf16 is only emulated."""
+    if precision == "bf16-mixed":
+        cuda = torch.cuda.is_available() and accelerator in ("auto", "cuda")
+        native = torch.cuda.is_bf16_supported() if cuda else torch.cpu._is_avx512_bf16_supported()
+        if not native:
+            print("trainer.precision=bf16-mixed: no native bf16 here, training in 32-true")
+            return "32-true"
+    return precision
 
 
 def build(config, *overrides):

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent
 def split_words(argv):
     """Return (positionals, {key: text}, flags): words with =, words without, words with --.
 
-    A word is key=value if what stands before the first = could be a key (letters, digits, _ . :).
+    Of a key given twice the later value holds. A word is key=value if what stands before the first = could be a key (letters, digits, _ . :).
     """
     positionals, words, flags = [], {}, []
     for word in argv:
@@ -22,20 +22,59 @@ def split_words(argv):
         if word.startswith("-"):
             flags.append(word)
         elif equals and key.replace("_", "").replace(".", "").isalnum():
-            if key in words:
-                raise ValueError(f"{key}={text}: given twice (also {key}={words[key]})")
             words[key] = text
         else:
             positionals.append(word)
     return positionals, words, flags
 
 
-def typed_words(words, schema):
+def check_flags(flags, allowed):
+    """Raise ValueError for a --word that is not allowed."""
+    for flag in flags:
+        if flag not in allowed:
+            hint = f"{flag.lstrip('-').split('=')[0]}=..."
+            raise ValueError(f"{flag}: settings are written {hint}; flags are {', '.join(allowed)}")
+
+
+def check_choice(key, value, choices):
+    """Raise ValueError unless the value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{key}={value}: choose from {', '.join(choices)}")
+
+
+def one_model(positionals):
+    """Return the one positional word, the MODEL.
+
+    Raises:
+        ValueError: none, or more than one.
+    """
+    if len(positionals) != 1:
+        given = " ".join(positionals) or "nothing"
+        raise ValueError(f"model={given}: name one run folder, .ckpt or exported folder")
+    return positionals[0]
+
+
+def seed_list(options):
+    """Return the seeds of the options num, seed and seeds.
+
+    Raises:
+        ValueError: num < 1, a negative seed, or a malformed range.
+    """
+    if options["seeds"]:
+        return parse_seeds(options["seeds"])
+    for key, least in (("num", 1), ("seed", 0)):
+        if options[key] < least:
+            raise ValueError(f"{key}={options[key]}: must be >= {least}")
+    return list(range(options["seed"], options["seed"] + options["num"]))
+
+
+def typed_words(words, schema, also=()):
     """Return the words as values of the schema's types, defaults filled in.
 
     Args:
         words: {key: text}.
         schema: {key: (type, default, doc)}.
+        also: further keys to name in an error.
 
     Raises:
         ValueError: an unknown key, or a text that is not of the type.
@@ -43,9 +82,10 @@ def typed_words(words, schema):
     values = {key: default for key, (_, default, _) in schema.items()}
     for key, text in words.items():
         if key not in schema:
-            near = difflib.get_close_matches(key, list(schema), 1)
+            known = [*schema, *also]
+            near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"unknown key {key}={text}: {hint}choose from {', '.join(schema)}")
+            raise ValueError(f"unknown key {key}={text}: {hint}choose from {', '.join(known)}")
         values[key] = parse_value(key, text, schema[key][0])
     return values
 

@@ -281,7 +281,7 @@ class ImageDataModule(L.LightningDataModule):
                 own = numbers.tensor_split(world)[rank]
                 n = seeding.HELD_OUT + own
                 batches.append({"image": pixels[own], "label": labels[own], "n": n})
-        return batches
+        return torch.utils.data.DataLoader(batches, batch_size=None)  # a bare list means loaders
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
         """Return the batch with its images as float32 in [-1, 1], training images flipped."""

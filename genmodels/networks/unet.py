@@ -15,7 +15,7 @@ class UNetConfig:
     name: str = setting("unet", "")
     channels: list[int] = setting([64, 128, 128], "channels of each level, finest first")
     layers: int = setting(2, "residual blocks for each level")
-    attention: list[int] = setting([1], "levels with self-attention, 0 = finest")
+    attention: list[int] = setting([1], "levels with self-attention, 0 = finest; empty: none at all")
     head_dim: int = setting(32, "channels of one attention head")
     norm_groups: int = setting(32, "groups of each group norm; divides every entry of channels")
     dropout: float = setting(0.0, "dropout in the residual blocks")
@@ -30,6 +30,10 @@ class UNetConfig:
         check(self.norm_groups >= 1 and not any(c % self.norm_groups for c in self.channels),
               "network.norm_groups", self.norm_groups,
               f"must divide network.channels={self.channels}")  # fmt: skip
+        attended = [self.channels[level] for level in self.attention] + self.channels[-1:]
+        check(self.head_dim >= 1 and not any(c % self.head_dim for c in attended),
+              "network.head_dim", self.head_dim,
+              f"must divide the channels with attention (and the last): {attended}")  # fmt: skip
         check(0 <= self.dropout < 1, "network.dropout", self.dropout, "must be in [0, 1)")
 
 
@@ -63,6 +67,7 @@ class UNet(nn.Module):
             attention_head_dim=cfg.head_dim,
             norm_num_groups=cfg.norm_groups,
             dropout=cfg.dropout,
+            add_attention=bool(cfg.attention),
             num_class_embeds=classes + 1 if classes else None,  # the last one means no label
         )
         # F = 0 at first: the preconditioned loss then starts at its expectation, 1 per element.

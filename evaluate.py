@@ -1,0 +1,130 @@
+"""Score a model, or a set of images, against real images.
+
+    python evaluate.py MODEL data=NAME[:SPLIT] num=N metrics=fd,nn1 features=digits [out=FILE.json]
+    python evaluate.py images=A reference=B metrics=fd [out=FILE.json]
+
+MODEL is a run folder, a .ckpt or an exported folder. A and B are a folder, .zip or .npz of images,
+or a data set with a split (digits:test); the split is train if none is named, as in the published
+protocols. Prints a table; out= also writes the numbers with seed, features and versions as JSON.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from genmodels import benchmark, checkpoint, cli, images
+from genmodels.config import DataConfig
+from genmodels.data import DATASETS, load_split
+
+SCHEMA = {
+    "data": (str, "", "data set the model is scored against, NAME or NAME:SPLIT"),
+    "images": (str, "", "images to score in place of a model's"),
+    "reference": (str, "", "what they are scored against"),
+    "metrics": (list[str], ["fd"], "; ".join(f"{k}: {v}" for k, v in benchmark.METRICS.items())),
+    "features": (str, "pixels", "pixels, digits, or a TorchScript file"),
+    "weights": (str, "", "file of the feature network's weights"),
+    "num": (int, 0, "images to generate; 0: as many as the reference has"),
+    "seed": (int, 0, "first seed of the images, and seed of the error bars"),
+    "seeds": (str, "", "seeds in place of num and seed: 0-63,100"),
+    "labels": (str, "", "classes, as in sample.py"),
+    "equal": (bool, False, "fd as the mean over blocks as large as the reference, as nn1 is"),
+    "resamples": (int, 100, "random halves behind each error bar; 0: none"),
+    "save_images": (str, "", "also write the generated images to this .npz"),
+    "root": (str, "", "where the data lie; empty: as in training, else $GENMODELS_DATA, else ./data"),
+    "pad": (int, -1, "background pixels on each side of the data; -1: as in training, else 0"),
+    "batch": (int, 64, "images at a time; changes no image"),
+    "precision": (str, "fp32", "fp32 (without TF32) or bf16"),
+    "device": (str, "auto", "auto, cpu, cuda or mps"),
+    "out": (str, "", "JSON file to write"),
+}
+
+
+def evaluate(argv):
+    """Run one evaluation; see the module's docstring."""
+    positionals, words, flags = cli.split_words(argv)
+    cli.check_flags(flags, ("--help",))
+    if "--help" in flags or not argv:
+        print(cli.help_text(__doc__, SCHEMA))
+        return
+    common = {key: words.pop(key) for key in list(words) if key in SCHEMA}
+    options = cli.typed_words(common, SCHEMA)
+    cli.check_choice("precision", options["precision"], ("fp32", "bf16"))
+    if options["out"] and not Path(options["out"]).absolute().parent.is_dir():
+        raise ValueError(f"out={options['out']}: its folder does not exist; make it first")
+    state, started = benchmark.process_state(), time.monotonic()
+    device = state.device if options["device"] == "auto" else torch.device(options["device"])
+    if positionals:
+        name = cli.one_model(positionals)
+        model = checkpoint.load(name, device=device)
+        words = cli.typed_words(words, model.SAMPLE_OPTIONS, also=SCHEMA)
+        settings = {key: value for key, value in words.items() if value is not None}
+        source, trained_on = options["data"] or model.cfg.data.name, model.cfg.data
+    else:
+        cli.typed_words(words, {}, also=SCHEMA)
+        if not (options["images"] and options["reference"]):
+            raise ValueError("images=: give a MODEL and data=, or images= and reference=")
+        name, model, source, trained_on = options["images"], None, options["reference"], None
+    reference, sets = read_source(source, options, trained_on)
+    scorer = benchmark.Scorer(
+        options["metrics"], options["features"], reference=reference, equal=options["equal"],
+        resamples=options["resamples"], weights=options["weights"] or None, device=device, **sets,
+    )  # fmt: skip
+    if model is None:
+        generated = read_source(name, options, None)[0]
+    else:
+        seeds = cli.seed_list(options | {"num": options["num"] or len(reference)})
+        labels = benchmark.labels_for(seeds, options["labels"], model.classes)
+        settings |= {key: options[key] for key in ("batch", "precision")}
+        generated = benchmark.generate_everywhere(model, seeds, labels, **settings)
+    if not state.is_main_process:
+        return
+    if options["save_images"]:
+        nhwc = generated.permute(0, 2, 3, 1).numpy()
+        images.write_npz(options["save_images"], images=nhwc)
+    scores = scorer(generated, options["seed"])
+    rows = [(key, *(f"{score[k]:.4f}" for k in score)) for key, score in scores.items()]
+    title = f"{name} against {source}: {len(generated)} images, features {scorer.features.name}"
+    columns = ("metric", "value", "standard error")[: 2 + bool(options["resamples"])]
+    cli.print_table(title, columns, rows)
+    if options["out"]:
+        features = scorer.features
+        described = {"name": features.name, "sha256": features.sha256, "resize": features.resize}
+        benchmark.write_report(
+            options["out"], scores, started, model=str(name), data=source, num=len(generated),
+            reference_num=len(reference), features=described, seed=options["seed"], rows=[],
+        )  # fmt: skip
+        print(f"written: {options['out']}")
+
+
+def read_source(source, options, trained_on):
+    """Return (images, {"train": ..., "held_out": ...} where the source is a data set with splits).
+
+    Args:
+        source: NAME, NAME:SPLIT, or the path of a folder, .zip or .npz.
+        options: of the command line; root= and pad= say how to read a data set.
+        trained_on: DataConfig of the model, used for its own data set.
+    """
+    name, _, split = source.partition(":")
+    if trained_on is not None and name == trained_on.name:
+        cfg = DataConfig(**vars(trained_on))
+    elif name in DATASETS:
+        cfg = DataConfig(name=name)
+    else:
+        return images.read_images(source), {}
+    cfg.root = options["root"] or cfg.root
+    cfg.pad = cfg.pad if options["pad"] < 0 else options["pad"]
+    sets = {}
+    if "memorised" in options["metrics"]:
+        sets = {"train": load_split(cfg, "train")[0], "held_out": load_split(cfg, "test")[0]}
+    return load_split(cfg, split or "train")[0], sets
+
+
+def main(argv=None):
+    """Return the exit code: 0 done, 2 the user's mistake, 1 anything else."""
+    return cli.run(evaluate, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

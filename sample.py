@@ -1,0 +1,97 @@
+"""Generate images with a trained model.
+
+    python sample.py MODEL num=64 seed=0 out=DIR             seeds 0..63
+    python sample.py MODEL seeds=0-63,100 labels=3 out=DIR   labels: 3 | 3,5 | balanced
+    torchrun --nproc_per_node 2 sample.py MODEL num=64 out=DIR
+
+MODEL is a run folder, a .ckpt or an exported folder. Writes DIR/000000.png ... named by seed and
+DIR/grid.png; with format=npz DIR/images.npz (uint8 NHWC images, seeds, labels). Image k depends on
+seed k alone: not on batch=, on the number of processes, or on the other seeds.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from genmodels import benchmark, checkpoint, cli, images
+
+SCHEMA = {
+    "num": (int, 64, "how many images"),
+    "seed": (int, 0, "the first seed"),
+    "seeds": (str, "", "seeds in place of num and seed: 0-63,100"),
+    "labels": (str, "", "classes: 3, or 3,5 (seed k gets entry k mod 2), or balanced; empty: random"),
+    "out": (str, "samples", "folder to write to"),
+    "format": (str, "png", "png or npz"),
+    "batch": (int, 64, "images at a time; changes no image"),
+    "precision": (str, "fp32", "fp32 (without TF32) or bf16"),
+    "device": (str, "auto", "auto, cpu, cuda or mps"),
+    "noise": (str, "cpu", "device of the noise generators; cuda reproduces seeds published for it"),
+    "ema": (bool, True, "the averaged weights; false: the raw ones of a checkpoint"),
+}
+
+
+def sample(argv):
+    """Generate images; see the module's docstring."""
+    positionals, words, flags = cli.split_words(argv)
+    cli.check_flags(flags, ("--help",))
+    if "--help" in flags or not argv:
+        print(cli.help_text(__doc__, SCHEMA))
+        return
+    model, words = cli.one_model(positionals), dict(words)
+    common = {key: words.pop(key) for key in list(words) if key in SCHEMA}
+    options = cli.typed_words(common, SCHEMA)
+    cli.check_choice("format", options["format"], ("png", "npz"))
+    cli.check_choice("precision", options["precision"], ("fp32", "bf16"))
+    seeds = cli.seed_list(options)
+    state = benchmark.process_state()
+    device = state.device if options["device"] == "auto" else torch.device(options["device"])
+    model = checkpoint.load(model, ema=options["ema"], device=device)
+    extra = cli.typed_words(words, model.SAMPLE_OPTIONS, also=SCHEMA)
+    labels = benchmark.labels_for(seeds, options["labels"], model.classes)
+    settings = {key: value for key, value in extra.items() if value is not None}
+    settings |= {key: options[key] for key in ("batch", "precision", "noise")}
+    out = Path(options["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    if options["format"] == "npz":
+        write_npz(out, model, seeds, labels, settings, state)
+    else:
+        write_pngs(out, model, seeds, labels, settings, state)
+    if state.is_main_process:
+        print(f"{len(seeds)} images, {model.nfe} network evaluations each: {out}")
+
+
+def write_pngs(out, model, seeds, labels, settings, state):
+    """Write OUT/SEED.png, each process its share, then OUT/grid.png of the first 100."""
+    share = slice(state.process_index, None, state.num_processes)
+    own_labels = None if labels is None else labels[share]
+    batches = benchmark.generate(
+        model, seeds[share], own_labels, progress=state.is_main_process, **settings
+    )
+    for own, _, pictures in batches:
+        for seed, picture in zip(own, pictures):
+            images.write_png(out / f"{seed:06d}.png", picture)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        first = [images.read_image(out / f"{seed:06d}.png", model.shape[0]) for seed in seeds[:100]]
+        sheet = images.grid(torch.stack(first))
+        images.write_png(out / "grid.png", images.enlarge(sheet, max(1, 512 // sheet.shape[-1])))
+
+
+def write_npz(out, model, seeds, labels, settings, state):
+    """Write OUT/images.npz in the order of the seeds; labels are -1 where they were random."""
+    pictures = benchmark.generate_everywhere(model, seeds, labels, **settings)
+    if state.is_main_process:
+        nhwc = pictures.permute(0, 2, 3, 1).numpy()
+        known = np.full(len(seeds), -1) if labels is None else np.array(labels)
+        images.write_npz(out / "images.npz", images=nhwc, seeds=np.array(seeds), labels=known)
+
+
+def main(argv=None):
+    """Return the exit code: 0 done, 2 the user's mistake, 1 anything else."""
+    return cli.run(sample, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # the scripts train.py, sample.py and evaluate.py
+
+TINY = ["network.channels=[16,16]", "network.norm_groups=8", "network.layers=1",
+        "network.attention=[]", "network.head_dim=8", "trainer.progress=false"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small tensors run faster, and alike everywhere, on one thread."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def train_tiny(tmp_path_factory):
+    """Return a function that trains a tiny EDM on the digits and returns its run folder."""
+    import train
+
+    def run(*words, config="configs/edm_digits.yaml", out=None):
+        out = out or tmp_path_factory.mktemp("runs")
+        argv = [str(ROOT / config), str(ROOT / "configs/debug.yaml"), f"out_dir={out}",
+                "sample.every=0", *TINY, *words]  # fmt: skip
+        assert train.main(argv) == 0
+        (folder,) = Path(out).glob("*/*")
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(train_tiny):
+    """A finished run of four steps."""
+    return train_tiny()

@@ -1,0 +1,171 @@
+"""Train a model from a config.
+
+    python train.py CONFIG.yaml [MORE.yaml ...] [key=value ...]     later words win
+    python train.py resume=RUN_DIR [trainer.max_steps=...]          go on where it stopped
+    python train.py CONFIG.yaml --print                             show the resolved config
+    python train.py --help                                          show every key
+
+The last line printed is the run's folder: "run: runs/...". In it: config.yaml, metrics.csv,
+samples/, checkpoints/. Ctrl-C saves before it stops.
+"""
+
+import logging
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
+
+from genmodels import benchmark, callbacks, checkpoint, cli
+from genmodels.config import describe, load_config, save_config, to_plain
+from genmodels.data import ImageDataModule
+from genmodels.methods import METHODS
+from genmodels.networks import NETWORKS
+
+# What a resumed run may change; anything else would be ignored or would make another run of it.
+CHANGEABLE = ("trainer.max_steps", "trainer.max_time", "trainer.log_every", "trainer.loggers",
+              "trainer.progress", "checkpoint.", "sample.", "eval.", "data.root", "data.device",
+              "data.download")  # fmt: skip
+
+
+def train(argv):
+    """Run one training; see the module's docstring."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips and device table
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # inside Lightning
+    paths, words, flags = cli.split_words(argv)
+    cli.check_flags(flags, ("--help", "--print"))
+    if "--help" in flags or not argv:
+        print(f"{__doc__.strip()}\n{describe(METHODS, NETWORKS)}")
+        return
+    resume = words.pop("resume", None)
+    cfg = resumed_config(Path(resume), paths, words) if resume else fresh_config(paths, words)
+    if "--print" in flags:
+        print(OmegaConf.to_yaml(OmegaConf.create(to_plain(cfg))), end="")
+        return
+    data = ImageDataModule(cfg.data, cfg.seed, cfg.trainer.accumulate)
+    model = checkpoint.build(cfg)
+    fresh = checkpoint.init_weights(model, cfg.init) if cfg.init and not resume else []
+    run = Path(resume) if resume else new_run(cfg)
+    last = run / "checkpoints" / "last.ckpt"
+    last = last if resume and last.exists() else None
+    step = checkpoint.read_checkpoint(last)["global_step"] if last else 0
+    if rank_zero_only.rank == 0:
+        save_config(cfg, run / "config.yaml")
+        print(f"{cfg.name}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+        for key in fresh:
+            print(f"init: {key} starts fresh (other labels)")
+    trainer = make_trainer(cfg, run, step)
+    if cfg.trainer.channels_last:
+        model.net.to(memory_format=torch.channels_last)
+    if cfg.trainer.compile:
+        model.net.compile()
+    benchmark.set_tf32(cfg.trainer.tf32)
+    trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
+    if trainer.is_global_zero:
+        print(f"run: {run}")
+
+
+def fresh_config(paths, words):
+    """Return the config of a new run."""
+    if not paths:
+        raise ValueError("config=: name a file, e.g. python train.py configs/edm_digits.yaml")
+    overrides = [f"{key}={text}" for key, text in words.items()]
+    return load_config(paths, overrides, methods=METHODS, networks=NETWORKS)
+
+
+def resumed_config(run, paths, words):
+    """Return the config of a run that goes on.
+
+    Raises:
+        ValueError: no run there, or a word that changes what the run is.
+    """
+    if paths:
+        raise ValueError(f"config={paths[0]}: resume={run} brings its own config; leave it out")
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"resume={run}: no config.yaml there; give the folder of a run")
+    for key, text in words.items():
+        if not key.startswith(CHANGEABLE):
+            raise ValueError(
+                f"{key}={text}: cannot change when resuming; start a new run with init={run}"
+            )
+    old = load_config([run / "config.yaml"], methods=METHODS, networks=NETWORKS)
+    if "trainer.max_steps" in words and old.optim.decay != "none":
+        raise ValueError(
+            f"trainer.max_steps={words['trainer.max_steps']}: optim.decay={old.optim.decay} was "
+            f"laid out for {old.trainer.max_steps} steps; start a new run with init={run}"
+        )
+    overrides = [f"{key}={text}" for key, text in words.items()]
+    return load_config([run / "config.yaml"], overrides, methods=METHODS, networks=NETWORKS)
+
+
+def new_run(cfg):
+    """Return OUT_DIR/NAME/TIME, made on rank 0 only (no other rank writes)."""
+    base = Path(cfg.out_dir) / cfg.name / time.strftime("%Y%m%d-%H%M%S")
+    if rank_zero_only.rank != 0:
+        return base
+    run, number = base, 2
+    while True:
+        try:
+            (run / "checkpoints").mkdir(parents=True)
+            (run / "samples").mkdir()
+            return run
+        except FileExistsError:  # two runs in one second
+            run, number = base.with_name(f"{base.name}-{number}"), number + 1
+
+
+def make_trainer(cfg, run, step):
+    """Return the Lightning Trainer of a run that starts at this step."""
+    options = cfg.trainer
+    loggers = [callbacks.CSVMetrics(run / "metrics.csv", step)]
+    if "tensorboard" in options.loggers:
+        loggers.append(TensorBoardLogger(run, name="", version="", purge_step=step or None))
+    if "wandb" in options.loggers:
+        from lightning.pytorch.loggers import WandbLogger
+
+        loggers.append(WandbLogger(name=run.name, project=cfg.name, save_dir=run))
+    extras = [callbacks.Throughput(cfg.data.batch_size)]
+    if cfg.ema.half_life:
+        extras.append(callbacks.EMA(cfg.ema.half_life, cfg.ema.rampup, cfg.data.batch_size))
+    extras.append(checkpoint.Saver(run, cfg))  # after the EMA took the step in, before slow work
+    if cfg.sample.every:
+        extras.append(callbacks.SampleGrid(run, cfg.sample))
+    if cfg.eval.every:
+        extras.append(callbacks.GeneratedMetrics(cfg.eval, cfg.seed))
+    if options.progress:
+        extras.append(callbacks.Progress())
+    return L.Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        strategy="ddp" if options.strategy == "auto" and options.devices > 1 else options.strategy,
+        precision=checkpoint.usable_precision(options.precision, options.accelerator),
+        max_steps=options.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=options.accumulate,
+        val_check_interval=max(1, cfg.eval.loss_every) * options.accumulate,
+        check_val_every_n_epoch=None,
+        limit_val_batches=1.0 if cfg.eval.loss_every else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=options.log_every,
+        logger=loggers,
+        callbacks=extras,
+        plugins=[checkpoint.AtomicCheckpointIO()],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=options.progress,
+        inference_mode=False,  # samplers differentiate
+        use_distributed_sampler=False,
+    )
+
+
+def main(argv=None):
+    """Return the exit code: 0 done, 2 the user's mistake, 1 anything else."""
+    return cli.run(train, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
