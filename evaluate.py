@@ -60,6 +60,7 @@ def evaluate(argv):
         model = checkpoint.load(name, device=device)
         words = cli.typed_words(words, model.SAMPLE_OPTIONS, also=SCHEMA)
         settings = {key: value for key, value in words.items() if value is not None}
+        checkpoint.load_guide(settings, device)
         source, trained_on = options["data"] or model.cfg.data.name, model.cfg.data
     else:
         cli.typed_words(words, {}, also=SCHEMA)

@@ -1,6 +1,6 @@
 """Convert the released EDM pickles to config.json and safetensors; nothing in them is executed.
 
-    python -m genmodels.importers edm-cifar10-32x32-cond-vp.pkl out=models/edm_cifar10
+    python -m genmodels.importers edm-cifar10-32x32-cond-vp.pkl out=models/edm_cifar10 data=cifar10
 
 Handled: SongUNet and DhariwalUNet under EDMPrecond, VPPrecond, VEPrecond and iDDPMPrecond. The
 files are read by genmodels/inert_pickle.py. The weights keep the licence they were released under
@@ -9,12 +9,15 @@ files are read by genmodels/inert_pickle.py. The weights keep the licence they w
 
 import math
 import re
+import sys
+from pathlib import Path
 
 import torch
 
+from genmodels import checkpoint, cli
 from genmodels.inert_pickle import Record, load_pickle
 
-__all__ = ["read_released", "released_names", "state_from_released"]
+__all__ = ["convert", "read_released", "released_names", "state_from_released"]
 
 PRECONDITIONINGS = {
     "EDMPrecond": "edm",
@@ -22,12 +25,71 @@ PRECONDITIONINGS = {
     "VEPrecond": "ve",
     "iDDPMPrecond": "iddpm",
 }
-_CONSTANTS = {  # attributes of the released preconditioners -> keys of ours
-    "edm": {"sigma_data": "sigma_data"},
-    "vp": {"beta_d": "beta_d", "beta_min": "beta_min"},
-    "ve": {"sigma_min": "sigma_min", "sigma_max": "sigma_max"},
-    "iddpm": {"C_1": "c1", "C_2": "c2"},
+# Attributes of the released preconditioners that ours have as constants. A file that differs was
+# not made by the released code, and would be denoised wrongly.
+_CONSTANTS = {
+    "edm": {},
+    "vp": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000},
+    "ve": {"sigma_min": 0.02, "sigma_max": 100},
+    "iddpm": {"C_1": 0.001, "C_2": 0.008, "M": 1000},
 }
+_LICENCE = "CC BY-NC-SA 4.0 (NVIDIA, non-commercial) if it is one of the weights released with EDM"
+
+
+def convert(path, out, *, data="imagefolder", key="ema"):
+    """Write a released pickle as a folder that sample.py, evaluate.py and init= take.
+
+    Args:
+        path: the pickle.
+        out: folder to make; must not exist.
+        data: name of the data it was trained on, where genmodels.data knows them.
+        key: which network of the file.
+
+    Raises:
+        ValueError: see read_released; or `out` exists.
+    """
+    out = Path(out)
+    if out.exists():
+        raise ValueError(f"out={out}: exists; delete it or choose another name")
+    model = load_released(path, data=data, key=key)
+    cfg = model.cfg
+    card = f"""---
+library_name: genmodels
+tags: [image-generation, edm]
+---
+# {out.name}
+
+Converted from {Path(path).name} ({cfg.network.kind}, preconditioning {cfg.method.precond}) by
+genmodels.importers.
+
+- Licence of the weights: {_LICENCE}.
+- Reference: Karras, Aittala, Aila and Laine 2022, arXiv 2206.00364.
+
+```
+python sample.py {out.name} num=64 steps={cfg.method.steps} noise=cuda out=samples
+```
+noise=cuda draws the images of the seeds published for GPU runs.
+"""
+    return checkpoint.write_export(model, out, card)
+
+
+def load_released(path, *, data="imagefolder", key="ema"):
+    """Return the EDM method with the weights of a released pickle; arguments as for convert."""
+    spec, tensors = read_released(path, key)
+    size, classes = spec["shape"][1], spec["classes"]
+    plain = {
+        "name": Path(path).stem,
+        "data": {"name": data, "labels": classes > 0},
+        "network": spec["network"],
+        "method": {"name": "edm", "steps": 18 if size < 64 else 40, **spec["method"]},
+    }
+    if data == "imagefolder":
+        plain["data"] |= {"resolution": size, "shape": spec["shape"], "classes": classes}
+    model = checkpoint.build([plain])
+    model.net.net.load_state_dict(state_from_released(model.net.net, tensors, size))
+    if "levels" in spec:
+        model.net.levels.copy_(spec["levels"])
+    return model.eval()
 
 
 def read_released(path, key="ema"):
@@ -38,8 +100,8 @@ def read_released(path, key="ema"):
         key: which of its networks.
 
     Returns:
-        spec: {"network": fields of EDMUNetConfig, "precond": {"kind": ..., constants},
-            "shape": [C, H, W], "classes": int, "outputs": channels of the raw network}.
+        spec: {"network": fields of EDMUNetConfig, "method": {"precond", "sigma_data"},
+            "shape": [C, H, W], "classes": int} and, for iddpm, "levels": its table.
         tensors: the raw network's tensors under their released names, float32.
 
     Raises:
@@ -67,8 +129,12 @@ def _specify(net, kind):
     _collect(model, "", tensors, dropout, set())
     spec = _architecture(model.name, tensors)
     spec["network"]["dropout"] = max(dropout)
-    constants = {ours: float(net.state[name]) for name, ours in _CONSTANTS[kind].items()}
-    spec["precond"] = {"kind": kind, **constants}
+    for name, value in _CONSTANTS[kind].items():
+        if net.state[name] != value:
+            raise ValueError(f"{name} must be {value}, found {net.state[name]!r}")
+    spec["method"] = {"precond": kind, "sigma_data": float(net.state.get("sigma_data", 0.5))}
+    if kind == "iddpm":
+        spec["levels"] = net.state["_buffers"]["u"][:-1]  # the last one is 0
     return spec, tensors
 
 
@@ -111,13 +177,12 @@ def _architecture(name, tensors):
         "attention": attention,
         "augment": "map_augment.weight" in tensors,
     }
-    output = "out_conv.weight" if adm else f"dec.{size}x{size}_aux_conv.weight"
-    return {
-        "network": network,
-        "shape": [colours, size, size],
-        "classes": 0 if label is None else label.shape[1],
-        "outputs": tensors[output].shape[0],
-    }
+    # The second half of an iDDPM network's outputs is a variance that no sampler here uses.
+    output = "out_conv" if adm else f"dec.{size}x{size}_aux_conv"
+    for leaf in ("weight", "bias"):
+        tensors[f"{output}.{leaf}"] = tensors[f"{output}.{leaf}"][:colours]
+    classes = 0 if label is None else label.shape[1]
+    return {"network": network, "shape": [colours, size, size], "classes": classes}
 
 
 _BLOCK = {
@@ -214,3 +279,26 @@ def state_from_released(net, tensors, size):
             tensor = 2 * math.pi * tensor
         state[key] = tensor.clone()
     return state
+
+
+def main(argv):
+    """Convert one file; see the module's docstring."""
+    schema = {
+        "out": (str, "", "folder to make"),
+        "data": (str, "imagefolder", "the data it was trained on, e.g. cifar10"),
+        "key": (str, "ema", "which network of the file"),
+    }
+    positionals, words, flags = cli.split_words(argv)
+    cli.check_flags(flags, ("--help",))
+    if "--help" in flags or not argv:
+        print(cli.help_text(__doc__, schema))
+        return
+    options = cli.typed_words(words, schema)
+    if len(positionals) != 1 or not options["out"]:
+        raise ValueError("usage: python -m genmodels.importers PICKLE out=DIR [data=cifar10]")
+    out = convert(positionals[0], options["out"], data=options["data"], key=options["key"])
+    print(f"converted: {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

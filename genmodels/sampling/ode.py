@@ -146,8 +146,13 @@ def _slope(denoise, x, sigma):
 
 def _churned(x, sigma, steps, churn, randn):
     """Return (x, sigma) raised to the noise level (1 + gamma) sigma, algorithm 2 lines 4-6."""
-    if churn is None or churn.amount == 0 or not churn.low <= float(sigma) <= churn.high:
+    if churn is None or churn.amount == 0:
+        return x, sigma
+    # Drawn at every step, as EDM's own generator does: its seeds then give the same images.
+    fresh = randn(x.shape[1:], dtype=x.dtype)
+    if not churn.low <= float(sigma) <= churn.high:
         return x, sigma
     raised = churn.known(sigma * (1 + min(churn.amount / steps, math.sqrt(2) - 1)))
-    fresh = randn(x.shape[1:], dtype=x.dtype)
-    return x + (raised**2 - sigma**2).sqrt() * churn.noise * fresh, raised
+    # A table of levels may have none above this one: the difference is then zero or below.
+    added = (raised**2 - sigma**2).clamp(min=0).sqrt()
+    return x + added * churn.noise * fresh, raised
