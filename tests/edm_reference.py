@@ -209,6 +209,89 @@ def unet(w, cfg, x, emb, every, image_path):
 
 
 # ------------------------------------------------------------------------------------------------
+# The released denoisers and generator.
+
+
+def iddpm_table():
+    levels = [0.0]
+    bar = [math.sin(0.5 * math.pi * j / 1000 / 1.008) ** 2 for j in range(1001)]
+    for j in range(1000, 0, -1):
+        levels.insert(0, math.sqrt((levels[0] ** 2 + 1) / max(bar[j - 1] / bar[j], 1e-3) - 1))
+    return levels
+
+
+def denoiser(w, cfg, precond, dtype=torch.float64):
+    """D(x, sigma, labels, augment) of a released model; sigma is one number."""
+    network = dhariwal if cfg["kind"] == "adm" else song
+    table = np.array(iddpm_table())
+
+    def denoise(x, sigma, labels=None, augment=None):
+        sigma = float(sigma)
+        if precond == "EDMPrecond":
+            total = sigma**2 + 0.25
+            skip, out, scale = 0.25 / total, sigma * 0.5 / total**0.5, total**-0.5
+            noise = math.log(sigma) / 4
+        elif precond == "VPPrecond":
+            skip, out, scale = 1, -sigma, (sigma**2 + 1) ** -0.5
+            # beta_d t^2 / 2 + beta_min t = ln(1 + sigma^2), by the other root formula
+            c = math.log(1 + sigma**2)
+            noise = 999 * 2 * c / (0.1 + math.sqrt(0.01 + 2 * 19.9 * c))
+        elif precond == "VEPrecond":
+            skip, out, scale, noise = 1, sigma, 1, math.log(sigma / 2)
+        else:
+            skip, out, scale = 1, -sigma, (sigma**2 + 1) ** -0.5
+            noise = 999 - int(np.abs(table - sigma).argmin())
+        noise = torch.full((len(x),), noise, dtype=dtype)
+        raw = network(w, cfg, x.to(dtype) * scale, noise, labels, augment)
+        return skip * x + out * raw[:, :3]
+
+    return denoise
+
+
+RANGES = {
+    "EDMPrecond": (0, math.inf),
+    "VPPrecond": (1e-3, 152.0),
+    "VEPrecond": (0.02, 100),
+    "iDDPMPrecond": (iddpm_table()[-2], iddpm_table()[0]),
+}
+
+
+def released_images(w, cfg, precond, seeds, steps, churn=0.0, low=0.0, high=math.inf, noise=1.0):
+    """Bytes (N, H, W, 3) and classes as the released generator makes them, image by image."""
+    denoise = denoiser(w, cfg, precond)
+    smallest, largest = RANGES[precond]
+    ends = max(0.002, smallest) ** (1 / 7), min(80, largest) ** (1 / 7)
+    times = [(ends[1] + i / (steps - 1) * (ends[0] - ends[1])) ** 7 for i in range(steps)]
+    known = float
+    if precond == "iDDPMPrecond":
+        table = np.array(iddpm_table())
+        known = lambda t: float(table[np.abs(table - t).argmin()])  # noqa: E731
+    times = [known(t) for t in times] + [0.0]
+    images, classes = [], []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed % 2**32)
+        x = torch.randn(1, 3, cfg["size"], cfg["size"], generator=generator).double() * times[0]
+        label = None
+        if cfg["classes"]:
+            label = torch.randint(cfg["classes"], (1,), generator=generator)
+            classes.append(int(label))
+        for i in range(steps):
+            t, after = times[i], times[i + 1]
+            fresh = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            up = t
+            if churn and low <= t <= high:
+                up = known(t * (1 + min(churn / steps, math.sqrt(2) - 1)))
+            x = x + math.sqrt(max(up**2 - t**2, 0)) * noise * fresh
+            d = (x - denoise(x, up, label)) / up
+            y = x + (after - up) * d
+            if after:
+                y = x + (after - up) * (d + (y - denoise(y, after, label)) / after) / 2
+            x = y
+        images.append((x[0] * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
+    return np.stack(images), classes
+
+
+# ------------------------------------------------------------------------------------------------
 # The file format: modules pickled as a call of torch_utils.persistence, with their source text.
 
 

@@ -5,10 +5,14 @@ import pickletools
 import struct
 
 import edm_reference as reference
+import numpy as np
 import pytest
 import torch
 
-from genmodels.importers import read_released, state_from_released
+import sample
+from genmodels import checkpoint, cli
+from genmodels.images import to_uint8
+from genmodels.importers import convert, load_released, main, read_released, state_from_released
 from genmodels.inert_pickle import Record, load_pickle
 from genmodels.networks.edm_unet import EDMUNet, EDMUNetConfig
 
@@ -20,7 +24,7 @@ def released(kind, precond="EDMPrecond", **more):
     """(cfg, weights, bytes of the pickle) of a small released network with random weights."""
     cfg = dict(kind=kind, size=16, channels=64 if kind == "adm" else 16, multipliers=[1, 2])
     cfg.update(blocks=2, attention=[8], classes=4, augment=kind != "adm")
-    cfg["outputs"] = 6 if precond == "iDDPMPrecond" else 3
+    cfg["outputs"] = 6 if precond == "iDDPMPrecond" else 3  # the noise and a variance
     weights = reference.Weights()
     forward = reference.dhariwal if kind == "adm" else reference.song
     with torch.no_grad():
@@ -28,7 +32,7 @@ def released(kind, precond="EDMPrecond", **more):
     constants = {
         "VPPrecond": dict(beta_d=19.9, beta_min=0.1, M=1000, epsilon_t=1e-5),
         "VEPrecond": dict(sigma_min=0.02, sigma_max=100),
-        "iDDPMPrecond": dict(C_1=0.001, C_2=0.008, M=1000, u=torch.zeros(1001)),
+        "iDDPMPrecond": dict(C_1=0.001, C_2=0.008, M=1000, u=torch.tensor(reference.iddpm_table())),
     }
     attributes = {**constants.get(precond, {}), **more}
     return cfg, weights, reference.released_pickle(weights, cfg, precond, **attributes)
@@ -45,37 +49,90 @@ def write(tmp_path, data):
     return path
 
 
-def test_spec_and_raw_network_are_the_released_ones(model, tmp_path):
+def test_spec_is_read_off_the_tensors(model, tmp_path):
     cfg, weights, data = model
     spec, tensors = read_released(write(tmp_path, data))
     expected = {name: cfg[name] for name in ("kind", "channels", "multipliers", "blocks")}
     expected.update(attention=[8], augment=cfg["augment"], dropout=0.13, name="edm_unet")
     assert spec["network"] == expected
-    assert (spec["shape"], spec["classes"], spec["outputs"]) == ([3, 16, 16], 4, 3)
-    assert spec["precond"] == {"kind": "edm", "sigma_data": 0.5}
+    assert (spec["shape"], spec["classes"]) == ([3, 16, 16], 4)
+    assert spec["method"] == {"precond": "edm", "sigma_data": 0.5}
     assert set(tensors) == set(weights)
 
-    net = EDMUNet(EDMUNetConfig(**spec["network"]), spec["shape"], 4).eval()
-    net.load_state_dict(state_from_released(net, tensors, 16))
-    x, noise, labels = torch.randn(2, 3, 16, 16), torch.tensor([-1.0, 0.8]), torch.tensor([2, 0])
-    forward = reference.dhariwal if cfg["kind"] == "adm" else reference.song
+
+SIGMAS = torch.tensor([0.03, 0.5, 3.0, 70.0])
+
+
+@pytest.mark.parametrize("precond", PRECONDS)
+def test_same_denoiser(model, precond, tmp_path):
+    """The converted folder, loaded, against the description evaluated in float64."""
+    kind = model[0]["kind"]
+    cfg, weights, data = released(kind, precond)
+    out = convert(write(tmp_path, data), tmp_path / "export")
+    own = checkpoint.load(out)
+    assert own.cfg.method.precond == read_released(tmp_path / "network.pkl")[0]["method"]["precond"]
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    x, labels = x * (1 + SIGMAS.reshape(-1, 1, 1, 1)), torch.tensor([2, 0, -1, 3])
+    sigma = own.net.known_sigma(SIGMAS)
+    truth = reference.denoiser(weights, cfg, precond)
     with torch.no_grad():
-        difference = net(x, noise, labels) - forward(weights, cfg, x, noise, labels)
-    assert difference.abs().max() < 1e-5
+        for k in range(4):
+            one = slice(k, k + 1)
+            expected = truth(x[one].double(), float(sigma[k]), labels[one])
+            difference = own.denoise(x[one], sigma[one], labels[one]) - expected
+            # Where c_out = sigma the network's rounding is magnified by it.
+            scale = 1 if precond == "EDMPrecond" else max(1, float(sigma[k]))
+            assert difference.abs().max() < tolerance(precond, kind) * scale
 
 
-@pytest.mark.parametrize(
-    "precond, constants",
-    [
-        ("EDMPrecond", {"kind": "edm", "sigma_data": 0.5}),
-        ("VPPrecond", {"kind": "vp", "beta_d": 19.9, "beta_min": 0.1}),
-        ("VEPrecond", {"kind": "ve", "sigma_min": 0.02, "sigma_max": 100.0}),
-        ("iDDPMPrecond", {"kind": "iddpm", "c1": 0.001, "c2": 0.008}),
-    ],
-)
-def test_preconditioning_constants(precond, constants, tmp_path):
-    *_, data = released("ddpmpp", precond)
-    assert read_released(write(tmp_path, data))[0]["precond"] == constants
+def tolerance(precond, kind):
+    """1e-5; more where c_noise <= 999 is rounded to 3e-5, and features with a factor 16 see it."""
+    if precond in ("EDMPrecond", "VEPrecond"):
+        return 1e-5
+    return 1e-2 if kind == "ncsnpp" else 3e-5
+
+
+@pytest.mark.parametrize("options", [{}, dict(churn=20.0, low=0.05, high=50.0, noise=1.003)])
+def test_same_images(model, options, tmp_path):
+    """sample.py on the converted folder against the released generator, byte by byte."""
+    cfg, weights, data = model
+    argv = [str(write(tmp_path, data)), f"out={tmp_path / 'export'}"]
+    assert cli.run(main, argv) == 0
+    expected, _ = reference.released_images(weights, cfg, "EDMPrecond", [0, 7, 2**33], 5, **options)
+    names = dict(churn="churn", low="churn_min", high="churn_max", noise="churn_noise")
+    words = [f"{names[key]}={value}" for key, value in options.items()]
+    words += ["seeds=0,7,8589934592", "steps=5", "format=npz", "batch=2", "device=cpu"]
+    assert sample.main([str(tmp_path / "export"), f"out={tmp_path / 'out'}", *words]) == 0
+    images = np.load(tmp_path / "out" / "images.npz")["images"]
+    assert images.std() > 20  # not all black or white
+    distance = np.abs(images.astype(int) - expected.astype(int))
+    assert (distance <= 1).mean() >= 0.999
+
+
+@pytest.mark.parametrize("precond", PRECONDS[1:])
+def test_same_images_with_the_older_preconditionings(precond, tmp_path):
+    cfg, weights, data = released("ddpmpp", precond)
+    own = load_released(write(tmp_path, data))
+    more = dict(churn=20.0, low=0.05, high=50.0)
+    expected, _ = reference.released_images(weights, cfg, precond, [3, 4], 5, **more)
+    images = own.sample([3, 4], steps=5, churn=20.0, churn_min=0.05, churn_max=50.0)
+    distance = (to_uint8(images).permute(0, 2, 3, 1).int() - torch.from_numpy(expected).int()).abs()
+    assert (distance <= 1).float().mean() >= 0.999
+
+
+def test_constants_that_differ_are_refused(tmp_path):
+    *_, data = released("ddpmpp", "VPPrecond", beta_d=18.0)
+    with pytest.raises(ValueError, match="beta_d must be 19.9, found 18.0"):
+        read_released(write(tmp_path, data))
+
+
+def test_command_line_says_what_is_wrong(tmp_path, capsys):
+    path = write(tmp_path, b"no pickle")
+    assert cli.run(main, [str(path), f"out={tmp_path / 'x'}"]) == 2
+    assert "is not a released EDM pickle" in capsys.readouterr().err
+    assert cli.run(main, [str(path)]) == 2
+    assert cli.run(main, [str(tmp_path / "missing.pkl"), f"out={tmp_path / 'x'}"]) == 2
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("change", ["missing", "extra", "shape"])
