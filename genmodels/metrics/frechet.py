@@ -64,8 +64,9 @@ class Moments:
                 "one Moments holds the features of one net"
             )
         if self.total is None:
+            self.shift = self.shift.to(rows.device)
             self.total, self.outer = rows.new_zeros(dim), rows.new_zeros(dim, dim)
-        rows = rows - self.shift.to(rows.device)
+        rows = rows - self.shift
         self.count += len(rows)
         self.total += rows.sum(dim=0)
         self.outer.addmm_(rows.T, rows)
@@ -80,7 +81,7 @@ class Moments:
         if other.count == 0:
             return self
         if self.shift is None:
-            self.shift = other.shift.clone()
+            self.shift = other.shift
         if len(self.shift) != len(other.shift):
             raise ValueError(
                 f"features must have dimension {len(self.shift)} to be merged, "
