@@ -1,8 +1,12 @@
 import edm_reference as reference
 import pytest
 import torch
+from conftest import ROOT
 
+from genmodels.config import load_config
 from genmodels.importers import state_from_released
+from genmodels.methods import METHODS
+from genmodels.networks import NETWORKS
 from genmodels.networks.edm_unet import EDMUNet, EDMUNetConfig
 
 KINDS = ["ddpmpp", "ncsnpp", "adm"]
@@ -173,3 +177,20 @@ def test_augmentation_without_an_input_for_it_is_an_error():
     x, noise, _, augment = inputs()
     with pytest.raises(ValueError, match="network.augment is false"):
         net(x, noise, None, augment)
+
+
+@pytest.mark.parametrize(
+    "name, shape, images, count",
+    [
+        ("edm_cifar10", (3, 32, 32), 200_000_000, 55_733_891),
+        ("edm_ffhq64", (3, 64, 64), 200_000_000, 61_805_571),
+        ("edm_imagenet64", (3, 64, 64), 2_500_000_000, 295_899_267),
+    ],
+)
+def test_configs_build_the_published_networks(name, shape, images, count):
+    cfg = load_config([ROOT / f"configs/{name}.yaml"], methods=METHODS, networks=NETWORKS)
+    with torch.device("meta"):
+        net = EDMUNet(cfg.network, shape, 1000 if cfg.data.labels else 0)
+    assert sum(parameter.numel() for parameter in net.parameters()) == count
+    assert abs(cfg.trainer.max_steps * cfg.data.batch_size / images - 1) < 1e-5
+    assert (cfg.method.augment > 0) == cfg.network.augment
