@@ -148,8 +148,10 @@ def test_rates_and_laws(p):
         assert abs(drawn.var() - 1 / 3) < 2 / math.sqrt(len(drawn))
     both = (d.right != 0) & (d.scale != 0)  # drawn apart from each other
     assert abs(both.double().mean() - p * p) < 5 * p / math.sqrt(len(n))
-    correlation = np.corrcoef([d.right[both].double(), d.scale[both].double()])[0, 1]
-    assert abs(correlation) < 5 / math.sqrt(int(both.sum()))
+    for one, other in ((d.right, d.scale), (d.right, d.down), (d.stretch, d.direction)):
+        both = (one != 0) & (other != 0)
+        correlation = np.corrcoef(one[both].double(), other[both].double())[0, 1]
+        assert abs(correlation) < 5 / math.sqrt(int(both.sum()))
 
 
 def test_an_image_is_distorted_by_its_place_in_the_stream_alone():

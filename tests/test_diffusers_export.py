@@ -55,6 +55,7 @@ def test_stock_pipeline_makes_our_images(labels, colour, tmp_path):
     assert np.abs(ours - theirs).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_folder_needs_nothing_of_this_package(tmp_path):
     make(tmp_path)
     out = export_diffusers(tmp_path / "model", tmp_path / "pipe")

@@ -61,10 +61,11 @@ def test_sampling_range_is_cut_to_what_the_network_knows():
     assert math.exp(max(seen)) * 2 == pytest.approx(80, rel=1e-5)
     assert math.exp(min(seen)) * 2 == pytest.approx(0.02, rel=1e-5)  # not 0.002
     model = make(precond="iddpm")
-    model.net.net.forward = lambda x, noise, *_: seen.append(float(noise[0])) or 0 * x
     seen.clear()
+    model.net.forward = lambda x, sigma, labels: seen.append(sigma) or 0 * x
     model.sample([0], steps=4, churn=3.0)
-    assert all(noise == int(noise) and 0 <= noise <= 999 for noise in seen)
+    levels = set(model.net.levels.double().tolist())
+    assert len(seen) == 7 and all(float(sigma) in levels for sigma in seen)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -108,6 +108,37 @@ def test_start_is_nearly_zero_and_every_parameter_learns(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_initial_weights_have_the_published_spread(kind):
+    """Xavier for DDPM++ and NCSN++, uniform; PyTorch's default for ADM, N(0, 1) for its labels."""
+    torch.manual_seed(0)
+    net = EDMUNet(EDMUNetConfig(kind=kind, channels=64, multipliers=[1], blocks=1), (3, 8, 8), 100)
+    qkv, label, conv = net.middle[0].attention.qkv, net.embedding.label, net.middle[0].conv_in
+    if kind == "adm":  # uniform in +-1/sqrt(inputs): variance 1/(3 inputs)
+        limits = {conv.weight: 1 / (3 * 64 * 9), qkv.weight: 1 / (3 * 64), label.weight: 1.0}
+    else:  # uniform with variance 2/(inputs + outputs)
+        features = label.weight.shape[0]
+        limits = {conv.weight: 1 / (64 * 9), qkv.weight: 0.2 * 2 / (64 + 192)}
+        limits[label.weight] = 2 / (100 + features)
+    for weight, variance in limits.items():
+        assert float(weight.var()) == pytest.approx(variance, rel=0.1)
+    last = [net.output.weight, net.middle[0].conv_out.weight, net.middle[0].attention.proj.weight]
+    assert all(float(weight.abs().max()) < 1e-4 for weight in last)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_noise_level_is_not_rounded_under_autocast(kind):
+    net = fill(small(kind)[1])
+    seen = []
+    net.embedding.register_forward_hook(lambda module, given, out: seen.append(out))
+    x, *others = inputs()
+    with torch.no_grad():
+        net(x, *others)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert net(x, *others).dtype == torch.bfloat16
+    assert seen[1].dtype == torch.float32 and torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_captures_as_one_graph_in_channels_last_memory(kind):
     net = fill(small(kind)[1])
     x, *others = inputs()

@@ -120,6 +120,13 @@ def test_same_images_with_the_older_preconditionings(precond, tmp_path):
     assert (distance <= 1).float().mean() >= 0.999
 
 
+def test_the_table_of_noise_levels_is_the_file_s(tmp_path):
+    table = torch.tensor(reference.iddpm_table()) * 1.0001
+    *_, data = released("ddpmpp", "iDDPMPrecond", u=table)
+    own = load_released(write(tmp_path, data))
+    assert torch.equal(own.net.levels, table[:-1])
+
+
 def test_constants_that_differ_are_refused(tmp_path):
     *_, data = released("ddpmpp", "VPPrecond", beta_d=18.0)
     with pytest.raises(ValueError, match="beta_d must be 19.9, found 18.0"):

@@ -160,6 +160,13 @@ def test_uncertainty_learns_the_loss_of_each_noise_level():
     torch.manual_seed(0)
     net = Uncertainty()
     assert torch.equal(net(torch.linspace(-1, 1, 5)), torch.zeros(5))
+    with torch.no_grad():  # unit weights give a u of order one
+        spread = []
+        for _ in range(300):
+            net.weight.normal_()
+            spread.append(float(net(torch.zeros(1))))
+        net.weight.zero_()
+    assert np.std(spread) == pytest.approx(1, abs=0.25)
     c = torch.linspace(-1, 1, 64)
     truth = 1 + (4 * c).sin()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.03)
