@@ -32,7 +32,11 @@ SCHEMA = {
     "equal": (bool, False, "fd as the mean over blocks as large as the reference, as nn1 is"),
     "resamples": (int, 100, "random halves behind each error bar; 0: none"),
     "save_images": (str, "", "also write the generated images to this .npz"),
-    "root": (str, "", "where the data lie; empty: as in training, else $GENMODELS_DATA, else ./data"),
+    "root": (
+        str,
+        "",
+        "where the data lie; empty: as in training, else $GENMODELS_DATA, else ./data",
+    ),
     "pad": (int, -1, "background pixels on each side of the data; -1: as in training, else 0"),
     "batch": (int, 64, "images at a time; changes no image"),
     "precision": (str, "fp32", "fp32 (without TF32) or bf16"),
@@ -50,56 +54,72 @@ def evaluate(argv):
         return
     common = {key: words.pop(key) for key in list(words) if key in SCHEMA}
     options = cli.typed_words(common, SCHEMA)
-    cli.check_choice("precision", options["precision"], ("fp32", "bf16"))
-    if options["out"] and not Path(options["out"]).absolute().parent.is_dir():
-        raise ValueError(f"out={options['out']}: its folder does not exist; make it first")
+    check(options, positionals)
     state, started = benchmark.process_state(), time.monotonic()
     device = state.device if options["device"] == "auto" else torch.device(options["device"])
-    if positionals:
-        name = cli.one_model(positionals)
-        model = checkpoint.load(name, device=device)
-        words = cli.typed_words(words, model.SAMPLE_OPTIONS, also=SCHEMA)
-        settings = {key: value for key, value in words.items() if value is not None}
-        checkpoint.load_guide(settings, device)
-        source, trained_on = options["data"] or model.cfg.data.name, model.cfg.data
+    model = checkpoint.load(positionals[0], device=device) if positionals else None
+    extra = cli.typed_words(words, model.SAMPLE_OPTIONS if model else {}, also=SCHEMA)
+    checkpoint.load_guide(extra, device)
+    if model:
+        source = options["data"] or model.cfg.data.name
+        reference, sets = read_source(source, options, model.cfg.data)
     else:
-        cli.typed_words(words, {}, also=SCHEMA)
-        if not (options["images"] and options["reference"]):
-            raise ValueError("images=: give a MODEL and data=, or images= and reference=")
-        name, model, source, trained_on = options["images"], None, options["reference"], None
-    reference, sets = read_source(source, options, trained_on)
+        source = options["reference"]
+        reference, sets = read_source(source, options)
     scorer = benchmark.Scorer(
         options["metrics"], options["features"], reference=reference, equal=options["equal"],
         resamples=options["resamples"], weights=options["weights"] or None, device=device, **sets,
     )  # fmt: skip
-    if model is None:
-        generated = read_source(name, options, None)[0]
+    if model:
+        pictures = generate(model, options, extra, len(reference))
     else:
-        seeds = cli.seed_list(options | {"num": options["num"] or len(reference)})
-        labels = benchmark.labels_for(seeds, options["labels"], model.classes)
-        settings |= {key: options[key] for key in ("batch", "precision")}
-        generated = benchmark.generate_everywhere(model, seeds, labels, **settings)
-    if not state.is_main_process:
-        return
-    if options["save_images"]:
-        nhwc = generated.permute(0, 2, 3, 1).numpy()
-        images.write_npz(options["save_images"], images=nhwc)
-    scores = scorer(generated, options["seed"])
+        pictures, _ = read_source(options["images"], options)
+    if state.is_main_process:
+        scores = scorer(pictures, options["seed"])
+        name = positionals[0] if model else options["images"]
+        report(scores, options, started, scorer.features, model=name, data=source,
+               num=len(pictures), reference_num=len(reference))  # fmt: skip
+
+
+def check(options, positionals):
+    """Raise ValueError for what can be told from the words alone, before any work."""
+    cli.check_choice("precision", options["precision"], ("fp32", "bf16"))
+    cli.check_choice("device", options["device"], ("auto", "cpu", "cuda", "mps"))
+    for key in ("out", "save_images"):
+        if options[key] and not Path(options[key]).absolute().parent.is_dir():
+            raise ValueError(f"{key}={options[key]}: its folder does not exist; make it first")
+    if positionals:
+        cli.one_model(positionals)
+    elif not (options["images"] and options["reference"]):
+        raise ValueError("images=: give a MODEL and data=, or images= and reference=")
+
+
+def generate(model, options, extra, reference_num):
+    """Return the model's images, uint8 (N, C, H, W), on every process."""
+    seeds = cli.seed_list(options | {"num": options["num"] or reference_num})
+    labels = benchmark.labels_for(seeds, options["labels"], model.classes)
+    settings = {key: value for key, value in extra.items() if value is not None}
+    settings |= {key: options[key] for key in ("batch", "precision")}
+    pictures = benchmark.generate_everywhere(model, seeds, labels, **settings)
+    if options["save_images"] and benchmark.process_state().is_main_process:
+        images.write_npz(options["save_images"], images=pictures.permute(0, 2, 3, 1).numpy())
+    return pictures
+
+
+def report(scores, options, started, features, **facts):
+    """Print the table and write the JSON."""
     rows = [(key, *(f"{score[k]:.4f}" for k in score)) for key, score in scores.items()]
-    title = f"{name} against {source}: {len(generated)} images, features {scorer.features.name}"
+    title = "{model} against {data}: {num} images, features ".format(**facts) + features.name
     columns = ("metric", "value", "standard error")[: 2 + bool(options["resamples"])]
     cli.print_table(title, columns, rows)
     if options["out"]:
-        features = scorer.features
         described = {"name": features.name, "sha256": features.sha256, "resize": features.resize}
-        benchmark.write_report(
-            options["out"], scores, started, model=str(name), data=source, num=len(generated),
-            reference_num=len(reference), features=described, seed=options["seed"], rows=[],
-        )  # fmt: skip
+        facts |= {"features": described, "seed": options["seed"], "rows": []}
+        benchmark.write_report(options["out"], scores, started, **facts)
         print(f"written: {options['out']}")
 
 
-def read_source(source, options, trained_on):
+def read_source(source, options, trained_on=None):
     """Return (images, {"train": ..., "held_out": ...} where the source is a data set with splits).
 
     Args:

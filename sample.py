@@ -21,7 +21,11 @@ SCHEMA = {
     "num": (int, 64, "how many images"),
     "seed": (int, 0, "the first seed"),
     "seeds": (str, "", "seeds in place of num and seed: 0-63,100"),
-    "labels": (str, "", "classes: 3, or 3,5 (seed k gets entry k mod 2), or balanced; empty: random"),
+    "labels": (
+        str,
+        "",
+        "classes: 3, or 3,5 (seed k gets entry k mod 2), or balanced; empty: random",
+    ),
     "out": (str, "samples", "folder to write to"),
     "format": (str, "png", "png or npz"),
     "batch": (int, 64, "images at a time; changes no image"),
@@ -44,6 +48,7 @@ def sample(argv):
     options = cli.typed_words(common, SCHEMA)
     cli.check_choice("format", options["format"], ("png", "npz"))
     cli.check_choice("precision", options["precision"], ("fp32", "bf16"))
+    cli.check_choice("device", options["device"], ("auto", "cpu", "cuda", "mps"))
     seeds = cli.seed_list(options)
     state = benchmark.process_state()
     device = state.device if options["device"] == "auto" else torch.device(options["device"])
@@ -54,7 +59,6 @@ def sample(argv):
     checkpoint.load_guide(settings, device)
     settings |= {key: options[key] for key in ("batch", "precision", "noise")}
     out = Path(options["out"])
-    out.mkdir(parents=True, exist_ok=True)
     if options["format"] == "npz":
         write_npz(out, model, seeds, labels, settings, state)
     else:
@@ -71,6 +75,7 @@ def write_pngs(out, model, seeds, labels, settings, state):
         model, seeds[share], own_labels, progress=state.is_main_process, **settings
     )
     for own, _, pictures in batches:
+        out.mkdir(parents=True, exist_ok=True)
         for seed, picture in zip(own, pictures):
             images.write_png(out / f"{seed:06d}.png", picture)
     state.wait_for_everyone()
@@ -85,6 +90,7 @@ def write_npz(out, model, seeds, labels, settings, state):
     pictures = benchmark.generate_everywhere(model, seeds, labels, **settings)
     if state.is_main_process:
         nhwc = pictures.permute(0, 2, 3, 1).numpy()
+        out.mkdir(parents=True, exist_ok=True)
         known = np.full(len(seeds), -1) if labels is None else np.array(labels)
         images.write_npz(out / "images.npz", images=nhwc, seeds=np.array(seeds), labels=known)
 

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from genmodels import benchmark, callbacks, checkpoint, cli
-from genmodels.config import describe, load_config, save_config, to_plain
+from genmodels.config import load_config, save_config, to_plain
 from genmodels.data import ImageDataModule
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
@@ -34,19 +34,19 @@ CHANGEABLE = ("trainer.max_steps", "trainer.max_time", "trainer.log_every", "tra
 
 
 def train(argv):
-    """Run one training; see the module's docstring."""
+    """Run one training and return the run's folder; see the module's docstring."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips and device table
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # inside Lightning
     paths, words, flags = cli.split_words(argv)
     cli.check_flags(flags, ("--help", "--print"))
     if "--help" in flags or not argv:
-        print(f"{__doc__.strip()}\n{describe(METHODS, NETWORKS)}")
-        return
+        print(f"{__doc__.strip()}\n{cli.describe(METHODS, NETWORKS)}")
+        return None
     resume = words.pop("resume", None)
     cfg = resumed_config(Path(resume), paths, words) if resume else fresh_config(paths, words)
     if "--print" in flags:
         print(OmegaConf.to_yaml(OmegaConf.create(to_plain(cfg))), end="")
-        return
+        return None
     data = ImageDataModule(cfg.data, cfg.seed, cfg.trainer.accumulate)
     model = checkpoint.build(cfg)
     fresh = checkpoint.init_weights(model, cfg.init) if cfg.init and not resume else []
@@ -68,6 +68,7 @@ def train(argv):
     trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
     if trainer.is_global_zero:
         print(f"run: {run}")
+    return run
 
 
 def fresh_config(paths, words):
@@ -131,7 +132,7 @@ def make_trainer(cfg, run, step):
     extras = [callbacks.Throughput(cfg.data.batch_size)]
     if cfg.ema.half_life:
         extras.append(callbacks.EMA(cfg.ema.half_life, cfg.ema.rampup, cfg.data.batch_size))
-    extras.append(checkpoint.Saver(run, cfg))  # after the EMA took the step in, before slow work
+    extras.append(callbacks.Saver(run, cfg))  # after the EMA took the step in, before slow work
     if cfg.sample.every:
         extras.append(callbacks.SampleGrid(run, cfg.sample))
     if cfg.eval.every:

@@ -1,4 +1,4 @@
-"""What evaluate.py, sample.py and the callbacks run: generate images, score them, write the report."""
+"""Generate images, score them, write the report: the work of the scripts and callbacks."""
 
 import contextlib
 import json
@@ -70,7 +70,8 @@ def generate(model, seeds, labels=None, *, batch=64, precision="fp32", progress=
     autocast = contextlib.nullcontext()
     if precision == "bf16":
         autocast = torch.autocast(model.device.type, torch.bfloat16)
-    with tqdm(total=len(seeds), desc="sampling", unit="img", disable=not progress) as bar:
+    bar = tqdm(total=len(seeds), desc="sampling", unit="img", disable=not progress, delay=0.5)
+    with bar:  # delayed, so that an option refused by the model leaves one clean line
         for start in range(0, len(seeds), batch):
             own = seeds[start : start + batch]
             own_labels = None if labels is None else labels[start : start + batch]
@@ -171,7 +172,9 @@ class Scorer:
         """Return {metric: {"value": v, "stderr": s}} of uint8 images (N, C, H, W)."""
         if len(generated) < 4 or len(self.reference) < 4:
             counts = f"{len(generated)} images, {len(self.reference)} in the reference"
-            raise ValueError(f"num={len(generated)}: scores need at least 4 on each side ({counts})")
+            raise ValueError(
+                f"num={len(generated)}: scores need at least 4 on each side ({counts})"
+            )
         rows = extract(self.features, generated)
         scores = {}
         for name in self.metrics:

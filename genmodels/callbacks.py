@@ -1,7 +1,10 @@
-"""What happens around training: EMA, picture grids, metrics, metrics.csv, the progress bar."""
+"""Around training: EMA, saving, picture grids, metrics, metrics.csv, the progress bar."""
 
 import csv
 import io
+import os
+import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from genmodels import benchmark, images
+from genmodels.config import seconds
 
 
 class EMA(WeightAveraging):
@@ -52,6 +56,88 @@ class EMA(WeightAveraging):
     def module(self):
         """The averaged copy of the LightningModule, in eval mode."""
         return self._average_model.module.eval()
+
+
+class Saver(Callback):
+    """Saves step-XXXXXXXX.ckpt and last.ckpt, on schedule and whenever the run has to stop.
+
+    It must stand after the EMA in the list of callbacks: the average has taken in the step by then,
+    and at the end of the run this saves before the average is swapped in. Ctrl-C, SIGTERM and
+    max_time end the run after the current optimizer step, saved; a second Ctrl-C does not wait.
+
+    Args:
+        run: the run's folder.
+        cfg: the whole Config.
+    """
+
+    def __init__(self, run, cfg):
+        self.run, self.folder = Path(run), Path(run) / "checkpoints"
+        self.every, self.keep = cfg.checkpoint.every, cfg.checkpoint.keep
+        self.deadline = time.monotonic() + seconds(cfg.trainer.max_time)
+        self.saved_step = None
+        self.stopped_by = None
+        self.handlers = {}
+
+    def on_train_start(self, trainer, module):
+        """Catch the signals that end a run (Lightning puts the old handlers back at the end)."""
+        self.saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            for partial in self.folder.glob(".*.partial"):  # a kill in the middle of a save
+                partial.unlink()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.handlers[number] = signal.signal(number, self._on_signal)
+            except ValueError:  # not in the main thread: whoever runs us there handles signals
+                return
+
+    def _on_signal(self, number, frame):
+        if self.stopped_by and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stopped_by = signal.Signals(number).name
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        """Save if the step is due, and stop the run if it has to stop."""
+        step = trainer.global_step
+        if step == self.saved_step or batch_idx % trainer.accumulate_grad_batches != (
+            trainer.accumulate_grad_batches - 1
+        ):
+            return
+        if time.monotonic() > self.deadline:
+            self.stopped_by = self.stopped_by or "trainer.max_time"
+        # One rank alone may have caught the signal; all must leave after the same step.
+        stop = trainer.strategy.reduce_boolean_decision(bool(self.stopped_by), all=False)
+        if step % self.every == 0 or step >= trainer.max_steps or stop:
+            self.save(trainer)
+        if stop and step < trainer.max_steps:
+            trainer.should_stop = True
+            self.stopped_by = self.stopped_by or "another process"
+            module.print(
+                f"\nstopped by {self.stopped_by} after step {step}, saved; go on with\n"
+                f"  python train.py resume={self.run}"
+            )
+
+    def on_train_end(self, trainer, module):
+        """Give the signals back."""
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def save(self, trainer):
+        """Write step-XXXXXXXX.ckpt, make last.ckpt the same file, and drop the oldest."""
+        self.saved_step = trainer.global_step
+        path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
+        trainer.save_checkpoint(path)
+        if not trainer.is_global_zero:
+            return
+        partial = self.folder / ".last.ckpt.partial"
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(path, partial)
+        except OSError:  # a file system without hard links
+            shutil.copy(path, partial)
+        os.replace(partial, self.folder / "last.ckpt")
+        if self.keep:
+            for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
+                old.unlink()
 
 
 class SampleGrid(Callback):

@@ -1,4 +1,4 @@
-"""Saving while training, and loading, exporting and starting from trained models.
+"""Checkpoints: writing them whole, loading, exporting, and starting from trained models.
 
     python -m genmodels.checkpoint MODEL out=DIR [half=true]     export: config.json + safetensors
 
@@ -9,20 +9,17 @@ file is written under a temporary name in its own folder, flushed to disk and re
 import json
 import os
 import shutil
-import signal
 import sys
-import time
 from pathlib import Path
 
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import genmodels
 from genmodels import cli, data
-from genmodels.config import Config, load_config, seconds, to_plain
+from genmodels.config import Config, load_config, to_plain
 from genmodels.images import write_bytes
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
@@ -45,88 +42,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
-
-
-class Saver(Callback):
-    """Saves step-XXXXXXXX.ckpt and last.ckpt, on schedule and whenever the run has to stop.
-
-    It must stand after the EMA in the list of callbacks: the average has taken in the step by then,
-    and at the end of the run this saves before the average is swapped in. Ctrl-C, SIGTERM and max_time end the run after the
-    current optimizer step, saved; a second Ctrl-C does not wait.
-
-    Args:
-        run: the run's folder.
-        cfg: the whole Config.
-    """
-
-    def __init__(self, run, cfg):
-        self.run, self.folder = Path(run), Path(run) / "checkpoints"
-        self.every, self.keep = cfg.checkpoint.every, cfg.checkpoint.keep
-        self.deadline = time.monotonic() + seconds(cfg.trainer.max_time)
-        self.saved_step = None
-        self.stopped_by = None
-        self.handlers = {}
-
-    def on_train_start(self, trainer, module):
-        """Catch the signals that end a run (Lightning puts the old handlers back at the end)."""
-        self.saved_step = trainer.global_step
-        if trainer.is_global_zero:
-            for partial in self.folder.glob(".*.partial"):  # a kill in the middle of a save
-                partial.unlink()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self.handlers[number] = signal.signal(number, self._on_signal)
-            except ValueError:  # not in the main thread: whoever runs us there handles signals
-                return
-
-    def _on_signal(self, number, frame):
-        if self.stopped_by and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.stopped_by = signal.Signals(number).name
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        """Save if the step is due, and stop the run if it has to stop."""
-        step = trainer.global_step
-        if step == self.saved_step or batch_idx % trainer.accumulate_grad_batches != (
-            trainer.accumulate_grad_batches - 1
-        ):
-            return
-        if time.monotonic() > self.deadline:
-            self.stopped_by = self.stopped_by or "trainer.max_time"
-        # One rank alone may have caught the signal; all must leave after the same step.
-        stop = trainer.strategy.reduce_boolean_decision(bool(self.stopped_by), all=False)
-        if step % self.every == 0 or step >= trainer.max_steps or stop:
-            self.save(trainer)
-        if stop and step < trainer.max_steps:
-            trainer.should_stop = True
-            self.stopped_by = self.stopped_by or "another process"
-            module.print(
-                f"\nstopped by {self.stopped_by} after step {step}, saved; go on with\n"
-                f"  python train.py resume={self.run}"
-            )
-
-    def on_train_end(self, trainer, module):
-        """Give the signals back."""
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-
-    def save(self, trainer):
-        """Write step-XXXXXXXX.ckpt, make last.ckpt the same file, and drop the oldest."""
-        self.saved_step = trainer.global_step
-        path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
-        trainer.save_checkpoint(path)
-        if not trainer.is_global_zero:
-            return
-        partial = self.folder / ".last.ckpt.partial"
-        partial.unlink(missing_ok=True)
-        try:
-            os.link(path, partial)
-        except OSError:  # a file system without hard links
-            shutil.copy(path, partial)
-        os.replace(partial, self.folder / "last.ckpt")
-        if self.keep:
-            for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
-                old.unlink()
 
 
 def usable_precision(precision, accelerator):

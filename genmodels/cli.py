@@ -1,12 +1,13 @@
 """Command lines: key=value words, one-line errors, exit codes, tables."""
 
+import dataclasses
 import difflib
 import os
 import sys
 import traceback
 from pathlib import Path
 
-from genmodels.config import parse_value
+from genmodels.config import Config, parse_value
 
 PACKAGE = Path(__file__).parent.parent
 
@@ -14,7 +15,8 @@ PACKAGE = Path(__file__).parent.parent
 def split_words(argv):
     """Return (positionals, {key: text}, flags): words with =, words without, words with --.
 
-    Of a key given twice the later value holds. A word is key=value if what stands before the first = could be a key (letters, digits, _ . :).
+    Of a key given twice the later value holds. A word is key=value if what stands before the first
+    = could be a key (letters, digits, _ and .).
     """
     positionals, words, flags = [], {}, []
     for word in argv:
@@ -58,13 +60,13 @@ def seed_list(options):
     """Return the seeds of the options num, seed and seeds.
 
     Raises:
-        ValueError: num < 1, a negative seed, or a malformed range.
+        ValueError: num or batch < 1, a negative seed, or a malformed range.
     """
-    if options["seeds"]:
-        return parse_seeds(options["seeds"])
-    for key, least in (("num", 1), ("seed", 0)):
+    for key, least in (("num", 1), ("seed", 0), ("batch", 1)):
         if options[key] < least:
             raise ValueError(f"{key}={options[key]}: must be >= {least}")
+    if options["seeds"]:
+        return parse_seeds(options["seeds"])
     return list(range(options["seed"], options["seed"] + options["num"]))
 
 
@@ -96,6 +98,29 @@ def help_text(doc, schema):
     for key, (_, default, meaning) in schema.items():
         shown = ",".join(map(str, default)) if isinstance(default, list) else default
         lines.append(f"  {f'{key}={shown}':28} {meaning}")
+    return "\n".join(lines)
+
+
+def describe(methods, networks):
+    """Return the schema as text: every key with its default and meaning (for --help)."""
+    lines = []
+
+    def section(title, cls, prefix):
+        lines.append(f"\n{title}: {cls.__doc__.splitlines()[0]}")
+        for item in dataclasses.fields(cls):
+            if "doc" in item.metadata:
+                default = item.default_factory() if callable(item.default_factory) else item.default
+                shown = ",".join(map(str, default)) if isinstance(default, list) else default
+                shown = str(shown).lower() if isinstance(shown, bool) else shown
+                lines.append(f"  {f'{prefix}{item.name}={shown}':34} {item.metadata['doc']}")
+
+    section("general", Config, "")
+    for item in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(item.type):
+            section(item.name, item.type, f"{item.name}.")
+    for slot, choices in (("method", methods), ("network", networks)):
+        for name, cls in choices.items():
+            section(f"{slot}.name={name}", cls.Config, f"{slot}.")
     return "\n".join(lines)
 
 

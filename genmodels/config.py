@@ -214,7 +214,8 @@ def load_config(sources, overrides=(), *, methods, networks):
     """
     values = OmegaConf.create()
     for source in sources:
-        values = _merge(values, source if isinstance(source, dict) else _read_yaml(source))
+        source = source if isinstance(source, dict) else _read_yaml(source)
+        values = OmegaConf.merge(values, source)
     words = dict(_split_word(word) for word in overrides)
     schema = {}
     for slot, choices in (("method", methods), ("network", networks)):
@@ -251,29 +252,6 @@ def save_config(config, path):
     os.replace(partial, path)
 
 
-def describe(methods, networks):
-    """Return the schema as text: every key with its default and meaning (for --help)."""
-    lines = []
-
-    def section(title, cls, prefix):
-        lines.append(f"\n{title}: {cls.__doc__.splitlines()[0]}")
-        for item in dataclasses.fields(cls):
-            if "doc" in item.metadata:
-                default = item.default_factory() if callable(item.default_factory) else item.default
-                shown = ",".join(map(str, default)) if isinstance(default, list) else default
-                shown = str(shown).lower() if isinstance(shown, bool) else shown
-                lines.append(f"  {f'{prefix}{item.name}={shown}':34} {item.metadata['doc']}")
-
-    section("general", Config, "")
-    for item in dataclasses.fields(Config):
-        if dataclasses.is_dataclass(item.type):
-            section(item.name, item.type, f"{item.name}.")
-    for slot, choices in (("method", methods), ("network", networks)):
-        for name, cls in choices.items():
-            section(f"{slot}.name={name}", cls.Config, f"{slot}.")
-    return "\n".join(lines)
-
-
 def parse_value(key, text, kind):
     """Return the word's text as the type the schema asks for (never by YAML's guess).
 
@@ -297,12 +275,6 @@ def parse_value(key, text, kind):
     if kind is int and re.fullmatch(r"[\d.]+e\+?\d+", text.lower()) and float(text).is_integer():
         remedy += f"; write {int(float(text))}"
     raise ValueError(f"{key}={text}: {remedy}")
-
-
-def _merge(values, new):
-    if not OmegaConf.is_config(new) and not isinstance(new, dict):
-        raise ValueError("a config must hold key: value pairs")
-    return OmegaConf.merge(values, new)
 
 
 def _read_yaml(path):

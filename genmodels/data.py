@@ -206,9 +206,10 @@ class TrainStream:
 
     def __init__(self, pixels, labels, seed, batch_size, first_step, accumulate=1, rank=0, world=1):
         if batch_size % (accumulate * world):
+            nearest = -(-batch_size // (accumulate * world)) * accumulate * world
             raise ValueError(
                 f"data.batch_size={batch_size}: must be a multiple of processes x accumulate = "
-                f"{world} x {accumulate}; try {-(-batch_size // (accumulate * world)) * world * accumulate}"
+                f"{world} x {accumulate}; try {nearest}"
             )
         self.pixels, self.labels, self.seed = pixels, labels, seed
         self.batch_size, self.first_step = batch_size, first_step

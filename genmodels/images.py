@@ -24,7 +24,7 @@ def from_uint8(images):
 
 
 def grid(images, columns=None):
-    """Return a contact sheet (C, H, W) uint8 of images (N, C, H, W) uint8, one pixel apart."""
+    """Return a contact sheet (3, H, W) uint8 of images (N, C, H, W) uint8, one pixel apart."""
     columns = columns or max(1, round(len(images) ** 0.5))
     return make_grid(images.cpu(), nrow=columns, padding=1, pad_value=128)
 

@@ -143,8 +143,8 @@ def test_max_time_saves(train_tiny):
 
 def test_one_and_two_processes_train_the_same_weights(train_tiny, tmp_path):
     # The two sum their gradients in another order, and Adam turns the rounding of a gradient near
-    # zero into a step of up to lr (1e-5 apart after five steps at its usual eps); a larger eps keeps
-    # rounding what it is. A wrong image, noise or scale is off by 1e-2 either way.
+    # zero into a step of up to lr (1e-5 apart after five steps at its usual eps); a larger eps
+    # keeps rounding what it is. A wrong image, noise or scale is off by 1e-2 either way.
     words = ("data.batch_size=16", "trainer.accumulate=2", "trainer.max_steps=5", "optim.eps=1e-2")
     one = state(train_tiny(*words))
     process = start(tmp_path, *words, "trainer.devices=2", "trainer.strategy=ddp")

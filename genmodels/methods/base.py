@@ -88,7 +88,7 @@ class GenerativeModule(L.LightningModule):
         self.log_dict(logs, batch_size=len(batch["n"]), sync_dist=True)
 
     def parameter_groups(self):
-        """Return the optimizer's parameter groups; a method with several learning rates overrides."""
+        """Return the optimizer's parameter groups; override for several lrs."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def configure_optimizers(self):

@@ -15,7 +15,9 @@ class UNetConfig:
     name: str = setting("unet", "")
     channels: list[int] = setting([64, 128, 128], "channels of each level, finest first")
     layers: int = setting(2, "residual blocks for each level")
-    attention: list[int] = setting([1], "levels with self-attention, 0 = finest; empty: none at all")
+    attention: list[int] = setting(
+        [1], "levels with self-attention, 0 = finest; empty: none at all"
+    )
     head_dim: int = setting(32, "channels of one attention head")
     norm_groups: int = setting(32, "groups of each group norm; divides every entry of channels")
     dropout: float = setting(0.0, "dropout in the residual blocks")

@@ -1,0 +1,133 @@
+import csv
+
+import pytest
+import torch
+from torch import nn
+
+from genmodels import callbacks, images
+from genmodels.checkpoint import read_checkpoint
+
+
+def edm_ema(weights, half_life, rampup, batch):
+    """The average after each step by the published rule, in float64, one number at a time."""
+    average, averages = None, []
+    for step, weight in enumerate(weights):
+        seen = step * batch
+        life = min(half_life, rampup * seen) if rampup else half_life
+        beta = 0.5 ** (batch / max(life, 1e-8))
+        average = weight if average is None else beta * average + (1 - beta) * weight
+        averages.append(average)
+    return averages
+
+
+@pytest.mark.parametrize("rampup", [0.0, 0.05])
+def test_ema_follows_the_published_rule(rampup):
+    ema = callbacks.EMA(half_life=1000.0, rampup=rampup, batch_size=32)
+    model = nn.Linear(1, 1, bias=False)
+    weights = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema._average)
+    expected = edm_ema(weights.tolist(), 1000.0, rampup, 32)
+    for step, weight in enumerate(weights):
+        nn.init.constant_(model.weight, float(weight))
+        average.update_parameters(model)
+        ema._latest_update_step = step + 1
+        assert float(average.module.weight) == pytest.approx(expected[step], abs=1e-5)
+
+
+def test_ema_leaves_frozen_weights_alone():
+    ema = callbacks.EMA(half_life=100.0, rampup=0.0, batch_size=1)
+    model = nn.Linear(50, 50)
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema._average)
+    for _ in range(500):
+        average.update_parameters(model)
+    assert torch.equal(average.module.weight, model.weight)
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_grows_columns_and_cuts_to_a_step(tmp_path):
+    path = tmp_path / "metrics.csv"
+    logger = callbacks.CSVMetrics(path)
+    logger.log_metrics({"train/loss": 1.0, "epoch": 0}, 0)
+    logger.log_metrics({"train/loss": torch.tensor(0.5)}, 1)
+    logger.log_metrics({"eval/fd": 3.0}, 2)
+    assert read(path) == [
+        {"step": "1", "train/loss": "1", "eval/fd": ""},
+        {"step": "2", "train/loss": "0.5", "eval/fd": "3"},
+    ]
+    again = callbacks.CSVMetrics(path, first_step=1)
+    again.log_metrics({"train/loss": 0.25}, 1)
+    assert [row["train/loss"] for row in read(path)] == ["1", "0.25"]
+
+
+def test_grids_and_metrics_while_training(train_tiny):
+    run = train_tiny(
+        "sample.every=2", "sample.num=4", "method.steps=2", "eval.every=2", "eval.num=8",
+        "eval.metrics=fd,nn1", "eval.features=digits", "eval.loss_every=2",
+        "trainer.loggers=[csv,tensorboard]",
+    )  # fmt: skip
+    grids = sorted(path.name for path in (run / "samples").iterdir())
+    assert grids == ["step-00000002.png", "step-00000004.png"]
+    sheet = images.read_image(run / "samples" / grids[0])
+    assert sheet.shape[-1] >= 480  # tiny images are enlarged to be seen
+    rows = read(run / "metrics.csv")
+    assert [row["step"] for row in rows if row["eval/fd"]] == ["2", "4"]
+    assert [row["step"] for row in rows if row["val/loss"]] == ["2", "4"]
+    assert all(float(row["eval/num"]) == 8 for row in rows if row["eval/fd"])
+    assert all(float(row["train/images_per_second"]) > 0 for row in rows)
+    assert list(run.glob("events.out.tfevents.*"))
+
+
+def test_looking_does_not_change_training(train_tiny):
+    """Grids, metrics and the held-out loss draw noise of their own."""
+    words = ("trainer.max_steps=4", "network.dropout=0.2", "method.steps=2")
+    plain = train_tiny(*words)
+    looked = train_tiny(*words, "sample.every=1", "eval.every=2", "eval.num=8", "eval.loss_every=1")
+    states = [
+        read_checkpoint(run / "checkpoints" / "last.ckpt")["current_model_state"]
+        for run in (plain, looked)
+    ]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_non_finite_gradients_are_skipped_then_stop_the_run(
+    train_tiny, monkeypatch, capsys, tmp_path
+):
+    """Steps 3 and 4 are bad: they leave the weights alone; three in a row stop the run."""
+    from conftest import ROOT, TINY
+
+    import train
+    from genmodels.methods.edm import EDM
+
+    original = EDM.loss
+
+    def poisoned(bad):
+        def loss(self, batch):
+            value, logs = original(self, batch)
+            return value * (float("nan") if self.global_step in bad else 1.0), logs
+
+        return loss
+
+    words = ("trainer.max_steps=5", "checkpoint.every=1", "checkpoint.keep=0")
+    monkeypatch.setattr(EDM, "loss", poisoned({2, 3}))
+    run = train_tiny(*words)
+    assert capsys.readouterr().out.count("step skipped") == 2
+    weights = [
+        read_checkpoint(run / "checkpoints" / f"step-{step:08d}.ckpt")["current_model_state"]
+        for step in (2, 3, 4, 5)
+    ]
+    key = "net.net.unet.conv_out.weight"
+    assert torch.equal(weights[0][key], weights[2][key])
+    assert not torch.equal(weights[2][key], weights[3][key])
+    assert all(torch.isfinite(tensor).all() for tensor in weights[3].values())
+    monkeypatch.setattr(EDM, "loss", poisoned(range(2, 99)))
+    argv = [str(ROOT / "configs/edm_digits.yaml"), str(ROOT / "configs/debug.yaml"), *TINY,
+            "sample.every=0", f"out_dir={tmp_path}", "trainer.max_steps=50",
+            "trainer.max_nonfinite=3"]  # fmt: skip
+    assert train.main(argv) == 1
+    assert "trainer.max_nonfinite=3: that many steps in a row" in capsys.readouterr().err
+    (stopped,) = tmp_path.glob("*/*")
+    assert read_checkpoint(stopped / "checkpoints" / "last.ckpt")["global_step"] == 4

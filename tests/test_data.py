@@ -1,0 +1,228 @@
+import gzip
+import os
+import struct
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from genmodels import cli, data, seeding
+from genmodels.config import DataConfig
+from genmodels.data import ImageDataModule, TrainStream, fill_in, load_split
+
+REAL = os.environ.get("GENMODELS_DATA", "")
+
+
+def test_digits_are_all_there_and_split_once():
+    train, held_out = (load_split(DataConfig(), split) for split in ("train", "test"))
+    assert train[0].shape == (1437, 1, 8, 8) and held_out[0].shape == (360, 1, 8, 8)
+    digits = load_digits()
+    assert sorted(torch.cat([train[1], held_out[1]]).tolist()) == sorted(digits.target)
+    total = sum(float(pixels.double().sum()) for pixels, _ in (train, held_out))
+    assert total == np.rint(digits.images * 255 / 16).sum()
+    assert train[0].max() == 255 and train[0].dtype == torch.uint8
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(struct.pack(">I", n) for n in array.shape)
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wb") as file:
+        file.write(header + array.tobytes())
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_mnist_reads_idx_from_a_read_only_folder(tmp_path, suffix):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 28, 28), dtype=np.uint8)
+    labels = np.arange(7, dtype=np.uint8)
+    for stem in ("train", "t10k"):
+        write_idx(raw / f"{stem}-images-idx3-ubyte{suffix}", pixels)
+        write_idx(raw / f"{stem}-labels-idx1-ubyte{suffix}", labels)
+    raw.chmod(0o500)
+    cfg = DataConfig(name="mnist", root=str(tmp_path), pad=2)
+    images, read_labels = load_split(cfg, "train")
+    assert images.shape == (7, 1, 32, 32)
+    assert np.array_equal(images[:, 0, 2:-2, 2:-2].numpy(), pixels)
+    assert images[:, 0, :2].max() == 0
+    assert read_labels.tolist() == labels.tolist() and read_labels.dtype == torch.int64
+    raw.chmod(0o700)
+
+
+def test_truncated_idx_is_named(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    write_idx(raw / "train-labels-idx1-ubyte", np.zeros(5, np.uint8))
+    path = raw / "train-images-idx3-ubyte"
+    write_idx(path, np.zeros((5, 28, 28), np.uint8))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="train-images-idx3-ubyte: 3919 bytes for shape"):
+        load_split(DataConfig(name="mnist", root=str(tmp_path)), "train")
+
+
+@pytest.mark.skipif(not REAL, reason="GENMODELS_DATA is not set: no real Fashion-MNIST here")
+def test_real_fashion_mnist():
+    cfg = DataConfig(name="fashion_mnist", root=REAL)
+    train, test = load_split(cfg, "train"), load_split(cfg, "test")
+    assert train[0].shape == (60000, 1, 28, 28) and test[0].shape == (10000, 1, 28, 28)
+    assert torch.bincount(train[1]).tolist() == [6000] * 10
+    x = train[0].double() / 255
+    # The mean and standard deviation everyone normalises Fashion-MNIST with.
+    assert abs(x.mean() - 0.2860) < 1e-4 and abs(x.std() - 0.3530) < 1e-4
+
+
+def picture(path, size, colour):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def test_imagefolder_crops_resizes_and_labels_by_folder(tmp_path):
+    for name, colour in (("cats", (255, 0, 0)), ("dogs", (0, 0, 255))):
+        for i in range(10):
+            picture(tmp_path / name / f"{i}.png", (12 + i, 9), colour)
+    cfg = DataConfig(name="imagefolder", root=str(tmp_path), resolution=8, holdout=0.2, labels=True)
+    images, labels = load_split(cfg, "train")
+    held_out, _ = load_split(cfg, "test")
+    assert images.shape == (16, 3, 8, 8) and held_out.shape == (4, 3, 8, 8)
+    for image, label in zip(images, labels):
+        assert image[:, 3, 3].tolist() == ([255, 0, 0] if label == 0 else [0, 0, 255])
+    fill_in(cfg)
+    assert cfg.shape == [3, 8, 8] and cfg.classes == 2
+    grey = DataConfig(name="imagefolder", root=str(tmp_path), resolution=8, channels=1)
+    assert load_split(grey, "train")[0].shape[1:] == (1, 8, 8)
+
+
+def test_imagefolder_takes_its_own_splits(tmp_path):
+    picture(tmp_path / "train" / "a.png", (8, 8), (9, 9, 9))
+    picture(tmp_path / "test" / "b.png", (8, 8), (7, 7, 7))
+    cfg = DataConfig(name="imagefolder", root=str(tmp_path), resolution=8)
+    assert load_split(cfg, "train")[0].unique().tolist() == [9]
+    assert load_split(cfg, "test")[0].unique().tolist() == [7]
+    cfg.labels = True
+    with pytest.raises(ValueError, match="data.labels=true: imagefolder at .* has no class labels"):
+        fill_in(cfg)
+
+
+def test_npz_with_and_without_splits(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 5, 6, 3), dtype=np.uint8)
+    path = tmp_path / "set.npz"
+    np.savez(path, train_images=pixels[:15], train_labels=np.arange(15), test_images=pixels[15:])
+    images, labels = load_split(DataConfig(name="npz", root=str(path)), "train")
+    assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), pixels[:15])
+    assert labels.tolist() == list(range(15))
+    held_out, labels = load_split(DataConfig(name="npz", root=str(path)), "test")
+    assert len(held_out) == 5 and labels.tolist() == [-1] * 5
+    np.savez(path, pixels)
+    cfg = DataConfig(name="npz", root=str(path), holdout=0.25)
+    parts = [load_split(cfg, split)[0] for split in ("train", "test")]
+    assert [len(part) for part in parts] == [15, 5]
+    assert torch.cat(parts).double().sum() == pixels.sum()  # nothing twice, nothing lost
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "mnist"}, "data.root=.*/empty: train-images-idx3-ubyte"),
+        ({"name": "cifar10"}, "data.root=.*/empty: no cifar-10-batches-py"),
+        ({"name": "imagefolder"}, "data.resolution=0: imagefolder needs"),
+        ({"name": "imagefolder", "resolution": 8}, "data.root=.*/empty: holds no picture"),
+        ({"name": "npz"}, "data.root=.*/empty: no such file"),
+        ({"name": "digit"}, "data.name=digit: choose from digits"),
+    ],
+)
+def test_missing_data_says_what_to_put_where(tmp_path, options, message):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=message):
+        load_split(DataConfig(root=str(tmp_path / "empty"), **options), "train")
+
+
+def test_broken_files_are_named(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"not a picture")
+    cfg = DataConfig(name="imagefolder", root=str(tmp_path), resolution=8)
+    with pytest.raises(ValueError, match="a.png: cannot be read"):
+        load_split(cfg, "train")
+    np.savez(tmp_path / "a.npz", images=np.zeros((3, 8, 8, 3)))
+    with pytest.raises(ValueError, match="float64.*must be uint8"):
+        load_split(DataConfig(name="npz", root=str(tmp_path / "a.npz")), "train")
+    np.savez(tmp_path / "b.npz", images=np.zeros((3, 8, 8, 3), np.uint8), labels=np.zeros(2))
+    with pytest.raises(ValueError, match="labels has shape .2,. for 3 images"):
+        load_split(DataConfig(name="npz", root=str(tmp_path / "b.npz")), "train")
+    (tmp_path / "c.npz").write_bytes(b"PK\x03\x04 half a zip")
+    with pytest.raises(ValueError, match="c.npz: cannot be read"):
+        load_split(DataConfig(name="npz", root=str(tmp_path / "c.npz")), "train")
+
+
+def stream(step=0, **options):
+    pixels = torch.arange(100, dtype=torch.uint8).reshape(100, 1, 1, 1)
+    arguments = {"seed": 5, "batch_size": 24, "first_step": lambda: step} | options
+    return iter(TrainStream(pixels, torch.arange(100), **arguments))
+
+
+def test_stream_visits_every_image_once_a_pass():
+    batches = [next(iterator) for iterator in [stream()] for _ in range(25)]  # 600 = 6 passes
+    numbers = torch.cat([batch["label"] for batch in batches]).reshape(6, 100)
+    for row in numbers:
+        assert row.sort().values.tolist() == list(range(100))
+    assert not torch.equal(numbers[0], numbers[1])
+    assert torch.equal(torch.cat([batch["n"] for batch in batches]), torch.arange(600))
+
+
+def test_stream_is_a_function_of_n_alone():
+    """Starting later, splitting over ranks and micro-batches: the same images at the same n."""
+    iterator = stream()
+    whole = [next(iterator) for _ in range(10)]
+    later = stream(step=7)
+    for expected in whole[7:]:
+        batch = next(later)
+        assert all(torch.equal(batch[key], expected[key]) for key in expected)
+    ranks = [stream(accumulate=3, rank=rank, world=4) for rank in range(4)]
+    for expected in whole:
+        parts = [next(rank) for _ in range(3) for rank in ranks]
+        for key in expected:
+            assert torch.equal(torch.cat([part[key] for part in parts]), expected[key])
+
+
+def test_stream_refuses_an_indivisible_batch():
+    with pytest.raises(ValueError, match="data.batch_size=24: .* = 5 x 2; try 30"):
+        stream(accumulate=2, world=5)
+
+
+def held_out(cfg, rank, world):
+    module = ImageDataModule(cfg)
+    module.trainer = SimpleNamespace(global_rank=rank, world_size=world)
+    return list(module.val_dataloader())
+
+
+@pytest.mark.parametrize("world", [1, 2, 7])
+def test_held_out_batches_cover_the_split_and_ranks_agree_on_their_number(world):
+    cfg = DataConfig(batch_size=70)
+    shares = [held_out(cfg, rank, world) for rank in range(world)]
+    assert len({len(share) for share in shares}) == 1
+    n = torch.cat([batch["n"] for share in shares for batch in share]) - seeding.HELD_OUT
+    assert n.sort().values.tolist() == list(range(360))
+
+
+def test_flips_are_a_function_of_n():
+    cfg = DataConfig(flip=True)
+    module = ImageDataModule(cfg, seed=1)
+    module.trainer = SimpleNamespace(training=True)
+    pixels, n = module.train[0][:200], torch.arange(200)
+    flipped = module.on_after_batch_transfer({"image": pixels, "n": n}, 0)["image"]
+    alone = module.on_after_batch_transfer({"image": pixels[50:60], "n": n[50:60]}, 0)["image"]
+    assert torch.equal(flipped[50:60], alone)
+    plain = pixels.float() / 127.5 - 1
+    changed = (flipped != plain).flatten(1).any(1)
+    assert torch.equal(flipped[changed], plain[changed].flip(-1))
+    assert 70 < changed.sum() < 130  # 100 expected, sd 7
+    module.trainer = SimpleNamespace(training=False)
+    assert torch.equal(module.on_after_batch_transfer({"image": pixels, "n": n}, 0)["image"], plain)
+
+
+def test_info_command(capsys):
+    assert cli.run(data.main, ["info", "digits"]) == 0
+    shown = capsys.readouterr().out
+    assert "1437" in shown and "360" in shown and "0.75" in shown
+    assert cli.run(data.main, ["info"]) == 2
+    assert cli.run(data.main, ["info", "no/such/folder", "resolution=8"]) == 2

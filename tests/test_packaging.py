@@ -1,0 +1,102 @@
+"""However we are installed: genmodels.kernels is found, Hugging Face's `kernels` not shadowed."""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from conftest import ROOT
+
+# What a user's process does; the first line takes away the editable install of the test machine.
+CHECK = """
+import sys
+if {isolated}:
+    sys.meta_path = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
+    sys.path = [p for p in sys.path if "__editable__" not in p]
+import kernels
+assert kernels.IS_HUGGING_FACE, kernels
+import genmodels
+from genmodels.kernels.philox import philox_normal
+import genmodels.kernels.philox as module
+assert module.__name__ == "genmodels.kernels.philox"
+print(genmodels.__file__, module.__file__, philox_normal((3,), 1).tolist())
+"""
+
+
+def run(cwd, path, isolated, code=CHECK):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    if path:
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    # -c puts the working directory first on sys.path, as a script there would
+    return subprocess.run(
+        [sys.executable, "-c", code.format(isolated=isolated)],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hugging_face(tmp_path_factory):
+    """A stand-in for the installed `kernels` package of Hugging Face."""
+    folder = tmp_path_factory.mktemp("hf")
+    (folder / "kernels").mkdir()
+    (folder / "kernels" / "__init__.py").write_text("IS_HUGGING_FACE = True\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, unpacked: a pure-Python wheel is installed by unpacking it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+         "-w", folder, ROOT],
+        check=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    (built,) = folder.glob("genmodels-*.whl")
+    with zipfile.ZipFile(built) as archive:
+        names = archive.namelist()
+        archive.extractall(folder / "site")
+    assert "genmodels/kernels/philox.py" in names
+    assert "genmodels/metrics/digits_net.safetensors" in names
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"genmodels"}
+    return folder / "site"
+
+
+def editable():
+    """Return whether this interpreter sees genmodels through an editable install."""
+    code = "import genmodels.kernels, os; print(os.path.realpath(genmodels.__file__))"
+    done = run("/", [], False, code.replace("{", "{{").replace("}", "}}"))
+    return done.returncode == 0 and done.stdout.strip().startswith(str(ROOT.resolve()))
+
+
+CASES = ["wheel elsewhere", "wheel at the root", "editable elsewhere", "editable at the root",
+         "no install, PYTHONPATH"]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_import(case, wheel, hugging_face, tmp_path):
+    if case.startswith("editable") and not editable():
+        pytest.skip("genmodels is not installed in editable mode here (make test does that)")
+    where = ROOT if "root" in case else tmp_path
+    path = {"w": [wheel], "e": [], "n": [ROOT]}[case[0]]
+    done = run(where, [*path, hugging_face], isolated=not case.startswith("editable"))
+    assert done.returncode == 0, done.stderr
+    used = done.stdout.split()[0]
+    assert used.startswith(str(wheel if case == "wheel elsewhere" else ROOT)), used
+
+
+def test_diffusers_imports_beside_our_folder(hugging_face):
+    """A kernels/__init__.py at the root would break this where Hugging Face's kernels is wanted."""
+    done = run(ROOT, [hugging_face], False, "from diffusers import UNet2DModel")
+    assert done.returncode == 0, done.stderr
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_import_without_triton(tmp_path):
+    """Where triton is not installed (macOS, Windows) everything still imports."""
+    (tmp_path / "triton.py").write_text("raise ImportError('no triton here')\n")
+    code = "import genmodels.checkpoint; from genmodels.kernels import philox"
+    done = run(ROOT, [tmp_path, ROOT], False, code)
+    assert done.returncode == 0, done.stderr
