@@ -216,20 +216,23 @@ def test_augmentation_does_not_leak_into_samples():
     model = make(augment=0.3, p_mean=0.0, sigma_data=0.7, network={"channels": 32}).train()
     picture = torch.full((1, 1, 8, 8), -1.0)
     picture[..., 1:4, 1:3] = 1.0
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for step in range(400):
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for step in range(250):
         n = torch.arange(step * 32, (step + 1) * 32)
         loss, _ = model.loss({"image": picture.expand(32, -1, -1, -1), "label": n, "n": n})
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     model.eval()
-    samples = model.sample(range(16), steps=8)
-    distance = (samples - picture).square().mean((1, 2, 3))
-    away = (samples - picture.flip(-1)).square().mean((1, 2, 3))
-    assert distance.max() < 0.25 < 0.45 < away.min(), (distance, away)
+    assert_shows(picture, model.sample(range(16), steps=8))
     inner, mirrored = model.net.forward, torch.zeros(16, 9)
     mirrored[:, 0] = 1
     model.net.forward = lambda x, sigma, labels: inner(x, sigma, labels, mirrored)
-    told = (model.sample(range(16), steps=8) - picture.flip(-1)).square().mean((1, 2, 3))
-    assert told.max() < 0.4
+    assert_shows(picture.flip(-1), model.sample(range(16), steps=8))
+
+
+def assert_shows(picture, samples):
+    """Every sample is the picture rather than its mirror image, and most are close to it."""
+    distance = (samples - picture).square().mean((1, 2, 3))
+    away = (samples - picture.flip(-1)).square().mean((1, 2, 3))
+    assert (distance < away).all() and distance.median() < 0.2 < 0.5 < away.median()
