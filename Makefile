@@ -27,6 +27,11 @@ test-slow: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
 
+# On a machine with a GPU and GENMODELS_DATA set: the checks, then the measured training run.
+gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m benchmarks.edm_fashion
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -1,0 +1,102 @@
+"""One full command for a GPU: train EDM on Fashion-MNIST, measure it, export it.
+
+    python -m benchmarks.edm_fashion [out=benchmarks/results] [trainer.max_time=8m] [key=value ...]
+
+Needs GENMODELS_DATA with FashionMNIST/raw. Writes OUT/edm_fashion.json (images/s in training and
+sampling, share of the measured matrix-product peak, scores), OUT/edm_fashion.png and the exported
+half-precision EMA weights OUT/export/ (which becomes pretrained/edm_fashion). A smoke run on a CPU:
+    python -m benchmarks.edm_fashion out=runs/smoke overlay=configs/debug.yaml num=8
+"""
+
+import csv
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import genmodels
+import train
+from benchmarks.demo import machine
+from genmodels import benchmark, checkpoint, cli, images
+from genmodels.data import load_split
+
+
+def main(argv=None):
+    """Return the exit code: 0 done, 2 the user's mistake, 1 anything else."""
+    return cli.run(measure, argv)
+
+
+def measure(argv):
+    """Train, measure, score, export; see the module's docstring."""
+    _, words, _ = cli.split_words(argv)
+    out, num = Path(words.pop("out", "benchmarks/results")), int(words.pop("num", "10000"))
+    overlay = [words.pop("overlay")] if "overlay" in words else []
+    out.mkdir(parents=True, exist_ok=True)
+    started, changed = time.monotonic(), [f"{key}={text}" for key, text in words.items()]
+    run = train.train(["configs/edm_fashion.yaml", *overlay, *changed])
+    train_seconds = time.monotonic() - started
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = genmodels.load(run, device=device)
+    peak, flops = matmul_peak(device), forward_flops(model)
+    with open(run / "metrics.csv", newline="") as file:
+        rates = [r["train/images_per_second"] for r in csv.DictReader(file)]
+    rate = statistics.median([float(text) for text in rates if text][1:] or [0.0])
+    started = time.monotonic()
+    generated, _ = benchmark.generate_all(model, range(num), batch=500, precision="bf16")
+    sample_seconds = time.monotonic() - started
+    real = load_split(model.cfg.data, "test")[0]
+    scorer = benchmark.Scorer(["fd", "nn1"], "pixels", reference=real, equal=True, device=device)
+    images.write_png(out / "edm_fashion.png", images.grid(generated[:100], 10))
+    result = {
+        "command": " ".join(["python -m benchmarks.edm_fashion", *argv]),
+        "machine": machine(),
+        "versions": benchmark.versions(),
+        "seed": model.cfg.seed,
+        "steps": checkpoint.read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"],
+        "batch": model.cfg.data.batch_size,
+        "train_seconds": round(train_seconds, 1),
+        "train_images_per_second": rate,
+        "forward_gflop_per_image": flops / 1e9,
+        "bf16_matmul_peak_tflops": peak / 1e12,
+        "train_share_of_peak": rate * 3 * flops / peak,
+        "sample_images_per_second": num / sample_seconds,
+        "sample_share_of_peak": num / sample_seconds * model.nfe * flops / peak,
+        "scores_on_pixels_against_test": scorer(generated),
+        "num": num,
+    }
+    images.write_bytes(out / "edm_fashion.json", json.dumps(result, indent=1).encode())
+    print(json.dumps(result, indent=1))
+    checkpoint.export(run, out / "export", half=True)
+
+
+def matmul_peak(device):
+    """Return the best measured rate of a bf16 matrix product, FLOP/s."""
+    size = 8192 if device == "cuda" else 512
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    best = float("inf")
+    for _ in range(20):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        a @ a
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def forward_flops(model):
+    """Return the FLOPs of one network evaluation of one image (2 for each multiply-add)."""
+    x = torch.randn(1, *model.shape, device=model.device)
+    label = torch.zeros(1, dtype=torch.int64, device=model.device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.net(x, torch.ones(1, device=model.device), label)
+    return counter.get_total_flops()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
