@@ -53,8 +53,36 @@ def export_diffusers(path, out):
     out = Path(out)
     if out.exists():
         raise ValueError(f"out={out}: exists; delete it or choose another name")
+    model = _fitting(path)
+    cfg = model.cfg
+    scheduler = EDMEulerScheduler(
+        sigma_min=cfg.method.sigma_min,
+        sigma_max=cfg.method.sigma_max,
+        sigma_data=cfg.method.sigma_data,
+        rho=cfg.method.rho,
+    )
+    pipeline = ConsistencyModelPipeline(unet=model.net.net.unet, scheduler=scheduler)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        pipeline.save_pretrained(partial)
+        shape = " x ".join(map(str, model.shape))
+        labels = f"class_labels: 0..{model.classes - 1}, {model.classes} = none."
+        card = _CARD.format(
+            name=out.name, data=cfg.data.name, shape=shape, steps=cfg.method.steps,
+            labels=labels if model.classes else "",
+        )  # fmt: skip
+        write_bytes(partial / "README.md", card.encode())
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _fitting(path):
+    """Return the model at this path, if diffusers has a place for all of it."""
     model = checkpoint.load(path)
-    cfg, (channels, height, width) = model.cfg, model.shape
+    cfg, (_, height, width) = model.cfg, model.shape
     if (cfg.method.name, cfg.network.name) not in {("edm", "unet"), ("ddo", "unet")}:
         raise ValueError(
             f"model={path}: is {cfg.method.name} with network {cfg.network.name}; diffusers has a "
@@ -68,28 +96,7 @@ def export_diffusers(path, out):
             f"model={path}: images of {height}x{width}; the pipeline makes squares of a multiple "
             f"of {multiple} pixels"
         )
-    scheduler = EDMEulerScheduler(
-        sigma_min=cfg.method.sigma_min,
-        sigma_max=cfg.method.sigma_max,
-        sigma_data=cfg.method.sigma_data,
-        rho=cfg.method.rho,
-    )
-    pipeline = ConsistencyModelPipeline(unet=model.net.net.unet, scheduler=scheduler)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        pipeline.save_pretrained(partial)
-        shape = f"{channels} x {height} x {width}"
-        labels = f"class_labels: 0..{model.classes - 1}, {model.classes} = none."
-        card = _CARD.format(
-            name=out.name, data=cfg.data.name, shape=shape, steps=cfg.method.steps,
-            labels=labels if model.classes else "",
-        )  # fmt: skip
-        write_bytes(partial / "README.md", card.encode())
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return out
+    return model
 
 
 def main(argv):
