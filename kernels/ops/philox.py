@@ -20,11 +20,15 @@ import math
 
 import torch
 
-__all__ = ["philox", "philox_normal", "philox_uniform"]
+from .dispatch import coefficient, launch_options, on_device, tl, triton, use_triton
+from .groups import interleave, locate, per_item, plan
+
+__all__ = ["chain_normals", "chain_uniforms", "philox", "philox_normal", "philox_uniform"]
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
+_CHUNK = 1 << 15  # groups a CPU works on at a time: the temporaries stay in its cache
 
 
 def philox(key, c0, c1, c2, c3):
@@ -50,14 +54,206 @@ def philox(key, c0, c1, c2, c3):
     return c0, c1, c2, c3
 
 
-def _words(shape, seed, step, stream, device):
-    """Return (words, numel): four (B, groups) tensors of random words for B items of `shape`."""
+def _words(seed, step, stream, group):
+    """Return four (B, G) tensors: the random words of groups (B or 1, G) under keys (B, 1)."""
+    stream = torch.full_like(group, stream)
+    return philox(seed, group, step & _MASK, (step >> 32) & _MASK, stream)
+
+
+def _uniforms(words):
+    return torch.stack([(word >> 8).to(torch.float32) * 2**-24 for word in words], dim=-1)
+
+
+def _normals(words):
+    normals = []
+    for radius_word, angle_word in (words[:2], words[2:]):
+        radius = ((radius_word.to(torch.float32) + 1) * 2**-32).log().mul(-2).sqrt()
+        angle = angle_word.to(torch.float32) * (2 * math.pi * 2**-32)
+        normals += [radius * angle.cos(), radius * angle.sin()]
+    return torch.stack(normals, dim=-1)
+
+
+def _reference(convert, shape, seed, step, stream, device, base=None):
+    """Return float32 (B, *shape): words turned into numbers by `convert`, a chunk at a time.
+
+    base: the number of each item's first group, int64 (B, 1); None for zero.
+    """
     numel = math.prod(shape)
     seed = torch.as_tensor(seed, dtype=torch.int64, device=device).reshape(-1, 1)
     step = torch.as_tensor(step, dtype=torch.int64, device=device).reshape(-1, 1)
-    group = torch.arange((numel + 3) // 4, dtype=torch.int64, device=device)
-    stream = torch.full_like(group, stream)
-    return philox(seed, group, step & _MASK, (step >> 32) & _MASK, stream), numel
+    base = torch.zeros_like(seed) if base is None else base
+    items, groups = max(len(seed), len(step), len(base)), (numel + 3) // 4
+    seed, step, base = (x.expand(items, 1) for x in (seed, step, base))
+    out = torch.empty(items, 4 * groups, dtype=torch.float32, device=device)
+    rows, columns = max(1, _CHUNK // max(groups, 1)), min(groups, _CHUNK)
+    for row in range(0, items, rows):
+        part = slice(row, row + rows)
+        for first in range(0, groups, columns or 1):
+            last = min(first + columns, groups)
+            group = base[part] + torch.arange(first, last, device=seed.device)
+            words = _words(seed[part], step[part], stream, group)
+            out[part, 4 * first : 4 * last] = convert(words).flatten(1)
+    return out[:, :numel].reshape(-1, *shape)
+
+
+def _chain_base(chains, per_chain, seed, counter, first, device):
+    """Return each chain's first group: not zero where one seed and one counter serve them all."""
+    if any(isinstance(x, torch.Tensor) and x.numel() > 1 for x in (seed, counter)):
+        return None
+    return torch.arange(first, first + chains, device=device).reshape(-1, 1) * per_chain
+
+
+def chain_normals(like, seed, counter=0, stream=0, first=0):
+    """Return the float32 normals that the step kernels draw for a state, of its shape (B, ...).
+
+    With one seed per chain these are philox_normal(shape, seed, counter). With one seed AND one
+    counter for all, chain b continues the groups of chain b - 1 (each padded to four).
+
+    Args:
+        like: the state, (B, ...).
+        seed, counter: an int, or int64 of one number or (B,).
+        stream: which stream under the key.
+        first: number of the first chain of this part of the state.
+    """
+    shape = like.shape[1:]
+    groups = (math.prod(shape) + 3) // 4
+    base = _chain_base(len(like), groups, seed, counter, first, like.device)
+    return _reference(_normals, shape, seed, counter, stream, like.device, base)
+
+
+def chain_uniforms(chains, seed, counter=0, stream=0, device=None):
+    """Return one uniform per chain, float32 (chains,); arguments as for chain_normals."""
+    base = _chain_base(chains, 1, seed, counter, 0, device)
+    return _reference(_uniforms, (), seed, counter, stream, device, base).expand(chains)
+
+
+@triton.jit
+def unit_normals(word0, word1):
+    """Two standard normals from two words, by the formula of philox_normal.
+
+    The angle is reduced to an eighth of a turn in integers; sine and cosine are then least-maximum
+    polynomials in its square (errors 1e-8 and 1e-9): exact to rounding, no table, no slow path.
+    """
+    uniform = (word0.to(tl.float32) + 1.0) * 2.3283064365386963e-10
+    radius = tl.sqrt(-2.0 * tl.log(uniform))
+    quadrant = (word1 + 0x20000000) >> 30
+    rest = (word1 - (quadrant << 30)).to(tl.int32, bitcast=True)
+    angle = rest.to(tl.float32) * 1.4629180792671596e-09
+    z = angle * angle
+    sine = angle + angle * z * (-0.1666666467 + z * (0.008332748635 - z * 0.0001958794987))
+    cosine = 1.0 + z * (-0.5 + z * (0.04166666466 + z * (-0.001388830334 + z * 2.454799131e-05)))
+    odd = (quadrant & 1) != 0
+    first = tl.where(odd, sine, cosine)
+    second = tl.where(odd, cosine, sine)
+    first = tl.where(((quadrant + 1) & 2) != 0, -first, first)
+    second = tl.where((quadrant & 2) != 0, -second, second)
+    return radius * first, radius * second
+
+
+@triton.jit
+def random_words(seed, counter, stream, group):
+    """Four words for each group; all arguments integer scalars or blocks that broadcast."""
+    counter = counter.to(tl.int64)
+    low = (counter & 0xFFFFFFFF).to(tl.uint32)
+    high = ((counter >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    # The zero only broadcasts: tl.philox wants all four words in one shape.
+    zero = (group.to(tl.uint32) + low) * 0
+    c0 = group.to(tl.uint32) + zero
+    return tl.philox(seed.to(tl.int64), c0, low + zero, high + zero, stream.to(tl.uint32) + zero)
+
+
+@triton.jit
+def group_normals(seed, counter, stream, group):
+    """Four standard normals for each group."""
+    word0, word1, word2, word3 = random_words(seed, counter, stream, group)
+    normal0, normal1 = unit_normals(word0, word1)
+    normal2, normal3 = unit_normals(word2, word3)
+    return normal0, normal1, normal2, normal3
+
+
+@triton.jit
+def tile_normals(
+    seed,
+    counter,
+    stream,
+    item,
+    group,
+    groups,
+    SEED: tl.constexpr,
+    COUNTER: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """The normals of a block that `locate` found; SEED and COUNTER are strides of per_item."""
+    if SEED <= 0 and COUNTER <= 0:  # one stream for all: items follow one another in it
+        group = group + item * groups
+    key = per_item(seed, item, SEED)
+    position = per_item(counter, item, COUNTER)
+    a, b, c, d = group_normals(key, position, stream, group)
+    return interleave(a, b, c, d, 4 * GROUPS)
+
+
+@triton.jit(do_not_specialize=["seed", "counter", "stream", "items"])
+def fill_kernel(
+    out,
+    seed,
+    counter,
+    stream,
+    items,
+    numel,
+    groups,
+    tiles,
+    SEED: tl.constexpr,
+    COUNTER: tl.constexpr,
+    UNIFORM: tl.constexpr,
+    GROUPS: tl.constexpr,
+    ROW: tl.constexpr,
+    PACKED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    item, group, element, offset, mask = locate(
+        items, numel, groups, tiles, GROUPS, ROW, PACKED, WIDE
+    )
+    if UNIFORM:
+        w0, w1, w2, w3 = random_words(
+            per_item(seed, item, SEED), per_item(counter, item, COUNTER), stream, group
+        )
+        words = interleave(w0, w1, w2, w3, 4 * GROUPS)
+        values = (words >> 8).to(tl.float32) * 5.9604644775390625e-08
+    else:
+        values = tile_normals(seed, counter, stream, item, group, groups, SEED, COUNTER, GROUPS)
+    tl.store(out + offset, values, mask=mask)
+
+
+@on_device
+def _kernel(uniform, shape, seed, step, stream, device, block=None):
+    """Launch fill_kernel; arguments as for philox_normal."""
+    sizes = [len(x.reshape(-1)) for x in (seed, step) if isinstance(x, torch.Tensor)]
+    items, numel = max(sizes, default=1), math.prod(shape)
+    out = torch.empty(items, *shape, dtype=torch.float32, device=device)
+    if out.numel() == 0:
+        return out
+    seed, seed_stride = coefficient(seed, items, device, torch.int64)
+    step, step_stride = coefficient(step, items, device, torch.int64)
+    grid, arguments = plan(items, numel, block)
+    fill_kernel[grid](
+        out,
+        seed,
+        step,
+        stream,
+        **arguments,
+        SEED=seed_stride,
+        COUNTER=step_stride,
+        UNIFORM=uniform,
+        **launch_options(num_warps=4),
+    )
+    return out
+
+
+def _draw(uniform, shape, seed, step, stream, device):
+    probe = torch.empty(0, device=device)
+    if use_triton("philox", probe):
+        return _kernel(uniform, shape, seed, step, stream, probe.device)
+    return _reference(_uniforms if uniform else _normals, shape, seed, step, stream, device)
 
 
 def philox_uniform(shape, seed, step=0, *, stream=0, device=None):
@@ -70,9 +266,7 @@ def philox_uniform(shape, seed, step=0, *, stream=0, device=None):
         stream: which of the independent streams under this key, 0 <= stream < 2^32.
         device: where to compute; the integers are the same everywhere.
     """
-    words, numel = _words(shape, seed, step, stream, device)
-    flat = torch.stack([(word >> 8).to(torch.float32) * 2**-24 for word in words], dim=-1)
-    return flat.flatten(1)[:, :numel].reshape(-1, *shape)
+    return _draw(True, tuple(shape), seed, step, stream, device)
 
 
 def philox_normal(shape, seed, step=0, *, stream=0, device=None):
@@ -81,10 +275,4 @@ def philox_normal(shape, seed, step=0, *, stream=0, device=None):
     u = (word + 1) 2^-32 in (0, 1] gives the radius sqrt(-2 ln u) <= 6.66, the next word the angle.
     Arguments as for philox_uniform.
     """
-    (w0, w1, w2, w3), numel = _words(shape, seed, step, stream, device)
-    normals = []
-    for radius_word, angle_word in ((w0, w1), (w2, w3)):
-        radius = ((radius_word.to(torch.float32) + 1) * 2**-32).log().mul(-2).sqrt()
-        angle = angle_word.to(torch.float32) * (2 * math.pi * 2**-32)
-        normals += [radius * angle.cos(), radius * angle.sin()]
-    return torch.stack(normals, dim=-1).flatten(1)[:, :numel].reshape(-1, *shape)
+    return _draw(False, tuple(shape), seed, step, stream, device)

@@ -1,0 +1,161 @@
+"""Which implementation runs: the torch reference or the Triton kernel; and Triton where it exists.
+
+GENMODELS_KERNELS=auto (default) takes Triton when every tensor is on a CUDA device, of a supported
+dtype, and none of them needs a gradient; else the reference. torch always takes the reference;
+triton insists on the kernel and says why when that cannot be.
+"""
+
+import functools
+import math
+import os
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # macOS, Windows: everything imports, the references do the work.
+
+    def _jit(function=None, **_):
+        return function if function is not None else _jit
+
+    triton = SimpleNamespace(jit=_jit)
+    tl = SimpleNamespace(constexpr=lambda value=None: value)
+    HAS_TRITON = False
+else:
+    HAS_TRITON = True
+
+__all__ = [
+    "FLOATS",
+    "HAS_TRITON",
+    "INTERPRETING",
+    "check_chain",
+    "chunks",
+    "coefficient",
+    "column",
+    "launch_options",
+    "on_device",
+    "tl",
+    "triton",
+    "use_triton",
+]
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+# TRITON_INTERPRET=1, read when the kernels are defined, as Triton does.
+INTERPRETING = HAS_TRITON and bool(triton.knobs.runtime.interpret)
+
+
+def use_triton(op, *tensors, dtypes=FLOATS):
+    """Return whether `op` runs its Triton kernel on these tensors (None is skipped).
+
+    Args:
+        op: name of the op, for the error message.
+        tensors: every tensor argument; integer, bool and float64 ones must be named in `dtypes`
+            too if the kernel reads them.
+        dtypes: dtypes that the kernel supports.
+
+    Raises:
+        ValueError: for an unknown GENMODELS_KERNELS, or =triton where the kernel cannot run.
+    """
+    mode = os.environ.get("GENMODELS_KERNELS", "auto")
+    if mode not in ("auto", "torch", "triton"):
+        raise ValueError(f"GENMODELS_KERNELS must be auto, torch or triton, got {mode!r}")
+    if mode == "torch":
+        return False
+    tensors = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
+    reason = None
+    if not HAS_TRITON:
+        reason = "triton is not installed"
+    elif torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        reason = "an input needs a gradient: detach it"
+    elif bad := [tensor.dtype for tensor in tensors if tensor.dtype not in dtypes]:
+        reason = f"the kernel does not take {bad[0]}"
+    elif not INTERPRETING and not all(tensor.is_cuda for tensor in tensors):
+        reason = "a tensor is not on a CUDA device (TRITON_INTERPRET=1 runs kernels on the CPU)"
+    elif INTERPRETING and mode == "auto":
+        return False  # the interpreter is for tests, which ask for it by name
+    if mode == "triton" and reason:
+        raise ValueError(f"{op}: GENMODELS_KERNELS=triton, but {reason}")
+    return reason is None
+
+
+def coefficient(value, items, device, dtype=torch.float32):
+    """Return (value or tensor, stride) of a per-item argument, ready for a kernel.
+
+    stride -1: a plain number; 0: one number in device memory; 1: one per item.
+    """
+    if not isinstance(value, torch.Tensor):
+        return float(value) if dtype.is_floating_point else value, -1
+    value = value.detach().to(device=device, dtype=dtype).reshape(-1).contiguous()
+    return value, int(value.numel() == items and items > 1)
+
+
+def column(value, part, state):
+    """Return a coefficient for the items `part` of a state, shaped to broadcast over them."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.to(device=state.device).reshape(-1)
+    value = value[part] if value.numel() > 1 else value
+    return value.reshape(-1, *[1] * (state.dim() - 1))
+
+
+def check_chain(op, y, others, numbers, mask=None, **per_item):
+    """Raise ValueError unless `others` look like y and `numbers` are positive and finite.
+
+    Args:
+        op: name of the op.
+        y: the state (B, ...), a floating dtype.
+        others: {name: tensor or None} that must have y's shape and device.
+        numbers: {name: value or None}; tensors are not looked into (that would wait for a device).
+        mask: bool or uint8, broadcastable to y, or None.
+        per_item: further arguments that are one number or one per item of y.
+    """
+    if y.dim() == 0 or not y.is_floating_point():
+        raise ValueError(f"{op}: y must be floating, (B, ...), got {y.dtype} {tuple(y.shape)}")
+    for name, tensor in others.items():
+        if tensor is not None and (tensor.shape != y.shape or tensor.device != y.device):
+            raise ValueError(
+                f"{op}: {name} must be like y, {tuple(y.shape)} on {y.device}, "
+                f"got {tuple(tensor.shape)} on {tensor.device}"
+            )
+    for name, value in numbers.items():
+        if isinstance(value, (int, float)) and not (0 < value < math.inf):
+            raise ValueError(f"{op}: {name} must be > 0 and finite, got {value}")
+    for name, value in {**numbers, **per_item}.items():
+        if isinstance(value, torch.Tensor) and (
+            value.dim() > 1 or value.numel() not in (1, len(y))
+        ):
+            raise ValueError(
+                f"{op}: {name} must be a number or a tensor of one per item ({len(y)},), "
+                f"got shape {tuple(value.shape)}"
+            )
+    if mask is not None and mask.dtype not in (torch.bool, torch.uint8):
+        raise ValueError(f"{op}: mask must be bool or uint8, got {mask.dtype}: use mask > 0.5")
+
+
+def chunks(items, numel, limit=1 << 18):
+    """Yield slices of items of about `limit` elements together: what a CPU's cache holds."""
+    rows = max(1, limit // max(numel, 1))
+    for first in range(0, items, rows):
+        yield slice(first, min(first + rows, items))
+
+
+def on_device(launcher):
+    """Make a launcher run on the device of its first tensor: Triton launches on the current one."""
+
+    @functools.wraps(launcher)
+    def run(*args, **kwargs):
+        first = next(x for x in args if isinstance(x, (torch.Tensor, torch.device)))
+        device = first if isinstance(first, torch.device) else first.device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return launcher(*args, **kwargs)
+
+    return run
+
+
+def launch_options(**options):
+    """Return compile options for a launch; contraction is fixed, so results do not move with it."""
+    return {"enable_fp_fusion": True, **options}

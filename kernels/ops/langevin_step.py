@@ -1,0 +1,343 @@
+"""One Langevin step of a batch of chains, in one pass over memory.
+
+    y' = clamp( y + a clip(g) + k (x_t - y) + s z ),      z ~ N(0, I) from Philox
+
+where g = grad log p (so a > 0 climbs), a = `step`, s = `noise_scale`, and k (x_t - y) is the
+tether of a recovery likelihood, the exact gradient of -|x_t - y|^2 / (2 sigma^2) scaled as the
+drift is. s = sqrt(2 a) is the unadjusted Langevin algorithm. Where `mask` is False the element
+keeps its `known` value bit for bit.
+
+Sources: Welling and Teh, ICML 2011, equation 4 (with a = eps/2); Gao, Song, Poole, Wu and Kingma,
+"Learning energy-based models by diffusion recovery likelihood", arXiv 2012.08125, algorithm 2.
+"""
+
+import torch
+
+from .dispatch import (
+    INTERPRETING,
+    check_chain,
+    chunks,
+    coefficient,
+    column,
+    launch_options,
+    on_device,
+    tl,
+    triton,
+    use_triton,
+)
+from .groups import locate, per_element, plan
+from .philox import chain_normals, tile_normals
+
+__all__ = ["langevin_step"]
+
+_SPAN = 1 << 14  # elements whose squares one program adds up
+
+
+def _reference(
+    y, grad, *, step, noise_scale, noise, tether, tether_scale, mask, known, clamp, grad_clip,
+    grad_norm,
+):  # fmt: skip
+    """The formula above; coefficients broadcast against y, noise is z or None."""
+    state = y if y.dtype == torch.float64 else y.float()
+    drift = grad.to(state.dtype)
+    if grad_clip is not None:
+        drift = drift.clamp(-grad_clip, grad_clip)
+    if grad_norm is not None:
+        norm = drift.reshape(len(y), -1).norm(dim=1).reshape(-1, *[1] * (y.dim() - 1))
+        drift = drift * (grad_norm / norm).clamp(max=1)
+    new = state + step * drift
+    if tether is not None:
+        new = new + tether_scale * (tether.to(state.dtype) - state)
+    if noise is not None:
+        new = new + noise_scale * noise
+    if clamp is not None:
+        new = new.clamp(*clamp)
+    new = new.to(y.dtype)
+    return new if mask is None else torch.where(mask.bool(), new, y if known is None else known)
+
+
+def _in_chunks(y, grad, *, key, out, **arguments):
+    """Return _reference over the whole state, some items at a time, drawing the noise."""
+    inputs = [x for x in (y, grad, *arguments.values()) if isinstance(x, torch.Tensor)]
+    whole = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    out = torch.empty_like(y) if out is None else out
+    for part in [slice(0, len(y))] if whole else chunks(len(y), y[:1].numel()):
+        some = dict(arguments)
+        for name, value in arguments.items():
+            if name in ("step", "noise_scale", "tether_scale"):
+                some[name] = column(value, part, y)
+            elif isinstance(value, torch.Tensor):
+                some[name] = value[part]
+        if key is not None:
+            keys = [x[part] if isinstance(x, torch.Tensor) and x.numel() > 1 else x for x in key]
+            some["noise"] = chain_normals(y[part], *keys, first=part.start)
+        new = _reference(y[part], grad[part], **some)
+        if whole:
+            return new
+        out[part] = new
+    return out
+
+
+@triton.jit
+def clip(x, low, high):
+    """Clamp that keeps NaN: a diverged chain must be seen."""
+    x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def squares_kernel(
+    grad,
+    out,
+    items,
+    numel,
+    parts,
+    limit,
+    CLIP: tl.constexpr,
+    SPAN: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """out (items, parts): sums of squares over spans of each item; no atomics, one fixed order."""
+    row = tl.program_id(0) // parts * ROWS + tl.arange(0, ROWS)
+    part = tl.program_id(0) % parts
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    base = row.to(tl.int64)[:, None] * numel
+    for start in range(0, SPAN, COLUMNS):
+        element = part * SPAN + start + tl.arange(0, COLUMNS)
+        inside = (row < items)[:, None] & (element < numel)[None, :]
+        g = tl.load(grad + base + element[None, :], mask=inside, other=0.0).to(tl.float32)
+        if CLIP:
+            g = clip(g, -limit, limit)
+        total += g * g
+    tl.store(out + row.to(tl.int64) * parts + part, tl.sum(total, axis=1), mask=row < items)
+
+
+@triton.jit(do_not_specialize=["seed", "counter", "stream", "items"])
+def langevin_kernel(
+    out,
+    y,
+    grad,
+    tether,
+    mask,
+    known,
+    noise,
+    norms,
+    step,
+    noise_scale,
+    tether_scale,
+    low,
+    high,
+    clip_limit,
+    norm_limit,
+    seed,
+    counter,
+    stream,
+    parts,
+    items,
+    numel,
+    groups,
+    tiles,
+    A: tl.constexpr,
+    S: tl.constexpr,
+    K: tl.constexpr,
+    NOISE: tl.constexpr,
+    CLAMP: tl.constexpr,
+    CLIP: tl.constexpr,
+    NORM: tl.constexpr,
+    PARTS: tl.constexpr,
+    SEED: tl.constexpr,
+    COUNTER: tl.constexpr,
+    GROUPS: tl.constexpr,
+    ROW: tl.constexpr,
+    PACKED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    item, group, element, offset, inside = locate(
+        items, numel, groups, tiles, GROUPS, ROW, PACKED, WIDE
+    )
+    old = tl.load(y + offset, mask=inside, other=0.0)
+    state = old.to(tl.float32)
+    drift = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32)
+    if CLIP:
+        drift = clip(drift, -clip_limit, clip_limit)
+    if NORM == 1:  # the whole item is in this program
+        drift *= clip(norm_limit / tl.sqrt(tl.sum(drift * drift)), 0.0, 1.0)
+    if NORM == 2:
+        if ROW:
+            part = tl.arange(0, PARTS)
+            total = tl.sum(tl.load(norms + item * parts + part, mask=part < parts, other=0.0))
+        else:
+            total = per_element(norms, item, 1, GROUPS, ROW)
+        drift *= clip(norm_limit / tl.sqrt(total), 0.0, 1.0)
+    new = state + per_element(step, item, A, GROUPS, ROW) * drift
+    if tether is not None:
+        target = tl.load(tether + offset, mask=inside, other=0.0).to(tl.float32)
+        new += per_element(tether_scale, item, K, GROUPS, ROW) * (target - state)
+    if NOISE == 1:
+        z = tl.load(noise + offset, mask=inside, other=0.0).to(tl.float32)
+        new += per_element(noise_scale, item, S, GROUPS, ROW) * z
+    if NOISE == 2:
+        z = tile_normals(seed, counter, stream, item, group, groups, SEED, COUNTER, GROUPS)
+        new += per_element(noise_scale, item, S, GROUPS, ROW) * z
+    if CLAMP:
+        new = clip(new, low, high)
+    new = new.to(out.dtype.element_ty)
+    if mask is not None:
+        free = tl.load(mask + offset, mask=inside, other=0)
+        if known is not None:
+            old = tl.load(known + offset, mask=inside, other=0.0)
+        new = tl.where(free != 0, new, old.to(out.dtype.element_ty))
+    tl.store(out + offset, new, mask=inside)
+
+
+def _squares(grad, items, numel, grad_clip):
+    """Return (items, parts) sums of squares of the gradient."""
+    columns = min(triton.next_power_of_2(numel), 4096)
+    rows = max(1, 4096 // columns)
+    rows = min(rows, triton.next_power_of_2(items))
+    span = columns if numel <= columns else _SPAN
+    parts = -(-numel // span)
+    out = torch.empty(items, parts, dtype=torch.float32, device=grad.device)
+    squares_kernel[(-(-items // rows) * parts,)](
+        grad,
+        out,
+        items,
+        numel,
+        parts,
+        0.0 if grad_clip is None else float(grad_clip),
+        CLIP=grad_clip is not None,
+        SPAN=span,
+        ROWS=rows,
+        COLUMNS=columns,
+        **launch_options(num_warps=8),
+    )
+    return out
+
+
+@on_device
+def _kernel(y, grad, *, key, out, clamp, grad_clip, grad_norm, block=None, **arguments):
+    """Launch; arguments as for langevin_step, key = (seed, counter, stream) or None.
+
+    block: groups per program, for tests.
+    """
+    device, items, numel = y.device, len(y), y[:1].numel()
+    y, grad = y.contiguous(), grad.contiguous()
+    for name in ("tether", "mask", "known", "noise"):
+        if arguments[name] is not None:
+            arguments[name] = arguments[name].contiguous()
+    if arguments["mask"] is not None:
+        arguments["mask"] = arguments["mask"].view(torch.uint8)
+    for name, flag in (("step", "A"), ("noise_scale", "S"), ("tether_scale", "K")):
+        value = 0.0 if arguments[name] is None else arguments[name]
+        arguments[name], arguments[flag] = coefficient(value, items, device)
+    drawn = key is not None
+    for name, flag, value in zip(("seed", "counter"), ("SEED", "COUNTER"), key or (0, 0)):
+        arguments[name], arguments[flag] = coefficient(value, items, device, torch.int64)
+    grid, layout = plan(items, numel, block)
+    norms, norm = None, 0
+    if grad_norm is not None:
+        whole = triton.next_power_of_2(layout["groups"])
+        if 256 <= whole <= 1024 and 4 * layout["groups"] >= 3 * whole and not INTERPRETING:
+            grid, layout = plan(items, numel, whole)
+        norm = 1 if layout["ROW"] and layout["tiles"] == 1 else 2
+        norms = _squares(grad, items, numel, grad_clip) if norm == 2 else None
+    out = torch.empty_like(y) if out is None else out
+    target = out if out.is_contiguous() else torch.empty_like(y)
+    low, high = (0.0, 0.0) if clamp is None else clamp
+    langevin_kernel[grid](
+        out=target,
+        y=y,
+        grad=grad,
+        norms=norms,
+        low=float(low),
+        high=float(high),
+        clip_limit=float(grad_clip or 0.0),
+        norm_limit=float(grad_norm or 0.0),
+        stream=key[2] if drawn else 0,
+        parts=1 if norms is None else norms.shape[1],
+        **arguments,
+        **layout,
+        NOISE=1 if arguments["noise"] is not None else 2 if drawn else 0,
+        CLAMP=clamp is not None,
+        CLIP=grad_clip is not None,
+        NORM=norm,
+        PARTS=1 if norms is None else triton.next_power_of_2(norms.shape[1]),
+        **launch_options(num_warps=max(1, min(16, layout["GROUPS"] // 64))),
+    )
+    return target if target is out else out.copy_(target)
+
+
+def langevin_step(
+    y,
+    grad,
+    *,
+    step,
+    noise_scale=None,
+    tether=None,
+    tether_scale=None,
+    mask=None,
+    known=None,
+    clamp=None,
+    grad_clip=None,
+    grad_norm=None,
+    noise=None,
+    seed=None,
+    counter=0,
+    stream=0,
+    out=None,
+):
+    """Return the state after one Langevin step, of y's shape (B, ...) and dtype.
+
+    Computed in float32 (float64 for a float64 state, reference only). Chains, one per item, draw
+    noise that depends on (seed, counter, stream, element) alone.
+
+    Args:
+        y: state, (B, ...). grad: gradient of log p, same shape, any floating dtype.
+        step: a > 0, a number or (B,).
+        noise_scale: s >= 0, a number or (B,); default sqrt(2 step); 0 draws nothing.
+        tether, tether_scale: x_t like y, and k, a number or (B,).
+        mask: bool or uint8, broadcastable to y: True where the element moves.
+        known: values where it does not, like y; default y itself.
+        clamp: (low, high) for the result; NaN stays NaN.
+        grad_clip: largest magnitude of an element of the gradient, number.
+        grad_norm: largest L2 norm of an item's gradient (after grad_clip), number.
+        noise: z like y, in place of drawing it.
+        seed: key of the noise: an int, or int64 (B,), one per chain. One int for all: chains take
+            consecutive parts of one stream, so their noise then depends on their place in y.
+        counter: number of this step in the stream: an int, or int64 of one number or (B,).
+        stream: which stream under the key, an int.
+        out: where to write, y itself for in place; default a new tensor.
+
+    Raises:
+        ValueError: for shapes that differ, a step that is not positive, a noise without a seed.
+    Reference: module docstring; Parisi 1981; Roberts and Tweedie 1996 for the default scale.
+    """
+    op = "langevin_step"
+    like = {"grad": grad, "tether": tether, "known": known, "noise": noise, "out": out}
+    positive = {"step": step, "grad_clip": grad_clip, "grad_norm": grad_norm}
+    more = {"noise_scale": noise_scale, "tether_scale": tether_scale}
+    check_chain(op, y, like, positive, mask, **more, seed=seed, counter=counter)
+    if noise_scale is None:
+        noise_scale = (2 * step) ** 0.5
+    if (tether is None) != (tether_scale is None) or (known is not None and mask is None):
+        raise ValueError(f"{op}: tether needs tether_scale (and it tether), known needs mask")
+    quiet = not isinstance(noise_scale, torch.Tensor) and noise_scale == 0
+    if not quiet and noise is None and seed is None:
+        raise ValueError(f"{op}: seed must be given where noise_scale > 0: an int or one per chain")
+    arguments = {
+        "step": step,
+        "noise_scale": noise_scale,
+        "noise": None if quiet else noise,
+        "tether": tether,
+        "tether_scale": tether_scale,
+        "mask": None if mask is None else mask.expand_as(y),
+        "known": known,
+        "clamp": clamp,
+        "grad_clip": grad_clip,
+        "grad_norm": grad_norm,
+        "key": None if quiet or noise is not None else (seed, counter, stream),
+        "out": out,
+    }
+    kernel = use_triton(op, y, grad, tether, known, noise, out) and y.numel() > 0
+    return (_kernel if kernel else _in_chunks)(y, grad, **arguments)

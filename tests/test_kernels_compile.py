@@ -1,0 +1,257 @@
+"""Each Triton kernel compiled for sm_80 and sm_90 with no GPU present; what ptxas made of it.
+
+Run as a script in one subprocess per target (TRITON_INTERPRET unset; an assertion inside LLVM would
+take the process down), the script prints registers, stack, shared memory and instructions.
+"""
+
+import collections
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from genmodels.kernels import (
+    gbm_step,
+    langevin_chain,
+    langevin_step,
+    mala,
+    pairwise,
+    philox,
+    resize_normalize,
+)
+from genmodels.kernels.dispatch import HAS_TRITON, tl, triton
+
+SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block can have
+
+# Types by argument name; a name that is nowhere here is a constant.
+TYPES = {
+    **dict.fromkeys(("out", "y", "grad", "x", "score", "g", "g2", "y2", "out_y", "out_g"), "*fp32"),
+    **dict.fromkeys(("log_prob", "log_prob2", "out_log_prob"), "*fp32"),
+    **dict.fromkeys(
+        ("step", "noise_scale", "tether_scale", "low", "high", "scale", "bias"), "fp32"
+    ),
+    **dict.fromkeys(("clip_limit", "norm_limit", "variance", "drift", "limit"), "fp32"),
+    **dict.fromkeys(("seed", "counter"), "*i64"),
+    **dict.fromkeys(("stream", "items", "numel", "groups", "tiles", "parts", "steps", "n"), "i32"),
+    **dict.fromkeys(("m", "width", "span", "components", "batch", "height"), "i32"),
+    **dict.fromkeys([f"{d}_stride" for d in ("image", "channel", "row", "column")], "i32"),
+    "ratio": "*fp64",
+    "accepted": "*u8",
+    "count": "*i32",
+    "images": "*u8",
+    **dict.fromkeys(("top", "left"), "*i32"),
+    **dict.fromkeys(("down", "right", "mean", "std"), "*fp32"),
+}
+ALIGNED = ("numel", "width")  # sizes that a launch finds divisible by 16
+
+TILE = {"GROUPS": 256, "ROW": True, "PACKED": True, "WIDE": False, "SEED": 1, "COUNTER": 0}
+FLAT = {"ROW": False}
+STEP = {
+    **TILE, **dict.fromkeys("ASK", -1), "NOISE": 2, "CLAMP": False, "CLIP": False, "NORM": 0,
+    "PARTS": 1, **dict.fromkeys(("tether", "mask", "known", "noise", "norms")),
+}  # fmt: skip
+EVERYTHING = {
+    "types": {**dict.fromkeys(("tether", "known", "norms"), "*fp32"), "mask": "*u8",
+              **dict.fromkeys(("step", "noise_scale", "tether_scale"), "*fp32")},
+    "constants": {**STEP, **dict.fromkeys("ASK", 1), "CLAMP": True, "CLIP": True},
+}  # fmt: skip
+BF16 = dict.fromkeys(("out", "y", "grad"), "*bf16")
+GBM = {**TILE, **dict.fromkeys("VMS", -1), "NOISE": 2, "noise": None}
+MALA = {
+    **dict.fromkeys("ASK", 1), "SEED": 1, "COUNTER": 0, "PARTS": 1, "STAGE": 0, "SPAN": 4096,
+    "ROWS": 1, "COLUMNS": 4096, **dict.fromkeys(("sums", "tether", "mask", "uniform")),
+}  # fmt: skip
+MALA_TYPES = {
+    **dict.fromkeys(("step", "noise_scale", "tether_scale", "tether"), "*fp32"),
+    "mask": "*u8",
+}
+CHAIN = {"A": -1, "S": -1, "SEED": 1, "COUNTER": 0, "ROWS": 128, "GROUPS": 1, "third": 0.0}
+PAIR = {
+    "ALONE": False, "OWNER": "y", "DEGREE": 3, "K": 1, "SLOTS": 2, "PRECISION": "tf32x3",
+    "UPCAST": False, **dict.fromkeys(("centre", "x2", "y2", "radius")),
+}  # fmt: skip
+NORMS = dict.fromkeys(("centre", "x2", "y2"), "*fp32")
+RESIZE = {
+    "CHANNELS": 3, "OUT_HEIGHT": 299, "OUT_WIDTH": 299, "DOWN": 2, "RIGHT": 2, "QUANTIZE": False,
+    "BLOCK": 512,
+}  # fmt: skip
+
+
+# The whole list takes half a minute per target; sm_80 gets the kernels that could differ there.
+MAIN = (
+    "langevin_step", "langevin_step bf16", "philox_normal", "mala_accept stage 1",
+    "pairwise polynomial", "pairwise nearest", "resize_normalize quantized",
+)  # fmt: skip
+
+
+def cases(sm):
+    """Yield (name, kernel, types, constants, options) of every kernel in its main shapes."""
+    four = {"num_warps": 4}
+    eight = {"num_warps": 8}
+    fill = {**TILE, "UNIFORM": False}
+    yield "philox_normal", philox.fill_kernel, {}, fill, four
+    yield "philox_uniform", philox.fill_kernel, {}, {**fill, "UNIFORM": True}, four
+    kernel = langevin_step.langevin_kernel
+    yield "langevin_step", kernel, {}, STEP, four
+    yield "langevin_step flat", kernel, {}, {**STEP, **FLAT}, four
+    yield "langevin_step ragged", kernel, {}, {**STEP, **FLAT, "PACKED": False}, four
+    yield "langevin_step wide", kernel, {}, {**STEP, "WIDE": True}, four
+    yield "langevin_step bf16", kernel, BF16, STEP, four
+    types, constants = EVERYTHING["types"], EVERYTHING["constants"]
+    yield "langevin_step all", kernel, types, {**constants, "NORM": 2, "PARTS": 64}, four
+    row = {**constants, "NORM": 1, "GROUPS": 1024}
+    yield "langevin_step row norm", kernel, types, row, {"num_warps": 16}
+    one = {**STEP, **FLAT, "PACKED": False, "numel": 1, "groups": 1, "tiles": 1}
+    yield "langevin_step of scalars", kernel, {}, one, four
+    squares = {"CLIP": True, "SPAN": 1 << 14, "ROWS": 1, "COLUMNS": 4096}
+    yield "squares", langevin_step.squares_kernel, {}, squares, eight
+    for form in ("dls", "ums"):
+        types = {"flips": "*i32"} if form == "ums" else {}
+        constants = {**GBM, "FORM": form, **({} if types else {"flips": None})}
+        yield f"gbm_step {form}", gbm_step.gbm_kernel, types, constants, four
+    yield "gbm_step ums flat", gbm_step.gbm_kernel, {"flips": "*i32"}, {
+        **GBM, **FLAT, "FORM": "ums"}, four  # fmt: skip
+    for stage, acc in ((0, tl.float32), (1, tl.float64), (2, tl.float32)):
+        types = {**MALA_TYPES, **({"sums": "*fp64"} if stage else {})}
+        constants = {**MALA, "STAGE": stage, "ACC": acc}
+        if stage:
+            constants |= {"PARTS": 16, "SPAN": 1 << 14, "COLUMNS": 1024}
+        yield f"mala_accept stage {stage}", mala.accept_kernel, types, constants, eight
+    small = {**MALA, "ACC": tl.float32, "ROWS": 256, "COLUMNS": 8, "SPAN": 8}
+    yield "mala_accept small", mala.accept_kernel, MALA_TYPES, small, eight
+    kernel = langevin_chain.chain_kernel
+    for kind, types, tensors in (
+        ("gaussian", dict.fromkeys(("first", "second"), "*fp32"), True),
+        ("doublewell", dict.fromkeys(("first", "second"), "fp32"), False),
+        ("mixture", dict.fromkeys(("first", "second", "third"), "*fp32"), True),
+    ):
+        constants = {**CHAIN, "KIND": kind, "FIRST": tensors, "SECOND": tensors}
+        yield f"langevin_chain {kind}", kernel, types, constants, four
+    rows, columns, depth, stages = pairwise.tuning((sm // 10, 0))
+    tile = {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth}
+    options = {"num_warps": 8, "num_stages": stages}
+    for kind, types, constants in (
+        ("polynomial", {"out": "*fp64"}, {}),
+        ("polynomial", {"out": "*fp64", "x": "*bf16", "y": "*bf16"}, {}),
+        # rbf is ball with an exponential instead of the comparison
+        ("nearest", {"out": "*fp32", **NORMS}, {"K": 5, "SLOTS": 8, "ALONE": True}),
+        ("ball", {"out": "*i64", **NORMS, "radius": "*fp32"}, {}),
+    ):
+        name = f"pairwise {kind}" + (" bf16" if types.get("x") else "")
+        constants = {**PAIR, **tile, **constants, "KIND": kind}
+        yield name, pairwise.pairwise_kernel, types, constants, options
+    yield "resize_normalize", resize_normalize.resize_kernel, {}, RESIZE, four
+    quantized = {**RESIZE, "QUANTIZE": True, "DOWN": 5, "RIGHT": 5}
+    weights = dict.fromkeys(("down", "right"), "*i32")
+    yield "resize_normalize quantized", resize_normalize.resize_kernel, weights, quantized, four
+
+
+def compile_one(sm, kernel, types, constants, options):
+    """Return {registers, stack, shared, instructions} of a kernel compiled for a target."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        kind = types.get(name) or ("constexpr" if name in constants else TYPES[name])
+        signature[name] = kind
+        if kind.startswith("*") or (name in ALIGNED and kind != "constexpr"):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    values = {name: constants[name] for name, kind in signature.items() if kind == "constexpr"}
+    binary = triton.compile(
+        ASTSource(kernel, signature, values, attributes),
+        target=GPUTarget("cuda", sm, 32),
+        options={"enable_fp_fusion": True, **options},
+    )
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run([tools / tool, flag, file.name], capture_output=True, text=True).stdout
+            for tool, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+        )
+    lines = [line.split("*/", 1)[1].split() for line in code.splitlines()
+             if re.match(r"\s+/\*[0-9a-f]{4,}\*/", line)]  # fmt: skip
+    names = [words[1] if words[0].startswith("@") else words[0] for words in lines]
+    counts = collections.Counter(".".join(name.rstrip(";").split(".")[:4]) for name in names)
+    return {
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "shared": binary.metadata.shared,
+        "length": len(names),
+        "instructions": counts,
+    }
+
+
+def run(sm):
+    """Print {case: result or error} as JSON."""
+    results = {}
+    for name, *case in cases(sm):
+        if sm == 80 and name not in MAIN:
+            continue
+        try:
+            results[name] = compile_one(sm, *case)
+        except Exception as error:
+            results[name] = {"error": repr(error)[-2000:]}
+    print(json.dumps(results))
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.pathsep.join(sys.path)
+    env["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    results = {}
+    for sm in (80, 90):
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", __file__, str(sm)],
+            capture_output=True, text=True, env=env, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        results[sm] = json.loads(done.stdout.splitlines()[-1])
+    return results
+
+
+NAMES = [name for name, *_ in cases(90)] if HAS_TRITON else []
+
+
+@pytest.mark.parametrize(
+    "sm, name", [(90, name) for name in NAMES] + [(80, name) for name in NAMES if name in MAIN]
+)
+def test_kernel_compiles_within_limits(compiled, sm, name):
+    result = compiled[sm][name]
+    assert "error" not in result, result["error"]
+    instructions = result["instructions"]
+    products = name.startswith("pairwise")
+    assert result["registers"] <= (255 if products else 128)
+    assert result["stack"] <= 64
+    assert result["shared"] <= SHARED[sm]
+
+    def has(pattern):
+        return any(re.match(pattern, instruction) for instruction in instructions)
+
+    if name in ("philox_normal", "gbm_step dls", "gbm_step ums flat") or (
+        name.startswith("langevin_step") and not re.search("bf16|ragged|scalars", name)
+    ):
+        assert has(r"STG\.E\.128") and (name.startswith("philox") or has(r"LDG\.E\.128"))
+    if products:
+        assert has(r"HGMMA" if sm == 90 else r"HMMA")
+        assert has(r"LDGSTS\.E\.BYPASS\.128")  # tiles arrive by 128-bit asynchronous copies
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+@pytest.mark.parametrize("sm", [80, 90])
+def test_noise_is_cheap_enough_for_the_memory(compiled, sm):
+    """Instructions per element, everything counted: 80 still keep pace with 12 bytes on an H200."""
+    for name, limit in (("langevin_step", 65), ("langevin_step bf16", 70), ("philox_normal", 60)):
+        assert compiled[sm][name]["length"] / 8 <= limit  # 8 elements a thread, no loops
+
+
+if __name__ == "__main__":
+    run(int(sys.argv[1]))

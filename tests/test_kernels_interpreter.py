@@ -1,0 +1,363 @@
+"""Each Triton kernel, run by Triton's interpreter on the CPU, against its torch reference.
+
+Run as a script in one subprocess (TRITON_INTERPRET must be set before triton is imported); the
+script prints a verdict per check. The interpreter pays per program: blocks as large as the data.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+
+import pytest
+import torch
+
+from genmodels.kernels import gbm_step as gbm
+from genmodels.kernels import langevin_chain as chain
+from genmodels.kernels import langevin_step as langevin
+from genmodels.kernels import mala, pairwise, philox, resize_normalize
+from genmodels.kernels.dispatch import HAS_TRITON, INTERPRETING, tl, triton
+
+if __name__ == "__main__":  # the checks run here
+    CPU = torch.device("cpu")
+    GENERATOR = torch.Generator().manual_seed(0)
+
+
+def draw(*size, dtype=torch.float32):
+    return torch.randn(size, generator=GENERATOR).to(dtype)
+
+
+def both(function, *args, **kwargs):
+    """Return what the reference and the kernel make of the same arguments."""
+    results = []
+    for mode in ("torch", "triton"):
+        os.environ["GENMODELS_KERNELS"] = mode
+        results.append(function(*args, **kwargs))
+    return results
+
+
+def close(a, b, atol=3e-6, rtol=0.0):
+    assert a.dtype == b.dtype and a.shape == b.shape
+    a, b = a.double(), b.double()
+    assert torch.equal(a.isnan(), b.isnan())
+    worst = ((a - b).abs() - rtol * a.abs()).nan_to_num().max()
+    assert worst <= atol, f"differs by {worst:.3g}"
+
+
+@triton.jit
+def words_kernel(out, seed, counter, stream, N: tl.constexpr):
+    group = tl.arange(0, N)
+    a, b, c, d = philox.random_words(tl.load(seed), tl.load(counter), stream, group)
+    tl.store(out + group, a.to(tl.int64))
+    tl.store(out + N + group, b.to(tl.int64))
+    tl.store(out + 2 * N + group, c.to(tl.int64))
+    tl.store(out + 3 * N + group, d.to(tl.int64))
+
+
+def check_philox_words():
+    for seed, counter, stream in ((0, 0, 0), (-5, 2**40 + 3, 9), (2**62 + 1, 2**32 - 1, 2**31)):
+        out = torch.empty(4, 64, dtype=torch.int64)
+        words_kernel[(1,)](out, torch.tensor([seed]), torch.tensor([counter]), stream, N=64)
+        low, high = counter & 0xFFFFFFFF, counter >> 32
+        c = [torch.tensor([w]) for w in (low, high, stream)]
+        expected = philox.philox(torch.tensor([seed]), torch.arange(64), *c)
+        assert torch.equal(out, torch.stack(expected).reshape(4, 64))
+
+
+def check_philox_numbers():
+    seeds, steps = torch.tensor([3, -4, 2**55]), torch.tensor([0, 2**33, 7])
+    for shape in ((1,), (5,), (3, 7, 5), (64,)):
+        for seed, step in ((seeds, steps), (7, steps), (seeds, 2**33 + 1), (1, 1)):
+            a, b = both(philox.philox_uniform, shape, seed, step, stream=3)
+            assert torch.equal(a, b)
+            a, b = both(philox.philox_normal, shape, seed, step, stream=3)
+            close(a, b, atol=2e-6)
+    a, b = both(philox.philox_normal, (50_000,), 5)
+    close(a, b, atol=2e-6)
+
+
+def check_philox_block_size():
+    seeds = torch.arange(3)
+    whole = philox._kernel(False, (1030,), seeds, 9, 2, CPU)
+    for block in (16, 64, 512):  # rows, packed and not
+        assert torch.equal(philox._kernel(False, (1030,), seeds, 9, 2, CPU, block=block), whole)
+        part = philox._kernel(False, (1028,), seeds, 9, 2, CPU, block=block)
+        assert torch.equal(part, whole[:, :1028])
+
+
+SHAPES = ((3, 5), (2, 3, 7, 5), (6,), (4, 2), (1, 1024), (2, 4500))
+
+
+def langevin_cases(shape, dtype):
+    b = shape[0]
+    scale = {name: draw(b).abs() for name in ("noise_scale", "tether_scale")}
+    yield {"step": 0.1, "seed": 3}
+    yield {"step": 0.5, "noise_scale": 0, "clamp": (-1, 1)}
+    yield {"step": 0.1, "noise": draw(*shape), "grad_norm": 2.0}
+    yield {
+        "step": draw(b).abs() + 0.1,
+        **scale,
+        "seed": torch.arange(b) * 2**40,
+        "counter": torch.tensor([2**35]),
+        "stream": 2,
+        "tether": draw(*shape, dtype=dtype),
+        "mask": draw(*shape) > -0.5,
+        "known": draw(*shape, dtype=dtype),
+        "clamp": (-1.0, 1.5),
+        "grad_clip": 1.0,
+        "grad_norm": 0.5,
+    }
+
+
+def check_langevin_step():
+    for shape in SHAPES:
+        y, grad = draw(*shape), draw(*shape)
+        for options in langevin_cases(shape, torch.float32):
+            close(*both(langevin.langevin_step, y, grad, **options))
+
+
+def check_langevin_step_dtypes():
+    ulp = {torch.float16: 2**-9, torch.bfloat16: 2**-6}  # two units at magnitude 2 to 4
+    for state, gradient in (
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float16),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float16),
+    ):
+        y, grad = draw(3, 33, dtype=state), draw(3, 33, dtype=gradient)
+        for options in langevin_cases((3, 33), state):
+            close(*both(langevin.langevin_step, y, grad, **options), atol=ulp.get(state, 3e-6) * 2)
+
+
+def check_langevin_step_memory():
+    """Strides, in place, masked elements bit for bit, NaN through the clamp."""
+    y = draw(6, 4, 5).permute(2, 0, 1)
+    grad, mask = draw(5, 4, 6).transpose(1, 2), draw(5, 6, 4) > 0
+    options = {"step": 0.1, "seed": torch.arange(5), "mask": mask, "clamp": (-0.5, 0.5)}
+    a, b = both(langevin.langevin_step, y, grad, **options)
+    close(a, b)
+    assert torch.equal(b[~mask], y[~mask])
+    again = y.clone(memory_format=torch.preserve_format)
+    assert langevin.langevin_step(again, grad, **options, out=again) is again
+    assert torch.equal(again, b)
+    bad = torch.tensor([[float("nan"), float("inf"), 3.0, -float("inf")]])
+    a, b = both(
+        langevin.langevin_step, bad, torch.zeros(1, 4), step=1.0, noise_scale=0, clamp=(-1, 1)
+    )
+    assert b[0, 0].isnan() and b[0, 1:].tolist() == [1, 1, -1]
+    a, b = both(
+        langevin.langevin_step, torch.zeros(1, 4), bad, step=1.0, noise_scale=0, grad_clip=1.0
+    )
+    assert b[0, 0].isnan() and b[0, 1:].tolist() == [1, 1, -1]
+
+
+def check_langevin_step_block_size():
+    for shape in ((3, 2050), (5, 2048), (7, 3)):
+        y, grad = draw(*shape), draw(*shape)
+        seeds = torch.arange(shape[0])
+        for seed in (seeds, 4):
+            whole = langevin.langevin_step(y, grad, step=0.1, seed=seed)
+            for block in (8, 64) if shape[1] < 9 else (64, 512):
+                out = torch.empty_like(y)
+                arguments = dict.fromkeys(
+                    ("tether", "tether_scale", "mask", "known", "noise", "clamp", "grad_clip",
+                     "grad_norm")
+                )  # fmt: skip
+                langevin._kernel(
+                    y, grad, key=(seed, 0, 0), out=out, step=0.1, noise_scale=0.2**0.5,
+                    block=block, **arguments,
+                )  # fmt: skip
+                assert torch.equal(out, whole), (shape, block)
+    y, grad = draw(2, 5000), draw(2, 5000)
+    whole = langevin.langevin_step(y, grad, step=0.1, noise_scale=0, grad_norm=1.0)
+    arguments |= {"grad_norm": 1.0, "step": 0.1, "noise_scale": 0.0}
+    for block in (256, 2048):  # the norm from partial sums, and within one program
+        out = torch.empty_like(y)
+        langevin._kernel(y, grad, key=None, out=out, block=block, **arguments)
+        close(out, whole, atol=1e-6)
+
+
+def check_gbm_step():
+    for shape in SHAPES[:5]:
+        x, h, b = draw(*shape).exp(), draw(*shape), shape[0]
+        for form in gbm.FORMS:
+            for options in (
+                {"variance": 0.1, "seed": 4},
+                {"variance": draw(b).abs() + 0.1, "drift": draw(b), "seed": torch.arange(b),
+                 "counter": torch.arange(b)},
+                {"variance": 0.3, "noise": draw(*shape)},
+                {"variance": 0.3, "noise_scale": 0},
+            ):  # fmt: skip
+                counts = []
+
+                def run(x, h, counts=counts, form=form, options=options):
+                    counts.append(torch.zeros(len(x), dtype=torch.int32))
+                    return gbm.gbm_step(x, h, form=form, flips=counts[-1], **options)
+
+                close(*both(run, x, h), rtol=3e-6)
+                assert torch.equal(*counts)
+
+
+def check_mala():
+    for shape in ((3, 5), (9, 3, 7, 5), (64, 2), (6,), (2, 4096), (2, 20_000)):
+        b, y, x = shape[0], draw(*shape), draw(*shape)
+        size = y[0].numel() ** -0.5
+        for options in (
+            {"step": 0.3 * size, "seed": 1},
+            {"step": (draw(b).abs() + 0.1) * size, "tether": x,
+             "tether_scale": draw(b).abs() * size,
+             "noise_scale": draw(b).abs() + 0.1, "mask": draw(*shape) > 0,
+             "seed": torch.arange(b), "counter": torch.arange(b)},
+        ):  # fmt: skip
+            new = mala.mala_propose(y, -y, **options)
+            before, after = (-0.5 * v.reshape(b, -1).square().sum(1) for v in (y, new))
+            for extra in ({}, {"accumulate": torch.float64}, {"uniform": torch.full((b,), 0.7)}):
+                counts = []
+
+                def run(counts, new, *values, **options):
+                    counts.append(torch.zeros(len(new), dtype=torch.int32))
+                    return mala.mala_accept(
+                        values[0], new, *values[1:], count=counts[-1], **options
+                    )
+
+                one, two = both(run, counts, new, y, -y, -new, before, after, **options, **extra)
+                for i in range(4):
+                    assert torch.equal(one[i], two[i]), i
+                close(one[4], two[4], atol=1e-5, rtol=1e-5)
+                assert torch.equal(*counts)
+
+
+def check_mala_in_place():
+    for shape in ((5, 7), (3, 20_000)):
+        y, new = draw(*shape), draw(*shape)
+        zero = torch.zeros(shape[0])
+        options = {"step": 1.0, "seed": 1}
+        after = torch.tensor([1e6, -1e6, float("nan"), 1e6, -1e6])[: shape[0]]
+        state, grad = y.clone(), torch.zeros_like(y)
+        out = mala.mala_accept(state, new, grad, grad.clone(), zero, after, inplace=True, **options)
+        taken = torch.tensor([True, False, False, True, False])[: shape[0]]
+        assert out[0] is state and torch.equal(out[3], taken)
+        assert torch.equal(state, torch.where(taken[:, None], new, y))
+
+
+def check_langevin_chain():
+    for b, d in ((7, 2), (5, 9), (33, 4), (2, 64)):
+        mixture = chain.Mixture(draw(3, d), draw(3).abs() + 0.2, draw(3).abs())
+        for energy in (
+            chain.Gaussian(),
+            chain.Gaussian(draw(d), draw(d).abs()),
+            chain.DoubleWell(0.5, 1.1),
+            mixture,
+        ):
+            for options in (
+                {"step": 0.02, "seed": 5},
+                {"step": draw(b).abs() * 0.02 + 0.001, "noise_scale": draw(b).abs(),
+                 "seed": torch.arange(b), "counter": 2**33, "stream": 3},
+            ):  # fmt: skip
+                y = draw(b, d)
+                close(*both(chain.langevin_chain, y, energy, steps=3, **options), atol=1e-5)
+    y, seeds = draw(8, 20), torch.arange(8)
+    options = {"steps": 3, "a": 0.1, "s": 0.3, "seed": seeds, "counter": 0, "stream": 0}
+    whole = chain._kernel(y.clone(), chain.DoubleWell(), **options)
+    tiled = chain._kernel(y.clone(), chain.DoubleWell(), tile=(2, 2), **options)
+    assert torch.equal(whole, tiled)
+
+
+def check_pairwise():
+    for n, m, d, dtype in (
+        (37, 53, 19, torch.float32),
+        (70, 100, 130, torch.float32),
+        (40, 20, 33, torch.float16),  # the interpreter's bfloat16 product is wrong: cast up
+        (40, 20, 33, torch.bfloat16),
+    ):
+        x, y = draw(n, d, dtype=dtype) + 1, draw(m, d, dtype=dtype) + 1
+        close(*both(pairwise.polynomial_sums, x, y), rtol=1e-6)
+        close(*both(pairwise.polynomial_sums, x, degree=2, gamma=0.1, coef=0.5), rtol=1e-6)
+        close(*both(pairwise.rbf_sums, x, y, bandwidth=d**0.5), rtol=1e-6)
+        close(*both(pairwise.rbf_sums, x, bandwidth=d**0.5), rtol=1e-6)
+        close(*both(pairwise.knn_radius, x, y, k=5), rtol=1e-5)
+        close(*both(pairwise.knn_radius, x, k=3), rtol=1e-5)
+        assert torch.equal(*both(pairwise.ball_count, x, y, draw(m).abs() * d**0.5))
+        assert torch.equal(*both(pairwise.ball_count, x, y, draw(n).abs() * d**0.5, owner="x"))
+
+
+def check_pairwise_tiles():
+    """Splits of the columns and several tiles change nothing but rounding."""
+    x, y = draw(40, 24), draw(90, 24)
+    common = {"alone": False, "scale": 1 / 24, "bias": 1.0, "degree": 3, "k": 3, "radius": None,
+              "owner": "y"}  # fmt: skip
+    centre = y.mean(0)
+    x2, y2 = pairwise._squares(x, centre), pairwise._squares(y, centre)
+    for kind in ("polynomial", "nearest"):
+        norms = {"centre": None, "x2": None, "y2": None}
+        if kind == "nearest":
+            norms = {"centre": centre, "x2": x2, "y2": y2}
+        whole = pairwise._kernel(x, y, kind=kind, **common, **norms)
+        for splits in (1, 3):
+            tiled = pairwise._kernel(
+                x, y, kind=kind, **common, **norms, tile=(16, 32, 16, 1), splits=splits
+            )
+            close(whole, tiled, rtol=1e-6)
+
+
+def check_resize_normalize():
+    for source, target in (((16, 16), (37, 41)), ((33, 47), (15, 16)), ((3, 1), (5, 4))):
+        for channels in (1, 3):
+            pixels = torch.randint(
+                0, 256, (2, channels, *source), generator=GENERATOR, dtype=torch.uint8
+            )
+            strided = pixels.permute(0, 2, 3, 1).contiguous()
+            for mode, quantize in (
+                ("tf1", False), ("bilinear", False), ("bicubic", False), ("bicubic", True),
+            ):  # fmt: skip
+                options = {"mode": mode, "quantize": quantize, "mean": 0, "std": 1}
+                a, b = both(resize_normalize.resize_normalize, pixels, target, **options)
+                close(a, b, atol=0 if quantize else 1e-3)
+                assert b.is_contiguous(memory_format=torch.channels_last)
+                options["layout"] = "nhwc"
+                assert torch.equal(b, resize_normalize.resize_normalize(strided, target, **options))
+    half = both(resize_normalize.resize_normalize, pixels, target, dtype=torch.float16, std=99.0)
+    close(*half, atol=2**-9)
+
+
+CHECKS = {
+    name.removeprefix("check_"): check
+    for name, check in list(globals().items())
+    if name.startswith("check_")
+}
+
+
+def run_checks():
+    """Print {check: "" or what went wrong} as JSON."""
+    assert INTERPRETING
+    verdicts = {}
+    for name, check in CHECKS.items():
+        os.environ["GENMODELS_KERNELS"] = "triton"
+        try:
+            check()
+            verdicts[name] = ""
+        except Exception:
+            verdicts[name] = traceback.format_exc()[-2000:]
+    print(json.dumps(verdicts))
+
+
+@pytest.fixture(scope="module")
+def verdicts():
+    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__],
+        capture_output=True, text=True, env=env, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+@pytest.mark.parametrize("name", CHECKS)
+def test_kernel_equals_reference(verdicts, name):
+    assert verdicts[name] == "", verdicts[name]
+
+
+if __name__ == "__main__":
+    run_checks()
