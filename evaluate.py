@@ -59,6 +59,7 @@ def evaluate(argv):
     device = state.device if options["device"] == "auto" else torch.device(options["device"])
     model = checkpoint.load(positionals[0], device=device) if positionals else None
     extra = cli.typed_words(words, model.SAMPLE_OPTIONS if model else {}, also=SCHEMA)
+    checkpoint.load_guide(extra, device)
     if model:
         source = options["data"] or model.cfg.data.name
         reference, sets = read_source(source, options, model.cfg.data)

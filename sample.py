@@ -56,6 +56,7 @@ def sample(argv):
     extra = cli.typed_words(words, model.SAMPLE_OPTIONS, also=SCHEMA)
     labels = benchmark.labels_for(seeds, options["labels"], model.classes)
     settings = {key: value for key, value in extra.items() if value is not None}
+    checkpoint.load_guide(settings, device)
     settings |= {key: options[key] for key in ("batch", "precision", "noise")}
     out = Path(options["out"])
     if options["format"] == "npz":

@@ -106,6 +106,12 @@ def load(path, *, ema=True, device="cpu"):
     return model.to(device).eval()
 
 
+def load_guide(settings, device):
+    """Put the model in the place of its path, if the settings for sample() name a guide."""
+    if settings.get("guide"):
+        settings["guide"] = load(settings["guide"], device=device)
+
+
 def read_checkpoint(path):
     """Return the dict in a .ckpt file (weights_only: no code is run).
 
@@ -183,7 +189,9 @@ def init_weights(model, path):
     own = target.state_dict()
     agree = {k for k in own.keys() & source.keys() if own[k].shape == source[k].shape}
     others = sorted((own.keys() | source.keys()) - agree)
-    wrong = [key for key in others if "class_embedding" not in key]  # new labels start fresh
+    # New labels, augmentation values and loss weights start fresh.
+    fresh = ("class_embedding", "embedding.label", "embedding.augment", "uncertainty")
+    wrong = [key for key in others if not any(part in key for part in fresh)]
     if wrong:
         theirs, ours = (
             tuple(state[wrong[0]].shape) if wrong[0] in state else "absent"
@@ -212,6 +220,11 @@ def export(path, out, *, half=False):
     if out.exists():
         raise ValueError(f"out={out}: exists; delete it or choose another name")
     model = load(path)
+    return write_export(model, out, _model_card(model.cfg, out.name), half=half)
+
+
+def write_export(model, out, card, *, half=False):
+    """Write a method as the new folder `out`, all or nothing; `card` is its README.md."""
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
@@ -225,7 +238,7 @@ def export(path, out, *, half=False):
             "config": to_plain(model.cfg),
         }
         write_bytes(partial / "config.json", json.dumps(description, indent=1).encode())
-        write_bytes(partial / "README.md", _model_card(model.cfg, out.name).encode())
+        write_bytes(partial / "README.md", card.encode())
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -14,12 +14,12 @@ from genmodels.sampling.schedules import karras_sigmas
 DIGITS = str(ROOT / "configs" / "edm_digits.yaml")
 
 
-class Gaussian(nn.Module):
+class Gaussian(Precond):
     """The exact denoiser of data N(0, c^2): D(x; s) = c^2 / (c^2 + s^2) x."""
 
     def __init__(self, c, sigma_data=0.75):
-        super().__init__()
-        self.c, self.loss_weight = c, Precond(None, sigma_data).loss_weight
+        super().__init__(None, sigma_data)
+        self.c = c
 
     def forward(self, x, sigma, labels=None, augment=None):
         sigma = sigma.expand(len(x)).reshape(-1, 1, 1, 1)

@@ -4,20 +4,25 @@ Reference: Karras, Aittala, Aila and Laine 2022, "Elucidating the design space o
 generative models", arXiv 2206.00364.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
 import torch
 
-from genmodels import seeding
+from genmodels import augment, seeding
 from genmodels.config import check, setting
 from genmodels.kernels.philox import philox_normal
 from genmodels.methods.base import GenerativeModule
 from genmodels.networks import NETWORKS
-from genmodels.networks.precond import Precond
-from genmodels.sampling.ode import SAMPLERS, Churn
-from genmodels.sampling.schedules import karras_sigmas, state_dtype
+from genmodels.networks.precond import PRECONDS, Uncertainty
+from genmodels.sampling.ode import SAMPLERS, Churn, sample_general
+from genmodels.sampling.schedules import SCHEDULES, SIGMAS, state_dtype
 from genmodels.seeding import Stream
+
+# Settings that sample() and sample.py may override.
+SAMPLING = ("sampler", "steps", "sigma_min", "sigma_max", "rho", "sigmas", "schedule", "scaled",
+            "alpha", "churn", "churn_min", "churn_max", "churn_noise", "guidance")  # fmt: skip
 
 
 @dataclass
@@ -25,32 +30,58 @@ class EDMConfig:
     """EDM (Karras et al. 2022, arXiv 2206.00364)."""
 
     name: str = setting("edm", "")
+    precond: str = setting(
+        "edm", "preconditioning and noise levels in training: edm, vp, ve, iddpm"
+    )
     sigma_data: float = setting(0.5, "standard deviation of the data; genmodels.data info shows it")
     p_mean: float = setting(-1.2, "mean of ln sigma in training")
     p_std: float = setting(1.2, "standard deviation of ln sigma in training")
     label_dropout: float = setting(0.0, "share of labels hidden in training (for guidance)")
-    sampler: str = setting("heun", "heun or euler")
+    augment: float = setting(
+        0.0, "probability of EDM's augmentations (network.augment=true); 0: off"
+    )
+    uncertainty: bool = setting(False, "learn the weight of each noise level (EDM2)")
+    sampler: str = setting("heun", "heun, euler or dpmpp_2m")
     steps: int = setting(18, "sampling steps")
     sigma_min: float = setting(0.002, "smallest sigma of the sampling grid")
     sigma_max: float = setting(80.0, "largest sigma of the sampling grid")
     rho: float = setting(7.0, "bend of the sampling grid")
+    sigmas: str = setting("edm", "which noise levels are visited: edm (the grid), vp, ve, iddpm")
+    schedule: str = setting("linear", "how time runs along them: linear (sigma = t), vp, ve")
+    scaled: bool = setting(False, "scale the state by s(t) = 1 / sqrt(sigma^2 + 1), as VP does")
+    alpha: float = setting(1.0, "second-order step: 1 Heun, 0.5 midpoint, 0.667 Ralston")
     churn: float = setting(0.0, "S_churn: fresh noise while sampling, 0 = deterministic")
     churn_min: float = setting(0.0, "S_min: no churn below this sigma")
     churn_max: float = setting(math.inf, "S_max: no churn above this sigma")
     churn_noise: float = setting(1.0, "S_noise: standard deviation of the fresh noise")
-    guidance: float = setting(1.0, "classifier-free guidance weight, 1 = none")
+    guidance: float = setting(1.0, "weight of this model against the guide; 1 = no guide")
 
     def __post_init__(self):
         check(self.sigma_data > 0, "method.sigma_data", self.sigma_data, "must be > 0")
         check(self.p_std >= 0, "method.p_std", self.p_std, "must be >= 0")
         check(0 <= self.label_dropout <= 1, "method.label_dropout", self.label_dropout,
               "must be in [0, 1]")  # fmt: skip
+        check(0 <= self.augment <= 1, "method.augment", self.augment, "must be in [0, 1]")
+        choices = {"precond": PRECONDS, "sigmas": SIGMAS, "schedule": SCHEDULES}
+        for key, names in choices.items():
+            check(getattr(self, key) in names, f"method.{key}", getattr(self, key),
+                  f"choose from {', '.join(names)}")  # fmt: skip
         check(self.sampler in SAMPLERS, "method.sampler", self.sampler,
               f"choose from {', '.join(SAMPLERS)}")  # fmt: skip
         check(self.steps >= 1, "method.steps", self.steps, "must be >= 1")
         check(0 < self.sigma_min < self.sigma_max, "method.sigma_min", self.sigma_min,
               f"must be in (0, sigma_max={self.sigma_max})")  # fmt: skip
         check(self.churn >= 0, "method.churn", self.churn, "must be >= 0")
+        check(0 < self.alpha <= 1, "method.alpha", self.alpha, "must be in (0, 1]")
+        if self.sampler == "dpmpp_2m":
+            check(not self.churn, "method.churn", self.churn, "dpmpp_2m is deterministic; use heun")
+            check(not self.general, "method.sampler", self.sampler,
+                  "goes with schedule=linear, scaled=false, alpha=1")  # fmt: skip
+
+    @property
+    def general(self):
+        """Whether the ODE is not the plain one, dx/dsigma with Heun's weights."""
+        return self.schedule != "linear" or self.scaled or self.alpha != 1
 
 
 class EDM(GenerativeModule):
@@ -62,37 +93,45 @@ class EDM(GenerativeModule):
 
     Config = EDMConfig
     SAMPLE_OPTIONS = {
-        "steps": (int, None, "sampling steps"),
-        "sampler": (str, None, "heun or euler"),
-        "guidance": (float, None, "classifier-free guidance weight, 1 = none"),
-        "churn": (float, None, "S_churn, 0 = deterministic"),
-    }
+        name: (type(item.default), None, item.metadata["doc"])
+        for name, item in EDMConfig.__dataclass_fields__.items()
+        if name in SAMPLING
+    } | {"guide": (str, None, "guide by this model (autoguidance) in place of the missing label")}
 
     def __init__(self, cfg):
         super().__init__(cfg)
+        check(not cfg.method.augment or getattr(cfg.network, "augment", False), "method.augment",
+              cfg.method.augment, "needs network.name=edm_unet, network.augment=true")  # fmt: skip
         raw = NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes)
-        self.net = Precond(raw, cfg.method.sigma_data)
+        self.net = PRECONDS[cfg.method.precond](raw, cfg.method.sigma_data)
+        self.uncertainty = Uncertainty() if cfg.method.uncertainty else None
 
     def loss(self, batch):
         """Return (L, {"loss": L per element}) with
 
         L = E_sigma,n [ w(sigma) |D(y + n; sigma) - y|^2 ],  ln sigma ~ N(p_mean, p_std^2),
 
-        summed over pixels, averaged over the batch (equation 2 with the weight of table 1).
+        summed over pixels, averaged over the batch (equation 2 with the weight of table 1). The
+        logged loss is without the learned weights of method.uncertainty.
         """
         cfg, x, n = self.cfg.method, batch["image"], batch["n"]
-        seed, device = self.cfg.seed, x.device
+        seed, device, told = self.cfg.seed, x.device, None
+        if cfg.augment and self.training:
+            x, told = augment.augment(x, cfg.augment, seed, n)
         z = philox_normal((), seed, n, stream=Stream.SIGMA, device=device)
-        sigma = (cfg.p_mean + cfg.p_std * z).exp()
+        sigma = self.net.training_sigma(z, cfg.p_mean, cfg.p_std)
         noise = philox_normal(self.shape, seed, n, stream=Stream.NOISE, device=device)
         labels = batch["label"] if self.classes else None
         if labels is not None and cfg.label_dropout and self.training:
             hidden = seeding.uniform(seed, n, Stream.LABEL_DROP) < cfg.label_dropout
             labels = torch.where(hidden, -1, labels)
-        denoised = self.net(x + sigma.reshape(-1, 1, 1, 1) * noise, sigma, labels)
-        squared = (denoised - x).square().sum(dim=(1, 2, 3))
-        loss = (self.net.loss_weight(sigma) * squared).mean()
-        return loss, {"loss": loss.detach() / math.prod(self.shape)}
+        denoised = self.net(x + sigma.reshape(-1, 1, 1, 1) * noise, sigma, labels, told)
+        loss = self.net.loss_weight(sigma) * (denoised - x).square().sum(dim=(1, 2, 3))
+        logs = {"loss": loss.detach().mean() / math.prod(self.shape)}
+        if self.uncertainty is not None:
+            u = self.uncertainty(self.net.coefficients(sigma)[3])
+            loss = loss * (-u).exp() + math.prod(self.shape) * u
+        return loss.mean(), logs
 
     def denoise(self, x, sigma, labels=None):
         """Return D(x; sigma), the expected clean image, float32 (B, C, H, W).
@@ -110,52 +149,82 @@ class EDM(GenerativeModule):
         return (self.denoise(x, sigma, labels) - x) / sigma.reshape(-1, 1, 1, 1) ** 2
 
     @torch.no_grad()
-    def sample(self, seeds, labels=None, *, steps=None, sampler=None, guidance=None, churn=None,
-               noise="cpu", callback=None):  # fmt: skip
+    def sample(self, seeds, labels=None, *, guide=None, noise="cpu", callback=None, **options):
         """Return generated images in [-1, 1] (not clipped), float32 (N, C, H, W).
 
-        Image k depends on seeds[k] alone, not on the others. Arguments left at None come from the
-        model's config.
+        Image k depends on seeds[k] alone, not on the others.
 
         Args:
             seeds: N whole numbers.
             labels: classes of a conditional model: None (random), one int, or N ints.
-            steps: sampling steps; Heun makes 2 steps - 1 network evaluations.
-            sampler: "heun" or "euler".
-            guidance: w in D = D_none + w (D_label - D_none); 1 = none.
-            churn: S_churn of algorithm 2.
+            guide: an EDM, usually smaller or less trained, for D = D_guide + w (D - D_guide) with
+                w = guidance (autoguidance, Karras et al. 2024, arXiv 2406.02507); without one the
+                guide is this model without the label (classifier-free guidance).
             noise: device of the generators; "cpu" is the same on every machine.
             callback: called as callback(i, x) after each step.
+            options: see SAMPLE_OPTIONS; those left at None come from the model's config.
 
         Raises:
             ValueError: an option out of range, or labels the model does not have.
         """
-        cfg = self.cfg.method
-        sampler, guidance = sampler or cfg.sampler, cfg.guidance if guidance is None else guidance
-        check(sampler in SAMPLERS, "sampler", sampler, f"choose from {', '.join(SAMPLERS)}")
-        check(guidance == 1 or self.classes, "guidance", guidance, "this model is unconditional")
-        churn = Churn(cfg.churn if churn is None else churn,
-                      cfg.churn_min, cfg.churn_max, cfg.churn_noise)  # fmt: skip
-        check(churn.amount >= 0, "churn", churn.amount, "must be >= 0")
+        cfg = self._settings(options, guide)
         generators = seeding.ImageGenerators(seeds, noise)
         latents = generators.randn(self.shape, device=self.device)
-        labels = self.image_labels(generators, labels)
-        steps = cfg.steps if steps is None else steps
-        sigmas = karras_sigmas(steps, cfg.sigma_min, cfg.sigma_max, cfg.rho, self.device)
-        self.nfe = 0
-
-        def denoise(x, sigma):
-            if guidance == 1:
-                self.nfe += 1
-                return self.net(x, sigma, labels)
-            self.nfe += 2
-            both = torch.cat([labels, torch.full_like(labels, -1)])
-            with_label, without = self.net(torch.cat([x, x]), sigma, both).chunk(2)
-            return without + guidance * (with_label - without)
+        denoise = self._denoiser(self.image_labels(generators, labels), cfg.guidance, guide)
+        # Snapped and cut to what the network was trained for, as EDM's own generator does.
+        low = max(cfg.sigma_min, self.net.sigma_min)
+        high = min(cfg.sigma_max, self.net.sigma_max)
+        sigmas = SIGMAS[cfg.sigmas](cfg.steps, low, high, cfg.rho, self.device)
+        sigmas = self.net.known_sigma(sigmas)
 
         def randn(shape, dtype):
             return generators.randn(shape, dtype=dtype, device=self.device)
 
+        limits = (cfg.churn, cfg.churn_min, cfg.churn_max, cfg.churn_noise)
+        common = {"churn": Churn(*limits, self.net.known_sigma), "randn": randn}
+        self.nfe = 0
         x = latents.to(state_dtype(self.device)) * sigmas[0]
-        x = SAMPLERS[sampler](denoise, x, sigmas, churn=churn, randn=randn, callback=callback)
+        if cfg.general:
+            alpha = 0.0 if cfg.sampler == "euler" else cfg.alpha
+            schedule = SCHEDULES[cfg.schedule](low, high)
+            x = sample_general(denoise, x, sigmas, schedule, scaled=cfg.scaled, alpha=alpha,
+                               callback=callback, **common)  # fmt: skip
+        else:
+            x = SAMPLERS[cfg.sampler](denoise, x, sigmas, callback=callback, **common)
         return x.float()
+
+    def _settings(self, options, guide):
+        """Return the method's config with the given options in place of its own."""
+        for key in options:
+            check(key in SAMPLING, key, options[key], f"choose from {', '.join(SAMPLING)}")
+        given = {key: value for key, value in options.items() if value is not None}
+        try:
+            cfg = dataclasses.replace(self.cfg.method, **given)
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix("method.")) from None
+        if guide is None:
+            check(cfg.guidance == 1 or self.classes, "guidance", cfg.guidance,
+                  "this model is unconditional; give it a guide")  # fmt: skip
+        else:
+            check(cfg.guidance != 1, "guidance", cfg.guidance, "leaves the guide unused; try 2")
+            check(guide.shape == self.shape and guide.classes in (0, self.classes), "guide",
+                  f"a model of {guide.shape} and {guide.classes} classes",
+                  f"must be of {self.shape} and 0 or {self.classes} classes")  # fmt: skip
+        return cfg
+
+    def _denoiser(self, labels, weight, guide):
+        """Return D(x, sigma) with labels and guidance built in; it counts self.nfe."""
+
+        def denoise(x, sigma):
+            self.nfe += 1 if weight == 1 else 2
+            if weight == 1:
+                return self.net(x, sigma, labels)
+            if guide is not None:
+                guiding = guide.net(x, sigma, labels if guide.classes else None)
+                denoised = self.net(x, sigma, labels)
+            else:
+                both = torch.cat([labels, torch.full_like(labels, -1)])
+                denoised, guiding = self.net(torch.cat([x, x]), sigma, both).chunk(2)
+            return guiding + weight * (denoised - guiding)
+
+        return denoise

@@ -1,23 +1,37 @@
-"""Preconditioning: the denoiser D(x; sigma) around a raw network F."""
+"""Preconditioning: the denoiser D(x; sigma) around a raw network F, four ways of it.
 
+    D(x; sigma) = c_skip x + c_out F(c_in x; c_noise)
+
+           c_skip             c_out                 c_in               c_noise
+    edm    sd^2/(s^2+sd^2)    s sd/sqrt(s^2+sd^2)   1/sqrt(s^2+sd^2)   ln(s)/4
+    vp     1                  -s                    1/sqrt(s^2+1)      999 t(s)
+    ve     1                  s                     1                  ln(s/2)
+    iddpm  1                  -s                    1/sqrt(s^2+1)      999 - j of the u_j nearest s
+
+Reference: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models",
+arXiv 2206.00364, table 1 and appendices B.6 (edm) and C (the others).
+"""
+
+import math
+
+import torch
 from torch import nn
 
 
 class Precond(nn.Module):
-    """Denoiser D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), in float32 around F.
+    """EDM's preconditioning, and what the four kinds share; all in float32 around F.
 
     c_in gives F an input of unit variance, c_skip and c_out a target of unit variance with the
     smallest |c_out|: the expected loss of F = 0 is 1 for each element at every sigma.
 
     Args:
         net: raw network, forward(x, noise, labels, augment).
-        sigma_data: standard deviation of the data on the [-1, 1] scale.
-
-    Reference: Karras et al. 2022, "Elucidating the design space of diffusion-based generative
-    models", arXiv 2206.00364, table 1 and appendix B.6.
+        sigma_data: standard deviation of the data on the [-1, 1] scale; only edm knows it.
     """
 
-    def __init__(self, net, sigma_data):
+    sigma_min, sigma_max = 0.0, math.inf  # the noise levels the network is trained for
+
+    def __init__(self, net, sigma_data=0.5):
         super().__init__()
         self.net, self.sigma_data = net, sigma_data
 
@@ -34,6 +48,19 @@ class Precond(nn.Module):
         """Return 1 / c_out^2, the weight of |D - x|^2 that makes all sigma equal at first."""
         return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
 
+    def training_sigma(self, z, p_mean, p_std):
+        """Return the noise levels of training images, of z's shape.
+
+        Args:
+            z: standard normals; the kinds with a uniform law use their distribution function.
+            p_mean, p_std: ln sigma ~ N(p_mean, p_std^2); only edm has these.
+        """
+        return (p_mean + p_std * z).exp()
+
+    def known_sigma(self, sigma):
+        """Return the nearest noise levels that the network knows, in sigma's dtype."""
+        return sigma
+
     def forward(self, x, sigma, labels=None, augment=None):
         """Return the denoised image, float32 (B, C, H, W).
 
@@ -48,3 +75,134 @@ class Precond(nn.Module):
         c_skip, c_out, c_in = (c.reshape(-1, 1, 1, 1) for c in (c_skip, c_out, c_in))
         raw = self.net(c_in * x, c_noise, labels, augment)
         return c_skip * x + c_out * raw.float()
+
+
+class VP(Precond):
+    """Variance-preserving diffusion: sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1, t <= 1.
+
+    Trained at t uniform in [1e-5, 1], with the squared error of the noise.
+    """
+
+    beta_d, beta_min, first = 19.9, 0.1, 1e-5
+
+    def __init__(self, net, sigma_data=0.5):
+        super().__init__(net, sigma_data)
+        exponents = [self.beta_d * t**2 / 2 + self.beta_min * t for t in (self.first, 1.0)]
+        self.sigma_min, self.sigma_max = (math.sqrt(math.expm1(e)) for e in exponents)
+
+    def sigma(self, t):
+        """Return the noise level at time t."""
+        return (self.beta_d * t**2 / 2 + self.beta_min * t).expm1().sqrt()
+
+    def time(self, sigma):
+        """Return the time of a noise level, the inverse of sigma()."""
+        root = self.beta_min**2 + 2 * self.beta_d * (sigma**2).log1p()
+        return (root.sqrt() - self.beta_min) / self.beta_d
+
+    def coefficients(self, sigma):
+        """Return (c_skip, c_out, c_in, c_noise); c_noise is on the scale of 1000 steps."""
+        c_in = (sigma**2 + 1).rsqrt()
+        return torch.ones_like(sigma), -sigma, c_in, 999 * self.time(sigma)
+
+    def loss_weight(self, sigma):
+        """Return 1 / sigma^2: the squared error of the predicted noise."""
+        return 1 / sigma**2
+
+    def training_sigma(self, z, p_mean=None, p_std=None):
+        """Return sigma(t) for t uniform in [1e-5, 1]."""
+        return self.sigma(self.first + (1 - self.first) * torch.special.ndtr(z))
+
+
+class VE(Precond):
+    """Variance-exploding diffusion, trained at ln sigma uniform in [ln 0.02, ln 100]."""
+
+    sigma_min, sigma_max = 0.02, 100.0
+
+    def coefficients(self, sigma):
+        """Return (c_skip, c_out, c_in, c_noise)."""
+        one = torch.ones_like(sigma)
+        return one, sigma, one, (sigma / 2).log()
+
+    def loss_weight(self, sigma):
+        """Return 1 / sigma^2: the squared error of the predicted noise."""
+        return 1 / sigma**2
+
+    def training_sigma(self, z, p_mean=None, p_std=None):
+        """Return sigma for ln sigma uniform over the range."""
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** torch.special.ndtr(z)
+
+
+class IDDPM(Precond):
+    """Improved DDPM's 1000 noise levels u_0 > ... > u_999, chosen uniformly in training.
+
+    F predicts the noise; the variance that the original network predicts as well is left out.
+    """
+
+    def __init__(self, net, sigma_data=0.5):
+        super().__init__(net, sigma_data)
+        levels = iddpm_levels()
+        self.sigma_min, self.sigma_max = levels[-1], levels[0]
+        # Importing released weights replaces the table by theirs, which has rounding errors.
+        self.register_buffer("levels", torch.tensor(levels, dtype=torch.float32))
+
+    def index(self, sigma):
+        """Return the index of the nearest level, int64 of sigma's shape."""
+        return (sigma.float()[..., None] - self.levels).abs().argmin(dim=-1)
+
+    def known_sigma(self, sigma):
+        """Return the nearest of the levels; 0 stays 0, the end of sampling."""
+        nearest = self.levels[self.index(sigma)].to(sigma.dtype)
+        return torch.where(sigma == 0, sigma, nearest)
+
+    def coefficients(self, sigma):
+        """Return (c_skip, c_out, c_in, c_noise); c_noise counts the steps of the forward chain."""
+        c_in = (sigma**2 + 1).rsqrt()
+        return torch.ones_like(sigma), -sigma, c_in, (999 - self.index(sigma)).to(sigma.dtype)
+
+    def loss_weight(self, sigma):
+        """Return 1 / sigma^2: the squared error of the predicted noise."""
+        return 1 / sigma**2
+
+    def training_sigma(self, z, p_mean=None, p_std=None):
+        """Return one of the levels, each as likely."""
+        index = (torch.special.ndtr(z) * len(self.levels)).long()
+        return self.levels[index.clamp(max=len(self.levels) - 1)]
+
+
+def iddpm_levels(count=1000, c1=0.001, c2=0.008):
+    """Return improved DDPM's noise levels u_0 > ... > u_{count - 1} > 0, a list.
+
+    u_count = 0,  u_{j-1}^2 = (u_j^2 + 1) / max(abar(j-1) / abar(j), c1) - 1,
+    abar(j) = sin^2(pi/2 j / (count (c2 + 1))); c1 keeps the last step of the chain finite.
+    """
+    abar = [math.sin(math.pi / 2 * j / count / (c2 + 1)) ** 2 for j in range(count + 1)]
+    levels, u = [], 0.0
+    for j in range(count, 0, -1):
+        u = math.sqrt((u**2 + 1) / max(abar[j - 1] / abar[j], c1) - 1)
+        levels.append(u)
+    return levels[::-1]
+
+
+class Uncertainty(nn.Module):
+    """Learned log-variance u(sigma) of the loss, (B,): L = w e^-u |D - y|^2 + u for each element.
+
+    At its optimum e^u is the expected loss at this sigma, so that every noise level ends up with
+    the same weight. A linear map of 128 random Fourier features of c_noise; u = 0 at first.
+
+    Reference: Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion
+    models", arXiv 2312.02696, equations 14 and 15 (Kendall et al. 2018).
+    """
+
+    def __init__(self, features=128):
+        super().__init__()
+        self.register_buffer("frequencies", 2 * math.pi * torch.randn(features))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(features))
+        self.weight = nn.Parameter(torch.zeros(features))
+
+    def forward(self, c_noise):
+        """Return u, float32 (B,), for c_noise (B,)."""
+        waves = (c_noise[:, None].float() * self.frequencies + self.phases).cos()
+        return math.sqrt(2 / len(self.weight)) * (waves * self.weight).sum(dim=1)
+
+
+PRECONDS = {"edm": Precond, "vp": VP, "ve": VE, "iddpm": IDDPM}

@@ -1,0 +1,343 @@
+"""The three U-Nets of the EDM paper: DDPM++, NCSN++ and ADM.
+
+    embedding = f(noise level, label, augmentation)                       (B, 4 * channels)
+    encoder:  3x3 conv, then per level [halve,] `blocks` residual blocks, all kept as skips
+    middle:   two residual blocks, attention in the first
+    decoder:  per level [double,] `blocks` + 1 residual blocks, each fed one skip
+    output:   norm, SiLU, 3x3 conv
+
+What the families do differently stands in `_FAMILIES`. Released weights are mapped onto these
+parameter names by genmodels/importers.py.
+
+References: Song et al. 2021, arXiv 2011.13456, appendix H (DDPM++, NCSN++); Dhariwal and Nichol
+2021, arXiv 2105.05233 (ADM); Karras et al. 2022, arXiv 2206.00364, appendix F.2, table 7.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from genmodels.config import check, setting
+from genmodels.networks.unet import pad_to_multiple
+
+__all__ = ["EDMUNet", "EDMUNetConfig"]
+
+AUGMENT_DIM = 9  # width of the augmentation vector, see genmodels/augment.py
+
+
+@dataclass
+class EDMUNetConfig:
+    """DDPM++, NCSN++ or ADM; the defaults are EDM's CIFAR-10 network, 55.7 M parameters."""
+
+    name: str = setting("edm_unet", "")
+    kind: str = setting("ddpmpp", "ddpmpp, ncsnpp or adm")
+    channels: int = setting(128, "channels of the finest level, a multiple of 32")
+    multipliers: list[int] = setting([2, 2, 2], "channels of each level / channels, finest first")
+    blocks: int = setting(4, "residual blocks for each encoder level; the decoder has one more")
+    attention: list[int] = setting([16], "heights of the levels with self-attention")
+    dropout: float = setting(0.13, "dropout in the residual blocks")
+    augment: bool = setting(True, "take the 9 augmentation values as an input")
+
+    def __post_init__(self):
+        check(self.kind in _FAMILIES, "network.kind", self.kind,
+              f"choose from {', '.join(_FAMILIES)}")  # fmt: skip
+        check(self.multipliers and min(self.multipliers) > 0, "network.multipliers",
+              self.multipliers, "must be positive whole numbers, one for each level")  # fmt: skip
+        check(self.blocks >= 1, "network.blocks", self.blocks, "must be >= 1")
+        check(0 <= self.dropout < 1, "network.dropout", self.dropout, "must be in [0, 1)")
+        for width in [self.channels * multiplier for multiplier in self.multipliers]:
+            check(width % 4 == 0 and width % min(32, width // 4) == 0, "network.channels",
+                  self.channels, f"a level gets {width} channels, which do not divide into groups; "
+                  "take a multiple of 32")  # fmt: skip
+            check(self.kind != "adm" or width % 64 == 0, "network.channels", self.channels,
+                  f"a level gets {width} channels; adm has heads of 64")  # fmt: skip
+
+
+class _Family(NamedTuple):
+    """What differs between the networks; every other line of this file is shared."""
+
+    filter: tuple[int, ...]  # separable resampling kernel, not normalised
+    scale: float  # factor on the sum of branch and shortcut: keeps the variance, or 1
+    eps: float  # of the group norms
+    adaptive: bool  # the embedding gives scale and shift (True) or only a shift before the norm
+    head: int  # channels per attention head, 0 = a single head
+    decoder_attention: bool  # in every decoder block (True) or in the last of each level
+    project: bool  # resampling blocks have a 1x1 conv in their shortcut
+    fourier: bool  # random Fourier features of the noise level instead of sinusoidal ones
+    pyramid: bool  # a second encoder path carries the downsampled image to each level
+
+
+_FAMILIES = {
+    "ddpmpp": _Family((1, 1), math.sqrt(0.5), 1e-6, False, 0, False, True, False, False),
+    "ncsnpp": _Family((1, 3, 3, 1), math.sqrt(0.5), 1e-6, False, 0, False, True, True, True),
+    "adm": _Family((1, 1), 1.0, 1e-5, True, 64, True, False, False, False),
+}
+
+
+class EDMUNet(nn.Module):
+    """Raw network F of the preconditioned denoiser, (B, C, H, W) -> (B, C, H, W).
+
+    Any H and W: reflected at the right and bottom to the multiple that the levels need, and
+    cropped.
+
+    Args:
+        cfg: EDMUNetConfig.
+        shape: (C, H, W) of the images; H decides which levels get attention.
+        classes: number of class labels; 0 makes the network unconditional.
+
+    Raises:
+        ValueError: augmentation values given to a network built without them.
+    """
+
+    Config = EDMUNetConfig
+
+    def __init__(self, cfg, shape, classes=0):
+        super().__init__()
+        family = _FAMILIES[cfg.kind]
+        widths = [cfg.channels * multiplier for multiplier in cfg.multipliers]
+        self.multiple = 2 ** (len(widths) - 1)
+        self.scale = family.scale
+        heights = [math.ceil(shape[-2] / 2**level) for level in range(len(widths))]
+        attended = [height in cfg.attention for height in heights]
+        self.embedding = Embedding(cfg.kind, cfg.channels, classes, cfg.augment)
+        dim = self.embedding.dim
+
+        def block(inputs, outputs, attention=False, resample=""):
+            return Block(inputs, outputs, dim, family, cfg.dropout, attention, resample)
+
+        self.stem = nn.Conv2d(shape[0], cfg.channels, 3, padding=1)
+        self.encoder, self.pyramid, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        width, skips, image = cfg.channels, [cfg.channels], shape[0]
+        for level, outputs in enumerate(widths):
+            if level > 0:
+                self.encoder.append(block(width, width, resample="down"))
+                skips.append(width)
+                if family.pyramid:
+                    self.pyramid.append(PyramidConv(image, width, family.filter))
+                    image = width
+            for _ in range(cfg.blocks):
+                self.encoder.append(block(width, outputs, attended[level]))
+                width = outputs
+                skips.append(width)
+
+        self.middle = nn.ModuleList([block(width, width, True), block(width, width)])
+        for level, outputs in reversed(list(enumerate(widths))):
+            if level < len(widths) - 1:
+                self.decoder.append(block(width, width, resample="up"))
+            for index in range(cfg.blocks + 1):
+                here = attended[level] and (family.decoder_attention or index == cfg.blocks)
+                self.decoder.append(block(width + skips.pop(), outputs, here))
+                width = outputs
+
+        self.norm = _group_norm(width, family.eps)
+        self.output = nn.Conv2d(width, shape[0], 3, padding=1)
+        self._initialise(cfg.kind)
+
+    @torch.no_grad()
+    def _initialise(self, kind):
+        """Set the weights as Karras et al. 2022, table 7, do; ADM keeps PyTorch's defaults."""
+        last = [self.output]
+        for module in self.modules():
+            if isinstance(module, Block):
+                last += [module.conv_out, *([module.attention.proj] if module.attention else [])]
+            if kind != "adm" and isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for conv in last:  # every residual branch and the output begin at (nearly) zero
+            conv.weight.mul_(0.0 if kind == "adm" else 1e-5)
+            nn.init.zeros_(conv.bias)
+        if kind != "adm":
+            for module in self.modules():
+                if isinstance(module, Attention):
+                    module.qkv.weight.mul_(math.sqrt(0.2))
+
+    def forward(self, x, noise, labels=None, augment=None):
+        """Return the network's output.
+
+        Args:
+            x: (B, C, H, W), scaled by c_in.
+            noise: (B,), c_noise(sigma).
+            labels: int64 (B,), -1 or None = no label; ignored by an unconditional network.
+            augment: (B, 9) augmentation values, None = not augmented.
+        """
+        height, width = x.shape[-2:]
+        x = pad_to_multiple(x, self.multiple)
+        # The embedding stays in float32 under autocast: bf16 would quantise the noise level.
+        with torch.autocast(x.device.type, enabled=False):
+            embedding = self.embedding(noise.float(), labels, augment)
+
+        image, pyramid = x, iter(self.pyramid)
+        x = self.stem(x)
+        skips = [x]
+        for block in self.encoder:
+            x = block(x, embedding)
+            if block.resample is not None and len(self.pyramid):
+                x = image = (x + next(pyramid)(image)) * self.scale
+            skips.append(x)
+        for block in self.middle:
+            x = block(x, embedding)
+        for block in self.decoder:
+            x = block(x if block.resample else torch.cat([x, skips.pop()], dim=1), embedding)
+        return self.output(F.silu(self.norm(x)))[..., :height, :width]
+
+
+class Embedding(nn.Module):
+    """Embedding of noise level, label and augmentation, (B, dim).
+
+    DDPM++ and NCSN++ add the label to the noise features, scaled by sqrt(classes) so that a
+    one-hot vector has unit variance; ADM adds it after the second linear layer.
+    """
+
+    def __init__(self, kind, channels, classes, augment):
+        super().__init__()
+        self.adm, self.classes, self.dim = kind == "adm", classes, 4 * channels
+        features = channels * (2 if _FAMILIES[kind].fourier else 1)
+        half = features // 2
+        if _FAMILIES[kind].fourier:
+            frequencies = 2 * math.pi * 16 * torch.randn(half)  # random, fixed; scale 16
+        else:
+            # DDPM++ spans 1 ... 1e-4 with both ends, ADM stops one step before 1e-4.
+            frequencies = 1e-4 ** (torch.arange(half) / (half - (not self.adm)))
+        self.register_buffer("frequencies", frequencies, persistent=_FAMILIES[kind].fourier)
+        self.hidden = nn.Linear(features, self.dim)
+        self.outer = nn.Linear(self.dim, self.dim)
+        self.label = self.augment = None
+        if classes:
+            self.label = nn.Linear(classes, self.dim if self.adm else features, bias=not self.adm)
+            if self.adm:
+                nn.init.normal_(self.label.weight)
+        if augment:
+            self.augment = nn.Linear(AUGMENT_DIM, features, bias=False)
+            if self.adm:
+                nn.init.zeros_(self.augment.weight)
+
+    def forward(self, noise, labels, augment):
+        """Return (B, dim); noise (B,), labels int64 (B,) or None, augment (B, 9) or None."""
+        angles = noise[:, None] * self.frequencies
+        waves = (angles.cos(), angles.sin())
+        x = torch.cat(waves if self.adm else waves[::-1], dim=1)
+        if augment is not None:
+            if self.augment is None:
+                raise ValueError("network.augment is false: this network takes no augmentation")
+            x = x + self.augment(augment.to(x.dtype))
+        if self.label is not None:
+            label = self._one_hot(labels, x)
+            if not self.adm:
+                x = x + self.label(label * math.sqrt(self.classes))
+        x = self.outer(F.silu(self.hidden(x)))
+        if self.adm and self.label is not None:
+            x = x + self.label(label)
+        return F.silu(x)
+
+    def _one_hot(self, labels, like):
+        """Return (B, classes), a row of zeros where there is no label."""
+        if labels is None:
+            return like.new_zeros(len(like), self.classes)
+        return (labels[:, None] == torch.arange(self.classes, device=like.device)).to(like.dtype)
+
+
+class Block(nn.Module):
+    """Residual block with an optional change of resolution and optional attention at its end."""
+
+    def __init__(self, inputs, outputs, dim, family, dropout, attention, resample):
+        super().__init__()
+        self.scale, self.adaptive, self.dropout = family.scale, family.adaptive, dropout
+        self.resample = Resample(resample, family.filter) if resample else None
+        self.norm_in = _group_norm(inputs, family.eps)
+        self.conv_in = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.modulation = nn.Linear(dim, outputs * (2 if family.adaptive else 1))
+        self.norm_out = _group_norm(outputs, family.eps)
+        self.conv_out = nn.Conv2d(outputs, outputs, 3, padding=1)
+        project = inputs != outputs or (resample and family.project)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if project else nn.Identity()
+        self.attention = Attention(outputs, family) if attention else None
+
+    def forward(self, x, embedding):
+        """Return (B, outputs, H', W') for x (B, inputs, H, W) and embedding (B, dim)."""
+        y = F.silu(self.norm_in(x))
+        if self.resample is not None:
+            x, y = self.resample(x), self.resample(y)
+        y = self.conv_in(y)
+        modulation = self.modulation(embedding)[..., None, None].to(y.dtype)
+        if self.adaptive:
+            scale, shift = modulation.chunk(2, dim=1)
+            y = shift + self.norm_out(y) * (1 + scale)
+        else:
+            y = self.norm_out(y + modulation)
+        y = self.conv_out(F.dropout(F.silu(y), self.dropout, self.training))
+        x = (y + self.shortcut(x)) * self.scale
+        return x if self.attention is None else (x + self.attention(x)) * self.scale
+
+
+class Attention(nn.Module):
+    """Self-attention over the positions of a map, (B, C, H, W) -> (B, C, H, W), no residual.
+
+    The channels of `qkv` are ordered (q k v, head, channel): in channels-last memory the three
+    are then views, and SDPA needs no copy. Its softmax is in float32 for half-precision inputs.
+    """
+
+    def __init__(self, channels, family):
+        super().__init__()
+        self.heads = max(1, channels // family.head) if family.head else 1
+        self.norm = _group_norm(channels, family.eps)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        """Return the projected average of the values, (B, C, H, W)."""
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1)
+        qkv = qkv.reshape(batch, height * width, 3, self.heads, channels // self.heads)
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.proj(y.reshape(batch, height, width, channels).permute(0, 3, 1, 2))
+
+
+class PyramidConv(nn.Module):
+    """3x3 convolution and halving in one: the image path of NCSN++, (B, C, H, W) -> (B, C', ...).
+
+    All zero padding is added before the convolution, none in between, as a single strided
+    convolution with the composed kernel would do; the bias comes last.
+    """
+
+    def __init__(self, inputs, outputs, filter):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1 + (len(filter) - 1) // 2, bias=False)
+        self.halve = Resample("down", filter, padding=0)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x):
+        """Return (B, outputs, H/2, W/2)."""
+        x = self.halve(self.conv(x))
+        return x + self.bias[:, None, None].to(x.dtype)
+
+
+class Resample(nn.Module):
+    """Halve ("down") or double ("up") a map with a separable filter, depthwise."""
+
+    def __init__(self, mode, filter, padding=1):
+        super().__init__()
+        self.mode, self.padding, self.box = mode, padding, filter == (1, 1)
+        taps = torch.tensor(filter, dtype=torch.float32)
+        kernel = taps[:, None] * taps / taps.sum() ** 2
+        # Doubling spreads the samples over four times as many positions.
+        self.register_buffer("kernel", kernel * (4 if mode == "up" else 1), persistent=False)
+
+    def forward(self, x):
+        """Return (B, C, H/2, W/2) or (B, C, 2H, 2W)."""
+        if self.box and self.mode == "down":
+            return F.avg_pool2d(x, 2)
+        if self.box:
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        convolve = F.conv2d if self.mode == "down" else F.conv_transpose2d
+        kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
+        return convolve(x, kernel, stride=2, padding=self.padding, groups=x.shape[1])
+
+
+def _group_norm(channels, eps):
+    return nn.GroupNorm(min(32, channels // 4), channels, eps)
