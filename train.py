@@ -6,13 +6,14 @@
     python train.py --help                                          show every key
 
 The last line printed is the run's folder: "run: runs/...". In it: config.yaml, metrics.csv,
-samples/, checkpoints/. Ctrl-C saves before it stops.
+samples/, checkpoints/. Ctrl-C saves before it stops (exit code 130).
 """
 
 import logging
 import sys
 import time
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import lightning as L
@@ -25,6 +26,7 @@ from genmodels import benchmark, callbacks, checkpoint, cli
 from genmodels.config import load_config, save_config, to_plain
 from genmodels.data import ImageDataModule
 from genmodels.methods import METHODS
+from genmodels.metrics.features import load_features
 from genmodels.networks import NETWORKS
 
 # What a resumed run may change; anything else would be ignored or would make another run of it.
@@ -34,7 +36,11 @@ CHANGEABLE = ("trainer.max_steps", "trainer.max_time", "trainer.log_every", "tra
 
 
 def train(argv):
-    """Run one training and return the run's folder; see the module's docstring."""
+    """Run one training and return the run's folder; see the module's docstring.
+
+    Raises:
+        cli.Stopped: a signal ended the run early (after saving).
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips and device table
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # inside Lightning
     paths, words, flags = cli.split_words(argv)
@@ -47,28 +53,86 @@ def train(argv):
     if "--print" in flags:
         print(OmegaConf.to_yaml(OmegaConf.create(to_plain(cfg))), end="")
         return None
+    check_machine(cfg)
     data = ImageDataModule(cfg.data, cfg.seed, cfg.trainer.accumulate)
     model = checkpoint.build(cfg)
-    fresh = checkpoint.init_weights(model, cfg.init) if cfg.init and not resume else []
-    run = Path(resume) if resume else new_run(cfg)
-    last = run / "checkpoints" / "last.ckpt"
+    last = Path(resume or "") / "checkpoints" / "last.ckpt"
     last = last if resume and last.exists() else None
-    step = checkpoint.read_checkpoint(last)["global_step"] if last else 0
+    step = check_same_run(cfg, last) if last else 0
+    fresh = checkpoint.init_weights(model, cfg.init) if cfg.init and not last else []
+    run = Path(resume) if resume else new_run(cfg)
     if rank_zero_only.rank == 0:
         save_config(cfg, run / "config.yaml")
         print(f"{cfg.name}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
         for key in fresh:
-            print(f"init: {key} starts fresh (other labels)")
-    trainer = make_trainer(cfg, run, step)
+            print(f"init: {key} starts fresh")
+    fit(cfg, run, model, data, last, step)
+    return run
+
+
+def fit(cfg, run, model, data, last, step):
+    """Train from this step on; print the run's folder.
+
+    Raises:
+        cli.Stopped: a signal ended the run early (after saving).
+    """
     if cfg.trainer.channels_last:
         model.net.to(memory_format=torch.channels_last)
     if cfg.trainer.compile:
         model.net.compile()
-    benchmark.set_tf32(cfg.trainer.tf32)
-    trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
+    trainer = make_trainer(cfg, run, step)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
+    except FloatingPointError as error:
+        lr = cfg.optim.lr / 2
+        raise RuntimeError(
+            f"{error}; start again from the last good checkpoint: python train.py "
+            f"{run}/config.yaml init={run}/checkpoints/last.ckpt optim.lr={lr:g}"
+        ) from None
     if trainer.is_global_zero:
         print(f"run: {run}")
-    return run
+        # The other ranks end with 0: a failing child would make the launcher kill this process.
+        if trainer.callbacks[-1].signal:
+            raise cli.Stopped(trainer.callbacks[-1].signal)
+
+
+def check_machine(cfg):
+    """Raise ValueError for what this machine lacks, before anything is written."""
+    if cfg.trainer.accelerator == "cuda" and not torch.cuda.is_available():
+        raise ValueError("trainer.accelerator=cuda: no CUDA device here; use auto or cpu")
+    if cfg.trainer.accelerator == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("trainer.accelerator=mps: no MPS device here; use auto or cpu")
+    if "wandb" in cfg.trainer.loggers and find_spec("wandb") is None:
+        raise ValueError("trainer.loggers=wandb: not installed; pip install wandb")
+    if cfg.eval.every:
+        benchmark.check_metrics(cfg.eval.metrics)
+        load_features(cfg.eval.features)
+
+
+def check_same_run(cfg, last):
+    """Return the step of the checkpoint that this config goes on from.
+
+    Raises:
+        ValueError: its config differs in more than a resumed run may change.
+    """
+    saved = checkpoint.read_checkpoint(last)
+    old, new = (flat(plain) for plain in (saved["hyper_parameters"]["config"], to_plain(cfg)))
+    for key in new:
+        if new[key] != old.get(key) and not key.startswith(CHANGEABLE):
+            raise ValueError(
+                f"{key}={new[key]}: {last} was trained with {old.get(key)}; put that back into "
+                "config.yaml, or start a new run with init="
+            )
+    return saved["global_step"]
+
+
+def flat(plain, prefix=""):
+    """Return {"a.b": value} of nested dicts."""
+    rows = {}
+    for key, value in plain.items():
+        nested = isinstance(value, dict)
+        rows |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return rows
 
 
 def fresh_config(paths, words):
@@ -128,17 +192,21 @@ def make_trainer(cfg, run, step):
     if "wandb" in options.loggers:
         from lightning.pytorch.loggers import WandbLogger
 
-        loggers.append(WandbLogger(name=run.name, project=cfg.name, save_dir=run))
-    extras = [callbacks.Throughput(cfg.data.batch_size)]
+        # The same id on resume goes on in the same curves.
+        name = f"{cfg.name}-{run.name}"
+        loggers.append(
+            WandbLogger(name=name, id=name, resume="allow", project=cfg.name, save_dir=run)
+        )
+    extras = [callbacks.MatrixPrecision(options.tf32), callbacks.Throughput(cfg.data.batch_size)]
     if cfg.ema.half_life:
         extras.append(callbacks.EMA(cfg.ema.half_life, cfg.ema.rampup, cfg.data.batch_size))
-    extras.append(callbacks.Saver(run, cfg))  # after the EMA took the step in, before slow work
     if cfg.sample.every:
         extras.append(callbacks.SampleGrid(run, cfg.sample))
     if cfg.eval.every:
         extras.append(callbacks.GeneratedMetrics(cfg.eval, cfg.seed))
     if options.progress:
         extras.append(callbacks.Progress())
+    extras.append(callbacks.Saver(run, cfg))  # last: see there
     return L.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
@@ -164,7 +232,7 @@ def make_trainer(cfg, run, step):
 
 
 def main(argv=None):
-    """Return the exit code: 0 done, 2 the user's mistake, 1 anything else."""
+    """Return the exit code: 0 done, 2 the user's mistake, 1 anything else, 128 + signal."""
     return cli.run(train, argv)
 
 

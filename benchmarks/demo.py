@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import genmodels
 import train
-from genmodels import benchmark, cli, images
+from genmodels import benchmark, checkpoint, cli, images
 from genmodels.data import load_split
 from genmodels.metrics.features import DIGITS_SHA256
 
@@ -37,6 +37,8 @@ and, after +-, the standard error from random halves of both sides.
 {table}
 
 - nn1: accuracy of telling generated from held-out by the nearest neighbour; 0.5 = cannot be told.
+  It is the mean of the two columns after it, the shares of generated and of real images that are
+  known as such; both must be near 0.5, for a generator can be known by either alone.
 - FD (digits): Frechet distance in the features of a small digit classifier ({sha}...).
 - FD (pixels): a smoke test only; it hardly sees what the Gaussian lacks.
 - memorised: share nearer to a training digit than 95 % of held-out ones are. A perfect generator
@@ -49,7 +51,11 @@ and, after +-, the standard error from random halves of both sides.
 def demo(argv):
     """Run the demo; see the module's docstring."""
     started = time.monotonic()
-    positionals, words, _ = cli.split_words(argv)
+    positionals, words, flags = cli.split_words(argv)
+    cli.check_flags(flags, ("--help",))
+    if flags:
+        print(__doc__.strip())
+        return
     if positionals:
         raise ValueError(f"{positionals[0]}: the demo takes key=value words only")
     out = Path(words.pop("out", "runs/demo"))
@@ -70,7 +76,7 @@ def demo(argv):
     write_pictures(out / "samples.png", generated, held_out)
     facts = {
         "command": " ".join(["python -m benchmarks.demo", *argv]),
-        "steps": model.cfg.trainer.max_steps,
+        "steps": checkpoint.read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"],
         "batch": model.cfg.data.batch_size,
         "seed": model.cfg.seed,
         "parameters": sum(p.numel() for p in model.parameters()) / 1e6,
@@ -108,6 +114,8 @@ def score_rows(rows, real, held_out):
     columns = {}
     for column, metric, features in (
         ("nn1", "nn1", "pixels"),
+        ("of fakes", "nn1_fake", "pixels"),
+        ("of real", "nn1_real", "pixels"),
         ("FD (digits)", "fd", "digits"),
         ("FD (pixels)", "fd", "pixels"),
         ("memorised", "memorised", "pixels"),

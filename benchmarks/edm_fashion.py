@@ -22,6 +22,7 @@ import genmodels
 import train
 from benchmarks.demo import machine
 from genmodels import benchmark, checkpoint, cli, images
+from genmodels.config import parse_value
 from genmodels.data import load_split
 
 
@@ -32,8 +33,15 @@ def main(argv=None):
 
 def measure(argv):
     """Train, measure, score, export; see the module's docstring."""
-    _, words, _ = cli.split_words(argv)
-    out, num = Path(words.pop("out", "benchmarks/results")), int(words.pop("num", "10000"))
+    _, words, flags = cli.split_words(argv)
+    cli.check_flags(flags, ("--help",))
+    if flags:
+        print(__doc__.strip())
+        return
+    out = Path(words.pop("out", "benchmarks/results"))
+    num = parse_value("num", words.pop("num", "10000"), int)
+    if (out / "export").exists():
+        raise ValueError(f"out={out}: holds an export already; move it or choose another folder")
     overlay = [words.pop("overlay")] if "overlay" in words else []
     out.mkdir(parents=True, exist_ok=True)
     started, changed = time.monotonic(), [f"{key}={text}" for key, text in words.items()]

@@ -14,7 +14,7 @@ import genmodels
 from genmodels.images import to_uint8, write_bytes
 from genmodels.metrics.features import extract, load_features
 from genmodels.metrics.frechet import Moments, frechet_distance
-from genmodels.metrics.manifold import memorised, nn1
+from genmodels.metrics.manifold import memorised, nn1, nn1_sides
 from genmodels.metrics.resampling import resampled
 
 
@@ -24,10 +24,17 @@ def process_state():
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-def set_tf32(allowed):
+@contextlib.contextmanager
+def tf32(allowed):
     """Allow or forbid TF32 in matrix products and convolutions (cuDNN's default is to allow)."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def labels_for(seeds, text, classes):
@@ -66,7 +73,6 @@ def generate(model, seeds, labels=None, *, batch=64, precision="fp32", progress=
         progress: show a bar.
         options: passed on to model.sample.
     """
-    set_tf32(False)
     autocast = contextlib.nullcontext()
     if precision == "bf16":
         autocast = torch.autocast(model.device.type, torch.bfloat16)
@@ -75,7 +81,7 @@ def generate(model, seeds, labels=None, *, batch=64, precision="fp32", progress=
         for start in range(0, len(seeds), batch):
             own = seeds[start : start + batch]
             own_labels = None if labels is None else labels[start : start + batch]
-            with autocast:
+            with autocast, tf32(False):
                 x = model.sample(own, own_labels, **options)
             if not torch.isfinite(x).all():
                 raise RuntimeError(f"seeds {own[0]}..{own[-1]}: the model made non-finite images")
@@ -117,9 +123,16 @@ def _fd(generated, reference):
 
 
 def _in_blocks(metric):
-    """Return the metric as a mean over blocks of generated rows as large as the reference."""
+    """Return the metric as a mean over blocks of generated rows as large as the reference.
+
+    Rows are shuffled first (torch.randperm, seed 0): files come sorted by class.
+    """
 
     def mean(generated, reference):
+        generator = torch.Generator().manual_seed(0)
+        generated, reference = (
+            rows[torch.randperm(len(rows), generator=generator)] for rows in (generated, reference)
+        )
         size = min(len(generated), len(reference))
         blocks = generated.split(size)
         scores = [metric(block, reference[:size]) for block in blocks if len(block) == size]
@@ -132,8 +145,17 @@ def _in_blocks(metric):
 METRICS = {
     "fd": "Frechet distance of the features",
     "nn1": "1-nearest-neighbour two-sample accuracy, 0.5 = indistinguishable",
+    "nn1_fake": "its share of generated images known as such; below 0.5: they crowd the real ones",
+    "nn1_real": "its share of real images known as such; above 0.5: the generated lie elsewhere",
     "memorised": "share nearer to a training image than 95 % of held-out ones are; 0.05 = none",
 }
+
+
+def check_metrics(metrics):
+    """Raise ValueError for a name that is no metric."""
+    for name in metrics:
+        if name not in METRICS:
+            raise ValueError(f"metrics={name}: choose from {', '.join(METRICS)}")
 
 
 class Scorer:
@@ -155,15 +177,18 @@ class Scorer:
 
     def __init__(self, metrics, features, *, reference, train=None, held_out=None, equal=False,
                  resamples=0, weights=None, device="cpu"):  # fmt: skip
-        for name in metrics:
-            if name not in METRICS:
-                raise ValueError(f"metrics={name}: choose from {', '.join(METRICS)}")
+        check_metrics(metrics)
         if "memorised" in metrics and (train is None or held_out is None):
             raise ValueError("metrics=memorised: needs a data set with a training and a test split")
         self.features = load_features(features, weights, device)
         self.metrics, self.resamples = metrics, resamples
         self.reference = extract(self.features, reference)
-        self.functions = {"fd": _in_blocks(_fd) if equal else _fd, "nn1": _in_blocks(nn1)}
+        self.functions = {
+            "fd": _in_blocks(_fd) if equal else _fd,
+            "nn1": _in_blocks(nn1),
+            "nn1_fake": _in_blocks(lambda a, b: nn1_sides(a, b)[0]),
+            "nn1_real": _in_blocks(lambda a, b: nn1_sides(a, b)[1]),
+        }
         if "memorised" in metrics:
             train, held_out = extract(self.features, train), extract(self.features, held_out)
             self.functions["memorised"] = lambda rows, _: memorised(rows, train, held_out)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -50,7 +51,8 @@ class EMA(WeightAveraging):
 
     def on_fit_start(self, trainer, module):
         """Move the average to the model's device (setup made it before the model moved)."""
-        self._average_model.to(module.device)
+        # The LightningModule's own .to(), for it alone keeps .device right.
+        self._average_model.module.to(module.device)
 
     @property
     def module(self):
@@ -58,12 +60,31 @@ class EMA(WeightAveraging):
         return self._average_model.module.eval()
 
 
+class MatrixPrecision(Callback):
+    """Allows or forbids TF32 in matrix products and convolutions while training.
+
+    A callback, so that spawned processes follow it too.
+    """
+
+    def __init__(self, tf32):
+        self.context = benchmark.tf32(tf32)
+
+    def on_fit_start(self, trainer, module):
+        """Set it."""
+        self.context.__enter__()
+
+    def teardown(self, trainer, module, stage):
+        """Set back what was there before."""
+        self.context.__exit__(None, None, None)
+
+
 class Saver(Callback):
     """Saves step-XXXXXXXX.ckpt and last.ckpt, on schedule and whenever the run has to stop.
 
-    It must stand after the EMA in the list of callbacks: the average has taken in the step by then,
-    and at the end of the run this saves before the average is swapped in. Ctrl-C, SIGTERM and
-    max_time end the run after the current optimizer step, saved; a second Ctrl-C does not wait.
+    It must stand last in the list of callbacks: the EMA has taken in the step by then, the step's
+    grid and metrics are written, and at the end of the run this saves before the average is swapped
+    in. Ctrl-C, SIGTERM and max_time end the run after the current optimizer step, saved; a second
+    Ctrl-C does not wait. `signal` then holds the signal's number on every rank, else 0.
 
     Args:
         run: the run's folder.
@@ -75,8 +96,7 @@ class Saver(Callback):
         self.every, self.keep = cfg.checkpoint.every, cfg.checkpoint.keep
         self.deadline = time.monotonic() + seconds(cfg.trainer.max_time)
         self.saved_step = None
-        self.stopped_by = None
-        self.handlers = {}
+        self.signal, self.handlers = 0, {}
 
     def on_train_start(self, trainer, module):
         """Catch the signals that end a run (Lightning puts the old handlers back at the end)."""
@@ -91,9 +111,9 @@ class Saver(Callback):
                 return
 
     def _on_signal(self, number, frame):
-        if self.stopped_by and number == signal.SIGINT:
+        if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.stopped_by = signal.Signals(number).name
+        self.signal = int(number)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         """Save if the step is due, and stop the run if it has to stop."""
@@ -102,17 +122,22 @@ class Saver(Callback):
             trainer.accumulate_grad_batches - 1
         ):
             return
-        if time.monotonic() > self.deadline:
-            self.stopped_by = self.stopped_by or "trainer.max_time"
         # One rank alone may have caught the signal; all must leave after the same step.
-        stop = trainer.strategy.reduce_boolean_decision(bool(self.stopped_by), all=False)
+        late = time.monotonic() > self.deadline
+        stop = trainer.strategy.reduce_boolean_decision(bool(self.signal) or late, all=False)
         if step % self.every == 0 or step >= trainer.max_steps or stop:
             self.save(trainer)
+        if stop:
+            number = trainer.strategy.reduce(
+                torch.tensor(float(self.signal), device=module.device), reduce_op="max"
+            )
+            self.signal = int(number)
         if stop and step < trainer.max_steps:
             trainer.should_stop = True
-            self.stopped_by = self.stopped_by or "another process"
+            trainer.limit_val_batches = 0  # Lightning would validate once more before it leaves
+            reason = signal.Signals(self.signal).name if self.signal else "trainer.max_time"
             module.print(
-                f"\nstopped by {self.stopped_by} after step {step}, saved; go on with\n"
+                f"\nstopped by {reason} after step {step}, saved; go on with\n"
                 f"  python train.py resume={self.run}"
             )
 
@@ -164,7 +189,7 @@ class SampleGrid(Callback):
             images.write_png(self.folder / f"step-{trainer.global_step:08d}.png", sheet)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image("samples", sheet, trainer.global_step)
+                    logger.experiment.add_image("samples", sheet, trainer.global_step - 1)
 
 
 class GeneratedMetrics(Callback):
@@ -196,7 +221,7 @@ class GeneratedMetrics(Callback):
             scores = self.scorer(pictures, seed=self.seed)
             logs = {f"eval/{name}": score["value"] for name, score in scores.items()}
             for logger in trainer.loggers:
-                logger.log_metrics(logs | {"eval/num": self.cfg.num}, trainer.global_step)
+                logger.log_metrics(logs | {"eval/num": self.cfg.num}, trainer.global_step - 1)
 
 
 class Throughput(Callback):
@@ -231,6 +256,10 @@ class Progress(TQDMProgressBar):
         """Call the bar what it is."""
         super().on_train_epoch_start(trainer, *args)
         self.train_progress_bar.set_description("training")
+
+    def init_validation_tqdm(self):
+        """Return no bar: the held-out loss is quick, and a second bar tears the first."""
+        return Tqdm(disable=True)
 
     def on_train_end(self, *args):
         """Leave the bar at its end (the last steps may fall between two refreshes)."""
@@ -271,7 +300,7 @@ class CSVMetrics(Logger):
     @rank_zero_only
     def log_metrics(self, metrics, step=None):
         """Add the values to the step's line. Lightning counts steps from 0; lines from 1."""
-        step = step + 1 if any(key.startswith(("train/", "val/")) for key in metrics) else step
+        step += 1
         row = self.rows.setdefault(step, {"step": step})
         row |= {key: f"{float(value):.6g}" for key, value in metrics.items() if key != "epoch"}
         self.save()

@@ -48,7 +48,8 @@ def usable_precision(precision, accelerator):
     """Return the precision, or 32-true with a word about it where bf16 is only emulated."""
     if precision == "bf16-mixed":
         cuda = torch.cuda.is_available() and accelerator in ("auto", "cuda")
-        native = torch.cuda.is_bf16_supported() if cuda else torch.cpu._is_avx512_bf16_supported()
+        on_cpu = torch.cpu._is_avx512_bf16_supported()
+        native = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else on_cpu
         if not native:
             print("trainer.precision=bf16-mixed: no native bf16 here, training in 32-true")
             return "32-true"
@@ -183,7 +184,11 @@ def init_weights(model, path):
         target = getattr(model.net.net, "unet", None)
         if target is None:
             raise ValueError(f"init={path}: a diffusers UNet needs network.name=unet")
-        source = UNet2DModel.from_pretrained(path).state_dict()
+        try:
+            source = UNet2DModel.from_pretrained(path, use_safetensors=True).state_dict()
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"init={path}: cannot be read as safetensors ({reason})") from None
     else:
         target, source = model, load(path).state_dict()
     own = target.state_dict()
@@ -209,7 +214,7 @@ def export(path, out, *, half=False):
     """Write a trained model (EMA weights) as config.json + model.safetensors + README.md.
 
     Args:
-        path: run folder or .ckpt file.
+        path: run folder, .ckpt file or export.
         out: folder to make; must not exist.
         half: store float16 (half the size; about 3 significant digits).
 
@@ -220,7 +225,11 @@ def export(path, out, *, half=False):
     if out.exists():
         raise ValueError(f"out={out}: exists; delete it or choose another name")
     model = load(path)
-    return write_export(model, out, _model_card(model.cfg, out.name), half=half)
+    steps = None
+    if not (Path(path) / "config.json").is_file():
+        path = path if Path(path).suffix == ".ckpt" else Path(path) / "checkpoints" / "last.ckpt"
+        steps = read_checkpoint(path)["global_step"]
+    return write_export(model, out, _model_card(model.cfg, out.name, steps), half=half)
 
 
 def write_export(model, out, card, *, half=False):
@@ -232,10 +241,13 @@ def write_export(model, out, card, *, half=False):
         if half:
             state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
         save_file(state, partial / "model.safetensors", {"format": "pt"})
+        plain = to_plain(model.cfg)
+        plain |= {"out_dir": Config.out_dir, "init": ""}  # folders of the machine it was made on
+        plain["data"]["root"] = ""
         description = {
             "genmodels_format": FORMAT,
             "genmodels_version": genmodels.__version__,
-            "config": to_plain(model.cfg),
+            "config": plain,
         }
         write_bytes(partial / "config.json", json.dumps(description, indent=1).encode())
         write_bytes(partial / "README.md", card.encode())
@@ -245,19 +257,21 @@ def write_export(model, out, card, *, half=False):
     return out
 
 
-def _model_card(cfg, name):
+def _model_card(cfg, name, steps):
     terms = data.TERMS.get(cfg.data.name, "your own data: say here where they come from")
-    images = cfg.trainer.max_steps * cfg.data.batch_size
+    steps = cfg.trainer.max_steps if steps is None else steps
+    weights = "EMA" if cfg.ema.half_life else "Raw"
+    images = steps * cfg.data.batch_size
     return f"""---
 library_name: genmodels
 tags: [image-generation, {cfg.method.name}]
 ---
 # {name}
 
-{type(cfg.method).__doc__} Network: {cfg.network.name}. EMA weights.
+{type(cfg.method).__doc__} Network: {cfg.network.name}. {weights} weights.
 
 - Data: {cfg.data.name}, {" x ".join(map(str, cfg.data.shape))}. {terms}
-- Training: `{cfg.name}`, {cfg.trainer.max_steps} steps of {cfg.data.batch_size} images
+- Training: `{cfg.name}`, {steps} steps of {cfg.data.batch_size} images
   ({images:,} in all), seed {cfg.seed}; every setting is in config.json.
 - Labels: {"class-conditional" if cfg.data.labels else "unconditional"}.
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from genmodels.config import Config, parse_value
 
-PACKAGE = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
+OURS = [ROOT / "genmodels", ROOT / "kernels", ROOT / "benchmarks"]
+SCRIPTS = [ROOT / "train.py", ROOT / "sample.py", ROOT / "evaluate.py"]
 
 
 def split_words(argv):
@@ -141,14 +143,28 @@ def parse_seeds(text, key="seeds"):
     return seeds
 
 
+class Stopped(Exception):
+    """A signal ended the work early, all saved and said; the exit code is 128 + signal."""
+
+    def __init__(self, signal):
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal
+
+
 def run(main, argv=None):
     """Return the exit code of main(argv): 0 done, 2 the user's mistake, 1 anything else.
+
+    A run that was stopped by a signal returns 128 + its number, as shells do.
 
     A ValueError or OSError raised by this package's own code is addressed to the user and becomes
     one line on stderr; one raised elsewhere is a defect and keeps its traceback.
     """
     try:
         main(sys.argv[1:] if argv is None else list(argv))
+    except Stopped as stopped:
+        return 128 + stopped.signal
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         if not _raised_here(error):
             traceback.print_exc()
@@ -158,8 +174,6 @@ def run(main, argv=None):
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        os.close(sys.stdout.fileno())
     except Exception:
         traceback.print_exc()
         return 1
@@ -171,8 +185,8 @@ def _raised_here(error):
     frame = error.__traceback__
     while frame.tb_next is not None:
         frame = frame.tb_next
-    path = Path(frame.tb_frame.f_code.co_filename).resolve()
-    ours = path.is_relative_to(PACKAGE) and ".venv" not in path.relative_to(PACKAGE).parts
+    file = Path(frame.tb_frame.f_code.co_filename).resolve()
+    ours = any(file.is_relative_to(folder) for folder in OURS) or file in SCRIPTS
     return ours or (isinstance(error, OSError) and error.filename is not None)
 
 

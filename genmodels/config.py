@@ -74,6 +74,11 @@ class OptimConfig:
         check(
             len(self.betas) == 2, "optim.betas", self.betas, "must be two numbers, e.g. 0.9,0.999"
         )
+        check(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas,
+              "must be in [0, 1)")  # fmt: skip
+        check(self.eps > 0, "optim.eps", self.eps, "must be > 0")
+        check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must be >= 0")
+        check(self.rampup >= 0, "optim.rampup", self.rampup, "must be >= 0 images")
         check(self.clip >= 0, "optim.clip", self.clip, "must be >= 0 (0: off)")
         check(self.decay in ("none", "cosine"), "optim.decay", self.decay, "must be none or cosine")
 
@@ -116,6 +121,9 @@ class TrainerConfig:
               "must be 32-true or bf16-mixed")  # fmt: skip
         check(self.accelerator in ("auto", "cpu", "cuda", "mps"), "trainer.accelerator",
               self.accelerator, "must be auto, cpu, cuda or mps")  # fmt: skip
+        choices = ("auto", "ddp", "ddp_fork", "ddp_spawn")
+        check(self.strategy in choices, "trainer.strategy", self.strategy,
+              f"must be one of {', '.join(choices)}")  # fmt: skip
         unknown = set(self.loggers) - {"csv", "tensorboard", "wandb"}
         check(not unknown, "trainer.loggers", self.loggers, "may hold csv, tensorboard, wandb")
         seconds(self.max_time)
@@ -181,9 +189,11 @@ class Config:
 
     def __post_init__(self):
         check(0 <= self.seed < 2**63, "seed", self.seed, "must be in [0, 2^63)")
-        check(self.data.batch_size % self.trainer.accumulate == 0, "data.batch_size",
-              self.data.batch_size,
-              f"must be a multiple of trainer.accumulate={self.trainer.accumulate}")  # fmt: skip
+        check("/" not in self.name and self.name != "..", "name", self.name,
+              "must be one folder's name; out_dir says where")  # fmt: skip
+        parts = self.trainer.devices * self.trainer.accumulate
+        check(self.data.batch_size % parts == 0, "data.batch_size", self.data.batch_size,
+              f"must be a multiple of trainer.devices x accumulate = {parts}")  # fmt: skip
 
 
 def seconds(text):
@@ -225,7 +235,10 @@ def load_config(sources, overrides=(), *, methods, networks):
         schema[slot] = choices[name].Config
     for key, text in words.items():
         OmegaConf.update(values, key, parse_value(key, text, _type_of(key, schema)))
-    plain = OmegaConf.to_container(values, resolve=True)
+    try:
+        plain = OmegaConf.to_container(values, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     _check_types(plain, Config, schema, "")
     structured = OmegaConf.structured(Config)
     for slot in schema:

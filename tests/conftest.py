@@ -8,7 +8,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the scripts train.py, sample.py and evaluate.py
 
 TINY = ["network.channels=[16,16]", "network.norm_groups=8", "network.layers=1",
-        "network.attention=[]", "network.head_dim=8", "optim.decay=none", "data.labels=false", "trainer.progress=false"]  # fmt: skip
+        "network.attention=[]", "network.head_dim=8", "optim.decay=none",
+        "data.labels=false", "trainer.progress=false"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -2,9 +2,10 @@ import csv
 
 import pytest
 import torch
+from conftest import ROOT, TINY
 from torch import nn
 
-from genmodels import callbacks, images
+from genmodels import benchmark, callbacks, images
 from genmodels.checkpoint import read_checkpoint
 
 
@@ -34,6 +35,18 @@ def test_ema_follows_the_published_rule(rampup):
         assert float(average.module.weight) == pytest.approx(expected[step], abs=1e-5)
 
 
+def test_ema_follows_the_model_to_its_device():
+    """Stands in for a GPU: the averaged LightningModule must know where its weights are."""
+    import genmodels
+
+    model = genmodels.build(str(ROOT / "configs/edm_digits.yaml"), *TINY)
+    ema = callbacks.EMA(half_life=100.0, rampup=0.0, batch_size=1)
+    ema.setup(None, model, "fit")
+    ema.on_fit_start(None, model.to("meta"))
+    assert ema.module.device.type == "meta"
+    assert next(ema.module.parameters()).device.type == "meta"
+
+
 def test_ema_leaves_frozen_weights_alone():
     ema = callbacks.EMA(half_life=100.0, rampup=0.0, batch_size=1)
     model = nn.Linear(50, 50)
@@ -41,6 +54,29 @@ def test_ema_leaves_frozen_weights_alone():
     for _ in range(500):
         average.update_parameters(model)
     assert torch.equal(average.module.weight, model.weight)
+
+
+def test_sampling_restores_the_matrix_precision(tiny_run):
+    import genmodels
+
+    model = genmodels.load(tiny_run)
+    with benchmark.tf32(True):
+        benchmark.generate_all(model, range(2), steps=1, progress=False)
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32
+
+
+def test_tensorboard_keeps_its_points_over_a_resume(train_tiny):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    import train
+
+    words = ("method.steps=1", "eval.every=2", "eval.num=8", "trainer.loggers=[csv,tensorboard]")
+    run = train_tiny("trainer.max_steps=4", *words)
+    assert train.main([f"resume={run}", "trainer.max_steps=6"]) == 0
+    events = EventAccumulator(str(run)).Reload()
+    assert [event.step for event in events.Scalars("eval/fd")] == [1, 3, 5]  # counted from 0
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(6))
 
 
 def read(path):
@@ -53,7 +89,7 @@ def test_csv_grows_columns_and_cuts_to_a_step(tmp_path):
     logger = callbacks.CSVMetrics(path)
     logger.log_metrics({"train/loss": 1.0, "epoch": 0}, 0)
     logger.log_metrics({"train/loss": torch.tensor(0.5)}, 1)
-    logger.log_metrics({"eval/fd": 3.0}, 2)
+    logger.log_metrics({"eval/fd": 3.0}, 1)
     assert read(path) == [
         {"step": "1", "train/loss": "1", "eval/fd": ""},
         {"step": "2", "train/loss": "0.5", "eval/fd": "3"},
@@ -97,8 +133,6 @@ def test_non_finite_gradients_are_skipped_then_stop_the_run(
     train_tiny, monkeypatch, capsys, tmp_path
 ):
     """Steps 3 and 4 are bad: they leave the weights alone; three in a row stop the run."""
-    from conftest import ROOT, TINY
-
     import train
     from genmodels.methods.edm import EDM
 

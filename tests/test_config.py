@@ -78,7 +78,7 @@ BAD_WORDS = {
     "trainer.max_time=12:30": "trainer.max_time=12:30: write 90s, 30m, 8h, 2d or DD:HH:MM:SS",
     "trainer.precision=16": "trainer.precision=16: must be 32-true or bf16-mixed",
     "trainer.compile=maybe": "trainer.compile=maybe: must be true or false",
-    "trainer.accumulate=3": "data.batch_size=128: must be a multiple of trainer.accumulate=3",
+    "trainer.accumulate=3": "data.batch_size=128: must be a multiple of",
     "optim.lr=fast": "optim.lr=fast: must be a number",
     "optim.lr=-1": "optim.lr=-1.0: must be > 0",
     "optim.betas=0.9": "optim.betas=[0.9]: must be two numbers",
@@ -95,6 +95,17 @@ BAD_WORDS = {
     "data.shape=3,8,8": "data.shape=[3, 8, 8]: digits has [1, 8, 8]",
     "init=nowhere": "model=nowhere: is no run folder",
     "data.name=mnist": "data.root=",
+    "optim.betas=2,3": "optim.betas=[2.0, 3.0]: must be in [0, 1)",
+    "optim.eps=0": "optim.eps=0.0: must be > 0",
+    "optim.weight_decay=-1": "optim.weight_decay=-1.0: must be >= 0",
+    "optim.rampup=-100": "optim.rampup=-100: must be >= 0 images",
+    "method.p_mean=nan": "method.p_mean=nan: must be finite",
+    "method.rho=0": "method.rho=0.0: must be > 0",
+    "method.guidance=2": "method.guidance=2.0: needs a conditional model",
+    "trainer.strategy=foo": "trainer.strategy=foo: must be one of auto, ddp",
+    "trainer.devices=3": "must be a multiple of trainer.devices x accumulate = 3",
+    "name=../../elsewhere": "name=../../elsewhere: must be one folder's name",
+    "name=${x}": "name: Interpolation key 'x' not found",
 }
 
 
@@ -102,7 +113,7 @@ BAD_WORDS = {
 def test_bad_word_is_one_line_and_exit_2(word, capsys, tmp_path, monkeypatch):
     monkeypatch.delenv("GENMODELS_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert train.main([str(DIGITS), f"out_dir={tmp_path}/runs", word]) == 2
+    assert train.main([str(DIGITS), f"out_dir={tmp_path}/runs", "data.labels=false", word]) == 2
     errors = capsys.readouterr().err
     assert BAD_WORDS[word] in errors
     assert errors.count("\n") == 1 and errors.startswith("error: ")
@@ -155,6 +166,29 @@ def test_resume_refuses_what_would_make_another_run(tiny_run, capsys):
     for word in ("optim.lr=1", "data.batch_size=4", "method.p_mean=0", "seed=3"):
         assert train.main([f"resume={tiny_run}", word]) == 2
         assert f"start a new run with init={tiny_run}" in capsys.readouterr().err
+
+
+def test_what_the_machine_lacks_is_said_before_anything_is_written(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(train, "find_spec", lambda name: None)
+    for words, message in (
+        (["trainer.accelerator=cuda"], "trainer.accelerator=cuda: no CUDA device here"),
+        (["trainer.loggers=wandb"], "trainer.loggers=wandb: not installed"),
+        (["eval.every=1", "eval.metrics=fdd"], "metrics=fdd: choose from fd"),
+        (["eval.every=1", "eval.features=x"], "features must be one of"),
+    ):
+        assert train.main([str(DIGITS), f"out_dir={tmp_path}/runs", *words]) == 2
+        errors = capsys.readouterr().err
+        assert message in errors and errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_resume_refuses_a_config_edited_by_hand(train_tiny, capsys):
+    run = train_tiny("trainer.max_steps=2")
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("lr: 0.001", "lr: 0.5"))
+    assert train.main([f"resume={run}"]) == 2
+    assert "optim.lr=0.5: " in capsys.readouterr().err
 
 
 def test_print_shows_the_resolved_config_and_trains_nothing(capsys, tmp_path):

@@ -128,7 +128,7 @@ def test_signal_saves_and_says_how_to_go_on(train_tiny, tmp_path, number):
     run = wait_for_step(tmp_path, 4, process)
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
+    assert process.returncode == 128 + number, errors
     assert f"python train.py resume={run}" in output
     stopped = state(run)["step"]
     assert f"stopped by {number.name} after step {stopped}" in output

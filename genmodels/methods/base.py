@@ -72,7 +72,10 @@ class GenerativeModule(L.LightningModule):
         return labels.expand(count)
 
     def training_step(self, batch, batch_idx):
-        """Return the loss of one micro-batch; dropout is keyed by (seed, micro-step, rank)."""
+        """Return the loss of one micro-batch; dropout is keyed by (seed, micro-step, rank).
+
+        What is logged is this rank's last micro-batch, not a mean over all of them.
+        """
         micro_step = self.global_step * self.cfg.trainer.accumulate + (
             batch_idx % self.cfg.trainer.accumulate
         )
@@ -119,7 +122,7 @@ class GenerativeModule(L.LightningModule):
         Returning None from training_step would break DDP; so the gradients are dropped here.
 
         Raises:
-            RuntimeError: trainer.max_nonfinite skipped steps in a row.
+            FloatingPointError: trainer.max_nonfinite skipped steps in a row.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.cfg.optim.clip or math.inf)
@@ -132,9 +135,7 @@ class GenerativeModule(L.LightningModule):
         optimizer.zero_grad(set_to_none=True)
         if self.nonfinite >= self.cfg.trainer.max_nonfinite:
             logged = {k: float(v) for k, v in self.trainer.logged_metrics.items()}
-            raise RuntimeError(
+            raise FloatingPointError(
                 f"trainer.max_nonfinite={self.cfg.trainer.max_nonfinite}: that many steps in a row "
-                f"had non-finite gradients, the last at step {self.global_step} with {logged}; "
-                "resume from the last checkpoint with a smaller optim.lr through init=, or set "
-                "optim.clip=1"
+                f"had non-finite gradients, the last at step {self.global_step} with {logged}"
             )

@@ -58,7 +58,9 @@ class EDMConfig:
 
     def __post_init__(self):
         check(self.sigma_data > 0, "method.sigma_data", self.sigma_data, "must be > 0")
+        check(math.isfinite(self.p_mean), "method.p_mean", self.p_mean, "must be finite")
         check(self.p_std >= 0, "method.p_std", self.p_std, "must be >= 0")
+        check(self.rho > 0, "method.rho", self.rho, "must be > 0")
         check(0 <= self.label_dropout <= 1, "method.label_dropout", self.label_dropout,
               "must be in [0, 1]")  # fmt: skip
         check(0 <= self.augment <= 1, "method.augment", self.augment, "must be in [0, 1]")
@@ -102,6 +104,8 @@ class EDM(GenerativeModule):
         super().__init__(cfg)
         check(not cfg.method.augment or getattr(cfg.network, "augment", False), "method.augment",
               cfg.method.augment, "needs network.name=edm_unet, network.augment=true")  # fmt: skip
+        check(cfg.method.guidance == 1 or self.classes, "method.guidance", cfg.method.guidance,
+              "needs a conditional model (data.labels=true)")  # fmt: skip
         raw = NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes)
         self.net = PRECONDS[cfg.method.precond](raw, cfg.method.sigma_data)
         self.uncertainty = Uncertainty() if cfg.method.uncertainty else None

@@ -6,7 +6,7 @@ that works on rows alone, so a new feature net or a new score needs no change el
 
 from genmodels.metrics.features import DIGITS_SHA256, FEATURES, Features, extract, load_features
 from genmodels.metrics.frechet import Frechet, Moments, frechet_distance
-from genmodels.metrics.manifold import memorised, nn1
+from genmodels.metrics.manifold import memorised, nn1, nn1_sides
 from genmodels.metrics.resampling import Resampled, resampled
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "load_features",
     "memorised",
     "nn1",
+    "nn1_sides",
     "resampled",
 ]
