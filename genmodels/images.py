@@ -155,10 +155,13 @@ def read_images(path, channels=None):
     if path.suffix == ".npz" and path.is_file():
         return npz_images(path)[0]
     if path.suffix == ".zip" and path.is_file():
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in sorted(archive.namelist()) if _is_picture(PurePath(name))]
-            names = [name for name in names if PurePath(name).name != "grid.png"]
-            named = [(n, read_image(io.BytesIO(archive.read(n)), channels, n)) for n in names]
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in sorted(archive.namelist()) if _is_picture(PurePath(name))]
+                names = [name for name in names if PurePath(name).name != "grid.png"]
+                named = [(n, read_image(io.BytesIO(archive.read(n)), channels, n)) for n in names]
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"images={path}: cannot be read ({error}); fetch it again") from None
     elif path.is_dir():
         files = [file for file in find_images(path) if file.name != "grid.png"]
         named = [(file, read_image(file, channels)) for file in files]
@@ -192,7 +195,7 @@ def npz_images(path, split=None):
             images = file[name]
             label_name = f"{split}_labels" if name == f"{split}_images" else "labels"
             labels = file[label_name] if label_name in file.files else None
-    except (OSError, ValueError, StopIteration, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, StopIteration, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"npz={path}: cannot be read ({type(error).__name__}: {error})") from None
     if images.ndim == 3:
         images = images[..., None]

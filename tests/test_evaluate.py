@@ -140,7 +140,10 @@ def test_bad_images_are_one_line_and_exit_2(tmp_path, capsys):
     images.write_png(mixed / "b.png", torch.zeros(1, 9, 8, dtype=torch.uint8))
     large = tmp_path / "large.npz"
     images.write_npz(large, images=np.zeros((9, 16, 16, 1), np.uint8))
+    half = tmp_path / "half.zip"
+    half.write_bytes(b"PK\x03\x04 half a zip")
     for name, message in (
+        (half, "half.zip: cannot be read"),
         (tmp_path / "empty", "holds no picture"),
         (mixed, "mixed sizes"),
         (tmp_path / "none", "no such folder"),
