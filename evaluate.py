@@ -5,14 +5,13 @@
 
 MODEL is a run folder, a .ckpt or an exported folder. A and B are a folder, .zip or .npz of images,
 or a data set with a split (digits:test); the split is train if none is named, as in the published
-protocols. Prints a table; out= also writes the numbers with seed, features and versions as JSON.
+protocols. Prints a table; out= also writes the numbers as JSON, with the keys given, the features
+and the versions that reproduce them.
 """
 
 import sys
 import time
 from pathlib import Path
-
-import torch
 
 from genmodels import benchmark, checkpoint, cli, images
 from genmodels.config import DataConfig
@@ -41,8 +40,11 @@ SCHEMA = {
     "batch": (int, 64, "images at a time; changes no image"),
     "precision": (str, "fp32", "fp32 (without TF32) or bf16"),
     "device": (str, "auto", "auto, cpu, cuda or mps"),
+    "noise": (str, "cpu", "device of the noise generators, as in sample.py"),
     "out": (str, "", "JSON file to write"),
 }
+
+FILES = ("out", "save_images")  # what is written; they change no number
 
 
 def evaluate(argv):
@@ -56,13 +58,15 @@ def evaluate(argv):
     options = cli.typed_words(common, SCHEMA)
     check(options, positionals)
     state, started = benchmark.process_state(), time.monotonic()
-    device = state.device if options["device"] == "auto" else torch.device(options["device"])
+    device = benchmark.pick_device(options["device"])
     model = checkpoint.load(positionals[0], device=device) if positionals else None
     extra = cli.typed_words(words, model.SAMPLE_OPTIONS if model else {}, also=SCHEMA)
+    given = {key: (options | extra)[key] for key in [*common, *words] if key not in FILES}
     checkpoint.load_guide(extra, device)
     if model:
         source = options["data"] or model.cfg.data.name
         reference, sets = read_source(source, options, model.cfg.data)
+        check_shape(source, reference, model)
     else:
         source = options["reference"]
         reference, sets = read_source(source, options)
@@ -78,20 +82,36 @@ def evaluate(argv):
         scores = scorer(pictures, options["seed"])
         name = positionals[0] if model else options["images"]
         report(scores, options, started, scorer.features, model=name, data=source,
-               num=len(pictures), reference_num=len(reference))  # fmt: skip
+               num=len(pictures), reference_num=len(reference), device=device.type,
+               options=given)  # fmt: skip
 
 
 def check(options, positionals):
     """Raise ValueError for what can be told from the words alone, before any work."""
     cli.check_choice("precision", options["precision"], ("fp32", "bf16"))
-    cli.check_choice("device", options["device"], ("auto", "cpu", "cuda", "mps"))
-    for key in ("out", "save_images"):
+    cli.check_device("device", options["device"], ("auto", "cpu", "cuda", "mps"))
+    cli.check_device("noise", options["noise"], ("cpu", "cuda", "mps"))
+    for key in FILES:
         if options[key] and not Path(options[key]).absolute().parent.is_dir():
             raise ValueError(f"{key}={options[key]}: its folder does not exist; make it first")
+        if options[key] and Path(options[key]).is_dir():
+            raise ValueError(f"{key}={options[key]}: is a folder; name a file in it")
+    if options["resamples"] < 0 or options["resamples"] == 1:
+        raise ValueError(f"resamples={options['resamples']}: must be >= 2, or 0 for no error bars")
     if positionals:
         cli.one_model(positionals)
     elif not (options["images"] and options["reference"]):
         raise ValueError("images=: give a MODEL and data=, or images= and reference=")
+
+
+def check_shape(source, reference, model):
+    """Raise ValueError unless the model makes images of the reference's shape (C, H, W)."""
+    real, made = tuple(reference.shape[1:]), tuple(model.shape)
+    if real != made:
+        raise ValueError(
+            f"data={source}: has images of shape {real}, the model makes {made}; name a set of "
+            "that shape, or pad= background around it"
+        )
 
 
 def generate(model, options, extra, reference_num):
@@ -99,14 +119,14 @@ def generate(model, options, extra, reference_num):
     seeds = cli.seed_list(options | {"num": options["num"] or reference_num})
     labels = benchmark.labels_for(seeds, options["labels"], model.classes)
     settings = {key: value for key, value in extra.items() if value is not None}
-    settings |= {key: options[key] for key in ("batch", "precision")}
+    settings |= {key: options[key] for key in ("batch", "precision", "noise")}
     pictures = benchmark.generate_everywhere(model, seeds, labels, **settings)
     if options["save_images"] and benchmark.process_state().is_main_process:
         images.write_npz(options["save_images"], images=pictures.permute(0, 2, 3, 1).numpy())
     return pictures
 
 
-def report(scores, options, started, features, **facts):
+def report(scores, options, started, features, /, **facts):
     """Print the table and write the JSON."""
     rows = [(key, *(f"{score[k]:.4f}" for k in score)) for key, score in scores.items()]
     title = "{model} against {data}: {num} images, features ".format(**facts) + features.name

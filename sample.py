@@ -5,8 +5,9 @@
     torchrun --nproc_per_node 2 sample.py MODEL num=64 out=DIR
 
 MODEL is a run folder, a .ckpt or an exported folder. Writes DIR/000000.png ... named by seed and
-DIR/grid.png; with format=npz DIR/images.npz (uint8 NHWC images, seeds, labels). Image k depends on
-seed k alone: not on batch=, on the number of processes, or on the other seeds.
+DIR/grid.png; a DIR that holds images of other seeds is refused. With format=npz DIR/images.npz
+(uint8 NHWC images, seeds, labels). Image k depends on seed k alone: not on batch=, on the number of
+processes, or on the other seeds.
 """
 
 import sys
@@ -48,23 +49,37 @@ def sample(argv):
     options = cli.typed_words(common, SCHEMA)
     cli.check_choice("format", options["format"], ("png", "npz"))
     cli.check_choice("precision", options["precision"], ("fp32", "bf16"))
-    cli.check_choice("device", options["device"], ("auto", "cpu", "cuda", "mps"))
-    seeds = cli.seed_list(options)
-    state = benchmark.process_state()
-    device = state.device if options["device"] == "auto" else torch.device(options["device"])
+    cli.check_device("device", options["device"], ("auto", "cpu", "cuda", "mps"))
+    cli.check_device("noise", options["noise"], ("cpu", "cuda", "mps"))
+    seeds, out = cli.seed_list(options), Path(options["out"])
+    check_folder(out, seeds, options["format"])
+    state, device = benchmark.process_state(), benchmark.pick_device(options["device"])
     model = checkpoint.load(model, ema=options["ema"], device=device)
     extra = cli.typed_words(words, model.SAMPLE_OPTIONS, also=SCHEMA)
     labels = benchmark.labels_for(seeds, options["labels"], model.classes)
     settings = {key: value for key, value in extra.items() if value is not None}
     checkpoint.load_guide(settings, device)
     settings |= {key: options[key] for key in ("batch", "precision", "noise")}
-    out = Path(options["out"])
     if options["format"] == "npz":
         write_npz(out, model, seeds, labels, settings, state)
     else:
         write_pngs(out, model, seeds, labels, settings, state)
     if state.is_main_process:
         print(f"{len(seeds)} images, {model.nfe} network evaluations each: {out}")
+
+
+def check_folder(out, seeds, kind):
+    """Raise ValueError if images written to this folder would mix with those of other seeds."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={out}: is a file; name a folder")
+    numbered = out.glob("[0-9]*.png") if kind == "png" else ()
+    asked = {f"{seed:06d}" for seed in seeds}
+    strange = sorted(p.name for p in numbered if p.stem.isdecimal() and p.stem not in asked)
+    if strange:
+        raise ValueError(
+            f"out={out}: holds images of {len(strange)} other seeds ({strange[0]}, ...); "
+            "name an empty folder or delete them"
+        )
 
 
 def write_pngs(out, model, seeds, labels, settings, state):

@@ -24,6 +24,12 @@ def process_state():
     return PartialState(cpu=not torch.cuda.is_available())
 
 
+def pick_device(name):
+    """Return this process's device of that name; "auto" is a GPU if there is one."""
+    own = process_state().device
+    return own if name in ("auto", own.type) else torch.device(name)
+
+
 @contextlib.contextmanager
 def tf32(allowed):
     """Allow or forbid TF32 in matrix products and convolutions (cuDNN's default is to allow)."""

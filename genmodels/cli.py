@@ -7,6 +7,8 @@ import sys
 import traceback
 from pathlib import Path
 
+import torch
+
 from genmodels.config import Config, parse_value
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +46,13 @@ def check_choice(key, value, choices):
     """Raise ValueError unless the value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{key}={value}: choose from {', '.join(choices)}")
+
+
+def check_device(key, value, choices):
+    """Raise ValueError unless the value is one of the choices and torch has such a device here."""
+    check_choice(key, value, choices)
+    if value in ("cuda", "mps") and not getattr(torch, value).is_available():
+        raise ValueError(f"{key}={value}: torch finds no such device here; write {choices[0]}")
 
 
 def one_model(positionals):

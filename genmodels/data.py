@@ -4,7 +4,7 @@ python -m genmodels.data info digits            shape, counts, mean and std of a
 python -m genmodels.data info FOLDER resolution=64
 """
 
-import gzip
+import difflib
 import os
 import sys
 from pathlib import Path
@@ -59,14 +59,7 @@ def _read_idx(path):
             "idx files there (torchvision's layout), set data.root or GENMODELS_DATA to the folder "
             "above, or let data.download=true fetch them"
         )
-    with gzip.open(found) if found.suffix == ".gz" else open(found, "rb") as file:
-        data = file.read()
-    ndim = data[3]
-    shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(ndim)]
-    body = np.frombuffer(data, np.uint8, offset=4 + 4 * ndim)
-    if body.size != np.prod(shape):
-        raise ValueError(f"data={found}: {body.size} bytes for shape {shape}; fetch it again")
-    return torch.from_numpy(body.reshape(shape).copy())
+    return images.read_idx(found)
 
 
 def _cifar10(cfg, split):
@@ -83,31 +76,44 @@ def _cifar10(cfg, split):
 
 
 def _imagefolder(cfg, split):
-    """Pictures below a folder; subfolders are the classes. train/ and test/ are the splits."""
+    """Pictures below a folder, cropped and resized; the folders right below it are the classes.
+
+    Where there are train/ and test/ (or else val/) these are the splits; a lone train/ is split as
+    any other folder. Classes are numbered by the training folders in order of name.
+    """
     root = data_root(cfg)
     if cfg.resolution < 1:
         raise ValueError("data.resolution=0: imagefolder needs the side to crop and resize to")
     if not root.is_dir():
         raise ValueError(f"data.root={root}: no such folder")
-    split_root = root / split if (root / "train").is_dir() else root
-    files = images.find_images(split_root)
+    folder, held_out = images.split_folders(root)
+    files = images.find_images(folder)
     if not files:
-        raise ValueError(f"data.root={split_root}: holds no picture")
-    names = sorted({file.relative_to(split_root).parts[0] for file in files})
-    folders = [name for name in names if (split_root / name).is_dir()]
-    classed = bool(folders) and len(folders) == len(names)
-    pixels = [_square(images.read_image(file, cfg.channels or 3), cfg.resolution) for file in files]
-    labels = [folders.index(f.relative_to(split_root).parts[0]) if classed else -1 for f in files]
-    pixels, labels = torch.stack(pixels), torch.tensor(labels)
-    return (pixels, labels) if split_root != root else _hold_out(cfg, split, pixels, labels)
+        raise ValueError(f"data.root={folder}: holds no picture")
+    names = sorted({file.relative_to(folder).parts[0] for file in files})
+    classed = all((folder / name).is_dir() for name in names)
+    classes = {name: number for number, name in enumerate(names)} if classed else {}
+    if held_out is None:
+        files = [files[i] for i in _share(cfg, split, len(files))]
+    elif split == "test":
+        folder, files = held_out, images.find_images(held_out)
+    labels = [_label(file.relative_to(folder), folder, classes, cfg.labels) for file in files]
+    channels, side = cfg.channels or 3, cfg.resolution
+    pixels = torch.empty(len(files), channels, side, side, dtype=torch.uint8)
+    for i, file in enumerate(files):
+        pixels[i] = images.square(images.read_image(file, channels), side)
+    return pixels, torch.tensor(labels, dtype=torch.int64)
 
 
-def _square(image, side):
-    """Return the largest central square of the image (C, H, W), resized to side x side."""
-    from torchvision.transforms.v2 import functional
-
-    short = min(image.shape[-2:])
-    return functional.resize(functional.center_crop(image, [short, short]), [side, side])
+def _label(path, folder, classes, needed):
+    """Return the number of the class of a picture, or -1 where there are no classes."""
+    name = path.parts[0]
+    if classes and name not in classes and (needed or len(path.parts) > 1):
+        raise ValueError(
+            f"data.root={folder}: {name} is no class of train/, whose folders number the classes; "
+            "take it out or add such a folder to train/"
+        )
+    return classes.get(name, -1)
 
 
 def _npz(cfg, split):
@@ -118,15 +124,15 @@ def _npz(cfg, split):
     labels = torch.full((len(pixels),), -1) if labels is None else labels
     with np.load(path) as file:
         own_split = f"{split}_images" in file.files
-    return (pixels, labels) if own_split else _hold_out(cfg, split, pixels, labels)
+    share = slice(None) if own_split else _share(cfg, split, len(pixels))
+    return pixels[share], labels[share]
 
 
-def _hold_out(cfg, split, pixels, labels):
-    """Return the split of a set that has none of its own: a fixed random share is held out."""
-    order = np.random.default_rng(0).permutation(len(pixels))
-    count = round(len(pixels) * cfg.holdout)
-    order = order[: len(order) - count] if split == "train" else order[len(order) - count :]
-    return pixels[order], labels[order]
+def _share(cfg, split, size):
+    """Return the image numbers in a split of a set without splits: a fixed share is held out."""
+    order = np.random.default_rng(0).permutation(size)
+    count = round(size * cfg.holdout)
+    return order[: size - count] if split == "train" else order[size - count :]
 
 
 # name -> (reader, shape or None, classes or -1): None and -1 are read off the files.
@@ -261,6 +267,12 @@ class ImageDataModule(L.LightningDataModule):
         if not len(self.train[0]):
             raise ValueError(f"data.holdout={cfg.holdout}: leaves no image to train on")
         fill_in(cfg, *self.train)
+        top = max(self.held_out[1].tolist(), default=-1)
+        if cfg.labels and top >= cfg.classes:
+            raise ValueError(
+                f"data.holdout={cfg.holdout}: class {top} is among the held-out images only; "
+                "hold out fewer, or put some of it into training"
+            )
 
     def train_dataloader(self):
         """Return the stream, from the trainer's current step on, for this rank."""
@@ -312,16 +324,20 @@ def main(argv):
         for key in ("root", "resolution", "channels", "pad", "holdout", "download")
     }
     options = cli.typed_words(words, fields)
+    if name not in DATASETS and not Path(name).expanduser().exists():
+        near = difflib.get_close_matches(name, DATASETS, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"data.name={name}: {hint}choose from {', '.join(DATASETS)}, or a path")
     if name not in DATASETS:
         options["root"], name = name, "npz" if name.endswith(".npz") else "imagefolder"
     cfg = DataConfig(name=name, **options)
     rows = []
     for split in SPLITS:
         pixels, labels = load_split(cfg, split)
-        x = images.from_uint8(pixels).double()
+        mean, std = images.mean_and_std(pixels)
         counts = torch.bincount(labels[labels >= 0]).tolist()
-        rows.append((split, len(pixels), tuple(pixels.shape[1:]), f"{x.mean():.4f}",
-                     f"{x.std():.4f}", f"{min(counts)}..{max(counts)}" if counts else "none",
+        rows.append((split, len(pixels), tuple(pixels.shape[1:]), f"{mean:.4f}", f"{std:.4f}",
+                     f"{min(counts)}..{max(counts)}" if counts else "none",
                      len(counts)))  # fmt: skip
     columns = ("split", "images", "shape", "mean", "std (sigma_data)", "per class", "classes")
     cli.print_table(f"{name} on the [-1, 1] scale", columns, rows)

@@ -1,9 +1,12 @@
-"""Pictures: ranges, grids, and PNG, zip and npz files in and out."""
+"""Pictures: ranges, grids, and PNG, zip, npz and idx files in and out."""
 
+import gzip
 import io
+import math
 import os
 import zipfile
-from pathlib import Path
+import zlib
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
@@ -21,6 +24,22 @@ def to_uint8(x):
 def from_uint8(images):
     """Return uint8 images as float32 in [-1, 1]: u / 127.5 - 1."""
     return images.to(torch.float32) / 127.5 - 1
+
+
+def mean_and_std(pixels):
+    """Return mean and standard deviation, on the [-1, 1] scale, of uint8 images (N, C, H, W)."""
+    counts = sum(torch.bincount(part.flatten(), minlength=256) for part in pixels.split(1024))
+    levels = from_uint8(torch.arange(256)).double()
+    mean = (counts * levels).sum() / counts.sum()
+    return mean, ((counts * (levels - mean) ** 2).sum() / (counts.sum() - 1)).sqrt()
+
+
+def square(image, side):
+    """Return the largest central square of the image (C, H, W), resized to side x side."""
+    from torchvision.transforms.v2 import functional
+
+    short = min(image.shape[-2:])
+    return functional.resize(functional.center_crop(image, [short, short]), [side, side])
 
 
 def grid(images, columns=None):
@@ -64,7 +83,11 @@ def write_bytes(path, data):
 
 
 def read_image(file, channels=None, name=None):
-    """Return one picture as uint8 (C, H, W).
+    """Return one picture as uint8 (C, H, W), levels 0..255.
+
+    Palettes become their colours. Alpha is dropped, not composited, as in the published protocols:
+    a transparent pixel shows the colour stored under it. 16-bit grey v (0..65535) becomes
+    round(v / 257); of 16-bit colour Pillow keeps the high byte.
 
     Args:
         file: path or open binary file.
@@ -72,31 +95,57 @@ def read_image(file, channels=None, name=None):
         name: what errors call the file.
 
     Raises:
-        ValueError: not a picture, or truncated.
+        ValueError: not a picture, truncated, or of more than 16 bits.
     """
     try:
         with Image.open(file) as picture:
+            if picture.mode.startswith(("I", "F")):
+                picture = _to_8_bits(picture, name or file)
             if channels is None:
-                channels = 1 if picture.mode in ("1", "L") else 3
+                channels = 1 if picture.mode in ("1", "L", "LA") else 3
             array = np.array(picture.convert("L" if channels == 1 else "RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"image={name or file}: cannot be read ({error}); remove it") from None
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
 
 
+def _to_8_bits(picture, name):
+    """Return a grey picture of 16 bits as one of 8; Pillow's own conversion clips it at 255."""
+    levels = np.asarray(picture)
+    if picture.mode == "F" or levels.min() < 0 or levels.max() > 65535:
+        raise ValueError(f"image={name}: has more than 16 bits a pixel; convert it to 8 or 16 bits")
+    return Image.fromarray(np.rint(levels / 257).astype(np.uint8))
+
+
 def find_images(folder):
-    """Return the picture files below a folder, sorted by path; hidden files are left out."""
-    return sorted(
-        path
-        for path in Path(folder).rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
+    """Return the picture files below a folder, sorted by path, without hidden ones."""
+    paths = Path(folder).rglob("*")
+    return sorted(path for path in paths if _is_picture(path.relative_to(folder)))
+
+
+def _is_picture(path):
+    """Return whether a relative path names a picture; nothing below .name or __MACOSX does."""
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return path.suffix.lower() in SUFFIXES and not hidden
+
+
+def split_folders(root):
+    """Return (the folder of the training pictures, that of the held-out ones or None)."""
+    train = root / "train"
+    if not train.is_dir():
+        return root, None
+    names = {file.relative_to(root).parts[0] for file in find_images(root)}
+    for name in ("test", "val"):
+        if name in names:
+            return train, root / name
+    # Beside other folders of pictures, train is a class: cars, planes, trains.
+    return (train, None) if names <= {"train"} else (root, None)
 
 
 def read_images(path, channels=None):
     """Return all images of a folder, zip or npz as one tensor, uint8 (N, C, H, W).
 
-    A `grid.png` that sample.py left beside numbered images is skipped. An npz holds `images` (or
+    Hidden files and the `grid.png` of sample.py are skipped. An npz holds `images` (or
     its first array) as uint8 NHWC or NHW.
 
     Raises:
@@ -106,9 +155,13 @@ def read_images(path, channels=None):
     if path.suffix == ".npz" and path.is_file():
         return npz_images(path)[0]
     if path.suffix == ".zip" and path.is_file():
-        with zipfile.ZipFile(path) as archive:
-            names = sorted(n for n in archive.namelist() if n.lower().endswith(SUFFIXES))
-            named = [(n, read_image(io.BytesIO(archive.read(n)), channels, n)) for n in names]
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in sorted(archive.namelist()) if _is_picture(PurePath(name))]
+                names = [name for name in names if PurePath(name).name != "grid.png"]
+                named = [(n, read_image(io.BytesIO(archive.read(n)), channels, n)) for n in names]
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"images={path}: cannot be read ({error}); fetch it again") from None
     elif path.is_dir():
         files = [file for file in find_images(path) if file.name != "grid.png"]
         named = [(file, read_image(file, channels)) for file in files]
@@ -142,7 +195,7 @@ def npz_images(path, split=None):
             images = file[name]
             label_name = f"{split}_labels" if name == f"{split}_images" else "labels"
             labels = file[label_name] if label_name in file.files else None
-    except (OSError, ValueError, StopIteration, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, StopIteration, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"npz={path}: cannot be read ({type(error).__name__}: {error})") from None
     if images.ndim == 3:
         images = images[..., None]
@@ -157,3 +210,24 @@ def npz_images(path, split=None):
         )
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     return tensor, None if labels is None else torch.from_numpy(labels.astype(np.int64))
+
+
+def read_idx(path):
+    """Return the uint8 array of an idx file (MNIST's format), gzipped if it ends in .gz.
+
+    Raises:
+        ValueError: not an idx file of bytes, or truncated.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            data = file.read()
+        if data[:3] != b"\0\0\x08":
+            raise OSError("it does not begin as an idx file of bytes")
+        start = 4 + 4 * data[3]
+        shape = [int.from_bytes(data[i : i + 4], "big") for i in range(4, start, 4)]
+        size = len(data) - start
+        if size != math.prod(shape):
+            raise OSError(f"{size} bytes for shape {shape}")
+    except (EOFError, OSError, IndexError, zlib.error) as error:
+        raise ValueError(f"data={path}: cannot be read ({error}); fetch it again") from None
+    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy())

@@ -48,6 +48,9 @@ class ImageGenerators:
         seeds: one seed for each image; taken modulo 2^32, as EDM does.
         device: where the generators draw. "cpu" gives the same numbers on every machine; a GPU
             device reproduces seeds published for GPU runs.
+
+    Raises:
+        ValueError: no seed.
     """
 
     def __init__(self, seeds, device="cpu"):
@@ -55,6 +58,8 @@ class ImageGenerators:
         self.generators = [
             torch.Generator(self.device).manual_seed(int(seed) % 2**32) for seed in seeds
         ]
+        if not self.generators:
+            raise ValueError("seeds=[]: give at least one whole number, one for each image")
 
     def randn(self, shape, dtype=torch.float32, device=None):
         """Return standard normals (N, *shape); generator k makes row k."""

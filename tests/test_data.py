@@ -58,8 +58,31 @@ def test_truncated_idx_is_named(tmp_path):
     path = raw / "train-images-idx3-ubyte"
     write_idx(path, np.zeros((5, 28, 28), np.uint8))
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="train-images-idx3-ubyte: 3919 bytes for shape"):
+    with pytest.raises(ValueError, match="train-images-idx3-ubyte: cannot be read .3919 bytes for"):
         load_split(DataConfig(name="mnist", root=str(tmp_path)), "train")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "spoil"),
+    [
+        (".gz", lambda whole: whole[:-20]),  # an interrupted download
+        (".gz", lambda whole: whole[:10] + b"\xff" * 20),
+        (".gz", lambda whole: b"<html>not found</html>"),
+        (".gz", lambda whole: b""),
+        ("", lambda whole: b""),
+        ("", lambda whole: b"<html>not found</html>"),
+        ("", lambda whole: whole[:6]),
+    ],
+)
+def test_a_spoilt_idx_is_one_line(tmp_path, suffix, spoil, capsys):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    path = raw / f"train-images-idx3-ubyte{suffix}"
+    write_idx(path, np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8))
+    path.write_bytes(spoil(path.read_bytes()))
+    assert cli.run(data.main, ["info", "mnist", f"root={tmp_path}"]) == 2
+    errors = capsys.readouterr().err
+    assert "fetch it again" in errors and errors.count("\n") == 1
 
 
 @pytest.mark.skipif(not REAL, reason="GENMODELS_DATA is not set: no real Fashion-MNIST here")
@@ -103,6 +126,56 @@ def test_imagefolder_takes_its_own_splits(tmp_path):
     cfg.labels = True
     with pytest.raises(ValueError, match="data.labels=true: imagefolder at .* has no class labels"):
         fill_in(cfg)
+
+
+def test_imagefolder_numbers_held_out_classes_by_the_training_folders(tmp_path):
+    for i, name in enumerate(("bird", "cat", "dog")):
+        picture(tmp_path / "train" / name / "a.png", (8, 8), (i, i, i))
+    for i, name in ((1, "cat"), (2, "dog")):
+        picture(tmp_path / "val" / name / "b.png", (8, 8), (i, i, i))
+    cfg = DataConfig(name="imagefolder", root=str(tmp_path), resolution=8, labels=True)
+    for split, expected in (("train", [0, 1, 2]), ("test", [1, 2])):
+        pixels, labels = load_split(cfg, split)
+        assert labels.tolist() == expected == pixels[:, 0, 0, 0].tolist()
+    picture(tmp_path / "val" / "eel" / "c.png", (8, 8), (3, 3, 3))
+    with pytest.raises(ValueError, match="data.root=.*/val: eel is no class of train/"):
+        load_split(cfg, "test")
+    picture(tmp_path / "test" / "d.png", (8, 8), (4, 4, 4))  # test goes before val
+    with pytest.raises(ValueError, match="data.root=.*/test: d.png is no class of train/"):
+        load_split(cfg, "test")
+    cfg.labels = False
+    assert load_split(cfg, "test")[1].tolist() == [-1]
+
+
+def test_imagefolder_holds_out_of_a_lone_train_folder(tmp_path):
+    for i in range(10):
+        picture(tmp_path / "train" / "cat" / f"{i}.png", (8, 8), (i, i, i))
+    cfg = DataConfig(name="imagefolder", root=str(tmp_path), resolution=8, holdout=0.2)
+    parts = [load_split(cfg, split)[0][:, 0, 0, 0].tolist() for split in ("train", "test")]
+    assert [len(part) for part in parts] == [8, 2] and sorted(sum(parts, [])) == list(range(10))
+    cfg.holdout = 0.0
+    assert load_split(cfg, "test")[0].shape == (0, 3, 8, 8)
+    picture(tmp_path / "car" / "a.png", (8, 8), (99, 99, 99))  # now train is a class
+    assert load_split(cfg, "train")[1].sort().values.tolist() == [0] + [1] * 10
+
+
+def test_imagefolder_decodes_a_picture_once(tmp_path, monkeypatch):
+    for i in range(10):
+        picture(tmp_path / f"{i}.png", (8, 8), (i, i, i))
+    read, seen = data.images.read_image, []
+    monkeypatch.setattr(data.images, "read_image", lambda *a: (seen.append(a[0]), read(*a))[1])
+    ImageDataModule(DataConfig(name="imagefolder", root=str(tmp_path), resolution=8, holdout=0.3))
+    assert len(seen) == len(set(seen)) == 10
+
+
+def test_a_class_held_out_altogether_is_refused(tmp_path):
+    pixels = np.zeros((4, 5, 6, 3), np.uint8)
+    arrays = {"train_images": pixels, "train_labels": [0, 1, 0, 1], "test_images": pixels[:1]}
+    np.savez(tmp_path / "set.npz", **arrays, test_labels=[2])
+    cfg = DataConfig(name="npz", root=str(tmp_path / "set.npz"), labels=True)
+    with pytest.raises(ValueError, match="class 2 is among the held-out images only"):
+        ImageDataModule(cfg)
+    ImageDataModule(DataConfig(name="npz", root=cfg.root))  # nobody asks for the labels
 
 
 def test_npz_with_and_without_splits(tmp_path):
@@ -218,6 +291,21 @@ def test_flips_are_a_function_of_n():
     assert 70 < changed.sum() < 130  # 100 expected, sd 7
     module.trainer = SimpleNamespace(training=False)
     assert torch.equal(module.on_after_batch_transfer({"image": pixels, "n": n}, 0)["image"], plain)
+
+
+def test_moments_of_the_histogram_are_those_of_the_pixels():
+    pixels = torch.randint(0, 200, (2500, 3, 4, 4), dtype=torch.uint8)
+    x = data.images.from_uint8(pixels).double()
+    mean, std = data.images.mean_and_std(pixels)
+    assert float(mean) == pytest.approx(float(x.mean()), rel=1e-12)
+    assert float(std) == pytest.approx(float(x.std()), rel=1e-12)
+
+
+def test_info_names_the_nearest_data_set(capsys):
+    assert cli.run(data.main, ["info", "minst"]) == 2
+    errors = capsys.readouterr().err
+    assert "data.name=minst: did you mean mnist? choose from digits" in errors
+    assert errors.count("\n") == 1
 
 
 def test_info_command(capsys):

@@ -33,6 +33,11 @@ def test_model_against_held_out_digits(tiny_run, tmp_path, digits):
     assert report["num"] == 40 and report["reference_num"] == 360 and report["seed"] == 0
     assert report["features"]["name"] == "digits" and len(report["features"]["sha256"]) == 64
     assert report["versions"]["torch"] == torch.__version__
+    assert report["device"] == "cpu" or torch.cuda.is_available()
+    assert report["options"] == {
+        "data": "digits:test", "metrics": ["nn1", "fd", "memorised"], "features": "digits",
+        "steps": 3, "num": 40, "resamples": 5,
+    }  # fmt: skip
     # The same number from the pieces, with numpy's moments in place of ours.
     from genmodels.metrics.features import extract, load_features
 
@@ -127,10 +132,21 @@ def test_equal_takes_the_mean_over_blocks(digits):
         (["out=no/such/folder/r.json"], "out=no/such/folder/r.json: its folder does not exist"),
         (["metric=fd"], "unknown key metric=fd: did you mean metrics?"),
         (["resamples=x"], "resamples=x: must be a whole number"),
+        (["resamples=1"], "resamples=1: must be >= 2, or 0 for no error bars"),
+        (["resamples=-3"], "resamples=-3: must be >= 2"),
+        (["out=."], "out=.: is a folder; name a file in it"),
+        (["save_images=."], "save_images=.: is a folder"),
+        (["device=cuda"], "device=cuda: torch finds no such device here; write auto"),
+        (["noise=cuda"], "noise=cuda: torch finds no such device here; write cpu"),
+        (["noise=tpu"], "noise=tpu: choose from cpu, cuda, mps"),
+        (["pad=1"], "data=digits: has images of shape (1, 10, 10), the model makes (1, 8, 8)"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(words, message, tiny_run, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if words != ["num=1"]:  # all else is refused before the work
+        monkeypatch.setattr(evaluate, "generate", None)
     assert evaluate.main([str(tiny_run), "steps=1", "num=4", "resamples=0", *words]) == 2
     errors = capsys.readouterr().err
     assert message in errors and errors.count("\n") == 1
@@ -145,7 +161,10 @@ def test_bad_images_are_one_line_and_exit_2(tmp_path, capsys):
     images.write_png(mixed / "b.png", torch.zeros(1, 9, 8, dtype=torch.uint8))
     large = tmp_path / "large.npz"
     images.write_npz(large, images=np.zeros((9, 16, 16, 1), np.uint8))
+    half = tmp_path / "half.zip"
+    half.write_bytes(b"PK\x03\x04 half a zip")
     for name, message in (
+        (half, "half.zip: cannot be read"),
         (tmp_path / "empty", "holds no picture"),
         (mixed, "mixed sizes"),
         (tmp_path / "none", "no such folder"),

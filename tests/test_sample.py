@@ -1,11 +1,13 @@
 import os
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
 import genmodels
 import sample
@@ -79,15 +81,36 @@ def test_two_processes_write_the_same_bytes(ten, tiny_run, tmp_path):
         (["--num", "3"], "--num: settings are written num=..."),
         (["batch=0"], "batch=0: must be >= 1"),
         (["device=tpu"], "device=tpu: choose from auto, cpu, cuda, mps"),
+        (["device=cuda"], "device=cuda: torch finds no such device here; write auto"),
+        (["noise=tpu"], "noise=tpu: choose from cpu, cuda, mps"),
+        (["noise=cuda"], "noise=cuda: torch finds no such device here; write cpu"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(words, message, tiny_run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     model = [] if words in ([], ["a", "b"]) else [str(tiny_run)]
     assert sample.main([*model, *(words or ["num=3"])]) == 2
     errors = capsys.readouterr().err
     assert message in errors and errors.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_images_of_other_seeds_is_refused(tiny_run, tmp_path, capsys):
+    words = [str(tiny_run), "steps=1", f"out={tmp_path}"]
+    assert sample.main([*words, "num=3"]) == 0
+    first = pngs(tmp_path)
+    assert sample.main([*words, "seeds=0-1,7"]) == 2
+    errors = capsys.readouterr().err
+    assert f"out={tmp_path}: holds images of 1 other seeds (000002.png, ...)" in errors
+    assert "name an empty folder or delete them" in errors and errors.count("\n") == 1
+    assert pngs(tmp_path) == first
+    assert sample.main([*words, "num=4", "steps=2"]) == 0  # the same seeds are overwritten
+    changed = pngs(tmp_path)
+    assert len(changed) == 4 and all(changed[name] != first[name] for name in first)
+    assert sample.main([*words, "num=1", "format=npz"]) == 0
+    assert sample.main([str(tiny_run), f"out={tmp_path}/000000.png"]) == 2
+    assert "000000.png: is a file; name a folder" in capsys.readouterr().err
 
 
 def test_help_lists_every_key(capsys):
@@ -123,8 +146,6 @@ def test_uint8_round_trip_is_exact():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pictures_survive_png_zip_and_npz(tmp_path, channels):
-    import zipfile
-
     pixels = torch.randint(0, 256, (4, channels, 5, 7), dtype=torch.uint8)
     for i, image in enumerate(pixels):
         images.write_png(tmp_path / f"{i}.png", image)
@@ -135,3 +156,46 @@ def test_pictures_survive_png_zip_and_npz(tmp_path, channels):
     assert torch.equal(images.read_images(tmp_path / "set.zip"), pixels)
     images.write_npz(tmp_path / "set.npz", images=pixels.permute(0, 2, 3, 1).numpy())
     assert torch.equal(images.read_images(tmp_path / "set.npz"), pixels)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(None, "L"), (1, "L"), (3, "RGB")])
+def test_16_bits_become_8(tmp_path, channels, mode):
+    levels = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    expected = np.rint(levels / 257).astype(np.uint8).tolist()
+    read = images.read_image(tmp_path / "a.png", channels)
+    assert read.tolist() == [expected] * len(mode)
+
+
+def test_more_than_16_bits_are_refused(tmp_path):
+    for name, levels in (("a.tif", np.full((2, 2), 0.5, np.float32)), ("b.tif", [[-1, 70000]])):
+        levels = levels if name == "a.tif" else np.array(levels, np.int32)
+        Image.fromarray(levels).save(tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name}: has more than 16 bits"):
+            images.read_image(tmp_path / name)
+
+
+def test_alpha_is_dropped_and_a_palette_becomes_its_colours(tmp_path):
+    Image.new("RGBA", (2, 2), (10, 20, 30, 0)).save(tmp_path / "rgba.png")
+    Image.new("LA", (2, 2), (40, 0)).save(tmp_path / "la.png")
+    palette = Image.new("P", (2, 2), 1)
+    palette.putpalette([0, 0, 0, 50, 60, 70])
+    palette.save(tmp_path / "p.png", transparency=1)
+    for name, expected in (("rgba", [10, 20, 30]), ("la", [40]), ("p", [50, 60, 70])):
+        image = images.read_image(tmp_path / f"{name}.png")
+        assert image[:, 0, 0].tolist() == expected, name
+
+
+def test_hidden_entries_are_skipped(tmp_path):
+    """A zip made on macOS holds a __MACOSX/._a.png beside each a.png; folders alike."""
+    folder, pixels = tmp_path / "folder", torch.full((1, 1, 4, 4), 9, dtype=torch.uint8)
+    folder.mkdir()
+    images.write_png(folder / "a.png", pixels[0])
+    for hidden in ("__MACOSX/a.png", ".trash/b.png", "._a.png"):
+        (folder / hidden).parent.mkdir(exist_ok=True)
+        (folder / hidden).write_bytes(b"resource fork")
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for path in sorted(folder.rglob("*.png")):
+            archive.write(path, path.relative_to(folder))
+    assert torch.equal(images.read_images(folder), pixels)
+    assert torch.equal(images.read_images(tmp_path / "set.zip"), pixels)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from scipy import stats
 
@@ -70,3 +71,8 @@ def test_image_generators_follow_the_published_draw_order():
 def test_dropout_seeds_differ_by_step_and_rank():
     seeds = {seeding.torch_seed(1, step, rank) for step in range(50) for rank in range(4)}
     assert len(seeds) == 200 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_no_seed_is_refused():
+    with pytest.raises(ValueError, match=r"seeds=\[\]: give at least one whole number"):
+        seeding.ImageGenerators([])
