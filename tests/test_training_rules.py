@@ -41,7 +41,8 @@ def test_grids_and_metrics_show_the_averaged_weights(train_tiny, monkeypatch, ha
 
     monkeypatch.setattr(EDM, "sample", spy)
     run = train_tiny("sample.every=4", "sample.num=3", "eval.every=4", "eval.num=5",
-                     "eval.metrics=nn1", "method.steps=1", f"ema.half_life={half_life}", "ema.rampup=0")  # fmt: skip
+                     "eval.metrics=nn1", "method.steps=1", "ema.rampup=0",
+                     f"ema.half_life={half_life}")  # fmt: skip
     saved = last(run)
     assert sorted(seen) == [3, 5]  # the grid and the metrics
     for weights, training in seen.values():
