@@ -8,7 +8,7 @@ import torch
 
 import genmodels
 import sample
-from genmodels import checkpoint
+from genmodels import checkpoint, seeding
 from genmodels.config import to_plain
 from genmodels.images import to_uint8
 from genmodels.methods.edm import SAMPLING
@@ -236,3 +236,70 @@ def assert_shows(picture, samples):
     distance = (samples - picture).square().mean((1, 2, 3))
     away = (samples - picture.flip(-1)).square().mean((1, 2, 3))
     assert (distance < away).all() and distance.median() < 0.2 < 0.5 < away.median()
+
+
+# ------------------------------------------------------------------------------------------------
+# From the command line and the options down to where they act
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("form", ["png", "npz"])
+def test_precision_on_the_command_line_reaches_the_network(tmp_path, monkeypatch, precision, form):
+    seen = []
+    model = filled()
+    checkpoint.write_export(model, tmp_path / "model", "card")
+    original = type(model.net.net).forward
+
+    def spy(self, *args):
+        seen.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        return original(self, *args)
+
+    monkeypatch.setattr(type(model.net.net), "forward", spy)
+    words = ["num=2", "steps=2", "device=cpu", f"format={form}", f"out={tmp_path / 'out'}"]
+    assert sample.main([str(tmp_path / "model"), *words, f"precision={precision}"]) == 0
+    assert len(seen) == 3
+    if precision == "bf16":
+        assert set(seen) == {(True, torch.bfloat16)}
+    assert all(enabled == (precision == "bf16") for enabled, _ in seen)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("form", ["png", "npz"])
+def test_noise_on_the_command_line_is_where_the_generators_draw(
+    tmp_path, monkeypatch, device, form
+):
+    made = []
+
+    class Generators(seeding.ImageGenerators):
+        def __init__(self, seeds, device="cpu"):
+            made.append(str(device))
+            super().__init__(seeds, "cpu")  # there may be no other here
+
+    checkpoint.write_export(filled(), tmp_path / "model", "card")
+    monkeypatch.setattr(seeding, "ImageGenerators", Generators)
+    words = ["num=2", "steps=1", "device=cpu", f"format={form}", f"out={tmp_path / 'out'}"]
+    assert sample.main([str(tmp_path / "model"), *words, f"noise={device}"]) == 0
+    assert made == [device]
+
+
+@pytest.mark.parametrize("way", [{}, {"sampler": "euler"}, {"alpha": 0.5}])
+@pytest.mark.parametrize(
+    "limits, factor",
+    [({}, 1.0), ({"churn_noise": 3.0}, 3.0), ({"churn_noise": 0.0}, 0.0),
+     ({"churn_max": 79.0}, None), ({"churn_min": 81.0}, None)],
+)  # fmt: skip
+def test_churn_adds_its_noise_within_its_limits(way, limits, factor):
+    """Algorithm 2 by hand for D = 0, whose solution is straight: x / sigma stays."""
+    model = make()
+    model.net.forward = lambda x, sigma, labels: torch.zeros_like(x)
+    states = []
+    model.sample([5], steps=2, sigma_min=8.0, churn=0.5, **limits, **way,
+                 callback=lambda i, x: states.append(x))  # fmt: skip
+    generator = torch.Generator().manual_seed(5)
+    latent = torch.randn((1, 8, 8), generator=generator).double()
+    fresh = torch.randn((1, 8, 8), generator=generator, dtype=torch.float64)
+    x, sigma = 80 * latent, 80.0
+    if factor is not None:
+        sigma = 80 * 1.25  # gamma = S_churn / steps
+        x = x + math.sqrt(100**2 - 80**2) * factor * fresh
+    torch.testing.assert_close(states[0][0], x * 8 / sigma)
