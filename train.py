@@ -11,7 +11,6 @@ samples/, checkpoints/. Ctrl-C saves before it stops (exit code 130).
 
 import logging
 import sys
-import time
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,17 +21,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
-from genmodels import benchmark, callbacks, checkpoint, cli
-from genmodels.config import load_config, save_config, to_plain
+from genmodels import benchmark, callbacks, checkpoint, cli, runs
+from genmodels.config import save_config, to_plain
 from genmodels.data import ImageDataModule
 from genmodels.methods import METHODS
 from genmodels.metrics.features import load_features
 from genmodels.networks import NETWORKS
-
-# What a resumed run may change; anything else would be ignored or would make another run of it.
-CHANGEABLE = ("trainer.max_steps", "trainer.max_time", "trainer.log_every", "trainer.loggers",
-              "trainer.progress", "checkpoint.", "sample.", "eval.", "data.root", "data.device",
-              "data.download")  # fmt: skip
 
 
 def train(argv):
@@ -49,7 +43,7 @@ def train(argv):
         print(f"{__doc__.strip()}\n{cli.describe(METHODS, NETWORKS)}")
         return None
     resume = words.pop("resume", None)
-    cfg = resumed_config(Path(resume), paths, words) if resume else fresh_config(paths, words)
+    cfg = runs.resumed(Path(resume), paths, words) if resume else runs.fresh(paths, words)
     if "--print" in flags:
         print(OmegaConf.to_yaml(OmegaConf.create(to_plain(cfg))), end="")
         return None
@@ -58,9 +52,9 @@ def train(argv):
     model = checkpoint.build(cfg)
     last = Path(resume or "") / "checkpoints" / "last.ckpt"
     last = last if resume and last.exists() else None
-    step = check_same_run(cfg, last) if last else 0
+    step = runs.check_same(cfg, last) if last else 0
     fresh = checkpoint.init_weights(model, cfg.init) if cfg.init and not last else []
-    run = Path(resume) if resume else new_run(cfg)
+    run = Path(resume) if resume else runs.make_folder(cfg)
     if rank_zero_only.rank == 0:
         save_config(cfg, run / "config.yaml")
         print(f"{cfg.name}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
@@ -107,80 +101,6 @@ def check_machine(cfg):
     if cfg.eval.every:
         benchmark.check_metrics(cfg.eval.metrics)
         load_features(cfg.eval.features)
-
-
-def check_same_run(cfg, last):
-    """Return the step of the checkpoint that this config goes on from.
-
-    Raises:
-        ValueError: its config differs in more than a resumed run may change.
-    """
-    saved = checkpoint.read_checkpoint(last)
-    old, new = (flat(plain) for plain in (saved["hyper_parameters"]["config"], to_plain(cfg)))
-    for key in new:
-        if new[key] != old.get(key) and not key.startswith(CHANGEABLE):
-            raise ValueError(
-                f"{key}={new[key]}: {last} was trained with {old.get(key)}; put that back into "
-                "config.yaml, or start a new run with init="
-            )
-    return saved["global_step"]
-
-
-def flat(plain, prefix=""):
-    """Return {"a.b": value} of nested dicts."""
-    rows = {}
-    for key, value in plain.items():
-        nested = isinstance(value, dict)
-        rows |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return rows
-
-
-def fresh_config(paths, words):
-    """Return the config of a new run."""
-    if not paths:
-        raise ValueError("config=: name a file, e.g. python train.py configs/edm_digits.yaml")
-    overrides = [f"{key}={text}" for key, text in words.items()]
-    return load_config(paths, overrides, methods=METHODS, networks=NETWORKS)
-
-
-def resumed_config(run, paths, words):
-    """Return the config of a run that goes on.
-
-    Raises:
-        ValueError: no run there, or a word that changes what the run is.
-    """
-    if paths:
-        raise ValueError(f"config={paths[0]}: resume={run} brings its own config; leave it out")
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"resume={run}: no config.yaml there; give the folder of a run")
-    for key, text in words.items():
-        if not key.startswith(CHANGEABLE):
-            raise ValueError(
-                f"{key}={text}: cannot change when resuming; start a new run with init={run}"
-            )
-    old = load_config([run / "config.yaml"], methods=METHODS, networks=NETWORKS)
-    if "trainer.max_steps" in words and old.optim.decay != "none":
-        raise ValueError(
-            f"trainer.max_steps={words['trainer.max_steps']}: optim.decay={old.optim.decay} was "
-            f"laid out for {old.trainer.max_steps} steps; start a new run with init={run}"
-        )
-    overrides = [f"{key}={text}" for key, text in words.items()]
-    return load_config([run / "config.yaml"], overrides, methods=METHODS, networks=NETWORKS)
-
-
-def new_run(cfg):
-    """Return OUT_DIR/NAME/TIME, made on rank 0 only (no other rank writes)."""
-    base = Path(cfg.out_dir) / cfg.name / time.strftime("%Y%m%d-%H%M%S")
-    if rank_zero_only.rank != 0:
-        return base
-    run, number = base, 2
-    while True:
-        try:
-            (run / "checkpoints").mkdir(parents=True)
-            (run / "samples").mkdir()
-            return run
-        except FileExistsError:  # two runs in one second
-            run, number = base.with_name(f"{base.name}-{number}"), number + 1
 
 
 def make_trainer(cfg, run, step):

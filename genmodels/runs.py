@@ -1,0 +1,90 @@
+"""A run folder OUT_DIR/NAME/TIME: made anew, or gone on with under its own config."""
+
+import time
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from genmodels.checkpoint import read_checkpoint
+from genmodels.config import load_config, to_plain
+from genmodels.methods import METHODS
+from genmodels.networks import NETWORKS
+
+# What a resumed run may change; anything else would be ignored or would make another run of it.
+CHANGEABLE = ("trainer.max_steps", "trainer.max_time", "trainer.log_every", "trainer.loggers",
+              "trainer.progress", "checkpoint.", "sample.", "eval.", "data.root", "data.device",
+              "data.download")  # fmt: skip
+
+
+def fresh(paths, words):
+    """Return the config of a new run."""
+    if not paths:
+        raise ValueError("config=: name a file, e.g. python train.py configs/edm_digits.yaml")
+    overrides = [f"{key}={text}" for key, text in words.items()]
+    return load_config(paths, overrides, methods=METHODS, networks=NETWORKS)
+
+
+def resumed(run, paths, words):
+    """Return the config of a run that goes on.
+
+    Raises:
+        ValueError: no run there, or a word that changes what the run is.
+    """
+    if paths:
+        raise ValueError(f"config={paths[0]}: resume={run} brings its own config; leave it out")
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"resume={run}: no config.yaml there; give the folder of a run")
+    for key, text in words.items():
+        if not key.startswith(CHANGEABLE):
+            raise ValueError(
+                f"{key}={text}: cannot change when resuming; start a new run with init={run}"
+            )
+    old = load_config([run / "config.yaml"], methods=METHODS, networks=NETWORKS)
+    if "trainer.max_steps" in words and old.optim.decay != "none":
+        raise ValueError(
+            f"trainer.max_steps={words['trainer.max_steps']}: optim.decay={old.optim.decay} was "
+            f"laid out for {old.trainer.max_steps} steps; start a new run with init={run}"
+        )
+    overrides = [f"{key}={text}" for key, text in words.items()]
+    return load_config([run / "config.yaml"], overrides, methods=METHODS, networks=NETWORKS)
+
+
+def check_same(cfg, last):
+    """Return the step of the checkpoint that this config goes on from.
+
+    Raises:
+        ValueError: its config differs in more than a resumed run may change.
+    """
+    saved = read_checkpoint(last)
+    old, new = (_flat(plain) for plain in (saved["hyper_parameters"]["config"], to_plain(cfg)))
+    for key in new:
+        if new[key] != old.get(key) and not key.startswith(CHANGEABLE):
+            raise ValueError(
+                f"{key}={new[key]}: {last} was trained with {old.get(key)}; put that back into "
+                "config.yaml, or start a new run with init="
+            )
+    return saved["global_step"]
+
+
+def make_folder(cfg):
+    """Return OUT_DIR/NAME/TIME, made on rank 0 only (no other rank writes)."""
+    base = Path(cfg.out_dir) / cfg.name / time.strftime("%Y%m%d-%H%M%S")
+    if rank_zero_only.rank != 0:
+        return base
+    run, number = base, 2
+    while True:
+        try:
+            (run / "checkpoints").mkdir(parents=True)
+            (run / "samples").mkdir()
+            return run
+        except FileExistsError:  # two runs in one second
+            run, number = base.with_name(f"{base.name}-{number}"), number + 1
+
+
+def _flat(plain, prefix=""):
+    """Return {"a.b": value} of nested dicts."""
+    rows = {}
+    for key, value in plain.items():
+        nested = isinstance(value, dict)
+        rows |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return rows
