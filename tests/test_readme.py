@@ -1,0 +1,79 @@
+"""Every command of the README runs as written, on a tiny model; what cannot run here is listed."""
+
+import re
+import shlex
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+
+import evaluate
+import sample
+import train
+from genmodels import checkpoint, cli, data, diffusers_export, images
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```\n(.*?)```", README, re.S)
+LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+COMMANDS = [line.partition("  #")[0].strip() for line in LINES if line.startswith("python ")]
+# Run elsewhere, or in need of what is not here: released weights, a GPU.
+ELSEWHERE = ("python -m genmodels.importers", "python sample.py models/edm_cifar10")
+MODULES = {"genmodels.data": data, "genmodels.checkpoint": checkpoint,
+           "genmodels.diffusers_export": diffusers_export}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def things(train_tiny, tmp_path_factory):
+    """What the README's capital words stand for."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "pictures").mkdir()
+    for i in range(20):
+        picture = torch.randint(0, 256, (3, 70, 66 + i), dtype=torch.uint8)
+        images.write_png(folder / "pictures" / f"{i}.png", picture)
+    run = train_tiny("data.labels=true")
+    sample.main([str(run), "num=8", "steps=1", f"out={folder / 'samples'}"])
+    return {"RUN": run, "runs/edm_digits/TIME": run, "MODEL": run, "SMALLER_MODEL": run,
+            "FOLDER": folder / "pictures", "DIR": folder / "made"}  # fmt: skip
+
+
+def test_the_commands_are_found():
+    assert len(COMMANDS) > 15 and all("…" not in command for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command, things, tmp_path, monkeypatch):
+    if command.startswith(ELSEWHERE):
+        pytest.skip("needs the released weights (tests/test_importers.py makes its own)")
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command)[1:]
+    for name, path in things.items():
+        words = [re.sub(rf"(^|=){name}$", rf"\g<1>{path}", word) for word in words]
+    if words[0] == "-m":
+        argv = [w if not w.startswith("out=") else f"out={tmp_path / 'made'}" for w in words[2:]]
+        assert cli.run(MODULES[words[1]].main, argv) == 0
+        return
+    script, argv = (
+        {"train.py": train, "sample.py": sample, "evaluate.py": evaluate}[words[0]],
+        words[1:],
+    )
+    if script is train and not any(word.startswith(("resume=", "--")) for word in argv):
+        argv = [argv[0], "configs/debug.yaml", *TINY, "data.labels=true", *argv[1:],
+                "trainer.max_steps=1", f"out_dir={tmp_path}"]  # fmt: skip
+    if script is sample:
+        argv = [f"out={tmp_path}" if word.startswith("out=") else word for word in argv]
+        argv = [re.sub(r"^num=\d+", "num=4", word) for word in argv] + ["steps=1"]
+    if script is evaluate:
+        argv = [f"out={tmp_path}/scores.json" if w.startswith("out=") else w for w in argv]
+        argv = [
+            re.sub(r"^images=samples$", f"images={things['DIR'].parent}/samples", w) for w in argv
+        ]
+        argv += ["resamples=2", *(["num=8", "steps=1"] if "images=" not in command else [])]
+    assert script.main(argv) == 0
+
+
+def test_python(things):
+    block = re.search(r"```python\n(.*?)```", README, re.S)[1]
+    block = block.replace("runs/edm_digits/TIME", str(things["RUN"]))
+    space = {}
+    exec(block.replace('"configs/', f'"{ROOT}/configs/'), space)
+    assert space["images"].shape == (16, 1, 8, 8) and space["clean"].shape == (16, 1, 8, 8)
