@@ -75,8 +75,10 @@ def augment(images, probability, seed, n):
         seed: the run's seed.
         n: int64 (B,), the images' positions in the training stream.
     """
-    distortion = draw(probability, seed, n)
-    return distort(images, distortion), values(distortion)
+    # Outside autocast: bfloat16 would round the places that pixels are read at.
+    with torch.autocast(images.device.type, enabled=False):
+        distortion = draw(probability, seed, n)
+        return distort(images.float(), distortion), values(distortion)
 
 
 def draw(probability, seed, n):
@@ -85,7 +87,8 @@ def draw(probability, seed, n):
     on = (u[:, 1:6] < probability).float()  # the mirroring in column 0 is always on
     coin = (u[:, 6:9] < 0.5).float()
     # Normals by the inverse distribution function, from the middles of the grid of uniforms.
-    normal = torch.special.ndtri(u + 2**-25)
+    # The last middle, 1 - 2^-25, is no float32: it would round to 1, and its normal to infinity.
+    normal = torch.special.ndtri((u + 2**-25).clamp(max=1 - 2**-24))
     angle = math.pi * (2 * u - 1)
     return Distortion(
         mirror=coin[:, 0],
@@ -159,8 +162,10 @@ def warp(images, matrix):
         (torch.arange(-reach, 2 * n + reach, **like) + 0.5 - _OFFSET) / 2 - n / 2
         for n in (width, height)
     )
-    places = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], dim=-1)
-    places = places @ matrix[:, None, :, :2].mT + matrix[:, None, None, :, 2]
+    m = matrix[:, :, :, None, None]  # element by element: TF32 products would round the places
+    places = torch.stack(
+        [m[:, i, 0] * x + m[:, i, 1] * y[:, None] + m[:, i, 2] for i in (0, 1)], dim=-1
+    )
     size = torch.tensor([width, height], **like)
     grid = (places + _OFFSET / 2) * 2 / size
     read = F.grid_sample(

@@ -239,7 +239,9 @@ def write_export(model, out, card, *, half=False):
     try:
         state = {key: value.contiguous() for key, value in model.state_dict().items()}
         if half:
-            state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+            # Parameters only: frequencies and noise levels in buffers need their digits.
+            halved = {name for name, _ in model.named_parameters()}
+            state = {k: v.half() if k in halved else v for k, v in state.items()}
         save_file(state, partial / "model.safetensors", {"format": "pt"})
         plain = to_plain(model.cfg)
         plain |= {"out_dir": Config.out_dir, "init": ""}  # folders of the machine it was made on

@@ -31,7 +31,7 @@ EDM (Karras et al. 2022, arXiv 2206.00364) on {data}, {shape}.
 
 ```
 from diffusers import DiffusionPipeline
-DiffusionPipeline.from_pretrained("{name}")(batch_size=4, num_inference_steps={steps})
+DiffusionPipeline.from_pretrained("{name}")({call}num_inference_steps={steps})
 ```
 {labels}
 """
@@ -68,7 +68,10 @@ def export_diffusers(path, out):
         pipeline.save_pretrained(partial)
         shape = " x ".join(map(str, model.shape))
         labels = f"class_labels: 0..{model.classes - 1}, {model.classes} = none."
+        # Left to itself the pipeline would draw the label that means none as well.
+        call = "batch_size=4, class_labels=[0, 1, 2, 3], " if model.classes else "batch_size=4, "
         card = _CARD.format(
+            call=call,
             name=out.name, data=cfg.data.name, shape=shape, steps=cfg.method.steps,
             labels=labels if model.classes else "",
         )  # fmt: skip
@@ -83,10 +86,14 @@ def _fitting(path):
     """Return the model at this path, if diffusers has a place for all of it."""
     model = checkpoint.load(path)
     cfg, (_, height, width) = model.cfg, model.shape
-    if (cfg.method.name, cfg.network.name) not in {("edm", "unet"), ("ddo", "unet")}:
+    if (cfg.method.name, cfg.network.name) != ("edm", "unet"):
         raise ValueError(
             f"model={path}: is {cfg.method.name} with network {cfg.network.name}; diffusers has a "
             "place for edm with unet only"
+        )
+    if cfg.method.sigmas != "edm":
+        raise ValueError(
+            f"model={path}: method.sigmas={cfg.method.sigmas}; diffusers has edm's grid"
         )
     if cfg.method.precond != "edm":
         raise ValueError(f"model={path}: method.precond={cfg.method.precond}; diffusers knows edm")

@@ -163,3 +163,24 @@ def test_an_image_is_distorted_by_its_place_in_the_stream_alone():
         torch.testing.assert_close(alone[0], whole[k], atol=1e-6, rtol=1e-6)
         assert torch.equal(value[0], told[k])
     assert not torch.equal(augment(images, 0.7, 12, n)[1], told)
+
+
+def test_autocast_does_not_round_the_places():
+    """Mixed-precision training must augment as full precision does."""
+    x = torch.linspace(-1, 1, 32).expand(8, 3, 32, 32).contiguous()
+    n = torch.arange(8)
+    plain, told = augment(x, 1.0, 3, n)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, told_mixed = augment(x, 1.0, 3, n)
+    assert torch.equal(plain, mixed) and torch.equal(told, told_mixed)
+
+
+def test_the_largest_uniform_makes_a_finite_image(monkeypatch):
+    import genmodels.augment as module
+
+    top = 1 - 2**-24
+    monkeypatch.setattr(
+        module, "philox_uniform", lambda shape, seed, n, **_: torch.full((len(n), *shape), top)
+    )
+    images, told = augment(torch.zeros(2, 1, 8, 8), 1.0, 0, torch.arange(2))
+    assert images.isfinite().all() and told.isfinite().all()

@@ -234,3 +234,15 @@ def test_import_genmodels_is_light():
 def test_resume_of_a_finished_run_says_so(tiny_run, capsys):
     assert train.main([f"resume={tiny_run}"]) == 0
     assert "run: " in capsys.readouterr().out
+
+
+def test_half_export_keeps_buffers_whole(tmp_path):
+    words = ("network.name=edm_unet", "network.kind=ncsnpp", "network.channels=32",
+             "network.multipliers=[1]", "network.blocks=1", "network.attention=[]")  # fmt: skip
+    source = {"method": {"name": "edm"}, "network": {"name": "edm_unet"}}
+    model = genmodels.build([source], *words)
+    path = checkpoint.write_export(model, tmp_path / "model", "card", half=True)
+    theirs, buffers = genmodels.load(path).state_dict(), dict(model.named_buffers())
+    assert any("frequencies" in name for name in buffers)
+    for name, value in buffers.items():
+        assert torch.equal(theirs[name], value), name

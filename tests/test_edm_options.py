@@ -304,3 +304,10 @@ def test_churn_adds_its_noise_within_its_limits(way, limits, factor):
         sigma = 80 * 1.25  # gamma = S_churn / steps
         x = x + math.sqrt(100**2 - 80**2) * factor * fresh
     torch.testing.assert_close(states[0][0], x * 8 / sigma)
+
+
+def test_dpmpp_survives_a_table_of_levels_finer_than_it_has():
+    """At 64 steps several grid points snap to one level of iddpm's table."""
+    model = make(precond="iddpm")
+    x = model.sample([0], steps=64, sampler="dpmpp_2m")
+    assert x.isfinite().all()

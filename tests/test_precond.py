@@ -245,7 +245,7 @@ for schedule in SCHEDULES:
                         denoise,
                         x,
                         sigmas,
-                        SCHEDULES[schedule](0.3, 3.0),
+                        SCHEDULES[schedule](0.03, 3.0),
                         scaled=scaled,
                         alpha=alpha,
                         **more,

@@ -122,9 +122,9 @@ class EDM(GenerativeModule):
         seed, device, told = self.cfg.seed, x.device, None
         if cfg.augment and self.training:
             x, told = augment.augment(x, cfg.augment, seed, n)
-        z = philox_normal((), seed, n, stream=Stream.SIGMA, device=device)
+        z = philox_normal((), seed, n, stream=int(Stream.SIGMA), device=device)
         sigma = self.net.training_sigma(z, cfg.p_mean, cfg.p_std)
-        noise = philox_normal(self.shape, seed, n, stream=Stream.NOISE, device=device)
+        noise = philox_normal(self.shape, seed, n, stream=int(Stream.NOISE), device=device)
         labels = batch["label"] if self.classes else None
         if labels is not None and cfg.label_dropout and self.training:
             hidden = seeding.uniform(seed, n, Stream.LABEL_DROP) < cfg.label_dropout
@@ -133,7 +133,7 @@ class EDM(GenerativeModule):
         loss = self.net.loss_weight(sigma) * (denoised - x).square().sum(dim=(1, 2, 3))
         logs = {"loss": loss.detach().mean() / math.prod(self.shape)}
         if self.uncertainty is not None:
-            u = self.uncertainty(self.net.coefficients(sigma)[3])
+            u = self.uncertainty(sigma.log() / 4)
             loss = loss * (-u).exp() + math.prod(self.shape) * u
         return loss.mean(), logs
 
@@ -180,6 +180,8 @@ class EDM(GenerativeModule):
         high = min(cfg.sigma_max, self.net.sigma_max)
         sigmas = SIGMAS[cfg.sigmas](cfg.steps, low, high, cfg.rho, self.device)
         sigmas = self.net.known_sigma(sigmas)
+        if cfg.sampler == "dpmpp_2m":
+            sigmas = torch.unique_consecutive(sigmas)  # its step ratio needs distinct levels
 
         def randn(shape, dtype):
             return generators.randn(shape, dtype=dtype, device=self.device)

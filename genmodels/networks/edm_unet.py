@@ -47,6 +47,7 @@ class EDMUNetConfig:
               f"choose from {', '.join(_FAMILIES)}")  # fmt: skip
         check(self.multipliers and min(self.multipliers) > 0, "network.multipliers",
               self.multipliers, "must be positive whole numbers, one for each level")  # fmt: skip
+        check(self.channels >= 4, "network.channels", self.channels, "must be >= 4")
         check(self.blocks >= 1, "network.blocks", self.blocks, "must be >= 1")
         check(0 <= self.dropout < 1, "network.dropout", self.dropout, "must be in [0, 1)")
         for width in [self.channels * multiplier for multiplier in self.multipliers]:
@@ -291,7 +292,8 @@ class Attention(nn.Module):
     def forward(self, x):
         """Return the projected average of the values, (B, C, H, W)."""
         batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1)
+        # Fused SDPA wants the channels last in memory; in channels-last format this is free.
+        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).contiguous()
         qkv = qkv.reshape(batch, height * width, 3, self.heads, channels // self.heads)
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)

@@ -187,7 +187,7 @@ class Uncertainty(nn.Module):
     """Learned log-variance u(sigma) of the loss, (B,): L = w e^-u |D - y|^2 + u for each element.
 
     At its optimum e^u is the expected loss at this sigma, so that every noise level ends up with
-    the same weight. A linear map of 128 random Fourier features of c_noise; u = 0 at first.
+    the same weight. A linear map of 128 random Fourier features of ln(sigma) / 4; u = 0 at first.
 
     Reference: Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion
     models", arXiv 2312.02696, equations 14 and 15 (Kendall et al. 2018).
@@ -199,9 +199,9 @@ class Uncertainty(nn.Module):
         self.register_buffer("phases", 2 * math.pi * torch.rand(features))
         self.weight = nn.Parameter(torch.zeros(features))
 
-    def forward(self, c_noise):
-        """Return u, float32 (B,), for c_noise (B,)."""
-        waves = (c_noise[:, None].float() * self.frequencies + self.phases).cos()
+    def forward(self, log_sigma):
+        """Return u, float32 (B,), for log_sigma = ln(sigma) / 4, (B,)."""
+        waves = (log_sigma[:, None].float() * self.frequencies + self.phases).cos()
         return math.sqrt(2 / len(self.weight)) * (waves * self.weight).sum(dim=1)
 
 

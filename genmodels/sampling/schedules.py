@@ -120,6 +120,10 @@ class VPSchedule(Schedule):
         early, late = math.log1p(sigma_min**2) / 0.001, math.log1p(sigma_max**2)
         self.b = 2 * (late - early) / (1 - 0.001)
         self.a = late - self.b / 2
+        if self.a + self.b < 0:
+            raise ValueError(
+                f"sigma_min={sigma_min}: too large for the vp schedule, which would fall"
+            )
 
     def sigma(self, t):
         """Return the noise level at time t."""
