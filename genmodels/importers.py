@@ -9,13 +9,15 @@ files are read by genmodels/inert_pickle.py. The weights keep the licence they w
 
 import math
 import re
+import reprlib
 import sys
 from pathlib import Path
 
 import torch
 
 from genmodels import checkpoint, cli
-from genmodels.inert_pickle import Record, load_pickle
+from genmodels.inert_pickle import Array, Record, load_pickle
+from genmodels.networks.edm_unet import EDMUNet, EDMUNetConfig
 
 __all__ = ["convert", "read_released", "released_names", "state_from_released"]
 
@@ -108,16 +110,16 @@ def read_released(path, key="ema"):
         ValueError: see load_pickle; or a network that is not one of EDM's.
     """
     content = load_pickle(path)
-    net = content.get(key) if isinstance(content, dict) else None
+    net = dict.get(content, key) if isinstance(content, dict) else None
     if not isinstance(net, Record) or net.name not in PRECONDITIONINGS:
-        found = net.name if isinstance(net, Record) else type(net).__name__
+        found = ascii(net.name)[:100] if isinstance(net, Record) else type(net).__name__
         raise ValueError(
             f"{path}: '{key}' must be one of {', '.join(PRECONDITIONINGS)}, found {found}"
         )
     try:
         return _specify(net, PRECONDITIONINGS[net.name])
     except Exception as error:  # whatever a hostile file's tensors and names may trip over
-        raise ValueError(f"{path}: '{key}' is not an EDM network: {error!r}"[:300]) from error
+        raise ValueError(f"{path}: '{key}' is not an EDM network: {ascii(error)[:200]}") from error
 
 
 def _specify(net, kind):
@@ -131,10 +133,13 @@ def _specify(net, kind):
     spec["network"]["dropout"] = max(dropout)
     for name, value in _CONSTANTS[kind].items():
         if net.state[name] != value:
-            raise ValueError(f"{name} must be {value}, found {net.state[name]!r}")
+            raise ValueError(f"{name} must be {value}, found {reprlib.repr(net.state[name])}")
+    with torch.device("meta"):  # tensors of the wrong shapes are found before anything is allocated
+        net_on_meta = EDMUNet(EDMUNetConfig(**spec["network"]), spec["shape"], spec["classes"])
+    state_from_released(net_on_meta, tensors, spec["shape"][1])
     spec["method"] = {"precond": kind, "sigma_data": float(net.state.get("sigma_data", 0.5))}
     if kind == "iddpm":
-        spec["levels"] = net.state["_buffers"]["u"][:-1]  # the last one is 0
+        spec["levels"] = net.state["_buffers"]["u"].value[:-1]  # the last one is 0
     return spec, tensors
 
 
@@ -147,8 +152,8 @@ def _collect(record, prefix, tensors, dropout, seen):
         dropout.append(float(record.state["dropout"]))
     for group in ("_parameters", "_buffers"):
         for name, tensor in (record.state.get(group) or {}).items():
-            if isinstance(tensor, torch.Tensor) and name != "resample_filter":
-                tensors[f"{prefix}{name}"] = tensor.float()
+            if isinstance(tensor, Array) and name != "resample_filter":
+                tensors[f"{prefix}{name}"] = tensor.value.float()
     for name, child in (record.state.get("_modules") or {}).items():
         if isinstance(child, Record):
             _collect(child, f"{prefix}{name}.", tensors, dropout, seen)

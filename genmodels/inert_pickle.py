@@ -9,7 +9,6 @@ data and does nothing else. They are frozen, because pickle's BUILD opcode sets 
 whatever object a file points it at.
 """
 
-import collections
 import io
 import math
 import mmap
@@ -21,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-__all__ = ["Record", "load_pickle"]
+__all__ = ["Array", "Record", "load_pickle"]
 
 
 class _Frozen(type):
@@ -47,10 +46,28 @@ class Record(metaclass=_Frozen):
         self.state = state
 
 
+class Array(metaclass=_Frozen):
+    """A tensor of the file, wrapped: BUILD on a torch.Tensor would resize or reroute it."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+    def __setstate__(self, state):
+        raise pickle.UnpicklingError("a tensor with a state")
+
+
 class _Dict(dict, metaclass=_Frozen):
-    """Stands in for the files' dict subclass with attribute access."""
+    """Stands in for the files' dict subclass with attribute access, and for OrderedDict."""
 
     __slots__ = ()
+
+    def __init__(self):
+        super().__init__()
+
+    def __setstate__(self, state):
+        raise pickle.UnpicklingError("a dict with a state")
 
 
 class _DType(metaclass=_Frozen):
@@ -94,6 +111,16 @@ def _persistent(meta):
 def _storage(data):
     # Not a whitelist entry for torch.storage._load_from_bytes itself: that function unpickles
     # its argument without restrictions, so a nested payload would run.
+    # The restricted load calls things as well (bytearray, for one) and inflates zips: the released
+    # storages are five plain pickles and their bytes, so anything more is refused before it.
+    if data[:2] == b"PK":
+        raise pickle.UnpicklingError("a zip in the place of a storage")
+    stream, called = io.BytesIO(data), "something"
+    for _ in range(5):  # magic number, version, machine, storage, its key
+        for opcode, argument, _ in pickletools.genops(stream):
+            called = argument if opcode.name == "GLOBAL" else called
+            if opcode.name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "BUILD", "INST", "OBJ"):
+                raise pickle.UnpicklingError(f"in a tensor's storage, a call of {called}")
     try:
         storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # a page of advice around one line of substance
@@ -103,6 +130,8 @@ def _storage(data):
         raise pickle.UnpicklingError(f"a {type(storage).__name__} in the place of a storage")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces the end of TypedStorage
+        if storage.nbytes() > len(data):
+            raise pickle.UnpicklingError(f"a storage of {storage.nbytes()} in {len(data)} bytes")
         return _Stored(storage.untyped(), storage.dtype)
 
 
@@ -110,19 +139,21 @@ def _tensor(storage, offset, size, stride, *_):
     if not isinstance(storage, _Stored):
         raise pickle.UnpicklingError(f"a tensor made of a {type(storage).__name__}")
     size, stride = tuple(size), tuple(stride)
-    whole = all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
+    whole = all(type(n) is int and 0 <= n <= 2**40 for n in (offset, *size, *stride))
+    if 0 in size:
+        raise pickle.UnpicklingError(f"an empty tensor, of size {size}")
     if not whole or len(size) != len(stride) or len(size) > 8:
         raise pickle.UnpicklingError("a tensor of impossible size or stride")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
     stored = storage.memory.nbytes() // storage.dtype.itemsize
     # The second test refuses huge tensors made of one element by stride 0.
-    if math.prod(size) > 0 and (last >= stored or math.prod(size) > stored):
+    if last >= stored or math.prod(size) > stored:
         raise pickle.UnpicklingError(f"a tensor of size {size} in {stored} stored elements")
-    return torch.empty(0, dtype=storage.dtype).set_(storage.memory, offset, size, stride)
+    return Array(torch.empty(0, dtype=storage.dtype).set_(storage.memory, offset, size, stride))
 
 
 def _parameter(data, *_):
-    if not isinstance(data, torch.Tensor):
+    if not isinstance(data, Array):
         raise pickle.UnpicklingError(f"a parameter made of a {type(data).__name__}")
     return data
 
@@ -141,13 +172,36 @@ _ANSWERS = {
     ("numpy.core.multiarray", "scalar"): _Call(_scalar),
     ("numpy._core.multiarray", "scalar"): _Call(_scalar),
     ("numpy", "dtype"): _DType,
-    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "OrderedDict"): _Dict,
     ("torch.nn.modules.container", "ModuleDict"): Record,
     ("dnnlib.util", "EasyDict"): _Dict,
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """Python's own unpickler in Python: keys are looked at before they are hashed.
+
+    Hashing a tuple nested a million deep ends the process, one shared with itself never ends.
+    """
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def load_setitem(self):
+        _check_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self):
+        _check_keys(self.stack[::2])  # what stands above the mark
+        super().load_setitems()
+
+    def load_additems(self):
+        _check_keys(self.stack)
+        super().load_additems()
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.ADDITEMS[0]] = load_additems
+
     def find_class(self, module, name):
         try:
             return _ANSWERS[module, name]
@@ -155,13 +209,22 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"the name {module}.{name}") from None
 
 
+_ODD_OPCODES = ("PERSID", "BINPERSID", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "DICT", "FROZENSET")
+
+
+def _check_keys(keys):
+    for key in keys:
+        if not isinstance(key, str | int | None):
+            raise pickle.UnpicklingError(f"a {type(key).__name__} as a key")
+
+
 def _scan(file):
     """Walk the opcodes without building anything: lengths against the file's, no odd opcodes.
 
-    The C unpickler allocates what a length or a memo index asks for before it looks at the data.
+    The unpickler allocates what a length or a memo index asks for before it looks at the data.
     """
     for count, (opcode, argument, position) in enumerate(pickletools.genops(file)):
-        if opcode.name in ("PERSID", "BINPERSID", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
+        if opcode.name in _ODD_OPCODES:
             raise pickle.UnpicklingError(f"the opcode {opcode.name} at byte {position}")
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument) > count:
             raise pickle.UnpicklingError(f"the memo index {argument} at byte {position}")
@@ -188,5 +251,5 @@ def load_pickle(path):
     except OSError:
         raise
     except Exception as error:  # a hostile file may raise anything; all of it means the same
-        found = " ".join(f"{error}".split())[:200] or type(error).__name__
+        found = ascii(" ".join(f"{error}".split()))[1:200].rstrip("'\"") or type(error).__name__
         raise ValueError(f"{path} is not a released EDM pickle; found: {found}") from error
