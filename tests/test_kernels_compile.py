@@ -37,7 +37,7 @@ TYPES = {
     ),
     **dict.fromkeys(("clip_limit", "norm_limit", "variance", "drift", "limit"), "fp32"),
     **dict.fromkeys(("seed", "counter"), "*i64"),
-    **dict.fromkeys(("stream", "items", "numel", "groups", "tiles", "parts", "steps", "n"), "i32"),
+    **dict.fromkeys(("lane", "items", "numel", "groups", "tiles", "parts", "steps", "n"), "i32"),
     **dict.fromkeys(("m", "width", "span", "components", "batch", "height"), "i32"),
     **dict.fromkeys([f"{d}_stride" for d in ("image", "channel", "row", "column")], "i32"),
     "ratio": "*fp64",

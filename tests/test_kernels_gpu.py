@@ -28,6 +28,7 @@ def both(monkeypatch):
         monkeypatch.setenv("GENMODELS_KERNELS", "triton")
         moved = [a.cuda() if isinstance(a, torch.Tensor) else a for a in args]
         result = function(*moved, **on("cuda", kwargs))
+        monkeypatch.setenv("GENMODELS_KERNELS", "auto")
         return reference, result.cpu() if isinstance(result, torch.Tensor) else result
 
     return run

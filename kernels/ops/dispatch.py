@@ -144,12 +144,16 @@ def chunks(items, numel, limit=1 << 18):
 
 
 def on_device(launcher):
-    """Make a launcher run on the device of its first tensor: Triton launches on the current one."""
+    """Make a launcher run on its output's device: Triton launches on the current one.
+
+    That is an argument that is a torch.device, else the device of the first tensor, the state.
+    """
 
     @functools.wraps(launcher)
     def run(*args, **kwargs):
-        first = next(x for x in args if isinstance(x, (torch.Tensor, torch.device)))
-        device = first if isinstance(first, torch.device) else first.device
+        device = next((x for x in args if isinstance(x, torch.device)), None)
+        if device is None:
+            device = next(x.device for x in args if isinstance(x, torch.Tensor))
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             return launcher(*args, **kwargs)
 

@@ -47,7 +47,7 @@ def _reference(x, score, noise, variance, drift, noise_scale, form):
     return new.to(x.dtype), 0
 
 
-@triton.jit(do_not_specialize=["seed", "counter", "stream", "items"])
+@triton.jit(do_not_specialize=["seed", "counter", "lane", "items"])
 def gbm_kernel(
     out,
     x,
@@ -59,7 +59,7 @@ def gbm_kernel(
     noise_scale,
     seed,
     counter,
-    stream,
+    lane,
     items,
     numel,
     groups,
@@ -89,7 +89,7 @@ def gbm_kernel(
         z = tl.load(noise + offset, mask=inside, other=0.0).to(tl.float32)
         exponent += per_element(noise_scale, item, S, GROUPS, ROW) * z
     if NOISE == 2:
-        z = tile_normals(seed, counter, stream, item, group, groups, SEED, COUNTER, GROUPS)
+        z = tile_normals(seed, counter, lane, item, group, groups, SEED, COUNTER, GROUPS)
         exponent += per_element(noise_scale, item, S, GROUPS, ROW) * z
     if FORM == "log":
         new = state + exponent

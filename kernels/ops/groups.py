@@ -75,6 +75,8 @@ def per_item(value, item, STRIDE: tl.constexpr):
     """A coefficient as dispatch.coefficient prepared it, for a scalar or a block of items."""
     if STRIDE < 0:
         result = value
+    elif STRIDE == 0:  # a scalar: item may be a block
+        result = tl.load(value)
     else:
         result = tl.load(value + item * STRIDE)
     return result

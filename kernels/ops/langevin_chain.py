@@ -154,7 +154,7 @@ def mixture_scores(
     return s0 * scale, s1 * scale, s2 * scale, s3 * scale
 
 
-@triton.jit(do_not_specialize=["seed", "counter", "stream", "items", "steps"])
+@triton.jit(do_not_specialize=["seed", "counter", "lane", "items", "steps"])
 def chain_kernel(
     out,
     y,
@@ -165,7 +165,7 @@ def chain_kernel(
     noise_scale,
     seed,
     counter,
-    stream,
+    lane,
     items,
     numel,
     groups,
@@ -206,7 +206,7 @@ def chain_kernel(
         q2 = parameter(second, element + 2, i2, SECOND)
         q3 = parameter(second, element + 3, i3, SECOND)
     for i in range(0, steps):
-        z0, z1, z2, z3 = group_normals(key, position + i, stream, noise_group)
+        z0, z1, z2, z3 = group_normals(key, position + i, lane, noise_group)
         if KIND == "gaussian":
             g0, g1, g2, g3 = q0 * (m0 - y0), q1 * (m1 - y1), q2 * (m2 - y2), q3 * (m3 - y3)
         elif KIND == "doublewell":

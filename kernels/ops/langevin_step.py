@@ -113,7 +113,7 @@ def squares_kernel(
     tl.store(out + row.to(tl.int64) * parts + part, tl.sum(total, axis=1), mask=row < items)
 
 
-@triton.jit(do_not_specialize=["seed", "counter", "stream", "items"])
+@triton.jit(do_not_specialize=["seed", "counter", "lane", "items"])
 def langevin_kernel(
     out,
     y,
@@ -132,7 +132,7 @@ def langevin_kernel(
     norm_limit,
     seed,
     counter,
-    stream,
+    lane,
     parts,
     items,
     numel,
@@ -178,7 +178,7 @@ def langevin_kernel(
         z = tl.load(noise + offset, mask=inside, other=0.0).to(tl.float32)
         new += per_element(noise_scale, item, S, GROUPS, ROW) * z
     if NOISE == 2:
-        z = tile_normals(seed, counter, stream, item, group, groups, SEED, COUNTER, GROUPS)
+        z = tile_normals(seed, counter, lane, item, group, groups, SEED, COUNTER, GROUPS)
         new += per_element(noise_scale, item, S, GROUPS, ROW) * z
     if CLAMP:
         new = clip(new, low, high)
@@ -254,7 +254,7 @@ def _kernel(y, grad, *, key, out, clamp, grad_clip, grad_norm, block=None, **arg
         high=float(high),
         clip_limit=float(grad_clip or 0.0),
         norm_limit=float(grad_norm or 0.0),
-        stream=key[2] if drawn else 0,
+        lane=key[2] if drawn else 0,  # Triton keeps the name `stream` for itself
         parts=1 if norms is None else norms.shape[1],
         **arguments,
         **layout,

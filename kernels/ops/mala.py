@@ -87,7 +87,7 @@ def element_terms(y, y2, g, g2, tether, mask, offset, inside, a, s, k):
     return tl.where(free, terms / (s * s), 0.0)
 
 
-@triton.jit(do_not_specialize=["seed", "counter", "stream", "items"])
+@triton.jit(do_not_specialize=["seed", "counter", "lane", "items"])
 def accept_kernel(
     out_y,
     out_g,
@@ -110,7 +110,7 @@ def accept_kernel(
     tether_scale,
     seed,
     counter,
-    stream,
+    lane,
     items,
     numel,
     parts,
@@ -163,7 +163,7 @@ def accept_kernel(
                 group = safe * 0
             key = tl.zeros((ROWS,), dtype=tl.int64) + per_item(seed, safe, SEED)
             position = tl.zeros((ROWS,), dtype=tl.int64) + per_item(counter, safe, COUNTER)
-            word, _1, _2, _3 = random_words(key, position, stream, group)
+            word, _1, _2, _3 = random_words(key, position, lane, group)
             u = (word >> 8).to(tl.float32) * 5.9604644775390625e-08
         accept = tl.log(u) < r.to(tl.float32)  # a NaN ratio rejects
         for start in range(0, SPAN, COLUMNS):

@@ -192,12 +192,12 @@ def tile_normals(
     return interleave(a, b, c, d, 4 * GROUPS)
 
 
-@triton.jit(do_not_specialize=["seed", "counter", "stream", "items"])
+@triton.jit(do_not_specialize=["seed", "counter", "lane", "items"])
 def fill_kernel(
     out,
     seed,
     counter,
-    stream,
+    lane,
     items,
     numel,
     groups,
@@ -215,12 +215,12 @@ def fill_kernel(
     )
     if UNIFORM:
         w0, w1, w2, w3 = random_words(
-            per_item(seed, item, SEED), per_item(counter, item, COUNTER), stream, group
+            per_item(seed, item, SEED), per_item(counter, item, COUNTER), lane, group
         )
         words = interleave(w0, w1, w2, w3, 4 * GROUPS)
         values = (words >> 8).to(tl.float32) * 5.9604644775390625e-08
     else:
-        values = tile_normals(seed, counter, stream, item, group, groups, SEED, COUNTER, GROUPS)
+        values = tile_normals(seed, counter, lane, item, group, groups, SEED, COUNTER, GROUPS)
     tl.store(out + offset, values, mask=mask)
 
 
@@ -250,6 +250,8 @@ def _kernel(uniform, shape, seed, step, stream, device, block=None):
 
 
 def _draw(uniform, shape, seed, step, stream, device):
+    if device is None:
+        device = next((x.device for x in (seed, step) if isinstance(x, torch.Tensor)), None)
     probe = torch.empty(0, device=device)
     if use_triton("philox", probe):
         return _kernel(uniform, shape, seed, step, stream, probe.device)
@@ -264,7 +266,8 @@ def philox_uniform(shape, seed, step=0, *, stream=0, device=None):
         seed: key of each item: an int, or int64 (B,).
         step: position of each item in its stream: an int, or int64 (B,); B = 1 if both are ints.
         stream: which of the independent streams under this key, 0 <= stream < 2^32.
-        device: where to compute; the integers are the same everywhere.
+        device: where to compute, default that of seed or step (the first that is a tensor);
+            the integers are the same everywhere.
     """
     return _draw(True, tuple(shape), seed, step, stream, device)
 
