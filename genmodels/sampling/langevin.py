@@ -303,7 +303,8 @@ class GraphedChain:
             )
         self._y, seed = _start(y, steps, seed)
         self._seed = torch.as_tensor(seed, dtype=torch.int64, device=y.device).clone()
-        self._counter = torch.full((1,), counter, dtype=torch.int64, device=y.device)
+        counter = torch.as_tensor(counter, dtype=torch.int64, device=y.device)
+        self._counter = counter.reshape(-1).clone()
         options.update(seed=self._seed, counter=self._counter, steps=steps)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -326,8 +327,14 @@ class GraphedChain:
         if y is not None:
             self._y.copy_(y)
         if seed is not None:
-            self._seed.copy_(torch.as_tensor(seed))
+            seed = torch.as_tensor(seed)
+            if seed.numel() != self._seed.numel():
+                raise ValueError(
+                    f"seed has {seed.numel()} values: the graph was captured with "
+                    f"{self._seed.numel()}; one int would give all chains the same noise"
+                )
+            self._seed.copy_(seed.reshape(self._seed.shape))
         if counter is not None:
-            self._counter.fill_(counter)
+            self._counter.copy_(torch.as_tensor(counter).reshape(-1))
         self._graph.replay()
         return self._result

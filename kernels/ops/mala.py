@@ -61,7 +61,7 @@ def _terms(y, y2, g, g2, a, s, tether, k, mask, dtype):
     if tether is not None:
         terms = terms + k * d * (2 * tether - y - y2)
     if mask is not None:
-        terms = terms * mask
+        terms = torch.where(mask != 0, terms, 0)  # whatever stands in fixed elements
     terms = terms / (s * s)
     return terms.reshape(len(y), -1).sum(1, dtype=dtype)
 
