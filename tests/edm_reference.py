@@ -256,8 +256,15 @@ RANGES = {
 }
 
 
-def released_images(w, cfg, precond, seeds, steps, churn=0.0, low=0.0, high=math.inf, noise=1.0):
+def released_images(*args, **options):
     """Bytes (N, H, W, 3) and classes as the released generator makes them, image by image."""
+    states, classes = released_states(*args, **options)
+    pixels = (states * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).numpy(), classes
+
+
+def released_states(w, cfg, precond, seeds, steps, churn=0.0, low=0.0, high=math.inf, noise=1.0):
+    """Images before they become bytes, float64 (N, 3, H, W), and classes."""
     denoise = denoiser(w, cfg, precond)
     smallest, largest = RANGES[precond]
     ends = max(0.002, smallest) ** (1 / 7), min(80, largest) ** (1 / 7)
@@ -287,8 +294,8 @@ def released_images(w, cfg, precond, seeds, steps, churn=0.0, low=0.0, high=math
             if after:
                 y = x + (after - up) * (d + (y - denoise(y, after, label)) / after) / 2
             x = y
-        images.append((x[0] * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
-    return np.stack(images), classes
+        images.append(x[0])
+    return torch.stack(images), classes
 
 
 # ------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import torch
 
 import sample
 from genmodels import checkpoint, cli
-from genmodels.images import to_uint8
 from genmodels.importers import convert, load_released, main, read_released, state_from_released
 from genmodels.inert_pickle import Record, load_pickle
 from genmodels.networks.edm_unet import EDMUNet, EDMUNetConfig
@@ -114,10 +113,11 @@ def test_same_images_with_the_older_preconditionings(precond, tmp_path):
     cfg, weights, data = released("ddpmpp", precond)
     own = load_released(write(tmp_path, data))
     more = dict(churn=20.0, low=0.05, high=50.0)
-    expected, _ = reference.released_images(weights, cfg, precond, [3, 4], 5, **more)
+    # Before they become bytes: random weights drive nearly all of those to 0 or 255.
+    expected, _ = reference.released_states(weights, cfg, precond, [3, 4], 5, **more)
     images = own.sample([3, 4], steps=5, churn=20.0, churn_min=0.05, churn_max=50.0)
-    distance = (to_uint8(images).permute(0, 2, 3, 1).int() - torch.from_numpy(expected).int()).abs()
-    assert (distance <= 1).float().mean() >= 0.999
+    error = (images - expected).abs().max() / expected.abs().max()
+    assert error < 1e-5, error
 
 
 def test_the_table_of_noise_levels_is_the_file_s(tmp_path):
