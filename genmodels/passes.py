@@ -1,0 +1,331 @@
+"""One pass of a feature net over a set of images: moments in 16 blocks, rows if a score needs them.
+
+Images are read or generated as they are needed and dropped after their features are taken. Every
+process works on blocks of its own; the sums of a block never depend on how many processes there
+are. A finished block is a file, so that a killed pass goes on where it stopped.
+"""
+
+import hashlib
+import io
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from genmodels import benchmark
+from genmodels.images import write_bytes, write_png
+from genmodels.metrics.blocks import BLOCKS, block_of
+from genmodels.metrics.features import feature_rows
+from genmodels.metrics.frechet import Moments
+
+__all__ = ["Generated", "Pictures", "Scored", "Store", "score_pass", "sha256_of"]
+
+_BUFFER = 4096  # rows of one product X^T X
+_MEMORY = 8 << 30  # bytes that the 16 blocks may take
+
+
+class Pictures:
+    """Images that exist: a uint8 tensor (N, C, H, W), or what stands in for one."""
+
+    def __init__(self, pixels):
+        self.pixels, self.shape = pixels, tuple(pixels.shape[1:])
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def read(self, index, batch=64):
+        """Yield the images of these places, uint8 (B, C, H, W)."""
+        for part in index.split(batch):
+            yield self.pixels[part]
+
+    def identity(self):
+        """Return what tells this set from another: the sha256 of its pixels."""
+        return sha256_of(*self.read(torch.arange(len(self))))
+
+
+class Generated:
+    """Images that a model makes when they are read; image k depends on seeds[k] alone.
+
+    Args:
+        model: a method in eval mode.
+        seeds: one for each image.
+        labels: one for each seed, or None.
+        folder: also write each image there, as SEED.png.
+        settings: of benchmark.generate.
+    """
+
+    def __init__(self, model, seeds, labels=None, *, folder=None, **settings):
+        self.model, self.seeds, self.labels = model, list(seeds), labels
+        self.shape, self.settings, self.folder = tuple(model.shape), settings, folder
+
+    def __len__(self):
+        return len(self.seeds)
+
+    def read(self, index):
+        """Yield the images of these places, uint8 (B, C, H, W)."""
+        seeds = [self.seeds[i] for i in index.tolist()]
+        labels = None if self.labels is None else [self.labels[i] for i in index.tolist()]
+        settings = {"progress": False} | self.settings
+        for own, _, pictures in benchmark.generate(self.model, seeds, labels, **settings):
+            if self.folder:
+                for seed, picture in zip(own, pictures):
+                    write_png(Path(self.folder) / f"{seed:06d}.png", picture)
+            yield pictures
+
+    def identity(self):
+        """Return what tells this set from another: weights, seeds, labels and settings."""
+        settings = {key: _named(value) for key, value in self.settings.items()}
+        words = [self.seeds, self.labels, settings]
+        return [sha256_of(*self.model.state_dict().values()), words]
+
+
+def _named(value):
+    """Return a setting as plain data; a guide becomes the hash of its weights."""
+    is_model = isinstance(value, torch.nn.Module)
+    return sha256_of(*value.state_dict().values()) if is_model else value
+
+
+def sha256_of(*tensors):
+    """Return the sha256 of the tensors' bytes and shapes."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        array = tensor.detach().cpu().contiguous()
+        digest.update(str(tuple(array.shape[1:])).encode())
+        digest.update(array.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass
+class Scored:
+    """What a pass leaves: on every process the moments, on the first the rows in image order.
+
+    blocks: 16 Moments. rows: float32 (N,D) or None. logits: float32 (N,C) or None.
+    """
+
+    blocks: list
+    rows: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+    def moments(self):
+        """Return the Moments of all images."""
+        whole = Moments()
+        for block in self.blocks:
+            whole.merge(block)
+        return whole
+
+
+class Store:
+    """Finished parts of a pass as files FOLDER/NAME-PART.npz.
+
+    Args:
+        folder: made when the first part is written.
+        name: of the pass.
+        identity: anything JSON can hold that fixes the pass's result.
+
+    Raises:
+        ValueError: the folder holds parts of another pass of this name.
+    """
+
+    def __init__(self, folder, name, identity):
+        self.folder, self.name = Path(folder), name
+        self.mark = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        for path in self.files():
+            if self._read(path)["mark"] != self.mark:
+                raise ValueError(
+                    f"out={str(folder).removesuffix('.blocks')}: {path} was left by another "
+                    f"evaluation; delete {folder} or choose another out="
+                )
+
+    def files(self):
+        """Return the files of finished parts."""
+        return sorted(self.folder.glob(f"{self.name}-*.npz"))
+
+    def load(self, part):
+        """Return {name: array} of a finished part, or None."""
+        path = self._path(part)
+        return self._read(path) if path.is_file() else None
+
+    def save(self, part, **arrays):
+        """Write a finished part, all or nothing."""
+        buffer = io.BytesIO()
+        np.savez(buffer, mark=np.array(self.mark), **arrays)
+        self.folder.mkdir(exist_ok=True)
+        write_bytes(self._path(part), buffer.getvalue())
+
+    def clear(self):
+        """Delete the parts, and the folder if nothing else is in it."""
+        for path in self.files():
+            path.unlink()
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _path(self, part):
+        return self.folder / f"{self.name}-{part}.npz"
+
+    def _read(self, path):
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return dict(file)
+        except Exception as error:  # numpy raises nearly anything
+            raise ValueError(f"out: {path} cannot be read ({error}); delete it") from None
+
+
+def score_pass(source, features, *, shift=None, rows=False, logits=False, batch=256, store=None,
+               label="features", progress=True):  # fmt: skip
+    """Return the `Scored` of a set of images. Every process must call it, with the same arguments.
+
+    Args:
+        source: Pictures or Generated.
+        features: what load_features returns.
+        shift: (D,) subtracted before the sums, the reference's mean; None for zero.
+        rows, logits: keep the features, the class scores.
+        batch: images in one call of the net; changes no row.
+        store: Store to go on from, or None.
+        label, progress: of the bar.
+
+    Raises:
+        ValueError: what `features` refuses, features too many to hold 16 covariances of, or values
+            that are not finite.
+    """
+    rank, world = _ranks()
+    split = math.ceil(world / BLOCKS)  # with more than 16 processes a block is shared
+    numbers = block_of(len(source))
+    own = {
+        unit: (numbers == unit // split).nonzero().flatten()[unit % split :: split]
+        for unit in range(rank, BLOCKS * split, world)
+    }
+    names = {unit: f"{unit // split:02d}.{unit % split}-of-{split}" for unit in own}
+    done = {unit: store.load(names[unit]) if store else None for unit in own}
+    done = {unit: part for unit, part in done.items() if part is not None}
+    todo = {unit: index for unit, index in own.items() if unit not in done and len(index)}
+    bar = tqdm(total=sum(map(len, own.values())), desc=label, unit="img", delay=0.5,
+               disable=not progress or rank > 0,
+               initial=sum(len(own[unit]) for unit in done))  # fmt: skip
+    if done and rank == 0:
+        bar.write(f"{label}: {len(done)} of {len(own)} blocks of this process are done already")
+    with bar:
+        reader = _Reader(source, features, list(todo.values()), batch, logits, bar)
+        for unit, index in todo.items():
+            done[unit] = _part(reader, len(index), features, shift, rows, logits)
+            if store:
+                store.save(names[unit], **done[unit])
+    return Scored(*_gathered(done, own, len(source), split, shift, features, rows, logits))
+
+
+class _Reader:
+    """Rows and class scores of the images of several lists of places, handed out by number.
+
+    Batches of the net run across the lists, so that short lists fill them too.
+    """
+
+    def __init__(self, source, features, indices, batch, logits, bar):
+        self.logits, self.bar, self.rest, self.stream = logits, bar, None, iter(())
+        if indices:
+            pictures = source.read(torch.cat(indices))
+            options = {"logits": True} if logits else {}
+            self.stream = iter(feature_rows(features, pictures, batch, **options))
+
+    def take(self, count):
+        """Yield (rows, class scores or None) of the next `count` images."""
+        while count:
+            if self.rest is None:
+                found = next(self.stream)
+                self.rest = found if self.logits else (found, None)
+            rows, scores = self.rest
+            now = min(count, len(rows))
+            self.rest = None
+            if now < len(rows):
+                self.rest = rows[now:], None if scores is None else scores[now:]
+            yield rows[:now], None if scores is None else scores[:now]
+            self.bar.update(now)
+            count -= now
+
+
+def _part(reader, count, features, shift, keep_rows, keep_logits):
+    """Return {name: array} of the next `count` images: count, total, outer, rows, logits."""
+    moments, waiting, kept, scores = Moments(shift=shift), [], [], []
+    for rows, logits in reader.take(count):
+        if 8 * BLOCKS * rows.shape[1] ** 2 > _MEMORY:
+            raise ValueError(
+                f"features={features.name}: 16 covariances of dimension {rows.shape[1]} do not fit "
+                f"into {_MEMORY >> 30} GB; choose features of a smaller dimension"
+            )
+        waiting.append(rows.to(_device(features)))
+        if sum(map(len, waiting)) >= _BUFFER:
+            moments.update(torch.cat(waiting))
+            waiting = []
+        if keep_rows:
+            kept.append(rows.cpu())
+        if keep_logits:
+            scores.append(logits.cpu())
+    if waiting:
+        moments.update(torch.cat(waiting))
+    part = {"count": moments.count, "total": moments.total, "outer": moments.outer}
+    part |= {"rows": torch.cat(kept)} if kept else {}
+    part |= {"logits": torch.cat(scores)} if scores else {}
+    return {key: np.asarray(torch.as_tensor(value).cpu()) for key, value in part.items()}
+
+
+def _gathered(done, own, count, split, shift, features, keep_rows, keep_logits):
+    """Return (blocks on every process, rows and class scores on the first) from all parts."""
+    rank, world = _ranks()
+    device = _device(features)
+    dim = torch.tensor(max([len(part["total"]) for part in done.values()], default=0)).to(device)
+    if world > 1:
+        dist.all_reduce(dim, dist.ReduceOp.MAX)
+    blocks = []
+    for block in range(BLOCKS):
+        moments = Moments(shift=torch.zeros(int(dim)) if shift is None else shift)
+        moments.shift = moments.shift.to(device)
+        number = torch.zeros((), dtype=torch.float64, device=device)
+        moments.total = number.new_zeros(int(dim))
+        moments.outer = number.new_zeros(int(dim), int(dim))
+        for unit in range(block * split, (block + 1) * split):
+            if unit in done:
+                number += float(done[unit]["count"])
+                moments.total += torch.from_numpy(done[unit]["total"]).to(device)
+                moments.outer += torch.from_numpy(done[unit]["outer"]).to(device)
+        if world > 1:  # the others add zeros: the sums are those of one process, bit for bit
+            for value in (number, moments.total, moments.outer):
+                dist.all_reduce(value)
+        moments.count = int(number)
+        blocks.append(moments)
+    tables = [
+        _table(key, done, own, count) if keep else None
+        for key, keep in (("rows", keep_rows), ("logits", keep_logits))
+    ]
+    return blocks, *tables
+
+
+def _table(key, done, own, count):
+    """Return all rows in the order of the images on the first process, None on the others."""
+    rank, world = _ranks()
+    share = [(own[unit], part[key]) for unit, part in done.items()]
+    shares = [share]
+    if world > 1:
+        shares = [None] * world if rank == 0 else None
+        dist.gather_object(share, shares)
+    if rank > 0:
+        return None
+    pairs = [pair for share in shares for pair in share]
+    table = torch.empty(count, pairs[0][1].shape[1])
+    for index, values in pairs:
+        table[index] = torch.from_numpy(values)
+    return table
+
+
+def _device(features):
+    """Return where the float64 sums are taken: on the net's device if it has float64."""
+    return torch.device("cpu") if features.device.type == "mps" else features.device
+
+
+def _ranks():
+    """Return (rank, number of processes)."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
