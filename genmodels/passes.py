@@ -6,9 +6,9 @@ are. A finished block is a file, so that a killed pass goes on where it stopped.
 """
 
 import hashlib
-import io
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,12 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from genmodels import benchmark
-from genmodels.images import write_bytes, write_png
+from genmodels.images import write_npz, write_png
 from genmodels.metrics.blocks import BLOCKS, block_of
 from genmodels.metrics.features import feature_rows
 from genmodels.metrics.frechet import Moments
 
-__all__ = ["Generated", "Pictures", "Scored", "Store", "score_pass", "sha256_of"]
+__all__ = ["Generated", "Pictures", "Scored", "Store", "ranks", "score_pass", "sha256_of"]
 
 _BUFFER = 4096  # rows of one product X^T X
 _MEMORY = 8 << 30  # bytes that the 16 blocks may take
@@ -55,27 +55,49 @@ class Generated:
         model: a method in eval mode.
         seeds: one for each image.
         labels: one for each seed, or None.
-        folder: also write each image there, as SEED.png.
+        save: "" or where to keep the images: a folder for SEED.png, or an .npz that write_npz()
+            writes in the end.
         settings: of benchmark.generate.
+
+    Raises:
+        ValueError: the folder holds images of other seeds.
     """
 
-    def __init__(self, model, seeds, labels=None, *, folder=None, **settings):
+    def __init__(self, model, seeds, labels=None, *, save="", **settings):
         self.model, self.seeds, self.labels = model, list(seeds), labels
-        self.shape, self.settings, self.folder = tuple(model.shape), settings, folder
+        self.shape, self.settings, self.save, self.held = tuple(model.shape), settings, save, {}
+        if save and not save.endswith(".npz"):
+            benchmark.check_folder("save_images", Path(save), self.seeds)
 
     def __len__(self):
         return len(self.seeds)
 
     def read(self, index):
         """Yield the images of these places, uint8 (B, C, H, W)."""
-        seeds = [self.seeds[i] for i in index.tolist()]
-        labels = None if self.labels is None else [self.labels[i] for i in index.tolist()]
+        places, labels = index.tolist(), None
+        seeds = [self.seeds[i] for i in places]
+        if self.labels is not None:
+            labels = [self.labels[i] for i in places]
         settings = {"progress": False} | self.settings
         for own, _, pictures in benchmark.generate(self.model, seeds, labels, **settings):
-            if self.folder:
+            if self.save.endswith(".npz"):
+                self.held |= dict(zip(places, pictures.numpy()))
+                places = places[len(own) :]
+            elif self.save:
+                Path(self.save).mkdir(exist_ok=True)
                 for seed, picture in zip(own, pictures):
-                    write_png(Path(self.folder) / f"{seed:06d}.png", picture)
+                    write_png(Path(self.save) / f"{seed:06d}.png", picture)
             yield pictures
+
+    def write_npz(self):
+        """Write the images of all processes in the order of the seeds, if an .npz was named."""
+        if not self.save.endswith(".npz"):
+            return
+        held = _gather(self.held)
+        if held is not None:
+            together = {place: picture for part in held for place, picture in part.items()}
+            table = np.stack([together[i] for i in range(len(self))]).transpose(0, 2, 3, 1)
+            write_npz(self.save, images=table, seeds=np.array(self.seeds))
 
     def identity(self):
         """Return what tells this set from another: weights, seeds, labels and settings."""
@@ -152,17 +174,19 @@ class Store:
 
     def save(self, part, **arrays):
         """Write a finished part, all or nothing."""
-        buffer = io.BytesIO()
-        np.savez(buffer, mark=np.array(self.mark), **arrays)
         self.folder.mkdir(exist_ok=True)
-        write_bytes(self._path(part), buffer.getvalue())
+        # Not fsynced: a killed process leaves old or new, and what a crash spoils is told below.
+        partial = self.folder / f".{self.name}-{part}.partial.npz"
+        np.savez(partial, mark=np.array(self.mark), **arrays)
+        os.replace(partial, self._path(part))
 
-    def clear(self):
-        """Delete the parts, and the folder if nothing else is in it."""
-        for path in self.files():
+    @staticmethod
+    def clear(folder):
+        """Delete the parts of all passes, and the folder if nothing else is in it."""
+        for path in [*folder.glob("*-*-of-*.npz"), *folder.glob(".*.partial.npz")]:
             path.unlink()
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
     def _path(self, part):
         return self.folder / f"{self.name}-{part}.npz"
@@ -175,7 +199,7 @@ class Store:
             raise ValueError(f"out: {path} cannot be read ({error}); delete it") from None
 
 
-def score_pass(source, features, *, shift=None, rows=False, logits=False, batch=256, store=None,
+def score_pass(source, features, *, shift=None, rows=False, logits=False, batch=None, store=None,
                label="features", progress=True):  # fmt: skip
     """Return the `Scored` of a set of images. Every process must call it, with the same arguments.
 
@@ -184,7 +208,7 @@ def score_pass(source, features, *, shift=None, rows=False, logits=False, batch=
         features: what load_features returns.
         shift: (D,) subtracted before the sums, the reference's mean; None for zero.
         rows, logits: keep the features, the class scores.
-        batch: images in one call of the net; changes no row.
+        batch: images in one call of the net; changes no row; None = its own.
         store: Store to go on from, or None.
         label, progress: of the bar.
 
@@ -192,7 +216,7 @@ def score_pass(source, features, *, shift=None, rows=False, logits=False, batch=
         ValueError: what `features` refuses, features too many to hold 16 covariances of, or values
             that are not finite.
     """
-    rank, world = _ranks()
+    rank, world = ranks()
     split = math.ceil(world / BLOCKS)  # with more than 16 processes a block is shared
     numbers = block_of(len(source))
     own = {
@@ -273,14 +297,14 @@ def _part(reader, count, features, shift, keep_rows, keep_logits):
 
 def _gathered(done, own, count, split, shift, features, keep_rows, keep_logits):
     """Return (blocks on every process, rows and class scores on the first) from all parts."""
-    rank, world = _ranks()
+    rank, world = ranks()
     device = _device(features)
     dim = torch.tensor(max([len(part["total"]) for part in done.values()], default=0)).to(device)
     if world > 1:
         dist.all_reduce(dim, dist.ReduceOp.MAX)
     blocks = []
     for block in range(BLOCKS):
-        moments = Moments(shift=torch.zeros(int(dim)) if shift is None else shift)
+        moments = Moments(torch.zeros(int(dim)) if shift is None else shift)
         moments.shift = moments.shift.to(device)
         number = torch.zeros((), dtype=torch.float64, device=device)
         moments.total = number.new_zeros(int(dim))
@@ -304,13 +328,8 @@ def _gathered(done, own, count, split, shift, features, keep_rows, keep_logits):
 
 def _table(key, done, own, count):
     """Return all rows in the order of the images on the first process, None on the others."""
-    rank, world = _ranks()
-    share = [(own[unit], part[key]) for unit, part in done.items()]
-    shares = [share]
-    if world > 1:
-        shares = [None] * world if rank == 0 else None
-        dist.gather_object(share, shares)
-    if rank > 0:
+    shares = _gather([(own[unit], part[key]) for unit, part in done.items() if key in part])
+    if shares is None:
         return None
     pairs = [pair for share in shares for pair in share]
     table = torch.empty(count, pairs[0][1].shape[1])
@@ -319,12 +338,22 @@ def _table(key, done, own, count):
     return table
 
 
+def _gather(thing):
+    """Return the things of all processes in their order on the first, None on the others."""
+    rank, world = ranks()
+    if world == 1:
+        return [thing]
+    things = [None] * world if rank == 0 else None
+    dist.gather_object(thing, things)
+    return things
+
+
 def _device(features):
     """Return where the float64 sums are taken: on the net's device if it has float64."""
     return torch.device("cpu") if features.device.type == "mps" else features.device
 
 
-def _ranks():
+def ranks():
     """Return (rank, number of processes)."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()

@@ -8,7 +8,7 @@ from conftest import ROOT
 import evaluate
 import genmodels
 from benchmarks import demo
-from genmodels import benchmark, images
+from genmodels import images, scoring
 from genmodels.config import DataConfig
 from genmodels.data import load_split
 from genmodels.metrics.frechet import Moments, frechet_distance
@@ -77,7 +77,7 @@ def test_the_batch_changes_no_number(tiny_run, tmp_path):
 
 def test_real_digits_score_as_real_and_a_gaussian_does_not(digits):
     """The demo's controls: training digits at the floor, the pixels' Gaussian far from it."""
-    scorer = benchmark.Scorer(["nn1", "fd"], "digits", reference=digits[1], equal=True)
+    scorer = scoring.Scorer(["nn1", "fd"], "digits", reference=digits[1], equal=True)
     real = scorer(digits[0])
     fake = scorer(demo.gaussian_twin(digits[0], 720))
     assert abs(real["nn1"]["value"] - 0.5) < 0.05 and fake["nn1"]["value"] > 0.85
@@ -89,7 +89,7 @@ def test_both_sides_of_nn1_see_noise_that_nn1_itself_passes(digits):
     noise = 100 * torch.randn(360, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     noisy = (digits[0][:360] + noise).round().clip(0, 255).to(torch.uint8)
     names = ["nn1", "nn1_fake", "nn1_real"]
-    scorer = benchmark.Scorer(names, "pixels", reference=digits[1])
+    scorer = scoring.Scorer(names, "pixels", reference=digits[1])
     mean, fake, real = (scorer(noisy)[name]["value"] for name in names)
     assert mean == pytest.approx((fake + real) / 2) and mean < 0.58
     assert fake < 0.15 and real > 0.95
@@ -100,12 +100,12 @@ def test_the_order_of_files_does_not_bias_nn1(digits):
     labels = load_split(DataConfig(), "train")[1]
     by_class = digits[0][labels.argsort(stable=True)]
     for reference in (digits[0], by_class):
-        scorer = benchmark.Scorer(["nn1"], "digits", reference=reference)
+        scorer = scoring.Scorer(["nn1"], "digits", reference=reference)
         assert abs(scorer(digits[1][:300])["nn1"]["value"] - 0.5) < 0.07
 
 
 def test_memorised_knows_a_copy(digits):
-    scorer = benchmark.Scorer(
+    scorer = scoring.Scorer(
         ["memorised"], "pixels", reference=digits[1], train=digits[0], held_out=digits[1]
     )
     assert scorer(digits[0][:100])["memorised"]["value"] == 1
@@ -114,7 +114,7 @@ def test_memorised_knows_a_copy(digits):
 
 def test_equal_takes_the_mean_over_blocks(digits):
     small = digits[1][:100]
-    scorer = benchmark.Scorer(["fd"], "digits", reference=small, equal=True)
+    scorer = scoring.Scorer(["fd"], "digits", reference=small, equal=True)
     together = scorer(digits[0][:300])["fd"]["value"]
     order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
     apart = [scorer(digits[0][order[i : i + 100]])["fd"]["value"] for i in (0, 100, 200)]
@@ -135,7 +135,7 @@ def test_equal_takes_the_mean_over_blocks(digits):
         (["resamples=1"], "resamples=1: must be >= 2, or 0 for no error bars"),
         (["resamples=-3"], "resamples=-3: must be >= 2"),
         (["out=."], "out=.: is a folder; name a file in it"),
-        (["save_images=."], "save_images=.: is a folder"),
+        (["plot=."], "plot=.: is a folder"),
         (["device=cuda"], "device=cuda: torch finds no such device here; write auto"),
         (["noise=cuda"], "noise=cuda: torch finds no such device here; write cpu"),
         (["noise=tpu"], "noise=tpu: choose from cpu, cuda, mps"),
@@ -146,7 +146,7 @@ def test_bad_input_is_one_line_and_exit_2(words, message, tiny_run, capsys, tmp_
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if words != ["num=1"]:  # all else is refused before the work
-        monkeypatch.setattr(evaluate, "generate", None)
+        monkeypatch.setattr(evaluate.scoring, "Scorer", None)
     assert evaluate.main([str(tiny_run), "steps=1", "num=4", "resamples=0", *words]) == 2
     errors = capsys.readouterr().err
     assert message in errors and errors.count("\n") == 1
