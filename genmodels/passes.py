@@ -24,6 +24,7 @@ from genmodels.metrics.features import feature_rows
 from genmodels.metrics.frechet import Moments
 
 __all__ = ["Generated", "Pictures", "Scored", "Store", "ranks", "score_pass", "sha256_of"]
+__all__ += ["sums_device"]
 
 _BUFFER = 4096  # rows of one product X^T X
 _MEMORY = 8 << 30  # bytes that the 16 blocks may take
@@ -279,7 +280,7 @@ def _part(reader, count, features, shift, keep_rows, keep_logits):
                 f"features={features.name}: 16 covariances of dimension {rows.shape[1]} do not fit "
                 f"into {_MEMORY >> 30} GB; choose features of a smaller dimension"
             )
-        waiting.append(rows.to(_device(features)))
+        waiting.append(rows.to(sums_device(features)))
         if sum(map(len, waiting)) >= _BUFFER:
             moments.update(torch.cat(waiting))
             waiting = []
@@ -298,7 +299,7 @@ def _part(reader, count, features, shift, keep_rows, keep_logits):
 def _gathered(done, own, count, split, shift, features, keep_rows, keep_logits):
     """Return (blocks on every process, rows and class scores on the first) from all parts."""
     rank, world = ranks()
-    device = _device(features)
+    device = sums_device(features)
     dim = torch.tensor(max([len(part["total"]) for part in done.values()], default=0)).to(device)
     if world > 1:
         dist.all_reduce(dim, dist.ReduceOp.MAX)
@@ -348,7 +349,7 @@ def _gather(thing):
     return things
 
 
-def _device(features):
+def sums_device(features):
     """Return where the float64 sums are taken: on the net's device if it has float64."""
     return torch.device("cpu") if features.device.type == "mps" else features.device
 

@@ -16,7 +16,7 @@ from genmodels.metrics.manifold import (
     precision_recall,
 )
 from genmodels.metrics.resampling import resampled
-from genmodels.passes import Pictures, ranks, score_pass
+from genmodels.passes import Pictures, ranks, score_pass, sums_device
 
 __all__ = ["GROUPS", "METRICS", "Scorer", "expand"]
 
@@ -93,7 +93,8 @@ class Scorer:
         self._check(reference, pairs, train, held_out)
         self.rows, self.others = None, {}
         if isinstance(reference, Moments):
-            self.moments, self.reference_num = reference, reference.count
+            self.moments = reference.to(sums_device(self.features))
+            self.reference_num = reference.count
         else:
             self._prepare(_pictures(reference), store)
         if "memorised" in self.metrics:
@@ -182,7 +183,7 @@ class Scorer:
         if name == "is":
             value, spread = inception_score(found.logits)
             return {name: {"value": value, "stderr": spread / 3, "spread": spread}}
-        device = "cpu" if self.features.device.type == "mps" else self.features.device
+        device = sums_device(self.features)
         rows, real = found.rows.to(device), self.rows.to(device)
         if name == "kid":
             value, stderr = kernel_distance(rows, real)

@@ -50,6 +50,14 @@ class Moments:
         moments.total, moments.outer = torch.zeros_like(mean), cov * (moments.count - 1)
         return moments
 
+    def to(self, device):
+        """Return the same moments on another device."""
+        moved = Moments(None if self.shift is None else self.shift.to(device))
+        moved.count = self.count
+        if self.total is not None:
+            moved.total, moved.outer = self.total.to(device), self.outer.to(device)
+        return moved
+
     def update(self, features):
         """Add rows (N,D), in place; return self.
 
