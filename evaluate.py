@@ -23,8 +23,9 @@ from pathlib import Path
 from genmodels import benchmark, checkpoint, cli, likelihood, plots, scoring, selftest
 from genmodels.images import write_bytes
 from genmodels.metrics.features import load_features
-from genmodels.metrics.stats import describe, is_stats, load_stats, stats_bytes
-from genmodels.passes import Generated, Pictures, Store, score_pass
+from genmodels.metrics.stats import describe, stats_bytes
+from genmodels.passes import Store, score_pass
+from genmodels.sources import Generated, Pictures, read_source
 
 SCHEMA = {
     "data": (str, "", "data set the model is scored against, NAME or NAME:SPLIT"),
@@ -34,7 +35,9 @@ SCHEMA = {
     "metrics": (list[str], ["fd"], "; ".join(f"{k}: {v}" for k, v in scoring.METRICS.items())
                 + "; prc: precision and recall; density comes with coverage"),
     "features": (str, "pixels", "pixels, digits, fashion, inception, ... or a TorchScript file"),
-    "weights": (str, "", "file of the feature network's weights"),
+    "weights": (str, "", "file of the feature network's weights; download: fetch the published"),
+    "sha256": (str, "", "what the hash of the weights must begin with"),
+    "resize": (str, "", "of features=inception: tf1 (FID's, the default) or clean"),
     "mode": (str, "exact", "exact: fp32, deterministic; fast: lower precision, compiled"),
     "num": (int, 0, "images to generate; 0: as many as the reference has"),
     "seed": (int, 0, "first seed of the images, and seed of the error bars"),
@@ -91,7 +94,7 @@ def evaluate(argv):
     if options["out"]:
         facts |= {"seed": options["seed"], "device": device.type, "options": given}
         benchmark.write_report(options["out"], scores, started, model=name, warnings=told, **facts)
-        Store.clear(blocks_folder(options))
+        Store.clear(options["out"])
         print(f"written: {options['out']}")
     if options["plot"] and scorer:
         plots.draw(options["plot"], scorer)
@@ -130,36 +133,32 @@ def score_images(model, options, extra, device):
     checkpoint.load_guide(extra, device)
     features = load(options, device)
     source = options["reference"] or options["data"] or model.cfg.data.name
-    reference, meta, sets = read_reference(source, options, features, model)
+    reference, meta, sets = scoring.read_reference(
+        source, features, "memorised" in options["metrics"], **where(options, model)
+    )
     if model:
         check_shape(source, meta.get("shape"), model)
         pictures = generated(model, options, extra, meta.get("num"))
     else:
-        pictures = Pictures(benchmark.read_source(options["images"], **where(options))[0])
+        pictures = Pictures(read_source(options["images"], **where(options))[0])
+    kept = [scoring.expand(options["metrics"]), options["equal"]]
     scorer = scoring.Scorer(
         options["metrics"], features, reference=reference, equal=options["equal"],
         resamples=options["resamples"], batch=options["feature_batch"] or None, progress=True,
-        store=store(options, "reference", reference, features), **sets,
+        store=Store.of(options["out"], "reference", reference, features, kept), **sets,
     )  # fmt: skip
-    parts = store(options, "images", pictures, features, scorer)
+    parts = None
+    if not options["save_images"].endswith(".npz"):  # whose images are held, not stored
+        kept.append(scorer.moments.mean.tolist())
+        parts = Store.of(options["out"], "images", pictures, features, kept)
     scores = scorer(pictures, options["seed"], store=parts, curve=bool(options["plot"]))
     if model and options["save_images"]:
         pictures.write_npz()
     facts = {"data": source, "num": len(pictures), "reference_num": meta.get("num")}
-    facts |= {"features": describe(features), "stages": scorer.seconds, "rows": []}
+    fast = scoring.fast_difference(features, reference, pictures)
+    facts |= {"features": describe(features) | fast, "stages": scorer.seconds, "rows": []}
     facts |= {"scorer": scorer}
     return scores, facts, f"against {source}: {len(pictures)} images, features {features.name}"
-
-
-def read_reference(source, options, features, model):
-    """Return (Pictures or Moments, what is known of it, images for `memorised`)."""
-    if is_stats(source):
-        moments, meta = load_stats(source, features)
-        return moments, meta, {}
-    pixels, _, splits = benchmark.read_source(source, **where(options, model))
-    pictures = Pictures(pixels)
-    sets = splits() if "memorised" in options["metrics"] else {}
-    return pictures, {"num": len(pictures), "shape": pictures.shape}, sets
 
 
 def check_shape(source, real, model):
@@ -188,7 +187,7 @@ def score_likelihood(model, options, extra, device):
         raise ValueError("likelihood=true: needs a MODEL whose method has a likelihood")
     source = options["data"] or model.cfg.data.name
     source = source if ":" in source else f"{source}:test"
-    pixels, labels, _ = benchmark.read_source(source, **where(options, model))
+    pixels, labels, _ = read_source(source, **where(options, model))
     check_shape(source, pixels.shape[1:], model)
     num = min(options["num"] or len(pixels), len(pixels))
     labels = labels[:num] if model.classes and labels is not None else None
@@ -200,8 +199,9 @@ def score_likelihood(model, options, extra, device):
 
 def load(options, device):
     """Return the features that the options name."""
-    mode = {"mode": options["mode"]} if options["mode"] != "exact" else {}
-    return load_features(options["features"], options["weights"] or None, device, **mode)
+    return load_features(options["features"], options["weights"] or None, device,
+                         mode=options["mode"], resize=options["resize"] or None,
+                         sha256=options["sha256"] or None)  # fmt: skip
 
 
 def where(options, model=None):
@@ -210,33 +210,17 @@ def where(options, model=None):
     return {"root": options["root"], "pad": options["pad"], "trained_on": trained_on}
 
 
-def blocks_folder(options):
-    """Return where finished parts of the passes are kept until the report is written."""
-    return Path(f"{options['out']}.blocks")
-
-
-def store(options, name, source, features, scorer=None):
-    """Return the Store of a pass, or None where there is nothing to go on with."""
-    held = name == "images" and options["save_images"].endswith(".npz")
-    if not options["out"] or held or not hasattr(source, "identity"):
-        return None
-    identity = [source.identity(), describe(features), options["feature_batch"]]
-    if scorer:
-        identity += [scorer.metrics, scorer.equal, scorer.moments.mean.tolist()]
-    return Store(blocks_folder(options), name, identity)
-
-
 def write_stats(options, device):
     """Write the statistics file of a data set; return the exit code."""
     features, source = load(options, device), options["data"] or options["images"]
-    pictures = Pictures(benchmark.read_source(source, **where(options))[0])
-    parts = store(options, "stats", pictures, features)
+    pictures = Pictures(read_source(source, **where(options))[0])
+    parts = Store.of(options["out"], "stats", pictures, features)
     found = score_pass(pictures, features, batch=options["feature_batch"] or None, store=parts)
     if benchmark.process_state().is_main_process:
         facts = {"data": source, "data_sha256": pictures.identity(), "shape": pictures.shape}
         data = stats_bytes(found.moments(), features, versions=benchmark.versions(), **facts)
         write_bytes(options["out"], data)
-        Store.clear(blocks_folder(options))
+        Store.clear(options["out"])
         print(f"written: {options['out']} ({len(pictures)} images, features {features.name})")
     return 0
 

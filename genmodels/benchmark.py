@@ -11,9 +11,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 import genmodels
-from genmodels.config import DataConfig
-from genmodels.data import DATASETS, load_split
-from genmodels.images import read_images, to_uint8, write_bytes
+from genmodels.images import to_uint8, write_bytes
 
 
 def process_state():
@@ -117,46 +115,6 @@ def generate_everywhere(model, seeds, labels=None, **options):
     for rank, part in enumerate(shares):
         images[rank :: state.num_processes] = part
     return torch.from_numpy(images)
-
-
-def check_folder(key, folder, seeds):
-    """Raise ValueError if PNGs of these seeds in this folder would mix with those of others."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{key}={folder}: is a file; name a folder")
-    asked = {f"{seed:06d}" for seed in seeds}
-    numbered = folder.glob("[0-9]*.png")
-    strange = sorted(p.name for p in numbered if p.stem.isdecimal() and p.stem not in asked)
-    if strange:
-        raise ValueError(
-            f"{key}={folder}: holds images of {len(strange)} other seeds ({strange[0]}, ...); "
-            "name an empty folder or delete them"
-        )
-
-
-def read_source(source, *, root="", pad=-1, trained_on=None):
-    """Return (images, labels or None, callable giving {"train": ..., "held_out": ...}).
-
-    Args:
-        source: NAME or NAME:SPLIT of a data set, or the path of a folder, .zip or .npz.
-        root: where the data set lies; "" = as in training, else $GENMODELS_DATA, else ./data.
-        pad: background pixels on each side of its images; -1 = as in training, else 0.
-        trained_on: DataConfig of a model, used for its own data set.
-
-    Raises:
-        ValueError: no such data set, split or path; broken or mixed images.
-    """
-    name, _, split = source.partition(":")
-    if trained_on is not None and name == trained_on.name:
-        cfg = DataConfig(**vars(trained_on))
-    elif name in DATASETS:
-        cfg = DataConfig(name=name)
-    else:
-        return read_images(source), None, dict
-    cfg.root, cfg.pad = root or cfg.root, cfg.pad if pad < 0 else pad
-    pixels, labels = load_split(cfg, split or "train")
-    return pixels, labels, lambda: {
-        "train": load_split(cfg, "train")[0], "held_out": load_split(cfg, "test")[0]
-    }  # fmt: skip
 
 
 def versions():

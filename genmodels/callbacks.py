@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from genmodels import benchmark, images, scoring
 from genmodels.config import seconds
-from genmodels.passes import Generated
+from genmodels.sources import Generated
 
 
 class EMA(WeightAveraging):

@@ -17,110 +17,16 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from genmodels import benchmark
-from genmodels.images import write_npz, write_png
 from genmodels.metrics.blocks import BLOCKS, block_of
 from genmodels.metrics.features import feature_rows
 from genmodels.metrics.frechet import Moments
+from genmodels.metrics.stats import describe
+from genmodels.sources import gather, ranks
 
-__all__ = ["Generated", "Pictures", "Scored", "Store", "ranks", "score_pass", "sha256_of"]
-__all__ += ["sums_device"]
+__all__ = ["Scored", "Store", "score_pass", "sums_device"]
 
 _BUFFER = 4096  # rows of one product X^T X
 _MEMORY = 8 << 30  # bytes that the 16 blocks may take
-
-
-class Pictures:
-    """Images that exist: a uint8 tensor (N, C, H, W), or what stands in for one."""
-
-    def __init__(self, pixels):
-        self.pixels, self.shape = pixels, tuple(pixels.shape[1:])
-
-    def __len__(self):
-        return len(self.pixels)
-
-    def read(self, index, batch=64):
-        """Yield the images of these places, uint8 (B, C, H, W)."""
-        for part in index.split(batch):
-            yield self.pixels[part]
-
-    def identity(self):
-        """Return what tells this set from another: the sha256 of its pixels."""
-        return sha256_of(*self.read(torch.arange(len(self))))
-
-
-class Generated:
-    """Images that a model makes when they are read; image k depends on seeds[k] alone.
-
-    Args:
-        model: a method in eval mode.
-        seeds: one for each image.
-        labels: one for each seed, or None.
-        save: "" or where to keep the images: a folder for SEED.png, or an .npz that write_npz()
-            writes in the end.
-        settings: of benchmark.generate.
-
-    Raises:
-        ValueError: the folder holds images of other seeds.
-    """
-
-    def __init__(self, model, seeds, labels=None, *, save="", **settings):
-        self.model, self.seeds, self.labels = model, list(seeds), labels
-        self.shape, self.settings, self.save, self.held = tuple(model.shape), settings, save, {}
-        if save and not save.endswith(".npz"):
-            benchmark.check_folder("save_images", Path(save), self.seeds)
-
-    def __len__(self):
-        return len(self.seeds)
-
-    def read(self, index):
-        """Yield the images of these places, uint8 (B, C, H, W)."""
-        places, labels = index.tolist(), None
-        seeds = [self.seeds[i] for i in places]
-        if self.labels is not None:
-            labels = [self.labels[i] for i in places]
-        settings = {"progress": False} | self.settings
-        for own, _, pictures in benchmark.generate(self.model, seeds, labels, **settings):
-            if self.save.endswith(".npz"):
-                self.held |= dict(zip(places, pictures.numpy()))
-                places = places[len(own) :]
-            elif self.save:
-                Path(self.save).mkdir(exist_ok=True)
-                for seed, picture in zip(own, pictures):
-                    write_png(Path(self.save) / f"{seed:06d}.png", picture)
-            yield pictures
-
-    def write_npz(self):
-        """Write the images of all processes in the order of the seeds, if an .npz was named."""
-        if not self.save.endswith(".npz"):
-            return
-        held = _gather(self.held)
-        if held is not None:
-            together = {place: picture for part in held for place, picture in part.items()}
-            table = np.stack([together[i] for i in range(len(self))]).transpose(0, 2, 3, 1)
-            write_npz(self.save, images=table, seeds=np.array(self.seeds))
-
-    def identity(self):
-        """Return what tells this set from another: weights, seeds, labels and settings."""
-        settings = {key: _named(value) for key, value in self.settings.items()}
-        words = [self.seeds, self.labels, settings]
-        return [sha256_of(*self.model.state_dict().values()), words]
-
-
-def _named(value):
-    """Return a setting as plain data; a guide becomes the hash of its weights."""
-    is_model = isinstance(value, torch.nn.Module)
-    return sha256_of(*value.state_dict().values()) if is_model else value
-
-
-def sha256_of(*tensors):
-    """Return the sha256 of the tensors' bytes and shapes."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        array = tensor.detach().cpu().contiguous()
-        digest.update(str(tuple(array.shape[1:])).encode())
-        digest.update(array.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 @dataclass
@@ -182,8 +88,9 @@ class Store:
         os.replace(partial, self._path(part))
 
     @staticmethod
-    def clear(folder):
-        """Delete the parts of all passes, and the folder if nothing else is in it."""
+    def clear(out):
+        """Delete the parts of all passes in OUT.blocks, and the folder if nothing else is in it."""
+        folder = Path(f"{out}.blocks")
         for path in [*folder.glob("*-*-of-*.npz"), *folder.glob(".*.partial.npz")]:
             path.unlink()
         if folder.is_dir() and not any(folder.iterdir()):
@@ -198,6 +105,16 @@ class Store:
                 return dict(file)
         except Exception as error:  # numpy raises nearly anything
             raise ValueError(f"out: {path} cannot be read ({error}); delete it") from None
+
+    @classmethod
+    def of(cls, out, name, source, features, *words):
+        """Return the Store in OUT.blocks of a pass over a source, or None where there is no out=.
+
+        words: what else fixes the result, or what is kept of it.
+        """
+        if not out or not hasattr(source, "identity"):
+            return None
+        return cls(f"{out}.blocks", name, [source.identity(), describe(features), *words])
 
 
 def score_pass(source, features, *, shift=None, rows=False, logits=False, batch=None, store=None,
@@ -249,26 +166,24 @@ class _Reader:
     """
 
     def __init__(self, source, features, indices, batch, logits, bar):
-        self.logits, self.bar, self.rest, self.stream = logits, bar, None, iter(())
+        self.outputs = (features.outputs[0], "logits") if logits else features.outputs[:1]
+        self.bar, self.rest, self.stream = bar, None, iter(())
         if indices:
             pictures = source.read(torch.cat(indices))
-            options = {"logits": True} if logits else {}
-            self.stream = iter(feature_rows(features, pictures, batch, **options))
+            self.stream = feature_rows(features, pictures, batch, self.outputs)
 
     def take(self, count):
         """Yield (rows, class scores or None) of the next `count` images."""
         while count:
             if self.rest is None:
                 found = next(self.stream)
-                self.rest = found if self.logits else (found, None)
-            rows, scores = self.rest
-            now = min(count, len(rows))
-            self.rest = None
-            if now < len(rows):
-                self.rest = rows[now:], None if scores is None else scores[now:]
-            yield rows[:now], None if scores is None else scores[:now]
-            self.bar.update(now)
-            count -= now
+                self.rest = [found[name] for name in self.outputs]
+            parts, left = self.rest, len(self.rest[0]) - count
+            self.rest = [part[count:] for part in parts] if left > 0 else None
+            parts = [part[:count] for part in parts]
+            yield parts[0], parts[1] if len(parts) > 1 else None
+            self.bar.update(len(parts[0]))
+            count -= len(parts[0])
 
 
 def _part(reader, count, features, shift, keep_rows, keep_logits):
@@ -329,7 +244,7 @@ def _gathered(done, own, count, split, shift, features, keep_rows, keep_logits):
 
 def _table(key, done, own, count):
     """Return all rows in the order of the images on the first process, None on the others."""
-    shares = _gather([(own[unit], part[key]) for unit, part in done.items() if key in part])
+    shares = gather([(own[unit], part[key]) for unit, part in done.items() if key in part])
     if shares is None:
         return None
     pairs = [pair for share in shares for pair in share]
@@ -339,23 +254,6 @@ def _table(key, done, own, count):
     return table
 
 
-def _gather(thing):
-    """Return the things of all processes in their order on the first, None on the others."""
-    rank, world = ranks()
-    if world == 1:
-        return [thing]
-    things = [None] * world if rank == 0 else None
-    dist.gather_object(thing, things)
-    return things
-
-
 def sums_device(features):
     """Return where the float64 sums are taken: on the net's device if it has float64."""
     return torch.device("cpu") if features.device.type == "mps" else features.device
-
-
-def ranks():
-    """Return (rank, number of processes)."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1

@@ -1,10 +1,11 @@
 """Which scores there are, and all of them from one pass over the images."""
 
 import time
+import warnings
 
 import torch
 
-from genmodels.metrics.features import Features, load_features
+from genmodels.metrics.features import Features, load_features, mode_difference
 from genmodels.metrics.frechet import Moments, block_frechet, frechet_distance
 from genmodels.metrics.inception_score import inception_score
 from genmodels.metrics.kernel_distance import kernel_distance, kernel_distance_subsets
@@ -16,9 +17,11 @@ from genmodels.metrics.manifold import (
     precision_recall,
 )
 from genmodels.metrics.resampling import resampled
-from genmodels.passes import Pictures, ranks, score_pass, sums_device
+from genmodels.metrics.stats import is_stats, load_stats
+from genmodels.passes import score_pass, sums_device
+from genmodels.sources import Pictures, ranks, read_source
 
-__all__ = ["GROUPS", "METRICS", "Scorer", "expand"]
+__all__ = ["GROUPS", "METRICS", "Scorer", "expand", "fast_difference", "read_reference"]
 
 # name -> what it is, for --help; Scorer computes them.
 METRICS = {
@@ -103,14 +106,18 @@ class Scorer:
 
     def _check(self, reference, pairs, train, held_out):
         """Raise ValueError for metrics that cannot be had, before any work."""
-        standard = self.features.name == "inception" and self.features.resize == "tf1"
+        features = self.features
         for name in ("fid", "fid_inf"):
-            if name in self.metrics and not standard:
+            if name in self.metrics and not features.standard:
                 raise ValueError(
-                    f"metrics={name}: is the name of {name.replace('fid', 'fd')} with "
-                    f"features=inception, resize=tf1 only; with features={self.features.name} "
-                    f"(resize {self.features.resize}) write metrics={name.replace('fid', 'fd')}"
+                    f"metrics={name}: is kept for features=inception, resize=tf1 and the published "
+                    f"weights; with features={features.name}, resize {features.resize}, these "
+                    f"weights, write metrics={name.replace('fid', 'fd')}"
                 )
+        if "is" in self.metrics and "logits" not in features.outputs:
+            raise ValueError(
+                f"metrics=is: features={features.name} gives no class scores; inception does"
+            )
         if "memorised" in self.metrics and (train is None or held_out is None):
             raise ValueError("metrics=memorised: needs a data set with a training and a test split")
         if isinstance(reference, Moments):
@@ -208,6 +215,40 @@ class Scorer:
             return {"value": function(rows, self.rows)}
         found = resampled(function, rows, self.rows, times=self.resamples, seed=seed)
         return {"value": found.value, "stderr": found.stderr}
+
+
+def read_reference(source, features, memorised=False, **where):
+    """Return (Pictures or Moments, what is known of it, images that `memorised` needs).
+
+    Args:
+        source: as for read_source, or the npz of statistics.
+        features: that the statistics must agree with.
+        memorised: also read both splits of the data set.
+        where: of read_source.
+
+    Raises:
+        ValueError: what read_source or load_stats refuses.
+    """
+    if is_stats(source):
+        moments, meta = load_stats(source, features)
+        return moments, meta, {}
+    pixels, _, splits = read_source(source, **where)
+    known = {"num": len(pixels), "shape": tuple(pixels.shape[1:])}
+    return Pictures(pixels), known, splits() if memorised else {}
+
+
+def fast_difference(features, *sources):
+    """Return {"difference": of fast rows to exact ones} on 64 images of the first source that has
+    images, told as a note; nothing in exact mode."""
+    if features.mode == "exact":
+        return {}
+    source = next(s for s in sources if hasattr(s, "read"))
+    some = next(source.read(torch.arange(min(64, len(source)))))
+    difference = mode_difference(features, some)
+    warnings.warn(
+        f"mode=fast: rows differ from exact ones by {difference:.2g} of their spread", stacklevel=2
+    )
+    return {"difference": difference}
 
 
 def _pictures(source):

@@ -5,13 +5,12 @@ import warnings
 
 import torch
 
-from genmodels import benchmark
 from genmodels.metrics.features import extract
 from genmodels.metrics.frechet import Moments, frechet_distance
 from genmodels.metrics.kernel_distance import kernel_distance
 from genmodels.metrics.manifold import nn1, precision_recall
-from genmodels.passes import Pictures
 from genmodels.scoring import Scorer
+from genmodels.sources import Pictures, read_source
 
 __all__ = ["checks"]
 
@@ -40,7 +39,7 @@ def checks(features, pixels=None):
 
 
 def _digits(features):
-    pixels = benchmark.read_source("digits:train")[0][:600]
+    pixels = read_source("digits:train")[0][:600]
     shape = (features.shapes or [None])[0]
     if shape and tuple(shape) != tuple(pixels.shape[1:]):
         pixels = torch.nn.functional.interpolate(pixels.float(), shape[1:], mode="bilinear")

@@ -9,7 +9,8 @@ from genmodels import images, passes
 from genmodels.metrics.blocks import block_of
 from genmodels.metrics.features import extract, load_features
 from genmodels.metrics.frechet import Moments
-from genmodels.passes import Generated, Pictures, Store, score_pass
+from genmodels.passes import Store, score_pass
+from genmodels.sources import Generated, Pictures
 
 PIXELS = torch.randint(0, 256, (203, 1, 4, 4), generator=torch.Generator().manual_seed(0)).byte()
 
@@ -92,7 +93,7 @@ def test_a_killed_pass_goes_on(features, tmp_path):
     store().files()[0].write_bytes(b"half a file")
     with pytest.raises(ValueError, match="cannot be read .*; delete it"):
         store()
-    Store.clear(tmp_path / "r.json.blocks")
+    Store.clear(tmp_path / "r.json")
     assert not list(tmp_path.iterdir())
 
 

@@ -23,7 +23,7 @@ _UNKNOWN = 2**31  # number of images where a file does not say it
 def describe(features):
     """Return what must agree between two sets of features: name, sha256, resize and mode."""
     keys = {"name": features.name, "sha256": features.sha256, "resize": features.resize}
-    return keys | {"mode": getattr(features, "mode", "exact")}
+    return keys | {"mode": features.mode}
 
 
 def stats_bytes(moments, features, **facts):
