@@ -145,6 +145,7 @@ def score_images(model, options, extra, device):
     scorer = scoring.Scorer(
         options["metrics"], features, reference=reference, equal=options["equal"],
         resamples=options["resamples"], batch=options["feature_batch"] or None, progress=True,
+        num=len(pictures),
         store=Store.of(options["out"], "reference", reference, features, kept), **sets,
     )  # fmt: skip
     parts = None

@@ -61,7 +61,7 @@ class Store:
     """
 
     def __init__(self, folder, name, identity):
-        self.folder, self.name = Path(folder), name
+        self.folder, self.name, self.written = Path(folder), name, []
         self.mark = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         for path in self.files():
             if self._read(path)["mark"] != self.mark:
@@ -86,6 +86,13 @@ class Store:
         partial = self.folder / f".{self.name}-{part}.partial.npz"
         np.savez(partial, mark=np.array(self.mark), **arrays)
         os.replace(partial, self._path(part))
+        self.written.append(self._path(part))
+
+    def undo(self):
+        """Delete what this object has written."""
+        for path in self.written:
+            path.unlink(missing_ok=True)
+        _remove_empty(self.folder)
 
     @staticmethod
     def clear(out):
@@ -93,8 +100,7 @@ class Store:
         folder = Path(f"{out}.blocks")
         for path in [*folder.glob("*-*-of-*.npz"), *folder.glob(".*.partial.npz")]:
             path.unlink()
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        _remove_empty(folder)
 
     def _path(self, part):
         return self.folder / f"{self.name}-{part}.npz"
@@ -153,7 +159,12 @@ def score_pass(source, features, *, shift=None, rows=False, logits=False, batch=
     with bar:
         reader = _Reader(source, features, list(todo.values()), batch, logits, bar)
         for unit, index in todo.items():
-            done[unit] = _part(reader, len(index), features, shift, rows, logits)
+            try:
+                done[unit] = _part(reader, len(index), features, shift, rows, logits)
+            except ValueError:  # the same again would only fail again
+                if store:
+                    store.undo()
+                raise
             if store:
                 store.save(names[unit], **done[unit])
     return Scored(*_gathered(done, own, len(source), split, shift, features, rows, logits))
@@ -252,6 +263,11 @@ def _table(key, done, own, count):
     for index, values in pairs:
         table[index] = torch.from_numpy(values)
     return table
+
+
+def _remove_empty(folder):
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def sums_device(features):

@@ -44,6 +44,7 @@ METRICS = {
 
 GROUPS = {"prc": ("precision", "recall"), "density": ("density", "coverage")}
 _FRECHET = ("fd", "fd_inf", "fid", "fid_inf")
+_LEAST = {"kid_subsets": 1000, "density": 6, "coverage": 6}  # images on each side; else 4
 _RESAMPLED = ("nn1", "nn1_fake", "nn1_real", "memorised")
 
 
@@ -78,6 +79,7 @@ class Scorer:
         batch: images in one call of it; None = its own.
         store: Store of the reference's pass, or None.
         progress: show bars.
+        num: how many images will be scored, so that too few are refused before the work.
 
     Raises:
         ValueError: an unknown metric, one that these features or this reference cannot give, too
@@ -86,14 +88,14 @@ class Scorer:
 
     def __init__(self, metrics, features, *, reference, train=None, held_out=None, equal=False,
                  resamples=0, weights=None, device="cpu", batch=None, store=None,
-                 progress=False):  # fmt: skip
+                 progress=False, num=None):  # fmt: skip
         self.metrics, self.equal, self.resamples = expand(metrics), equal, resamples
         if not isinstance(features, Features):
             features = load_features(features, weights, device)
         self.features, self.batch, self.progress, self.seconds = features, batch, progress, {}
         pairs = [m for m in self.metrics if m not in (*_FRECHET, "is")]
         self.keep_rows = bool(pairs) or (equal and "fd" in self.metrics)
-        self._check(reference, pairs, train, held_out)
+        self._check(reference, pairs, train, held_out, num)
         self.rows, self.others = None, {}
         if isinstance(reference, Moments):
             self.moments = reference.to(sums_device(self.features))
@@ -104,7 +106,7 @@ class Scorer:
             for name, pixels in (("train", train), ("held_out", held_out)):
                 self.others[name] = self._pass(_pictures(pixels), name, rows=True).rows
 
-    def _check(self, reference, pairs, train, held_out):
+    def _check(self, reference, pairs, train, held_out, num):
         """Raise ValueError for metrics that cannot be had, before any work."""
         features = self.features
         for name in ("fid", "fid_inf"):
@@ -127,8 +129,32 @@ class Scorer:
                     f"metrics={needy[0]}: needs the reference's images, statistics give fd and "
                     "fd_inf only; name a folder, zip, npz or data set as the reference"
                 )
-        elif len(reference) < 4:
-            raise ValueError(f"reference: scores need at least 4 images, got {len(reference)}")
+        number = reference.count if isinstance(reference, Moments) else len(reference)
+        self._check_number(number if num is None else num, number)
+
+    def _check_number(self, num, reference_num):
+        """Raise ValueError for too few images."""
+        if min(num, reference_num) < 4:
+            raise ValueError(
+                f"num={num}: scores need at least 4 images on each side ({num} images, "
+                f"{reference_num} in the reference)"
+            )
+        for name in self.metrics:
+            if min(num, reference_num) < _LEAST.get(name, 4):
+                raise ValueError(
+                    f"metrics={name}: needs at least {_LEAST[name]} images on each side, got {num} "
+                    f"and {reference_num} in the reference; give more, or leave it out"
+                )
+        if "is" in self.metrics and num < 10:
+            raise ValueError(f"metrics=is: needs at least 10 images, got {num}; give more")
+        dim = self.features.dim or 0
+        for name in ("fd_inf", "fid_inf"):
+            if name in self.metrics and min(num // 2 - 16, reference_num) <= dim:
+                raise ValueError(
+                    f"metrics={name}: needs more than {2 * dim + 34} images for features of "
+                    f"dimension {dim}, got {num} and {reference_num} in the reference; give more, "
+                    f"or write metrics={name.removesuffix('_inf')}"
+                )
 
     def _prepare(self, reference, store):
         found = self._pass(reference, "reference", rows=self.keep_rows, store=store)
@@ -151,19 +177,7 @@ class Scorer:
             curve: keep what a plot needs in `self.frechet` and `self.generated_rows`.
         """
         source = _pictures(generated)
-        dim = self.features.dim or 0
-        for name in ("fd_inf", "fid_inf"):
-            if name in self.metrics and min(len(source) // 2 - 16, self.reference_num) <= dim:
-                raise ValueError(
-                    f"metrics={name}: needs more than {2 * dim + 34} images for features of "
-                    f"dimension {dim}, got {len(source)}; give more, or write "
-                    f"metrics={name.removesuffix('_inf')}"
-                )
-        if len(source) < 4:
-            raise ValueError(
-                f"num={len(source)}: scores need at least 4 on each side ({len(source)} images, "
-                f"{self.reference_num} in the reference)"
-            )
+        self._check_number(len(source), self.reference_num)
         found = self._pass(source, "images", shift=self.moments.mean, rows=self.keep_rows,
                            logits="is" in self.metrics, store=store)  # fmt: skip
         self.frechet, self.generated_rows = None, found.rows
