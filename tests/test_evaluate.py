@@ -254,8 +254,10 @@ def test_a_killed_evaluation_goes_on(tiny_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Features, "all", killed)
     assert evaluate.main([*words, f"out={tmp_path}/r.json"]) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["r.json.blocks"]  # no half report
-    assert evaluate.main([*words, "seed=1", f"out={tmp_path}/r.json"]) == 2
-    assert "left by another evaluation; delete" in capsys.readouterr().err
+    for other in ("seed=1", "steps=3", "metrics=fd", "features=pixels"):
+        calls.clear()
+        assert evaluate.main([*words, other, f"out={tmp_path}/r.json"]) == 2
+        assert "left by another evaluation; delete" in capsys.readouterr().err
     calls.clear()
     again = scores(words, tmp_path)
     assert len(calls) < 10 and again["metrics"] == whole["metrics"]

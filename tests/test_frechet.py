@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from genmodels.config import DataConfig
 from genmodels.data import load_split
+from genmodels.metrics import frechet
 from genmodels.metrics.blocks import BLOCKS, block_of, jackknife
 from genmodels.metrics.features import extract, load_features
 from genmodels.metrics.frechet import Moments, RootTrace, block_frechet, frechet_distance
@@ -321,6 +323,16 @@ def test_interval_of_the_limit_covers_it(dim, n, law):
     assert values.mean() - truth > 10 * abs(limits.mean() - truth)  # what the limit corrects
     assert 0.7 < float(errors.mean() / limits.std()) < 2  # cautious where the laws are equal
     assert float(limits.std() / values.std()) < 1.3  # the extrapolation costs little
+
+
+def test_the_limit_is_exact_for_a_law_of_second_order(monkeypatch):
+    """E FD(n) = 3 + 5/n + 70/n^2, put in the place of the distance: the limit is 3."""
+    law = lambda first, *_, **__: SimpleNamespace(value=3 + 5 / first.count + 70 / first.count**2)  # noqa: E731
+    monkeypatch.setattr(frechet, "frechet_distance", law)
+    found = block_frechet(blocks_of_rows(normal(320, 2)), reference_of(*torch.eye(2).double()))
+    assert found.limit == pytest.approx(3, abs=1e-12)
+    assert found.value == pytest.approx(3 + 5 / 320 + 70 / 320**2)
+    assert found.limit_stderr == pytest.approx(found.stderr, abs=1e-12) and found.stderr < 1e-12
 
 
 def test_stderr_is_the_spread_of_fresh_draws():
