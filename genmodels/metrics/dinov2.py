@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from genmodels.kernels.resize_normalize import resize_normalize
+from genmodels.metrics.inception import rgb
 
 __all__ = ["DINOv2", "URL"]
 
@@ -51,12 +52,11 @@ class DINOv2(nn.Module):
 
     def forward(self, images):
         """Return the class token after the last norm."""
-        dtype = self.vit.cls_token.dtype
-        x = resize_normalize(images, SIZE, mode="bicubic", quantize=True, mean=0, std=1)
-        x = (x.expand(-1, 3, -1, -1) - x.new_tensor(MEAN)[:, None, None]) / x.new_tensor(STD)[
-            :, None, None
-        ]
-        return self.vit(x.to(dtype).contiguous())
+        x = resize_normalize(
+            rgb(images), SIZE, mode="bicubic", quantize=True, mean=MEAN, std=STD,
+            dtype=self.vit.cls_token.dtype,
+        )  # fmt: skip
+        return self.vit(x.contiguous())
 
 
 def positions(embedding, side):
