@@ -214,7 +214,7 @@ def test_unfit_weights_are_one_clear_line(state, tmp_path, ours):
         load_features("inception", tmp_path / "none")
     with pytest.raises(ValueError, match="weights= is missing: .*https.*6726825d.*=download"):
         load_features("inception")
-    with pytest.raises(ValueError, match="grey or RGB images, got 4 channels"):
+    with pytest.raises(ValueError, match="grey or RGB for this network, got 4 channels"):
         extract(ours, torch.zeros(1, 4, 8, 8, dtype=torch.uint8))
 
 

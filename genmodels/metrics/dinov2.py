@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from genmodels.kernels.resize_normalize import resize_normalize
+from genmodels.metrics.inception import rgb
 
-__all__ = ["DINOv2", "URL"]
+__all__ = ["DINOv2", "URL", "need_timm"]
 
 URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 NAME = "vit_large_patch14_dinov2"
@@ -19,20 +20,25 @@ MEAN = [255 * value for value in (0.485, 0.456, 0.406)]  # of ImageNet, in grey 
 STD = [255 * value for value in (0.229, 0.224, 0.225)]
 
 
-class DINOv2(nn.Module):
-    """The class token (B,1024) of uint8 images (B,1 or 3,H,W), resized to 224 as Pillow does.
+def need_timm():
+    """Return timm.
 
     Raises:
-        ValueError: timm is not installed.
+        ValueError: it is not installed.
     """
+    try:
+        import timm
+    except ImportError:
+        raise ValueError("features=dinov2 needs timm: pip install timm") from None
+    return timm
+
+
+class DINOv2(nn.Module):
+    """The class token (B,1024) of uint8 images (B,1 or 3,H,W), resized to 224 as Pillow does."""
 
     def __init__(self):
         super().__init__()
-        try:
-            import timm
-        except ImportError:
-            raise ValueError("features=dinov2 needs timm: pip install timm") from None
-        self.vit = timm.create_model(NAME, pretrained=False, img_size=SIZE, num_classes=0)
+        self.vit = need_timm().create_model(NAME, pretrained=False, img_size=SIZE, num_classes=0)
 
     def load(self, state):
         """Take over a published state dict, its position embeddings brought to 16 x 16 patches.
@@ -51,12 +57,11 @@ class DINOv2(nn.Module):
 
     def forward(self, images):
         """Return the class token after the last norm."""
-        dtype = self.vit.cls_token.dtype
-        x = resize_normalize(images, SIZE, mode="bicubic", quantize=True, mean=0, std=1)
-        x = (x.expand(-1, 3, -1, -1) - x.new_tensor(MEAN)[:, None, None]) / x.new_tensor(STD)[
-            :, None, None
-        ]
-        return self.vit(x.to(dtype).contiguous())
+        x = resize_normalize(
+            rgb(images), SIZE, mode="bicubic", quantize=True, mean=MEAN, std=STD,
+            dtype=self.vit.cls_token.dtype,
+        )  # fmt: skip
+        return self.vit(x.contiguous())
 
 
 def positions(embedding, side):

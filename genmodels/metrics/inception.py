@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from genmodels.kernels.resize_normalize import resize_normalize
 
 __all__ = ["Inception", "ScriptInception", "fold", "from_state", "prepare", "random_state"]
+__all__ += ["rgb"]
 
 URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
@@ -100,6 +101,13 @@ class Conv(nn.Conv2d):
     """A convolution with bias, then ReLU."""
 
     def forward(self, x):
+        if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled():
+            if torch.backends.mkldnn.is_available():
+                # What torch.compile would call: the ReLU within the convolution saves 5 %.
+                return torch.ops.mkldnn._convolution_pointwise(
+                    x, self.weight, self.bias, self.padding, self.stride, self.dilation,
+                    self.groups, "relu", [], "",
+                )  # fmt: skip
         return F.relu_(super().forward(x))
 
     def pooled(self, x):
@@ -206,7 +214,7 @@ def rgb(images):
     """
     if images.shape[1] not in (1, 3):
         raise ValueError(
-            f"features=inception takes grey or RGB images, got {images.shape[1]} channels: "
+            f"images must be grey or RGB for this network, got {images.shape[1]} channels: "
             "leave out alpha"
         )
     return images.expand(-1, 3, -1, -1)
