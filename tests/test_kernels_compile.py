@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,9 @@ from genmodels.kernels import (
     langevin_chain,
     langevin_step,
     mala,
-    pairwise,
     philox,
     resize_normalize,
+    tiles,
 )
 from genmodels.kernels.dispatch import HAS_TRITON, tl, triton
 
@@ -35,10 +36,10 @@ TYPES = {
     **dict.fromkeys(
         ("step", "noise_scale", "tether_scale", "low", "high", "scale", "bias"), "fp32"
     ),
-    **dict.fromkeys(("clip_limit", "norm_limit", "variance", "drift", "limit"), "fp32"),
+    **dict.fromkeys(("grad_clip", "grad_norm", "variance", "drift", "limit"), "fp32"),
     **dict.fromkeys(("seed", "counter"), "*i64"),
     **dict.fromkeys(("lane", "items", "numel", "groups", "tiles", "parts", "steps", "n"), "i32"),
-    **dict.fromkeys(("m", "width", "span", "components", "batch", "height"), "i32"),
+    **dict.fromkeys(("m", "width", "span", "components", "batch", "height", "start_row"), "i32"),
     **dict.fromkeys([f"{d}_stride" for d in ("image", "channel", "row", "column")], "i32"),
     "ratio": "*fp64",
     "accepted": "*u8",
@@ -52,13 +53,14 @@ ALIGNED = ("numel", "width")  # sizes that a launch finds divisible by 16
 TILE = {"GROUPS": 256, "ROW": True, "PACKED": True, "WIDE": False, "SEED": 1, "COUNTER": 0}
 FLAT = {"ROW": False}
 STEP = {
-    **TILE, **dict.fromkeys("ASK", -1), "NOISE": 2, "CLAMP": False, "CLIP": False, "NORM": 0,
+    **TILE, **dict.fromkeys("ASKCN", -1), "NOISE": 2, "CLAMP": False, "CLIP": False, "NORM": 0,
     "PARTS": 1, **dict.fromkeys(("tether", "mask", "known", "noise", "norms")),
 }  # fmt: skip
 EVERYTHING = {
     "types": {**dict.fromkeys(("tether", "known", "norms"), "*fp32"), "mask": "*u8",
-              **dict.fromkeys(("step", "noise_scale", "tether_scale"), "*fp32")},
-    "constants": {**STEP, **dict.fromkeys("ASK", 1), "CLAMP": True, "CLIP": True},
+              **dict.fromkeys(("step", "noise_scale", "tether_scale"), "*fp32"),
+              **dict.fromkeys(("grad_clip", "grad_norm"), "*fp32")},
+    "constants": {**STEP, **dict.fromkeys("ASKCN", 1), "CLAMP": True, "CLIP": True},
 }  # fmt: skip
 BF16 = dict.fromkeys(("out", "y", "grad"), "*bf16")
 GBM = {**TILE, **dict.fromkeys("VMS", -1), "NOISE": 2, "noise": None}
@@ -72,8 +74,8 @@ MALA_TYPES = {
 }
 CHAIN = {"A": -1, "S": -1, "SEED": 1, "COUNTER": 0, "ROWS": 128, "GROUPS": 1, "third": 0.0}
 PAIR = {
-    "ALONE": False, "OWNER": "y", "DEGREE": 3, "K": 1, "SLOTS": 2, "PRECISION": "tf32x3",
-    "UPCAST": False, **dict.fromkeys(("centre", "x2", "y2", "radius")),
+    "WITHIN": False, "OWNER": "y", "DEGREE": 3, "K": 1, "SLOTS": 2, "PRECISION": "tf32x3",
+    "UPCAST": False, **dict.fromkeys(("centre", "x2", "y2", "radius", "by_column")),
 }  # fmt: skip
 NORMS = dict.fromkeys(("centre", "x2", "y2"), "*fp32")
 RESIZE = {
@@ -85,7 +87,7 @@ RESIZE = {
 # The whole list takes half a minute per target; sm_80 gets the kernels that could differ there.
 MAIN = (
     "langevin_step", "langevin_step bf16", "philox_normal", "mala_accept stage 1",
-    "pairwise polynomial", "pairwise nearest", "resize_normalize quantized",
+    "pairwise polynomial within", "pairwise nearest", "resize_normalize quantized",
 )  # fmt: skip
 
 
@@ -108,7 +110,7 @@ def cases(sm):
     yield "langevin_step row norm", kernel, types, row, {"num_warps": 16}
     one = {**STEP, **FLAT, "PACKED": False, "numel": 1, "groups": 1, "tiles": 1}
     yield "langevin_step of scalars", kernel, {}, one, four
-    squares = {"CLIP": True, "SPAN": 1 << 14, "ROWS": 1, "COLUMNS": 4096}
+    squares = {"CLIP": True, "LIMIT": -1, "SPAN": 1 << 14, "ROWS": 1, "COLUMNS": 4096}
     yield "squares", langevin_step.squares_kernel, {}, squares, eight
     for form in ("dls", "ums"):
         types = {"flips": "*i32"} if form == "ums" else {}
@@ -132,19 +134,21 @@ def cases(sm):
     ):
         constants = {**CHAIN, "KIND": kind, "FIRST": tensors, "SECOND": tensors}
         yield f"langevin_chain {kind}", kernel, types, constants, four
-    rows, columns, depth, stages = pairwise.tuning((sm // 10, 0))
+    rows, columns, depth, stages = tiles.tuning((sm // 10, 0))
     tile = {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth}
     options = {"num_warps": 8, "num_stages": stages}
-    for kind, types, constants in (
+    both = {"out": "*fp64", "by_column": "*fp32"}
+    for name, types, constants in (
         ("polynomial", {"out": "*fp64"}, {}),
-        ("polynomial", {"out": "*fp64", "x": "*bf16", "y": "*bf16"}, {}),
-        # rbf is ball with an exponential instead of the comparison
-        ("nearest", {"out": "*fp32", **NORMS}, {"K": 5, "SLOTS": 8, "ALONE": True}),
+        ("polynomial both", both, {}),
+        ("polynomial within", both, {"WITHIN": True}),
+        ("polynomial bf16", {"out": "*fp64", "x": "*bf16", "y": "*bf16"}, {}),
+        ("rbf both", {**both, **NORMS}, {}),
+        ("nearest", {"out": "*fp32", **NORMS}, {"K": 5, "SLOTS": 8, "WITHIN": True}),
         ("ball", {"out": "*i64", **NORMS, "radius": "*fp32"}, {}),
     ):
-        name = f"pairwise {kind}" + (" bf16" if types.get("x") else "")
-        constants = {**PAIR, **tile, **constants, "KIND": kind}
-        yield name, pairwise.pairwise_kernel, types, constants, options
+        constants = {**PAIR, **tile, **constants, "KIND": name.split()[0]}
+        yield f"pairwise {name}", tiles.pairwise_kernel, types, constants, options
     yield "resize_normalize", resize_normalize.resize_kernel, {}, RESIZE, four
     quantized = {**RESIZE, "QUANTIZE": True, "DOWN": 5, "RIGHT": 5}
     weights = dict.fromkeys(("down", "right"), "*i32")
@@ -196,7 +200,9 @@ def run(sm):
         if sm == 80 and name not in MAIN:
             continue
         try:
+            start = time.perf_counter()
             results[name] = compile_one(sm, *case)
+            results[name]["seconds"] = time.perf_counter() - start
         except Exception as error:
             results[name] = {"error": repr(error)[-2000:]}
     print(json.dumps(results))
