@@ -188,6 +188,8 @@ def check_chain(op, y, others, numbers, mask=None, **per_item):
             )
     if mask is not None and mask.dtype not in (torch.bool, torch.uint8):
         raise ValueError(f"{op}: mask must be bool or uint8, got {mask.dtype}: use mask > 0.5")
+    if mask is not None and mask.device != y.device:
+        raise ValueError(f"{op}: mask must be on {y.device}, got {mask.device}")
 
 
 def chunks(items, numel, limit=1 << 18):

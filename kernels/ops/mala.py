@@ -319,8 +319,11 @@ def mala_accept(
     check_counter(op, "count", count, len(y), y.device)
     per_item = {"log_prob": log_prob, "proposal_log_prob": proposal_log_prob, "uniform": uniform}
     for name, value in per_item.items():
-        if value is not None and value.shape != y.shape[:1]:
-            raise ValueError(f"{op}: {name} must be ({len(y)},), got {tuple(value.shape)}")
+        if value is not None and (value.shape != y.shape[:1] or value.device != y.device):
+            raise ValueError(
+                f"{op}: {name} must be ({len(y)},) on {y.device}, "
+                f"got {tuple(value.shape)} on {value.device}"
+            )
     if (tether is None) != (tether_scale is None) or (uniform is None and seed is None):
         raise ValueError(f"{op}: tether needs tether_scale, and the decision a seed or uniform")
     noise_scale = (2 * step) ** 0.5 if noise_scale is None else noise_scale

@@ -24,7 +24,7 @@ from that mean.
 
 import torch
 
-from .dispatch import FLOATS, on_device, use_triton
+from .dispatch import on_device, use_triton
 from .tiles import launch, tile_shape
 
 __all__ = ["ball_count", "knn_radius", "polynomial_sums", "rbf_sums"]
@@ -122,7 +122,7 @@ def _squares(x, centre):
     return torch.cat(rows).to(work)
 
 
-def _prepare(op, x, y, centred, radius=None):
+def _prepare(op, x, y, centred):
     """Check; return (x, y, within, kernel?, {centre, x2, y2}); y None: pairs within x."""
     within, y = y is None, x if y is None else y
     for name, value in (("x", x), ("y", y)):
@@ -135,7 +135,7 @@ def _prepare(op, x, y, centred, radius=None):
         )
     x, y = x.detach().contiguous(), y.detach().contiguous()
     work = torch.float64 if x.dtype == torch.float64 else torch.float32
-    kernel = use_triton(op, x, y, radius, dtypes=FLOATS)
+    kernel = use_triton(op, x, y)
     centre, x2, y2 = None if kernel else torch.zeros((), dtype=work, device=x.device), None, None
     if centred:
         centre = y.mean(0, dtype=torch.float64).to(work)
@@ -236,8 +236,8 @@ def ball_count(x, y, radius, *, owner="y"):
             f"ball_count: radius must be ({expected},) for owner={owner!r} (x or y) on {x.device}, "
             f"got {tuple(radius.shape)} on {radius.device}"
         )
-    x, y, _, kernel, centred = _prepare("ball_count", x, y, True, radius)
-    radius = radius.to(centred["x2"].dtype).contiguous()
+    radius = radius.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous()
+    x, y, _, kernel, centred = _prepare("ball_count", x, y, True)
     return (_kernel if kernel else _reference)(
         x, y, kind="ball", within=False, k=1, radius=radius, owner=owner, **centred
     )
