@@ -242,6 +242,8 @@ def check_limits(sm, name, result):
         assert has(r"STG\.E\.64") and has(r"LDG\.E\.64")
     if name.startswith("mala_accept stage") or name == "squares":
         assert has(r"LDG\.E\.128")
+    if name == "mala_accept stage 1":
+        assert has("DADD")  # compiled with accumulate=torch.float64
     if products:
         assert has(r"HGMMA" if sm == 90 else r"HMMA")
         assert has(r"LDGSTS\.E\.BYPASS\.128")  # tiles arrive by 128-bit asynchronous copies

@@ -11,6 +11,7 @@ import sys
 import traceback
 
 import interpreter_features
+import interpreter_memory
 import interpreter_steps
 import pytest
 
@@ -18,7 +19,7 @@ from genmodels.kernels.dispatch import HAS_TRITON, INTERPRETING
 
 CHECKS = {
     name.removeprefix("check_"): check
-    for module in (interpreter_steps, interpreter_features)
+    for module in (interpreter_steps, interpreter_memory, interpreter_features)
     for name, check in vars(module).items()
     if name.startswith("check_")
 }

@@ -184,6 +184,15 @@ def test_mala_ratio_is_the_difference_of_transition_densities():
     assert (ratio - expected).abs().max() < 1e-9
     u = philox_uniform((160,), 3, stream=1)[0, ::4]  # one group per chain under one seed
     assert torch.equal(accepted, u.log() < expected) and 0 < accepted.sum() < 40
+    low = [v.float() for v in (y, new)]  # float32 states, the sum and its terms in float64
+    *_, double = mala_accept(
+        *low, *(-v for v in low), log_p(low[0]), log_p(low[1]), step=0.2, seed=3,
+        accumulate=torch.float64,
+    )  # fmt: skip
+    start, to = (v.double() for v in low)
+    exact = ((to - 0.8 * start) ** 2 - (start - 0.8 * to) ** 2).flatten(1).sum(1) / 0.8
+    exact += log_p(low[1]).double() - log_p(low[0]).double()
+    assert (double - exact).abs().max() < 1e-5  # of the densities, given in float32
     with pytest.raises(ValueError, match="clamp breaks detailed balance"):
         mala_propose(y, -y, clamp=(-1, 1), **options)
 
@@ -208,9 +217,9 @@ def test_mala_accept_selects_counts_and_rejects_nan():
 
 
 def test_references_work_on_some_items_at_a_time():
-    """No temporary is as large as the state (4096 x 1024): the cache holds them."""
-    y, grad = torch.zeros(4096, 1024), torch.zeros(4096, 1024)
-    out, seeds, lp = torch.empty_like(y), torch.arange(4096), torch.zeros(4096)
+    """No temporary is as large as the state (1024 x 1024): the cache holds them."""
+    y, grad = torch.zeros(1024, 1024), torch.zeros(1024, 1024)
+    out, seeds, lp = torch.empty_like(y), torch.arange(1024), torch.zeros(1024)
     for function in (
         lambda: langevin_step(y, grad, step=0.1, seed=seeds, out=out, grad_norm=1.0, clamp=(-1, 1)),
         lambda: gbm_step(y, grad, variance=0.1, seed=1, out=out, form="ums"),
