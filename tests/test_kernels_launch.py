@@ -103,7 +103,7 @@ def lines(tmp_path_factory):
         environment.pop(name, None)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", __file__],
-        capture_output=True, text=True, env=environment, timeout=300,
+        capture_output=True, text=True, env=environment, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return dict(line.split(": ", 1) for line in done.stdout.splitlines())
