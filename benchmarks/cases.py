@@ -108,8 +108,9 @@ def _mala(size, label, device):
         "eager": lambda: eager(*arguments),
         "compile": lambda: compiled(*arguments),
     }
-    # Four states are read and two written; what is read again for the choice is in a cache.
-    return Case("mala_accept", label, "float32", variants, 24 * y.numel(), 0, error, 1e-5)
+    # Four states are read and two written; what is read again for the choice is in a cache. In the
+    # ratio two float32 sums of the size of the dimension's square root cancel.
+    return Case("mala_accept", label, "float32", variants, 24 * y.numel(), 0, error, 1e-4)
 
 
 def _normals(size, label, device):
