@@ -47,15 +47,15 @@ def _reference_sums(x, y, *, kind, within, columns, centre, scale, bias, degree,
     by_row, by_column = (torch.zeros(len(v), dtype=torch.float64, device=x.device) for v in (x, y))
     for at, to, tile in _tiles(x, y, centre, upper=within):
         if kind == "polynomial":
-            tile = (scale * tile + bias) ** degree
+            tile.mul_(scale).add_(bias).pow_(degree)
         else:
-            squared = (x2[at, None] + y2[None, to] - 2 * tile).clamp(min=0)
-            tile = (-scale * squared).exp()
-        if within:
-            tile = tile.triu_(at.start - to.start + 1)  # i < j
-        by_row[at] += tile.sum(1, dtype=torch.float64)
+            tile.mul_(-2).add_(x2[at, None]).add_(y2[None, to]).clamp_(min=0).mul_(-scale).exp_()
+        if within and to.start < at.stop:
+            tile.triu_(at.start - to.start + 1)  # i < j
+        tile = tile.double()
+        by_row[at] += tile.sum(1)
         if within or columns:
-            by_column[to] += tile.sum(0, dtype=torch.float64)
+            by_column[to] += tile.sum(0)
     return by_row, by_column
 
 
