@@ -1,0 +1,372 @@
+"""Moments and Frechet distances against closed forms, scipy, torchmetrics and torch-fidelity."""
+
+import pickle
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from genmodels.config import DataConfig
+from genmodels.data import load_split
+from genmodels.metrics import frechet
+from genmodels.metrics.blocks import BLOCKS, block_of, jackknife
+from genmodels.metrics.features import extract, load_features
+from genmodels.metrics.frechet import Moments, RootTrace, block_frechet, frechet_distance
+
+
+def normal(*shape, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=shape))
+
+
+def random_cov(dim, seed, rank=None):
+    factor = normal(dim, rank or 2 * dim, seed=seed)
+    return factor @ factor.T / dim
+
+
+def fd(a, b):
+    return float(frechet_distance(Moments().update(a), Moments().update(b)))
+
+
+@pytest.mark.parametrize("shift", [None, "mean"])
+def test_moments_equal_numpy(shift):
+    x = normal(500, 12) * torch.arange(1.0, 13) + 3
+    moments = Moments(shift=x.mean(0) if shift else None).update(x)
+    assert moments.count == 500
+    np.testing.assert_allclose(moments.mean, x.numpy().mean(0), rtol=1e-12)
+    np.testing.assert_allclose(moments.cov, np.cov(x.numpy().T), rtol=1e-11, atol=1e-11)
+
+
+def test_moments_do_not_depend_on_batches_or_processes():
+    x = normal(1000, 8) + 5
+    whole = Moments().update(x)
+    batches = Moments()
+    for part in x.split(7):
+        batches.update(part)
+    # Three processes with shifts of their own, one of them without work, sent through a pipe.
+    ranks = [Moments(), Moments(shift=x[0]), Moments(shift=normal(8, seed=3)), Moments()]
+    for rank, part in zip(ranks, (x[:100], x[100:101], x[101:])):
+        rank.update(part)
+    merged = Moments()
+    for rank in ranks:
+        merged.merge(pickle.loads(pickle.dumps(rank)))
+    for other in (batches, merged, Moments().merge(whole)):
+        assert other.count == 1000
+        np.testing.assert_allclose(other.mean, whole.mean, rtol=1e-12)
+        np.testing.assert_allclose(other.cov, whole.cov, rtol=1e-11, atol=1e-12)
+
+
+def test_merge_leaves_the_other_alone():
+    first, second = Moments().update(normal(10, 3)), Moments().update(normal(10, 3, seed=1))
+    before = second.mean.clone(), second.cov.clone()
+    Moments().merge(second).update(normal(5, 3))
+    first.merge(second)
+    assert torch.equal(second.mean, before[0]) and torch.equal(second.cov, before[1])
+
+
+def test_shift_saves_the_digits_of_a_large_mean():
+    spread = normal(400, 3)
+    x = spread + 1e8
+    truth = np.cov((x - 1e8).numpy().T)
+    assert np.abs(Moments().update(x).cov.numpy() / truth - 1).max() > 1e-3
+    np.testing.assert_allclose(Moments(shift=x[0]).update(x).cov, truth, rtol=1e-9)
+
+
+def test_float32_rows_are_summed_in_float64():
+    x = (normal(20_000, 2) + 100).float()
+    moments = Moments()
+    for part in x.split(64):
+        moments.update(part)
+    np.testing.assert_allclose(moments.cov, np.cov(x.double().numpy().T), rtol=1e-8, atol=1e-9)
+
+
+def test_from_stats_continues_a_count():
+    x = normal(60, 4) + 2
+    stats = Moments.from_stats(x[:40].mean(0), x[:40].T.cov(), 40)
+    np.testing.assert_allclose(stats.cov, x[:40].T.cov(), rtol=1e-12)
+    np.testing.assert_allclose(stats.update(x[40:]).cov, np.cov(x.numpy().T), rtol=1e-11)
+
+
+def test_frechet_of_commuting_gaussians():
+    # sum (m1 - m2)^2 + sum (s1 - s2)^2 in a common, rotated basis.
+    basis = torch.linalg.qr(normal(5, 5)).Q
+    s1, s2 = torch.tensor([1.0, 2, 3, 0.5, 4]).double(), torch.tensor([2.0, 2, 1, 0.1, 5]).double()
+    m1, m2 = normal(5, seed=1), normal(5, seed=2)
+    first = Moments.from_stats(m1, basis * s1.square() @ basis.T, 100)
+    second = Moments.from_stats(m2, basis * s2.square() @ basis.T, 100)
+    result = frechet_distance(first, second)
+    assert result.value == pytest.approx(float(((m1 - m2) ** 2).sum() + ((s1 - s2) ** 2).sum()))
+    assert result.mean_term == pytest.approx(float(((m1 - m2) ** 2).sum()))
+    assert float(result) == result.value and not result.singular
+
+
+@pytest.mark.parametrize("dim, rank", [(1, None), (16, None), (48, None), (16, 5)])
+def test_frechet_against_scipy(dim, rank):
+    cov1, cov2 = random_cov(dim, 1), random_cov(dim, 2, rank)
+    mean1, mean2 = normal(dim, seed=3), normal(dim, seed=4)
+    root = scipy.linalg.sqrtm((cov1 @ cov2).numpy()).real
+    truth = float(((mean1 - mean2) ** 2).sum() + (cov1 + cov2).trace()) - 2 * np.trace(root)
+    first, second = (
+        Moments.from_stats(mean1, cov1, 999),
+        Moments.from_stats(mean2, cov2, 999),
+    )
+    for result in (frechet_distance(first, second), frechet_distance(second, first)):
+        assert result.value == pytest.approx(truth, rel=1e-9 if rank is None else 1e-6)
+        assert result.singular == (rank is not None)
+
+
+def test_frechet_of_a_pure_shift_is_its_square():
+    x = normal(300, 6)
+    assert fd(x, x + torch.tensor([3.0, 0, 0, 0, 4, 0])) == pytest.approx(25, rel=1e-10)
+    assert fd(x, 3 * x) == pytest.approx(
+        4 * float(x.T.cov().trace()) + 4 * float(x.mean(0).square().sum()), rel=1e-9
+    )
+    for k in range(20):  # equal up to rounding, never below zero
+        x = normal(50, 6, seed=k)
+        assert 0 <= fd(x, x.flip(0)) < 1e-10
+
+
+def test_frechet_with_few_rows_is_exact_flagged_and_warned():
+    # Rank-deficient: y = x + shift has the same covariance, so only the shift remains, to rounding.
+    x = normal(20, 64)
+    with pytest.warns(UserWarning, match="20 images in 64 dimensions") as caught:
+        result = frechet_distance(Moments().update(x), Moments().update(x + 0.5))
+    assert len(caught) == 1
+    assert result.singular
+    assert result.value == pytest.approx(64 * 0.25, abs=1e-10)
+    # Disjoint ranges: the cross term vanishes and the traces add up.
+    left, right = torch.zeros(20, 64).double(), torch.zeros(20, 64).double()
+    left[:, :30], right[:, 30:] = x[:, :30], x[:, 30:]
+    with pytest.warns(UserWarning):
+        result = frechet_distance(Moments().update(left), Moments().update(right))
+    truth = (
+        left.T.cov().trace() + right.T.cov().trace() + (left.mean(0) - right.mean(0)).pow(2).sum()
+    )
+    assert result.value == pytest.approx(float(truth), rel=1e-10)
+
+
+def test_the_smaller_set_decides_about_the_warning():
+    small, large = Moments().update(normal(20, 30)), Moments().update(normal(90, 30, seed=1))
+    for pair in ((small, large), (large, small)):
+        with pytest.warns(UserWarning, match="20 images in 30 dimensions"):
+            assert frechet_distance(*pair).singular
+    # Few rows are flagged even if their covariance, read from a file, looks regular.
+    cov1, cov2 = torch.eye(3).double(), torch.diag(torch.tensor([4.0, 9, 1])).double()
+    with pytest.warns(UserWarning):
+        result = frechet_distance(
+            Moments.from_stats(torch.zeros(3), cov1, 3), Moments.from_stats(torch.zeros(3), cov2, 9)
+        )
+    assert result.singular and result.value == pytest.approx(1 + 4)
+
+
+def test_a_direction_of_rounding_size_counts_as_singular():
+    thin = torch.diag(torch.tensor([1.0, 1e-17])).double()
+    moments = Moments.from_stats(torch.zeros(2), thin, 100)
+    result = frechet_distance(moments, moments)
+    assert result.singular and result.value == pytest.approx(0, abs=1e-15)
+
+
+def test_constant_features_are_singular_without_a_warning():
+    x = normal(100, 4)
+    x[:, 2] = 7
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = frechet_distance(Moments().update(x), Moments().update(2 * x))
+        nothing = frechet_distance(Moments().update(0 * x), Moments().update(0 * x + 1))
+    truth = x.T.cov().trace() + x.mean(0).square().sum()
+    assert result.singular and result.value == pytest.approx(float(truth), rel=1e-9)
+    assert nothing.value == pytest.approx(4)
+
+
+def test_frechet_against_torchmetrics():
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    class Pixels(torch.nn.Module):
+        num_features = 16
+
+        def forward(self, images):
+            return images.double().flatten(1)[:, 24:40] / 255
+
+    train, held = (load_split(DataConfig(), split)[0] for split in ("train", "test"))
+    referee = FrechetInceptionDistance(feature=Pixels(), normalize=False).set_dtype(torch.float64)
+    referee.update(train, real=True)
+    referee.update(held, real=False)
+    rows = [extract(load_features("pixels"), x)[:, 24:40] for x in (train, held)]
+    assert fd(*rows) == pytest.approx(float(referee.compute()), rel=1e-5)
+
+
+def test_moments_refuse_what_would_spoil_them():
+    moments = Moments().update(normal(5, 3))
+    spoiled = normal(4, 3)
+    spoiled[1, 2] = torch.nan
+    spoiled[3, 0] = torch.inf
+    with pytest.raises(ValueError, match="finite, got NaN or infinite values in 2 of 4 rows"):
+        moments.update(spoiled)
+    with pytest.raises(ValueError, match="dimension 3 as before, got 4"):
+        moments.update(normal(5, 4))
+    with pytest.raises(ValueError, match=r"shape \(N,D\)"):
+        moments.update(normal(5))
+    with pytest.raises(ValueError, match="dimension 3 to be merged, got 4"):
+        moments.merge(Moments().update(normal(5, 4)))
+    assert moments.count == 5 and torch.isfinite(moments.cov).all()
+    with pytest.raises(ValueError, match="num must be >= 2, got 1"):
+        frechet_distance(moments, Moments().update(normal(1, 3)))
+    with pytest.raises(ValueError, match="num must be >= 1, got 0"):
+        frechet_distance(moments, Moments())
+    with pytest.raises(ValueError, match="got 3 and 4"):
+        frechet_distance(moments, Moments().update(normal(9, 4)))
+
+
+# --- torch-fidelity ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "m", "dim"), [(400, 700, 64), (2000, 1000, 32), (50, 60, 100)])
+def test_frechet_against_torch_fidelity(n, m, dim):
+    """On the same float32 rows; with n < D the referee's own root is off, by 2e-5 of the traces."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    mix = normal(dim, dim, seed=9) / dim**0.5
+    a, b = ((normal(k, dim, seed=k) @ mix + 0.3).relu().float() for k in (n, m))
+    b = 1.1 * b + 0.02
+    stats = [fid_features_to_statistics(rows) for rows in (a, b)]
+    referee = fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        ours = fd(a, b)
+    traces = sum(np.trace(stat["sigma"]) for stat in stats)
+    assert abs(ours - referee) <= (1e-6 if n > dim else 4e-5) * traces
+    assert ours > 100 * 1e-6 * traces  # so that the comparison says something
+
+
+def test_a_shared_root_changes_nothing():
+    sets = [Moments().update(normal(80, 5, seed=k) * (1 + k)) for k in range(3)]
+    root = RootTrace(sets[0].cov)
+    for other in sets[1:]:
+        assert frechet_distance(other, sets[0], root=root) == frechet_distance(other, sets[0])
+
+
+# --- blocks --------------------------------------------------------------------------------------
+
+
+def test_blocks_share_out_any_order_of_classes():
+    n = 5003
+    blocks = block_of(n)
+    assert torch.equal(block_of(77), blocks[:77])  # a function of the image's place alone
+    assert set(blocks[:16].tolist()) == set(range(BLOCKS))
+    sizes = torch.bincount(blocks, minlength=BLOCKS)
+    assert sizes.max() - sizes.min() <= 1
+    index = torch.arange(n)
+    # Sorted by class, dealt in turn, and dealt in turn over two, four, ... sixteen classes.
+    for labels in (index // 501, index % 10, *(index % 2**k for k in range(1, 5))):
+        counts = torch.bincount(blocks * 16 + labels, minlength=256).reshape(BLOCKS, 16).double()
+        share = counts[:, : int(labels.max()) + 1] / sizes[:, None]
+        expected = torch.bincount(labels) / n
+        assert ((share - expected).abs() < 5 * (expected / sizes.min()) ** 0.5).all()
+
+
+def test_jackknife_of_a_mean_and_of_a_variance():
+    """The mean: its textbook error. The variance with denominator n: freed of its bias exactly."""
+    x = normal(320) ** 2
+    parts = x.reshape(16, 20)
+    rest = [torch.cat([parts[:g].flatten(), parts[g + 1 :].flatten()]) for g in range(16)]
+    stderr, corrected = jackknife(float(x.mean()), [float(r.mean()) for r in rest], [20] * 16)
+    assert corrected == pytest.approx(float(x.mean()))
+    assert stderr == pytest.approx(float(parts.mean(1).std()) / 4)
+    values = float(x.var(correction=0)), [float(r.var(correction=0)) for r in rest]
+    # Exact where a block is one image; over blocks of 20 the bias left is of order 1/n^2.
+    assert jackknife(*values, [20] * 16)[1] == pytest.approx(float(x.var()), rel=3e-3)
+    single = [float(torch.cat([x[:i], x[i + 1 :]]).var(correction=0)) for i in range(320)]
+    assert jackknife(values[0], single, [1] * 320)[1] == pytest.approx(float(x.var()), rel=1e-12)
+
+
+def test_jackknife_of_unequal_blocks():
+    """A mean again: nothing to correct, and the error of blocks that count by their size."""
+    x, sizes = normal(48, seed=3), [4] * 8 + [2] * 8
+    parts = x.split(sizes)
+    total = float(x.sum())
+    rest = [(total - float(p.sum())) / (48 - len(p)) for p in parts]
+    stderr, corrected = jackknife(total / 48, rest, sizes)
+    assert corrected == pytest.approx(total / 48)
+    pseudo = torch.stack([p.mean() for p in parts]) - total / 48
+    weight = torch.tensor(sizes).double() / 48
+    assert stderr**2 == pytest.approx(float((pseudo**2 * weight / (1 - weight)).mean()))
+
+
+def blocks_of_rows(x):
+    blocks = block_of(len(x))
+    return [Moments().update(x[blocks == b]) for b in range(BLOCKS)]
+
+
+def reference_of(mean, scale):
+    return Moments.from_stats(mean, torch.diag(scale**2), 10**9)
+
+
+@pytest.mark.parametrize(("dim", "n", "law"), [(4, 150, "apart"), (16, 160, "equal")])
+def test_interval_of_the_limit_covers_it(dim, n, law):
+    """Known moments, 100 draws: 95 % intervals miss the limit ten times at most."""
+    scale = torch.ones(dim) if law == "equal" else torch.linspace(0.4, 1.2, dim)
+    scale, mean = scale.double(), torch.zeros(dim).double()
+    mean[0] = 0.0 if law == "equal" else 0.5
+    truth = float(mean.square().sum() + (scale - 1).square().sum())
+    reference = reference_of(torch.zeros(dim), torch.ones(dim))
+    found = []
+    for k in range(100):
+        x = torch.randn(n, dim, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+        found.append(block_frechet(blocks_of_rows(x * scale + mean), reference))
+    hits = sum(low <= truth <= high for low, high in (f.interval for f in found))
+    assert hits >= 90
+    limits, values = (torch.tensor([getattr(f, k) for f in found]) for k in ("limit", "value"))
+    errors = torch.tensor([f.limit_stderr for f in found])
+    assert abs(limits.mean() - truth) < 4 * limits.std() / 10
+    assert values.mean() - truth > 10 * abs(limits.mean() - truth)  # what the limit corrects
+    assert 0.7 < float(errors.mean() / limits.std()) < 2  # cautious where the laws are equal
+    assert float(limits.std() / values.std()) < 1.3  # the extrapolation costs little
+
+
+def test_the_limit_is_exact_for_a_law_of_second_order(monkeypatch):
+    """E FD(n) = 3 + 5/n + 70/n^2, put in the place of the distance: the limit is 3."""
+    law = lambda first, *_, **__: SimpleNamespace(value=3 + 5 / first.count + 70 / first.count**2)  # noqa: E731
+    monkeypatch.setattr(frechet, "frechet_distance", law)
+    found = block_frechet(blocks_of_rows(normal(320, 2)), reference_of(*torch.eye(2).double()))
+    assert found.limit == pytest.approx(3, abs=1e-12)
+    assert found.value == pytest.approx(3 + 5 / 320 + 70 / 320**2)
+    assert found.limit_stderr == pytest.approx(found.stderr, abs=1e-12) and found.stderr < 1e-12
+
+
+def test_stderr_is_the_spread_of_fresh_draws():
+    scale = torch.linspace(0.4, 1.2, 6).double()
+    reference = reference_of(torch.zeros(6), torch.ones(6))
+    draws = [torch.randn(400, 6, generator=torch.Generator().manual_seed(k)) * scale + 0.2
+             for k in range(60)]  # fmt: skip
+    found = [block_frechet(blocks_of_rows(x), reference) for x in draws]
+    spread = torch.tensor([f.value for f in found]).std()
+    assert float(torch.tensor([f.stderr for f in found]).mean() / spread) == pytest.approx(
+        1, abs=0.2
+    )
+    # The same images sorted along a feature: blocks are not in step with any order.
+    order = draws[0][:, 0].argsort()
+    ratio = block_frechet(blocks_of_rows(draws[0][order]), reference).stderr / float(spread)
+    assert 0.5 < ratio < 1.6
+
+
+def test_block_frechet_of_few_images_says_what_it_can():
+    reference = reference_of(torch.zeros(20), torch.ones(20))
+
+    def found(n, **options):
+        return block_frechet(blocks_of_rows(normal(n, 20)), reference, **options)
+
+    with pytest.warns(UserWarning, match="19 images in 20 dimensions"):
+        assert found(19).stderr is None and found(19).limit is None
+    assert found(21).stderr is None  # without a block n <= D
+    assert found(38).stderr > 0 and found(38).limit is None  # halves have n <= D
+    full = found(400, curve=True)
+    assert full.sizes == (400, 375, 200, 100, 50, 25) and len(full.values) == 6
+    assert sorted(full.values) == list(full.values)  # the bias grows as n falls
+    assert full.value == pytest.approx(fd_to(reference, normal(400, 20)), rel=1e-10)
+    assert found(400).limit == full.limit
+
+
+def fd_to(reference, x):
+    return frechet_distance(Moments().update(x), reference).value
