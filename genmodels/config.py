@@ -34,7 +34,7 @@ def check(condition, key, value, remedy):
 class DataConfig:
     """What the model is trained on."""
 
-    name: str = setting("digits", "digits, mnist, fashion_mnist, cifar10, imagefolder or npz")
+    name: str = setting("digits", "data set: see python -m genmodels.data --help")
     root: str = setting("", "folder or file of the data; empty: $GENMODELS_DATA, else ./data")
     download: bool = setting(False, "fetch a missing public set (mnist, fashion_mnist, cifar10)")
     batch_size: int = setting(256, "images per optimizer step over all devices together")
@@ -44,6 +44,7 @@ class DataConfig:
     pad: int = setting(0, "background pixels added on each side (MNIST to 32x32: 2)")
     flip: bool = setting(False, "mirror every second training image at random")
     holdout: float = setting(0.05, "imagefolder, npz without a test part: share held out")
+    points: int = setting(10_000, "2-D toys: training points (a fifth as many are held out)")
     device: str = setting("auto", "where the uint8 images live: auto, cpu or cuda")
     shape: list[int] = setting([], "(C, H, W); filled in from the data")
     classes: int = setting(-1, "number of classes; filled in from the data")
@@ -53,6 +54,7 @@ class DataConfig:
         check(self.pad >= 0, "data.pad", self.pad, "must be >= 0")
         check(0 <= self.holdout < 1, "data.holdout", self.holdout, "must be in [0, 1)")
         check(self.channels in (0, 1, 3), "data.channels", self.channels, "must be 0, 1 or 3")
+        check(self.points >= 1, "data.points", self.points, "must be >= 1")
         check(self.device in ("auto", "cpu", "cuda"), "data.device", self.device,
               "must be auto, cpu or cuda")  # fmt: skip
 

@@ -15,6 +15,7 @@ import torch
 
 from genmodels import cli, images, seeding
 from genmodels.config import DataConfig
+from genmodels.toys import TOYS, points
 
 SPLITS = ("train", "test")
 
@@ -128,6 +129,16 @@ def _npz(cfg, split):
     return pixels[share], labels[share]
 
 
+def _toy(name):
+    """Return a reader of one of the 2-D toys; the two splits are two draws."""
+
+    def read(cfg, split):
+        count = cfg.points if split == "train" else -(-cfg.points // 5)
+        return points(name, count, seed=SPLITS.index(split))
+
+    return read
+
+
 def _share(cfg, split, size):
     """Return the image numbers in a split of a set without splits: a fixed share is held out."""
     order = np.random.default_rng(0).permutation(size)
@@ -143,7 +154,7 @@ DATASETS = {
     "cifar10": (_cifar10, (3, 32, 32), 10),
     "imagefolder": (_imagefolder, None, -1),
     "npz": (_npz, None, -1),
-}
+} | {name: (_toy(name), (2, 1, 1), parts) for name, (_, parts) in TOYS.items()}
 
 # What a model card says about the data.
 TERMS = {
@@ -161,6 +172,8 @@ def data_root(cfg):
 
 def load_split(cfg, split):
     """Return (images uint8 (N, C, H, W), labels int64 (N,), -1 = none) of one split.
+
+    The 2-D toys are float32 (N, 2, 1, 1) in [-1, 1].
 
     Raises:
         ValueError: unknown data set or split, missing or broken files.
@@ -298,7 +311,8 @@ class ImageDataModule(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
         """Return the batch with its images as float32 in [-1, 1], training images flipped."""
-        pixels = images.from_uint8(batch["image"])
+        pixels = batch["image"]
+        pixels = pixels if pixels.is_floating_point() else images.from_uint8(pixels)  # toys: floats
         if self.cfg.flip and self.trainer.training:
             mirrored = seeding.uniform(self.seed, batch["n"], seeding.Stream.FLIP) < 0.5
             pixels = torch.where(mirrored.reshape(-1, 1, 1, 1), pixels.flip(-1), pixels)

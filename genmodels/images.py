@@ -27,7 +27,12 @@ def from_uint8(images):
 
 
 def mean_and_std(pixels):
-    """Return mean and standard deviation, on the [-1, 1] scale, of uint8 images (N, C, H, W)."""
+    """Return mean and standard deviation, on the [-1, 1] scale, of uint8 images (N, C, H, W).
+
+    Points in the plane (float32) are taken as they are.
+    """
+    if pixels.is_floating_point():
+        return pixels.double().mean(), pixels.double().std()
     counts = sum(torch.bincount(part.flatten(), minlength=256) for part in pixels.split(1024))
     levels = from_uint8(torch.arange(256)).double()
     mean = (counts * levels).sum() / counts.sum()
@@ -43,9 +48,23 @@ def square(image, side):
 
 
 def grid(images, columns=None):
-    """Return a contact sheet (3, H, W) uint8 of images (N, C, H, W) uint8, one pixel apart."""
+    """Return a contact sheet (3, H, W) uint8 of images (N, C, H, W) uint8, one pixel apart.
+
+    Of points in the plane, (N, 2, 1, 1), it is a map (3, 128, 128) of how many lie where.
+    """
+    if images.shape[1:] == (2, 1, 1):
+        return _density(images)
     columns = columns or max(1, round(len(images) ** 0.5))
     return make_grid(images.cpu(), nrow=columns, padding=1, pad_value=128)
+
+
+def _density(points):
+    """Return a map (3, 128, 128) of points (N, 2, 1, 1) as bytes; y grows upwards."""
+    column, row = (points.cpu().flatten(1).long() // 2).T
+    counts = torch.bincount((127 - row) * 128 + column, minlength=128**2).float()
+    return (
+        (255 * (counts / counts.max()).sqrt()).to(torch.uint8).reshape(1, 128, 128).repeat(3, 1, 1)
+    )
 
 
 def enlarge(image, factor):
@@ -54,7 +73,15 @@ def enlarge(image, factor):
 
 
 def write_png(path, image):
-    """Write one uint8 image (C, H, W), C = 1 or 3, all or nothing."""
+    """Write one uint8 image (C, H, W), C = 1 or 3, all or nothing.
+
+    Raises:
+        ValueError: points in the plane, or another number of channels.
+    """
+    if image.shape[0] not in (1, 3):
+        raise ValueError(
+            f"format=png: a picture has 1 or 3 channels, not {image.shape[0]}; write format=npz"
+        )
     array = image.cpu().permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
     Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(buffer, "PNG")
