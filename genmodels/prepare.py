@@ -28,7 +28,7 @@ READING = {
 }
 CONVERTING = READING | {
     "out": (str, "", "what to write: X.zip (PNG and dataset.json, as EDM's) or X.npy"),
-    "holdout": (float, 0.0, "share to put into test/; only a set with a test part has one without"),
+    "holdout": (float, 0.0, "share put into test/ of a set without a test part"),
     "split": (str, "all", "all, train or test; an .npy takes one of the two"),
 }
 GETTING = {"root": (str, "data", "folder to put it in")}
@@ -203,7 +203,8 @@ def get(sources, words):
     if not sources:
         rows = [(name, PUBLIC[name][0], TERMS[name]) for name in PUBLIC]
         rows += [(name, page, terms) for name, (page, terms, _) in BY_HAND.items()]
-        cli.print_table("public sets: get NAME [root=DIR]", ("name", "from", "terms"), rows)
+        for name, page, terms in rows:
+            print(f"{name:14} {page}\n{'':14} {terms}")
         return
     name = _only(sources, "get NAME [root=DIR]")
     if name in BY_HAND:
@@ -214,7 +215,6 @@ def get(sources, words):
     cli.check_choice("name", name, (*PUBLIC, *BY_HAND))
     root = Path(options["root"]).expanduser()
     print(f"{name}: {PUBLIC[name][0]}\n{TERMS[name]}")
-    root.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         pixels, _ = load_split(DataConfig(name=name, root=str(root), download=True), split)
         print(f"{split}: {len(pixels)} images {tuple(pixels.shape[1:])} in {root}")
