@@ -4,7 +4,6 @@ import difflib
 import hashlib
 import io
 import json
-import os
 import zipfile
 from pathlib import Path
 
@@ -143,22 +142,18 @@ def convert(sources, words):
 
 def _write_zip(out, parts):
     """Return how many images went into the zip; the same images give the same bytes."""
-    partial, entries = out.with_name(f".{out.name}.{os.getpid()}.partial"), []
-    try:
-        with zipfile.ZipFile(partial, "w") as archive:  # stored: PNG is packed already
-            for split, (pixels, labels) in parts.items():
-                prefix = f"{split}/" if len(parts) > 1 else ""
-                numbered = zip(_one_by_one(pixels), labels.tolist())
-                for number, (image, label) in enumerate(numbered):
-                    name = f"{prefix}{number // 1000:05d}/img{number:08d}.png"
-                    archive.writestr(zipfile.ZipInfo(name), images.png_bytes(image))
-                    entries.append([name, label])
-            known = [label for _, label in entries if label >= 0]
-            text = json.dumps({"labels": entries if known else None})
-            archive.writestr(zipfile.ZipInfo("dataset.json"), text)
-        _finish(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    entries = []
+    # Stored, for PNG is packed already.
+    with images.whole_file(out) as file, zipfile.ZipFile(file, "w") as archive:
+        for split, (pixels, labels) in parts.items():
+            prefix = f"{split}/" if len(parts) > 1 else ""
+            for number, (image, label) in enumerate(zip(_one_by_one(pixels), labels.tolist())):
+                name = f"{prefix}{number // 1000:05d}/img{number:08d}.png"
+                archive.writestr(zipfile.ZipInfo(name), images.png_bytes(image))
+                entries.append([name, label])
+        known = any(label >= 0 for _, label in entries)
+        text = json.dumps({"labels": entries if known else None})
+        archive.writestr(zipfile.ZipInfo("dataset.json"), text)
     return len(entries)
 
 
@@ -167,34 +162,22 @@ def _write_npy(out, parts):
     if len(parts) > 1:
         raise ValueError(f"out={out}: an .npy holds one part; add split=train or split=test")
     ((pixels, labels),) = parts.values()
-    channels, height, width = pixels.shape[1:]
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        array = np.lib.format.open_memmap(
-            partial, "w+", np.uint8, (len(pixels), height, width, channels)
-        )
-        for number, image in enumerate(_one_by_one(pixels)):
-            array[number] = image.permute(1, 2, 0).numpy()
-        array.flush()
-        if labels.max() >= 0:
-            buffer = io.BytesIO()
-            np.save(buffer, labels.numpy())
-            images.write_bytes(out.with_name(f"{out.stem}_labels.npy"), buffer.getvalue())
-        _finish(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
-    return len(pixels)
+    count, channels, height, width = pixels.shape
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, height, width, channels)}
+    if labels.max() >= 0:
+        buffer = io.BytesIO()
+        np.save(buffer, labels.numpy())
+        images.write_bytes(out.with_name(f"{out.stem}_labels.npy"), buffer.getvalue())
+    with images.whole_file(out) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for image in _one_by_one(pixels):  # not through a memory map: a full disk would be SIGBUS
+            file.write(image.permute(1, 2, 0).contiguous().numpy())
+    return count
 
 
 def _one_by_one(pixels):
     for part in pixels.split(64):
         yield from part
-
-
-def _finish(partial, out):
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, out)
 
 
 def get(sources, words):

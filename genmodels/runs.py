@@ -1,10 +1,12 @@
 """A run folder OUT_DIR/NAME/TIME: made anew, or gone on with under its own config."""
 
+import contextlib
 import time
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from genmodels import cli
 from genmodels.checkpoint import read_checkpoint
 from genmodels.config import load_config, to_plain
 from genmodels.methods import METHODS
@@ -80,6 +82,33 @@ def make_folder(cfg):
             return run
         except FileExistsError:  # two runs in one second
             run, number = base.with_name(f"{base.name}-{number}"), number + 1
+
+
+@contextlib.contextmanager
+def spelled_out(cfg, run):
+    """Raise ValueError with a remedy in place of a full disk's or memory's own error.
+
+    Args:
+        cfg: Config of the run.
+        run: its folder.
+    """
+    parts, size = cfg.trainer.accumulate, cfg.data.batch_size
+    more = [n for n in range(parts + 1, size + 1) if size % (n * cfg.trainer.devices) == 0]
+    accumulate = f"trainer.accumulate={more[0]} (the same batch in parts) or " if more else ""
+    too_large = (
+        f"data.batch_size={size}: does not fit into memory; try {accumulate}"
+        f"data.batch_size={max(1, size // 2)} with python train.py {run}/config.yaml"
+    )
+    try:
+        with cli.fits_memory(too_large):
+            yield
+    except OSError as error:
+        if error.errno not in cli.REMEDIES:
+            raise
+        raise ValueError(
+            f"out_dir={cfg.out_dir}: {error.strerror} ({error.filename or run}); "
+            f"{cli.REMEDIES[error.errno]}, then go on with python train.py resume={run}"
+        ) from None
 
 
 def _flat(plain, prefix=""):
