@@ -153,11 +153,13 @@ def write_bytes(path, data):
 def whole_file(path):
     """Open a binary file under a temporary name in the same folder: a kill leaves old or new.
 
+    The temporary name is that of the file, so that the next attempt takes a killed one's place.
+
     Raises:
         OSError: with the file's name also where the system gives none (a full disk).
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.partial")
     try:
         with open(partial, "wb") as file:
             yield file
