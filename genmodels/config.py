@@ -79,7 +79,7 @@ class OptimConfig:
     clip: float = setting(0.0, "largest gradient norm; 0: no clipping")
 
     def __post_init__(self):
-        check(self.lr > 0, "optim.lr", self.lr, "must be > 0")
+        check(0 < self.lr < math.inf, "optim.lr", self.lr, "must be > 0 and finite")
         check(
             len(self.betas) == 2, "optim.betas", self.betas, "must be two numbers, e.g. 0.9,0.999"
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from genmodels import cli
+from genmodels.callbacks import CSVMetrics
 from genmodels.checkpoint import read_checkpoint
 from genmodels.config import load_config, to_plain
 from genmodels.methods import METHODS
@@ -58,6 +59,13 @@ def check_same(cfg, last):
         ValueError: its config differs in more than a resumed run may change.
     """
     saved = read_checkpoint(last)
+    for key in ("optimizer_states", "lr_schedulers", "loops", "global_step"):
+        if key not in saved:
+            raise ValueError(
+                f"resume={last}: holds no {key}, so training cannot go on; start a new run with "
+                f"init={last}"
+            )
+    CSVMetrics(last.parent.parent / "metrics.csv")  # raises now rather than after a write
     old, new = (_flat(plain) for plain in (saved["hyper_parameters"]["config"], to_plain(cfg)))
     for key in new:
         # A key that the checkpoint does not know is younger than it.
