@@ -12,7 +12,7 @@ from torchvision.utils import make_grid
 
 from genmodels.files import read_image, read_images
 
-__all__ = ["CROPS", "enlarge", "fit", "from_uint8", "grid", "mean_and_std", "png_bytes"]
+__all__ = ["CROPS", "as_bytes", "enlarge", "fit", "from_uint8", "grid", "mean_and_std"]
 __all__ += [
     "read_image",
     "read_images",
@@ -32,6 +32,11 @@ def to_uint8(x):
 def from_uint8(images):
     """Return uint8 images as float32 in [-1, 1]: u / 127.5 - 1."""
     return images.to(torch.float32) / 127.5 - 1
+
+
+def as_bytes(pixels):
+    """Return images as uint8 for metrics: bytes as they are, points in the plane rounded."""
+    return to_uint8(pixels) if pixels.is_floating_point() else pixels
 
 
 def mean_and_std(pixels):

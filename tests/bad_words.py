@@ -95,7 +95,7 @@ for name, command, words, *parts in [
         "evaluate-images",
         "evaluate",
         ["images={dir}/x", "reference=digits:test"],
-        "images={dir}/x: no such folder, .zip, .npz or .npy",
+        "images={dir}/x: no such folder, .zip or .npz",
     ),
     (
         "evaluate-empty",

@@ -3,7 +3,10 @@
 import errno
 import io
 import os
+import signal
 import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -116,6 +119,47 @@ def test_read_only_output(small_disk, tiny_run, capsys):
     one_line(capsys, f"{out}/a: Read-only file system; write to another folder")
     assert cli.run(data.main, ["convert", "digits", f"out={out}/a.zip"]) == 2
     one_line(capsys, f"{out}/", "Read-only file system; write to another folder")
+
+
+def folder_of_pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for i in range(40):
+        pixels = torch.from_numpy(rng.integers(0, 256, (1, 8, 8), dtype=np.uint8))
+        images.write_png(tmp_path / "in" / f"{i:02d}.png", pixels)
+    return ["data.name=imagefolder", f"data.root={tmp_path}/in", "data.channels=1",
+            "data.device=disk", f"out_dir={tmp_path}/runs"]  # fmt: skip
+
+
+def test_a_picture_that_breaks_while_training(tmp_path, capsys):
+    """Found by a worker: one line; what was saved before goes on when it is mended."""
+    words = folder_of_pictures(tmp_path)
+    (tmp_path / "in" / "20.png").write_bytes(b"\x89PNG")
+    assert train.main([*DEBUG, *words, "trainer.max_steps=20", "checkpoint.every=1"]) == 2
+    one_line(capsys, f"image={tmp_path}/in/20.png: cannot be read (", "remove it")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_workers_too(tmp_path, number):
+    """A terminal's Ctrl-C and many clusters signal every process: the run still saves."""
+    words = [*folder_of_pictures(tmp_path), "trainer.max_steps=100000", "checkpoint.every=1"]
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *DEBUG, *words], cwd=ROOT, start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    for _ in range(1200):
+        if list(tmp_path.glob("runs/*/*/checkpoints/step-00000003.ckpt")):
+            break
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    assert f"stopped by {number.name} after step" in output and "Traceback" not in errors
+    (run,) = tmp_path.glob("runs/*/*")
+    assert f"step {read_checkpoint(run / 'checkpoints/last.ckpt')['global_step']}, saved" in output
 
 
 def too_much(self, *args, **kwargs):

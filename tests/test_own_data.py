@@ -187,9 +187,9 @@ def test_npy_is_mapped_with_labels_beside_it(tmp_path):
 
 
 def on_disk_cases(tmp_path):
-    """The same 30 images with labels, as npy, zip and folder."""
-    pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
-    labels = np.arange(30) % 3
+    """The same 60 images with labels, as npy, zip and folder."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    labels = np.arange(60) % 3
     np.save(tmp_path / "a.npy", pixels)
     np.save(tmp_path / "a_labels.npy", labels)
     entries = {}
@@ -245,7 +245,7 @@ def test_a_broken_picture_in_a_worker_is_one_line(tmp_path):
     broken = cases["imagefolder"] / "07.png"
     broken.write_bytes(broken.read_bytes()[:60])
     cfg = DataConfig(name="imagefolder", root=str(cases["imagefolder"]), device="disk", holdout=0.0)
-    stream = TrainStream(*load_split(cfg, "train"), 0, 30, lambda: 0, workers=1)
+    stream = TrainStream(*load_split(cfg, "train"), 0, 60, lambda: 0, workers=1)
     with pytest.raises(ValueError, match=r"^image=.*07.png: cannot be read \(.*\); remove it$"):
         next(iter(stream))
 
@@ -408,3 +408,49 @@ def test_hf_with_a_stand_in(tmp_path, monkeypatch):
         cfg = DataConfig(name="hf", root="mnist", download=download)
         with pytest.raises(ValueError, match=f"cannot load it .mnist .'local': {not download}"):
             load_split(cfg, "train")
+
+
+@pytest.mark.parametrize("name", ["npy", "zip"])
+def test_training_from_disk_makes_the_same_weights(tmp_path, train_tiny, name):
+    """Through Lightning: two workers, resumed half way, against images in memory."""
+    import train
+    from genmodels.checkpoint import read_checkpoint
+
+    words = (f"data.name={name}", f"data.root={on_disk_cases(tmp_path)[name]}", "data.flip=true",
+             "data.holdout=0.4", "trainer.accumulate=2", "eval.loss_every=3",
+             "eval.every=6", "eval.num=8", "eval.metrics=[fd,memorised]",
+             "method.steps=1")  # fmt: skip
+    memory = train_tiny(*words, "trainer.max_steps=6")
+    disk = train_tiny(*words, "data.device=disk", "trainer.max_steps=3")
+    resumed = [f"resume={disk}", "trainer.max_steps=6", "data.workers=1"]
+    assert train.main(resumed) == 0
+    found, expected = (read_checkpoint(run / "checkpoints/last.ckpt") for run in (disk, memory))
+    for key in ("state_dict", "current_model_state"):
+        assert all(torch.equal(found[key][k], v) for k, v in expected[key].items())
+    rows = [[{k: v for k, v in row.items() if "second" not in k} for row in read_csv(run)]
+            for run in (disk, memory)]  # fmt: skip
+    assert rows[0] == rows[1] and float(rows[0][-1]["eval/memorised"]) >= 0
+
+
+def read_csv(run):
+    import csv
+
+    with open(run / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", ["npy", "zip", "imagefolder", "npz", "moons"])
+def test_memorised_for_every_kind_of_set(tmp_path, name, capsys):
+    """Copies of training images are all known as copies, held-out ones are not."""
+    import evaluate
+    from genmodels import benchmark
+
+    cases = on_disk_cases(tmp_path)
+    np.savez(tmp_path / "a.npz", images=np.load(cases["npy"]))
+    root = str(cases.get(name, tmp_path / "a.npz"))
+    cfg = DataConfig(name=name, root=root, holdout=0.5, points=120)
+    options = {"root": "", "pad": -1, "metrics": ["memorised"]}
+    reference, sets = evaluate.read_source(name, options, cfg)
+    scorer = benchmark.Scorer(["memorised"], "pixels", reference=reference, **sets)
+    assert scorer(sets["train"])["memorised"]["value"] == 1
+    assert scorer(sets["held_out"])["memorised"]["value"] <= 0.2
