@@ -12,7 +12,7 @@ import torch
 
 from genmodels import cli, images
 from genmodels.config import DataConfig
-from genmodels.datasets import DATASETS, PUBLIC, SPLITS, TERMS, load_split
+from genmodels.datasets import DATASETS, ON_DISK, PUBLIC, SPLITS, TERMS, load_split
 from genmodels.images import CROPS
 
 READING = {
@@ -84,7 +84,7 @@ def read_config(source, options):
 
 def _one_pass(cfg):
     """Have files read as they are needed, for all of them may not fit into memory."""
-    if cfg.name in ("imagefolder", "zip", "npy", "hf"):
+    if cfg.name in ON_DISK:
         cfg.device = "disk"
 
 
