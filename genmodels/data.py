@@ -158,6 +158,12 @@ class ImageDataModule(L.LightningDataModule):
         if not len(self.train[0]):
             raise ValueError(f"data.holdout={cfg.holdout}: leaves no image to train on")
         fill_in(cfg, *self.train)
+        shapes = [tuple(part[0].shape[1:]) for part in (self.train, self.held_out)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"data.root={data_root(cfg)}: training images are {shapes[0]}, held-out ones "
+                f"{shapes[1]}; make them alike, or crop pictures with data.resolution=SIDE"
+            )
         if cfg.balanced and self.train[1].min() < 0:
             raise ValueError(f"data.balanced=true: {cfg.name} has images without a class label")
         top = max(self.held_out[1].tolist(), default=-1)

@@ -317,3 +317,10 @@ case(
     "data.balanced=true: npz has images without a class label",
     make=npz_of(images=GOOD),
 )
+case(
+    "split-shapes",
+    "train",
+    [DIGITS, DEBUG, *TINY, "data.name=npz", "data.root={dir}/a.npz", "out_dir={dir}/runs"],
+    "data.root={dir}/a.npz: training images are (3, 8, 8), held-out ones (3, 6, 6); make them",
+    make=npz_of(train_images=GOOD, test_images=GOOD[:, :6, :6]),
+)

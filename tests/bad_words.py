@@ -134,3 +134,37 @@ for name, command, words, *parts in [
     ("data-hf", "data", ["info", "hf"], "data.name=hf: ", "pip install datasets"),
 ]:
     case(name, command, words, *parts)
+
+# ---- config files -------------------------------------------------------------------------------
+BOTH = "method: {name: edm}\nnetwork: {name: unet}\n"
+
+
+def file_case(name, text, *parts):
+    def make(folder):
+        (folder / "a.yaml").write_text(text, encoding="latin1")
+
+    case(f"file-{name}", "train", ["{dir}/a.yaml", "out_dir={dir}/runs"], *parts, make=make)
+
+
+NOT_YAML = "config={dir}/a.yaml: not YAML: "
+for name, text, *parts in [
+    ("empty", "", "method.name=: is missing; choose edm"),
+    ("word", "method: edm", "method=edm: is a section; set method.KEY"),
+    ("list", "method: {name: edm}\nnetwork: [1]", "network=[1]: is a section; set network.KEY"),
+    (
+        "name",
+        "method: {name: [edm]}\nnetwork: {name: unet}",
+        "method.name=['edm']: ",
+        "choose from",
+    ),
+    ("number", BOTH + "3: 4", "unknown key 3=: choose from name, seed"),
+    ("null", BOTH + "data: null", "data=None: is a section; set data.KEY"),
+    ("string", BOTH + "data: {batch_size: '8'}", "data.batch_size=8: must be int"),
+    ("python", BOTH + "data: !!python/object/apply:os.mkdir ['evil']", NOT_YAML, "constructor"),
+    ("recursive", BOTH + "x: &x [*x]", NOT_YAML + "YAML recursive aliases"),
+    ("twice", BOTH + "method: {name: edm}", NOT_YAML, "duplicate key method"),
+    ("bytes", "\xff\xfe", NOT_YAML, "can't decode byte"),
+    ("zeros", "\x00\x00", NOT_YAML, "control characters are not allowed"),
+    ("variable", BOTH + "name: ${oc.env:GENMODELS_NOT_SET}", "name: ", "not found"),
+]:
+    file_case(name, text, *parts)
