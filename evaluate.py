@@ -158,9 +158,8 @@ def read_source(source, options, trained_on=None):
     cfg.pad = cfg.pad if options["pad"] < 0 else options["pad"]
     sets = {}
     if "memorised" in options["metrics"]:
-        parts = {"train": "train", "held_out": "test"}
-        sets = {key: images.as_bytes(load_split(cfg, part)[0]) for key, part in parts.items()}
-    return images.as_bytes(load_split(cfg, split or "train")[0]), sets
+        sets = {"train": load_split(cfg, "train")[0], "held_out": load_split(cfg, "test")[0]}
+    return load_split(cfg, split or "train")[0], sets
 
 
 def main(argv=None):

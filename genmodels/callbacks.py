@@ -212,10 +212,9 @@ class GeneratedMetrics(Callback):
             return
         if self.scorer is None and trainer.is_global_zero:
             data = trainer.datamodule
-            train, held_out = images.as_bytes(data.train[0]), images.as_bytes(data.held_out[0])
             self.scorer = benchmark.Scorer(
-                self.cfg.metrics, self.cfg.features, reference=train,
-                train=train, held_out=held_out, device=module.device,
+                self.cfg.metrics, self.cfg.features, reference=data.train[0],
+                train=data.train[0], held_out=data.held_out[0], device=module.device,
             )  # fmt: skip
         pictures = _generate(trainer, module, range(self.cfg.num))
         if trainer.is_global_zero:

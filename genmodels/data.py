@@ -59,6 +59,7 @@ class TrainStream:
         batch_size: G, over all processes and micro-batches.
         first_step: called when iteration starts.
         accumulate, rank, world: micro-batches per step, this process and how many there are.
+        order: which of the random streams draws the order.
         balanced: every run of K images, K the number of classes, holds each class once.
         workers: processes that read OnDisk images ahead of time.
 
@@ -67,7 +68,7 @@ class TrainStream:
     """
 
     def __init__(self, pixels, labels, seed, batch_size, first_step, accumulate=1, rank=0, world=1,
-                 balanced=False, workers=0):  # fmt: skip
+                 order=seeding.Stream.ORDER, balanced=False, workers=0):  # fmt: skip
         if batch_size % (accumulate * world):
             nearest = -(-batch_size // (accumulate * world)) * accumulate * world
             raise ValueError(
@@ -79,7 +80,7 @@ class TrainStream:
         self.pixels, self.labels, self.seed = pixels, labels, seed
         self.batch_size, self.first_step = batch_size, first_step
         self.accumulate, self.rank, self.world = accumulate, rank, world
-        self.workers = workers
+        self.order, self.workers = order, workers
         self.members = [torch.arange(len(labels))]  # the images by class, or all together
         if balanced:
             self.members = [(labels.cpu() == c).nonzero()[:, 0] for c in labels.unique().cpu()]
@@ -118,8 +119,8 @@ class TrainStream:
         which = torch.zeros_like(n)
         if classes > 1:
             for turn in turns.unique().tolist():
-                order = self._order(orders, turn, classes, 0)
-                which[turns == turn] = order[n[turns == turn] % classes]
+                row = self._order(orders, turn, classes, 0)
+                which[turns == turn] = row[n[turns == turn] % classes]
         index = torch.empty_like(n)
         for number in which.unique().tolist():
             members, own = self.members[number], which == number
@@ -127,9 +128,9 @@ class TrainStream:
             for number_of_pass in passes[own].unique().tolist():
                 # Group 0 also is that of the one order of unbalanced data.
                 group = number + 1 if classes > 1 else 0
-                order = self._order(orders, number_of_pass, len(members), group)
+                row = self._order(orders, number_of_pass, len(members), group)
                 here = own & (passes == number_of_pass)
-                index[here] = members[order[turns[here] % len(members)]]
+                index[here] = members[row[turns[here] % len(members)]]
         return index
 
     def _order(self, orders, number, size, group):
@@ -137,7 +138,7 @@ class TrainStream:
         if (group, number) not in orders:
             for old in [key for key in orders if key[0] == group and key[1] < number - 1]:
                 del orders[old]
-            orders[group, number] = seeding.permutation(self.seed, number, size, group)
+            orders[group, number] = seeding.permutation(self.seed, number, size, self.order, group)
         return orders[group, number]
 
 
@@ -183,7 +184,7 @@ class ImageDataModule(L.LightningDataModule):
         first_step = lambda: trainer.global_step  # noqa: E731  read when iteration starts
         return TrainStream(
             pixels, labels, self.seed, self.cfg.batch_size, first_step, self.accumulate, rank,
-            world, self.cfg.balanced, self.cfg.workers,
+            world, balanced=self.cfg.balanced, workers=self.cfg.workers,
         )  # fmt: skip
 
     def val_dataloader(self):
