@@ -90,7 +90,7 @@ for name, command, words, *parts in [
     ("sample-key", "sample", ["{run}", "cofig=1"], "unknown key cofig=1: ", "choose from"),
     ("sample-label", "sample", ["{run}", "labels=2"], "labels=2: this model is unconditional"),
     ("evaluate-none", "evaluate", ["metrics=fd"], "images=: give a MODEL and data=, or images="),
-    ("evaluate-metric", "evaluate", ["{run}", "metrics=fdd"], "metrics=fdd: choose from fd"),
+    ("evaluate-metric", "evaluate", ["{run}", "metrics=fdd"], "metrics=fdd: choose from"),
     (
         "evaluate-images",
         "evaluate",
