@@ -42,7 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(partial, path)
         except (OSError, RuntimeError) as error:  # torch.save hides a full disk behind its own
             reason = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(reason, OSError):
+            if not isinstance(reason, OSError) or reason.errno is None:
                 raise
             raise OSError(reason.errno, reason.strerror, str(path)) from None
         finally:

@@ -172,6 +172,8 @@ def whole_file(path):
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
+        if error.errno is None:
+            raise
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         partial.unlink(missing_ok=True)
