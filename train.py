@@ -76,7 +76,8 @@ def fit(cfg, run, model, data, last, step):
         model.net.compile()
     trainer = make_trainer(cfg, run, step)
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
+        with runs.spelled_out(cfg, run):
+            trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
     except FloatingPointError as error:
         lr = cfg.optim.lr / 2
         raise RuntimeError(

@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 import genmodels
+from genmodels import cli
 from genmodels.images import to_uint8, write_bytes
 
 
@@ -83,7 +84,8 @@ def generate(model, seeds, labels=None, *, batch=64, precision="fp32", progress=
         for start in range(0, len(seeds), batch):
             own = seeds[start : start + batch]
             own_labels = None if labels is None else labels[start : start + batch]
-            with autocast, tf32(False):
+            too_large = f"batch={batch}: does not fit into memory; try batch={max(1, batch // 4)}"
+            with autocast, tf32(False), cli.fits_memory(too_large):
                 x = model.sample(own, own_labels, **options)
             if not torch.isfinite(x).all():
                 raise RuntimeError(f"seeds {own[0]}..{own[-1]}: the model made non-finite images")

@@ -293,7 +293,12 @@ class CSVMetrics(Logger):
         if self.path.exists():
             with open(self.path, newline="") as file:
                 rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
-            self.rows = {int(row["step"]): row for row in rows if int(row["step"]) <= first_step}
+            try:
+                self.rows = {int(r["step"]): r for r in rows if int(r["step"]) <= first_step}
+            except (KeyError, ValueError):
+                raise ValueError(
+                    f"metrics.csv={path}: cannot be read; delete it or mend it"
+                ) from None
 
     name = version = None
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import errno
 import os
 import sys
 import traceback
@@ -182,7 +183,7 @@ def run(main, argv=None):
         if not _raised_here(error):
             traceback.print_exc()
             return 1
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(_spelled_out(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
@@ -191,6 +192,37 @@ def run(main, argv=None):
         traceback.print_exc()
         return 1
     return code if isinstance(code, int) else 0
+
+
+# What a user can do about a file that cannot be written or read.
+REMEDIES = {
+    errno.ENOSPC: "free some space there, or write to another disk",
+    errno.EDQUOT: "free some space there, or write to another disk",
+    errno.EROFS: "write to another folder",
+    errno.EACCES: "make it accessible, or name another",
+    errno.EPERM: "make it accessible, or name another",
+}
+
+
+def _spelled_out(error):
+    """Return the text of an error; of a file's error the name, the reason and a remedy."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        remedy = REMEDIES.get(error.errno, "")
+        return f"{error.filename}: {error.strerror}{'; ' if remedy else ''}{remedy}"
+    return str(error)
+
+
+@contextlib.contextmanager
+def fits_memory(line):
+    """Raise ValueError(line) in place of torch's many ways to say that memory does not suffice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # On a CPU and on MPS it is a RuntimeError that only its text tells from others.
+        said = ("DefaultCPUAllocator", "out of memory", "Unable to allocate")
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in said):
+            raise
+        raise ValueError(line) from None
 
 
 def _raised_here(error):
