@@ -118,28 +118,23 @@ class TrainStream:
         classes, turns = len(self.members), n // len(self.members)
         which = torch.zeros_like(n)
         if classes > 1:
-            for turn in turns.unique().tolist():
-                row = self._order(orders, turn, classes, 0)
-                which[turns == turn] = row[n[turns == turn] % classes]
-        index = torch.empty_like(n)
-        for number in which.unique().tolist():
-            members, own = self.members[number], which == number
-            passes = turns // len(members)
-            for number_of_pass in passes[own].unique().tolist():
-                # Group 0 also is that of the one order of unbalanced data.
-                group = number + 1 if classes > 1 else 0
-                row = self._order(orders, number_of_pass, len(members), group)
-                here = own & (passes == number_of_pass)
-                index[here] = members[row[turns[here] % len(members)]]
-        return index
+            rounds = torch.arange(int(turns[0]), int(turns[-1]) + 1)
+            rows = seeding.permutation(self.seed, rounds, classes, self.order)
+            which = rows[turns - turns[0], n % classes]
+        index = []
+        for number, turn in zip(which.tolist(), turns.tolist()):
+            number_of_pass, place = divmod(turn, len(self.members[number]))
+            index.append(self._order(orders, number, number_of_pass)[place])
+        return torch.tensor(index)
 
-    def _order(self, orders, number, size, group):
-        """Return the number-th order of this group, from the small store or anew."""
-        if (group, number) not in orders:
-            for old in [key for key in orders if key[0] == group and key[1] < number - 1]:
-                del orders[old]
-            orders[group, number] = seeding.permutation(self.seed, number, size, self.order, group)
-        return orders[group, number]
+    def _order(self, orders, number, number_of_pass):
+        """Return the images of a class in the order of this pass, from the store or anew."""
+        if orders.get(number, (None,))[0] != number_of_pass:
+            members = self.members[number]
+            group = number + 1 if len(self.members) > 1 else 0  # group 0 orders the classes then
+            row = seeding.permutation(self.seed, number_of_pass, len(members), self.order, group)
+            orders[number] = number_of_pass, members[row].numpy()
+        return orders[number][1]
 
 
 class ImageDataModule(L.LightningDataModule):

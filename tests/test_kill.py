@@ -38,11 +38,13 @@ def start(*argv):
 
 def kill_after(process, works, delay):
     """Kill -9 this long after works() first holds, without a word to its worker processes."""
-    for _ in range(6000):
+    for _ in range(60_000):
         if works():
             break
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
+    else:
+        raise AssertionError("nothing came of it in ten minutes")
     time.sleep(delay)
     assert process.poll() is None, f"it ended by itself: {process.stderr.read()}"
     os.kill(process.pid, signal.SIGKILL)
