@@ -10,13 +10,16 @@ import torch.distributed as dist
 from genmodels import benchmark
 from genmodels.config import DataConfig
 from genmodels.data import DATASETS, load_split
-from genmodels.images import read_images, write_npz, write_png
+from genmodels.images import as_bytes, read_images, write_npz, write_png
 
 __all__ = ["Generated", "Pictures", "gather", "ranks", "read_source", "sha256_of"]
 
 
 class Pictures:
-    """Images that exist: a uint8 tensor (N, C, H, W), or what stands in for one."""
+    """Images that exist: a uint8 tensor (N, C, H, W), or what stands in for one.
+
+    Points in the plane, float32 in [-1, 1], are read as bytes too, as a model's are.
+    """
 
     def __init__(self, pixels):
         self.pixels, self.shape = pixels, tuple(pixels.shape[1:])
@@ -27,7 +30,7 @@ class Pictures:
     def read(self, index, batch=64):
         """Yield the images of these places, uint8 (B, C, H, W)."""
         for part in index.split(batch):
-            yield self.pixels[part]
+            yield as_bytes(self.pixels[part])
 
     def identity(self):
         """Return what tells this set from another: the sha256 of its pixels."""
