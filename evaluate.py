@@ -74,6 +74,8 @@ def evaluate(argv):
     if command == "selftest" and "features" not in common:
         options["features"] = "digits"
     check(options, positionals, command)
+    if options["likelihood"] and "metrics" in common:
+        raise ValueError(f"metrics={common['metrics']}: likelihood=true is a run of its own")
     device = benchmark.pick_device(options["device"])
     if command:
         cli.typed_words(words, {}, also=SCHEMA)
@@ -126,6 +128,9 @@ def check(options, positionals, command):
             raise ValueError(f"images={options['images']}: give a MODEL or images=, not both")
     elif not command and not (options["images"] and options["reference"]):
         raise ValueError("images=: give a MODEL and data=, or images= and reference=")
+    for key in ("num", "seeds", "labels", "save_images"):
+        if options["images"] and options[key]:
+            raise ValueError(f"{key}={options[key]}: images= scores all its images; leave it out")
 
 
 def score_images(model, options, extra, device):

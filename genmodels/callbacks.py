@@ -222,8 +222,7 @@ class GeneratedMetrics(Callback):
             source = Generated(model, range(self.cfg.num))
             scores = self.scorer(source, seed=self.seed)
         if trainer.is_global_zero:
-            num = self.cfg.num
-            logs = {f"eval/{name}_{num}": score["value"] for name, score in scores.items()}
+            logs = {f"eval/{k}_{self.cfg.num}": score["value"] for k, score in scores.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(logs, trainer.global_step - 1)
 

@@ -141,12 +141,7 @@ def score_pass(source, features, *, shift=None, rows=False, logits=False, batch=
             that are not finite.
     """
     rank, world = ranks()
-    split = math.ceil(world / BLOCKS)  # with more than 16 processes a block is shared
-    numbers = block_of(len(source))
-    own = {
-        unit: (numbers == unit // split).nonzero().flatten()[unit % split :: split]
-        for unit in range(rank, BLOCKS * split, world)
-    }
+    split, own = _own_units(len(source), rank, world)
     names = {unit: f"{unit // split:02d}.{unit % split}-of-{split}" for unit in own}
     done = {unit: store.load(names[unit]) if store else None for unit in own}
     done = {unit: part for unit, part in done.items() if part is not None}
@@ -168,6 +163,18 @@ def score_pass(source, features, *, shift=None, rows=False, logits=False, batch=
             if store:
                 store.save(names[unit], **done[unit])
     return Scored(*_gathered(done, own, len(source), split, shift, features, rows, logits))
+
+
+def _own_units(count, rank, world):
+    """Return (parts of a block, {unit: places of its images}) of one process.
+
+    A unit is a block; with more than 16 processes, which would have none, a part of a block.
+    """
+    split, numbers = math.ceil(world / BLOCKS), block_of(count)
+    return split, {
+        unit: (numbers == unit // split).nonzero().flatten()[unit % split :: split]
+        for unit in range(rank, BLOCKS * split, world)
+    }
 
 
 class _Reader:

@@ -51,6 +51,19 @@ def test_fewer_images_than_blocks(features):
     assert found.moments().cov.isfinite().all() and found.rows.shape == (5, 16)
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 16, 40])
+def test_processes_share_out_every_image_once(world):
+    shares = [passes._own_units(1003, rank, world) for rank in range(world)]
+    units = [unit for _, own in shares for unit in own]
+    split = shares[0][0]
+    assert sorted(units) == list(range(16 * split)) and split == max(1, -(-world // 16))
+    places = torch.cat([index for _, own in shares for index in own.values()])
+    assert torch.equal(places.sort().values, torch.arange(1003))
+    blocks = block_of(1003)
+    assert all((blocks[i] == unit // split).all() for _, own in shares for unit, i in own.items())
+    assert min(len(own) for _, own in shares) > 0
+
+
 class Stopping:
     """Pictures that stop like a killed process after some reads."""
 
