@@ -16,8 +16,13 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```\n(.*?)```", README, re.S)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 COMMANDS = [line.partition("  #")[0].strip() for line in LINES if line.startswith("python ")]
-# Run elsewhere, or in need of what is not here: released weights, a GPU.
-ELSEWHERE = ("python -m genmodels.importers", "python sample.py models/edm_cifar10")
+# In need of what is not here: released weights, CIFAR-10.
+ELSEWHERE = (
+    "python -m genmodels.importers",
+    "python sample.py models/edm_cifar10",
+    "python evaluate.py RUN data=cifar10",
+    "python evaluate.py stats data=cifar10",
+)
 MODULES = {"genmodels.data": data, "genmodels.checkpoint": checkpoint,
            "genmodels.diffusers_export": diffusers_export}  # fmt: skip
 
@@ -43,13 +48,13 @@ def test_the_commands_are_found():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command, things, tmp_path, monkeypatch):
     if command.startswith(ELSEWHERE):
-        pytest.skip("needs the released weights (tests/test_importers.py makes its own)")
+        pytest.skip("needs released weights or CIFAR-10; other tests make their own")
     monkeypatch.chdir(ROOT)
     words = shlex.split(command)[1:]
     for name, path in things.items():
         words = [re.sub(rf"(^|=){name}$", rf"\g<1>{path}", word) for word in words]
     if words[0] == "-m":
-        argv = [w if not w.startswith("out=") else f"out={tmp_path / 'made'}" for w in words[2:]]
+        argv = [re.sub(r"^out=\w+", f"out={tmp_path}/made", word) for word in words[2:]]
         assert cli.run(MODULES[words[1]].main, argv) == 0
         return
     script, argv = (
@@ -67,7 +72,10 @@ def test_command(command, things, tmp_path, monkeypatch):
         argv = [
             re.sub(r"^images=samples$", f"images={things['DIR'].parent}/samples", w) for w in argv
         ]
-        argv += ["resamples=2", *(["num=8", "steps=1"] if "images=" not in command else [])]
+        if "likelihood" in command:
+            argv += ["num=4", "steps=2"]
+        elif "RUN" in command:
+            argv += ["resamples=2", "num=8", "steps=1"]
     assert script.main(argv) == 0
 
 
