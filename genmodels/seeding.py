@@ -20,6 +20,9 @@ class Stream(IntEnum):
     LABEL_DROP = 4
     AUGMENT = 5
     TORCH = 6
+    PROBE = 7
+    SAMPLER = 10
+    LEVEL = 11
 
 
 def permutation(seed, index, size):

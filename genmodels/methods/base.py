@@ -27,6 +27,7 @@ class GenerativeModule(L.LightningModule):
 
     NEEDS = ()  # keyword arguments beyond cfg, e.g. ("reference",)
     SAMPLE_OPTIONS = {}  # what sample() takes beyond seeds and labels: {key: (type, default, doc)}
+    DENOISE_LAWS = {}  # noise laws that restore() knows: {law: what its level is}
 
     def __init__(self, cfg):
         super().__init__()
@@ -44,6 +45,16 @@ class GenerativeModule(L.LightningModule):
     def sample(self, seeds, labels=None):
         """Return generated images in [-1, 1], float32 (N, C, H, W); see the class."""
         raise NotImplementedError
+
+    def prepare(self, data):
+        """Fit what comes from the training data before the first step; return words to print.
+
+        What is fitted must be buffers: they are saved with the weights and found again on resume.
+
+        Args:
+            data: the run's ImageDataModule.
+        """
+        return ""
 
     def image_labels(self, generators, labels=None):
         """Return the labels of generated images, int64 (N,), or None for an unconditional model.

@@ -1,0 +1,338 @@
+"""Geometric Brownian motion backwards in time: samplers of a score, its likelihood, its level.
+
+    forward   dX = mu X dt + sigma X dW,  mu = drift sigma^2,  clock S = int sigma^2 dt
+              y = log X:  y_S = y_0 + (drift - 1/2) S + sqrt(S) z          (Ito: -sigma^2 / 2)
+    score     s(y, S) = grad_y log p_S(y),   h = x grad_x log p = s - 1    (Jacobian: -1)
+    reverse   dls        y <- y + v h + (3/2 - drift) v + sqrt(v) z        v = S - S'
+              ums        x <- x (1 + v h + (2 - drift) v + sqrt(v) z)
+              ancestral  dls with sqrt(v S'/S) z: exact if the posterior of y_0 is a point
+              ode        dy/dS = drift - 1/2 - s / 2
+
+Every function takes `score`, a callable (y (B, ...), S a number) -> s like y. S is the variance of
+log x; with drift = 1/2 (the paper's) y is a driftless Brownian motion, that is variance-exploding
+diffusion in log space. Steps go through kernels.gbm_step.
+
+Reference: "Dale meets Langevin", arXiv 2510.02730 (forward process, the two updates); Anderson
+1982 (reverse SDE); Song et al. 2021, arXiv 2011.13456 (probability-flow ODE).
+"""
+
+import math
+
+import torch
+
+from genmodels.kernels.gbm_step import gbm_step
+from genmodels.sampling.ode import sample_heun
+from genmodels.seeding import Stream
+
+GRIDS = ("uniform", "quadratic", "geometric")
+SOLVERS = ("heun", "rk4")
+
+
+def variance_levels(steps, low, high, grid="geometric"):
+    """Return S_0 = high > ... > S_{steps-1} = low > S_steps = 0, a list of floats.
+
+    Args:
+        steps: number of steps, >= 1 (one step goes from high straight to 0).
+        low, high: variances of log x, 0 < low < high.
+        grid: even in S (uniform), in sqrt(S) (quadratic) or in log S (geometric).
+
+    Raises:
+        ValueError: a value out of range.
+    """
+    if grid not in GRIDS:
+        raise ValueError(f"grid={grid}: choose from {', '.join(GRIDS)}")
+    if steps < 1:
+        raise ValueError(f"steps={steps}: must be >= 1")
+    if not 0 < low < high:
+        raise ValueError(f"low={low}: must be in (0, high={high})")
+    ramp = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
+    if grid == "geometric":
+        levels = high * (low / high) ** ramp
+    else:
+        power = 1 if grid == "uniform" else 2
+        ends = high ** (1 / power), low ** (1 / power)
+        levels = (ends[0] + ramp * (ends[1] - ends[0])) ** power
+    return [*levels.tolist(), 0.0]
+
+
+def sample_dls(score, y, levels, *, noise, drift=0.5, denoise=True, callback=None):
+    """Return log x at the last level: the exponential step, which keeps every sign of x.
+
+    Args:
+        score: s(y, S), see the module.
+        y: log x at levels[0], (B, ...).
+        levels: decreasing variances; the last may be 0.
+        noise: int64 (B,), the images' seeds; or a callable i, y -> z like y.
+        drift: mu / sigma^2 of the forward process.
+        denoise: draw no noise in a step to 0: it then ends at the posterior mean of log x.
+        callback: called as callback(i, y) after each step.
+    """
+    for i, (level, after) in enumerate(zip(levels, levels[1:])):
+        variance = level - after
+        scale = 0.0 if denoise and after == 0 else math.sqrt(variance)
+        y = log_step(y, score(y, level), variance, scale, drift, **_draw(noise, i, y))
+        if callback:
+            callback(i, y)
+    return y
+
+
+def sample_ancestral(score, y, levels, *, noise, drift=0.5, callback=None):
+    """Return log x at the last level, each step a draw from q(y' | y, y_0 = E[y_0 | y]).
+
+    Arguments as for sample_dls; a step to 0 draws no noise.
+    """
+    for i, (level, after) in enumerate(zip(levels, levels[1:])):
+        variance = level - after
+        scale = math.sqrt(variance * after / level)
+        y = log_step(y, score(y, level), variance, scale, drift, **_draw(noise, i, y))
+        if callback:
+            callback(i, y)
+    return y
+
+
+def sample_ums(score, y, levels, *, noise, drift=0.5, denoise=True, callback=None):
+    """Return (x, flips): x itself at the last level by Euler's method, whose factors may be < 0.
+
+    A factor <= 0 flips the sign of x, which the process never does; the score is then asked at
+    log |x|. flips counts them, int32 (B,). Arguments as for sample_dls.
+    """
+    x, flips = y.exp(), torch.zeros(len(y), dtype=torch.int32, device=y.device)
+    for i, (level, after) in enumerate(zip(levels, levels[1:])):
+        variance = level - after
+        scale = 0.0 if denoise and after == 0 else math.sqrt(variance)
+        x = _ums_step(score, x, level, variance, scale, drift, flips, noise, i)
+        if callback:
+            callback(i, x.abs().log())
+    return x, flips
+
+
+def sample_ode(score, y, levels, *, solver="heun", drift=0.5, callback=None):
+    """Return log x at the last level along the probability-flow ODE.
+
+    In z = y - (drift - 1/2) S it is EDM's, dz/dsigma = (z - D) / sigma with sigma = sqrt(S) and
+    D = z + S s; rk4 steps in log sigma. A step to 0 goes to D. Arguments as for sample_dls.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"solver={solver}: choose from {', '.join(SOLVERS)}")
+    shift = drift - 0.5
+
+    def denoised(z, sigma):
+        level = float(sigma) ** 2
+        return z + level * score(z + shift * level, level)
+
+    def report(i, z):
+        callback(i, z + shift * levels[i + 1])
+
+    report = report if callback else None
+    z = y - shift * levels[0]
+    if solver == "heun":
+        sigmas = torch.tensor(levels, dtype=torch.float64).sqrt()
+        z = sample_heun(denoised, z, sigmas.to(z), callback=report)
+        return z + shift * levels[-1]
+    for i, (level, after) in enumerate(zip(levels, levels[1:])):
+        if after == 0:
+            z = denoised(z, math.sqrt(level))
+        else:
+            z = _rk4(lambda z, u: z - denoised(z, math.exp(u)), z, level, after)
+        if report:
+            report(i, z)
+    return z + shift * levels[-1]
+
+
+def sample_paper(score, y, levels, *, noise, delta, inner=1, anneal=0.995, form="dls", rate=1.0,
+                 final=0, drift=0.5, callback=None):  # fmt: skip
+    """Return (x, flips) by the published annealed sampler, which is no reversal of time.
+
+    At level k, `inner` steps of variance v = delta rate, their noise times anneal^k: the times do
+    not add up to that of the forward process and the noise dies out, so that variance is lost.
+
+    Args:
+        delta: step in time; rate = sigma^2 makes it the variance of a step.
+        inner: steps at each level.
+        anneal: factor on the noise from one level to the next.
+        form: "dls" or "ums".
+        final: steps without noise at the last level above 0.
+        score, y, levels, noise, drift, callback: as for sample_dls; a last level of 0 is left out.
+    """
+    if form not in ("dls", "ums"):
+        raise ValueError(f"form={form}: choose from dls, ums")
+    levels = levels[:-1] if levels[-1] == 0 else levels
+    variance, x = delta * rate, y.exp()
+    flips = torch.zeros(len(y), dtype=torch.int32, device=y.device)
+    plan = [(k, math.sqrt(variance) * anneal**k) for k in range(len(levels)) for _ in range(inner)]
+    plan += [(len(levels) - 1, 0.0)] * final
+    for i, (k, scale) in enumerate(plan):
+        if form == "ums":
+            x = _ums_step(score, x, levels[k], variance, scale, drift, flips, noise, i)
+            y = x.abs().log()
+        else:
+            y = log_step(y, score(y, levels[k]), variance, scale, drift, **_draw(noise, i, y))
+        if callback and (i + 1) % inner == 0:
+            callback(k, y)
+    return (x if form == "ums" else y.exp()), flips
+
+
+def log_step(y, score, variance, scale, drift, **draw):
+    """Return y + v h + (3/2 - drift) v + scale z through the kernel.
+
+    With m = drift v the kernel's exponent v h + 1.5 v - m is v s + 1.5 v - (m + v): given s in
+    place of h nothing cancels, and for drift = 1/2 the step is that of VE diffusion to the bit.
+    """
+    drift = drift * variance + variance
+    return gbm_step(y, score, variance=variance, drift=drift, noise_scale=scale, form="log", **draw)
+
+
+def log_density(score, y, levels, prior, divergence, drift=0.5):
+    """Return log p(y) at the lowest level by the probability-flow ODE, float64 (B,).
+
+    log p(y) = log prior(y_T) + int div F dlog(sigma) along dz/dlog(sigma) = F = -S s(y, S), with
+    z = y - (drift - 1/2) S; by RK4 on the grid of levels.
+
+    Args:
+        score: s(y, S).
+        y: log x at levels[0], (B, ...), float64 advised.
+        levels: increasing variances, from the data's level (> 0) to the prior's.
+        prior: callable, log density of y at levels[-1].
+        divergence: callable (y, S) -> (s, div s (B,)); see exact_divergence and hutchinson.
+    """
+    shift = drift - 0.5
+    z = y - shift * levels[0]
+    change = torch.zeros(len(y), dtype=torch.float64, device=y.device)
+
+    def slope(state, u):
+        level = math.exp(2 * u)
+        s, div = divergence(state[0] + shift * level, level)
+        return (-level * s.to(y.dtype), -level * div.double())
+
+    for level, after in zip(levels, levels[1:]):
+        z, change = _rk4(_pair(slope), _Pair(z, change), level, after)
+    return prior(z + shift * levels[-1]).double() + change
+
+
+def exact_divergence(score):
+    """Return a callable (y, S) -> (s, div s): one backward pass for each element of y.
+
+    Both carry a graph to the parameters of `score` where gradients are enabled.
+    """
+
+    def call(y, level):
+        flat, s, keep = _differentiable(score, y, level)
+        parts = [_grad(s[:, j].sum(), flat, keep)[:, j] for j in range(s.shape[1])]
+        return _as_state(s, y, keep), torch.stack(parts).sum(0)
+
+    return call
+
+
+def hutchinson(score, probes):
+    """Return a callable (y, S) -> (s, div s estimated as the mean of e . grad(e . s)).
+
+    Args:
+        score: s(y, S).
+        probes: list of tensors like y of independent signs, the same for every call.
+    """
+
+    def call(y, level):
+        flat, s, keep = _differentiable(score, y, level)
+        signs = [probe.reshape(len(y), -1).to(s) for probe in probes]
+        parts = [(_grad((s * e).sum(), flat, keep) * e).sum(1) for e in signs]
+        return _as_state(s, y, keep), torch.stack(parts).mean(0)
+
+    return call
+
+
+def nonnegative_objective(s, div):
+    """Return sum_i [2 x psi + x^2 d psi/dx + (x psi)^2 / 2] with psi = h / x, (B,).
+
+    Its mean is E |h - h_true|^2 / 2 up to a constant. In terms of h it is h + dh/dy + h^2 / 2.
+
+    Args:
+        s, div: the log-space score (B, ...) and its divergence (B,).
+
+    Reference: Hyvarinen 2007, "Some extensions of score matching", non-negative data.
+    """
+    h = s.reshape(len(s), -1) - 1
+    return (h + h.square() / 2).sum(1) + div
+
+
+def likeliest_level(y, levels, divergence):
+    """Return the variance that makes each image likeliest, float64 (B,), argmax_S log p_S(y).
+
+    By the heat equation d/dS log p_S(y) = (div s + |s|^2) / 2, summed by trapezoids over the
+    levels; a parabola through the best level and its neighbours refines it.
+
+    Args:
+        y: log x of noisy images (drift removed), (B, ...).
+        levels: increasing variances to choose from, evenly spaced in log.
+        divergence: as for log_density.
+    """
+    slopes = []
+    for level in levels:
+        s, div = divergence(y, level)
+        square = s.double().square().reshape(len(y), -1).sum(1)
+        slopes.append((div.double() + square) * level / 2)  # d/dlog S
+    slopes, step = torch.stack(slopes), math.log(levels[1] / levels[0])
+    rises = (slopes[1:] + slopes[:-1]) / 2 * step
+    height = torch.cat([torch.zeros_like(slopes[:1]), rises.cumsum(0)])
+    best = height.argmax(0).clamp(1, len(levels) - 2)
+    low, mid, high = (height.gather(0, (best + d)[None])[0] for d in (-1, 0, 1))
+    bend = low - 2 * mid + high
+    offset = torch.where(bend < 0, (low - high) / (2 * bend), torch.sign(high - low))
+    logs = torch.tensor(levels, dtype=torch.float64, device=y.device).log()
+    return (logs[best] + offset.clamp(-1, 1) * step).exp()
+
+
+class _Pair(tuple):
+    """Two tensors as one state of _rk4."""
+
+    def __new__(cls, *parts):
+        return super().__new__(cls, parts)
+
+    def __add__(self, other):
+        return _Pair(*(a + b for a, b in zip(self, other)))
+
+    def __rmul__(self, number):
+        return _Pair(*(number * a for a in self))
+
+
+def _pair(slope):
+    return lambda state, u: _Pair(*slope(state, u))
+
+
+def _rk4(slope, state, level, after):
+    """Return the state after one Runge-Kutta step in u = log(S) / 2 = log sigma."""
+    start, end = math.log(level) / 2, math.log(after) / 2
+    step, middle = end - start, (start + end) / 2
+    k1 = slope(state, start)
+    k2 = slope(state + (step / 2) * k1, middle)
+    k3 = slope(state + (step / 2) * k2, middle)
+    k4 = slope(state + step * k3, end)
+    return state + (step / 6) * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
+
+
+def _ums_step(score, x, level, variance, scale, drift, flips, noise, i):
+    h = score(x.abs().log(), level) - 1
+    return gbm_step(x, h, variance=variance, drift=drift * variance, noise_scale=scale, form="ums",
+                    flips=flips, **_draw(noise, i, x))  # fmt: skip
+
+
+def _draw(noise, i, y):
+    """Return gbm_step's arguments for the noise of step i."""
+    if callable(noise):
+        return {"noise": noise(i, y)}
+    return {"seed": noise, "counter": i, "stream": int(Stream.SAMPLER)}
+
+
+def _differentiable(score, y, level):
+    """Return (y flattened, s (B, D) as a function of it, whether to keep the graph)."""
+    keep = torch.is_grad_enabled()
+    with torch.enable_grad():
+        flat = y.detach().reshape(len(y), -1).requires_grad_()
+        return flat, score(flat.reshape(y.shape), level).reshape(len(y), -1), keep
+
+
+def _grad(value, at, keep):
+    return torch.autograd.grad(value, at, retain_graph=True, create_graph=keep)[0]
+
+
+def _as_state(s, y, keep):
+    return (s if keep else s.detach()).reshape(y.shape)
