@@ -32,7 +32,7 @@ class GaussianPrior(nn.Module):
         self.register_buffer("variance", torch.ones(self.rank))
 
     def fit(self, mean, covariance):
-        """Take the moments of log x: mean (D,), covariance (D, D), both float64."""
+        """Take the moments of log x over the data: mean (D,), covariance (D, D), float64."""
         channels = self.shape[0]
         if self.rank == 0:
             pooled = mean.reshape(channels, -1)
@@ -53,10 +53,13 @@ class GaussianPrior(nn.Module):
         self.rest.fill_(float(left.mean()) if len(left) else 0.0)
 
     def sample(self, z, level):
-        """Return y for standard normals z (B, C, H, W) at noise variance `level`."""
-        wide = (self.rest + level).sqrt()
-        own = (z.flatten(1) @ self.basis) * ((self.variance + level).sqrt() - wide.flatten()[0])
-        return self.mean + wide * z + (own @ self.basis.T).reshape(z.shape)
+        """Return y, float32, for standard normals z (B, C, H, W) at noise variance `level`."""
+        # Summed in double, so that what an image gets does not depend on the batch's blocking.
+        kind = torch.float32 if z.device.type == "mps" else torch.float64
+        z, basis = z.to(kind), self.basis.to(kind)
+        wide, own = (self.rest.to(kind) + level).sqrt(), (self.variance.to(kind) + level).sqrt()
+        along = (z.flatten(1) @ basis) * (own - wide.flatten()[0])
+        return (self.mean + wide * z + (along @ basis.T).reshape(z.shape)).float()
 
     def log_prob(self, y, level):
         """Return the log density of y (B, C, H, W) at noise variance `level`, float64 (B,)."""

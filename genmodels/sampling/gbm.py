@@ -1,4 +1,4 @@
-"""Geometric Brownian motion backwards in time: samplers of a score, its likelihood, its level.
+"""Geometric Brownian motion backwards in time: samplers of a score, in y = log x.
 
     forward   dX = mu X dt + sigma X dW,  mu = drift sigma^2,  clock S = int sigma^2 dt
               y = log X:  y_S = y_0 + (drift - 1/2) S + sqrt(S) z          (Ito: -sigma^2 / 2)
@@ -21,11 +21,13 @@ import math
 import torch
 
 from genmodels.kernels.gbm_step import gbm_step
+from genmodels.kernels.philox import philox_normal, philox_uniform
 from genmodels.sampling.ode import sample_heun
 from genmodels.seeding import Stream
 
 GRIDS = ("uniform", "quadratic", "geometric")
 SOLVERS = ("heun", "rk4")
+SAMPLERS = ("ode", "dls", "ancestral", "ums", "paper")
 
 
 def variance_levels(steps, low, high, grid="geometric"):
@@ -172,6 +174,64 @@ def sample_paper(score, y, levels, *, noise, delta, inner=1, anneal=0.995, form=
     return (x if form == "ums" else y.exp()), flips
 
 
+def sample(cfg, score, y, levels, *, noise, callback=None):
+    """Return (log x, flips or None) by cfg.sampler; a flipped x has log x = -inf.
+
+    Args:
+        cfg: a GBMConfig (methods/gbm.py).
+        score, y, levels, noise, callback: as for sample_dls.
+    """
+    common = {"drift": cfg.drift, "callback": callback}
+    if cfg.sampler == "ode":
+        return sample_ode(score, y, levels, solver=cfg.solver, **common), None
+    common["noise"] = noise
+    if cfg.sampler == "dls":
+        return sample_dls(score, y, levels, denoise=cfg.denoise_last, **common), None
+    if cfg.sampler == "ancestral":
+        return sample_ancestral(score, y, levels, **common), None
+    if cfg.sampler == "ums":
+        x, flips = sample_ums(score, y, levels, denoise=cfg.denoise_last, **common)
+    else:
+        own = {key: getattr(cfg, key) for key in ("delta", "inner", "anneal", "form", "final")}
+        x, flips = sample_paper(score, y, levels, rate=levels[0], **own, **common)
+    return x.clamp(min=0).log(), flips
+
+
+def variational_bound(denoised, y, low, high, prior, seeds, steps):
+    """Return a lower bound, in expectation, of the log density of y = log x, float64 (B,):
+
+        log p(y) >= E log N(y; D(y_low), low I) - KL(q(y_high | y) || prior)
+                    - 1/2 int_low^high E |D(y_S; S) - y|^2 / S^2 dS,     y_S = y + sqrt(S) z
+
+    The integral is averaged over one S in each of `steps` equal parts of log S; the place in them
+    and the noise come from each image's seed.
+
+    Args:
+        denoised: D(y, S) -> like y, S float32 (B,).
+        y: log x of clean images (B, ...).
+        low, high: the smallest and the largest S.
+        prior: GaussianPrior.
+        seeds: int64 (B,).
+
+    Reference: Kingma et al. 2021, "Variational diffusion models", arXiv 2107.00630, equation 17.
+    """
+    shape, stream = y.shape[1:], {"stream": int(Stream.LEVEL), "device": y.device}
+
+    def square(level, step):
+        z = philox_normal(shape, seeds, step, **stream)
+        noisy = y.float() + level.float().sqrt().reshape(-1, *[1] * len(shape)) * z
+        return (denoised(noisy, level.float()).double() - y).square().flatten(1).sum(1)
+
+    place = philox_uniform((), seeds, 0, **stream).double()
+    integral = torch.zeros_like(place)
+    for k in range(steps):
+        level = low * (high / low) ** ((k + place) / steps)
+        integral += square(level, k + 1) / (2 * level) * math.log(high / low) / steps
+    last = square(torch.full_like(place, low), steps + 1) / (2 * low)
+    last += math.prod(shape) / 2 * math.log(2 * math.pi * low)
+    return -(last + integral + prior.divergence_of(y, high))
+
+
 def log_step(y, score, variance, scale, drift, **draw):
     """Return y + v h + (3/2 - drift) v + scale z through the kernel.
 
@@ -180,122 +240,6 @@ def log_step(y, score, variance, scale, drift, **draw):
     """
     drift = drift * variance + variance
     return gbm_step(y, score, variance=variance, drift=drift, noise_scale=scale, form="log", **draw)
-
-
-def log_density(score, y, levels, prior, divergence, drift=0.5):
-    """Return log p(y) at the lowest level by the probability-flow ODE, float64 (B,).
-
-    log p(y) = log prior(y_T) + int div F dlog(sigma) along dz/dlog(sigma) = F = -S s(y, S), with
-    z = y - (drift - 1/2) S; by RK4 on the grid of levels.
-
-    Args:
-        score: s(y, S).
-        y: log x at levels[0], (B, ...), float64 advised.
-        levels: increasing variances, from the data's level (> 0) to the prior's.
-        prior: callable, log density of y at levels[-1].
-        divergence: callable (y, S) -> (s, div s (B,)); see exact_divergence and hutchinson.
-    """
-    shift = drift - 0.5
-    z = y - shift * levels[0]
-    change = torch.zeros(len(y), dtype=torch.float64, device=y.device)
-
-    def slope(state, u):
-        level = math.exp(2 * u)
-        s, div = divergence(state[0] + shift * level, level)
-        return (-level * s.to(y.dtype), -level * div.double())
-
-    for level, after in zip(levels, levels[1:]):
-        z, change = _rk4(_pair(slope), _Pair(z, change), level, after)
-    return prior(z + shift * levels[-1]).double() + change
-
-
-def exact_divergence(score):
-    """Return a callable (y, S) -> (s, div s): one backward pass for each element of y.
-
-    Both carry a graph to the parameters of `score` where gradients are enabled.
-    """
-
-    def call(y, level):
-        flat, s, keep = _differentiable(score, y, level)
-        parts = [_grad(s[:, j].sum(), flat, keep)[:, j] for j in range(s.shape[1])]
-        return _as_state(s, y, keep), torch.stack(parts).sum(0)
-
-    return call
-
-
-def hutchinson(score, probes):
-    """Return a callable (y, S) -> (s, div s estimated as the mean of e . grad(e . s)).
-
-    Args:
-        score: s(y, S).
-        probes: list of tensors like y of independent signs, the same for every call.
-    """
-
-    def call(y, level):
-        flat, s, keep = _differentiable(score, y, level)
-        signs = [probe.reshape(len(y), -1).to(s) for probe in probes]
-        parts = [(_grad((s * e).sum(), flat, keep) * e).sum(1) for e in signs]
-        return _as_state(s, y, keep), torch.stack(parts).mean(0)
-
-    return call
-
-
-def nonnegative_objective(s, div):
-    """Return sum_i [2 x psi + x^2 d psi/dx + (x psi)^2 / 2] with psi = h / x, (B,).
-
-    Its mean is E |h - h_true|^2 / 2 up to a constant. In terms of h it is h + dh/dy + h^2 / 2.
-
-    Args:
-        s, div: the log-space score (B, ...) and its divergence (B,).
-
-    Reference: Hyvarinen 2007, "Some extensions of score matching", non-negative data.
-    """
-    h = s.reshape(len(s), -1) - 1
-    return (h + h.square() / 2).sum(1) + div
-
-
-def likeliest_level(y, levels, divergence):
-    """Return the variance that makes each image likeliest, float64 (B,), argmax_S log p_S(y).
-
-    By the heat equation d/dS log p_S(y) = (div s + |s|^2) / 2, summed by trapezoids over the
-    levels; a parabola through the best level and its neighbours refines it.
-
-    Args:
-        y: log x of noisy images (drift removed), (B, ...).
-        levels: increasing variances to choose from, evenly spaced in log.
-        divergence: as for log_density.
-    """
-    slopes = []
-    for level in levels:
-        s, div = divergence(y, level)
-        square = s.double().square().reshape(len(y), -1).sum(1)
-        slopes.append((div.double() + square) * level / 2)  # d/dlog S
-    slopes, step = torch.stack(slopes), math.log(levels[1] / levels[0])
-    rises = (slopes[1:] + slopes[:-1]) / 2 * step
-    height = torch.cat([torch.zeros_like(slopes[:1]), rises.cumsum(0)])
-    best = height.argmax(0).clamp(1, len(levels) - 2)
-    low, mid, high = (height.gather(0, (best + d)[None])[0] for d in (-1, 0, 1))
-    bend = low - 2 * mid + high
-    offset = torch.where(bend < 0, (low - high) / (2 * bend), torch.sign(high - low))
-    logs = torch.tensor(levels, dtype=torch.float64, device=y.device).log()
-    return (logs[best] + offset.clamp(-1, 1) * step).exp()
-
-
-class _Pair(tuple):
-    """Two tensors as one state of _rk4."""
-
-    def __new__(cls, *parts):
-        return super().__new__(cls, parts)
-
-    def __add__(self, other):
-        return _Pair(*(a + b for a, b in zip(self, other)))
-
-    def __rmul__(self, number):
-        return _Pair(*(number * a for a in self))
-
-
-def _pair(slope):
-    return lambda state, u: _Pair(*slope(state, u))
 
 
 def _rk4(slope, state, level, after):
@@ -320,19 +264,3 @@ def _draw(noise, i, y):
     if callable(noise):
         return {"noise": noise(i, y)}
     return {"seed": noise, "counter": i, "stream": int(Stream.SAMPLER)}
-
-
-def _differentiable(score, y, level):
-    """Return (y flattened, s (B, D) as a function of it, whether to keep the graph)."""
-    keep = torch.is_grad_enabled()
-    with torch.enable_grad():
-        flat = y.detach().reshape(len(y), -1).requires_grad_()
-        return flat, score(flat.reshape(y.shape), level).reshape(len(y), -1), keep
-
-
-def _grad(value, at, keep):
-    return torch.autograd.grad(value, at, retain_graph=True, create_graph=keep)[0]
-
-
-def _as_state(s, y, keep):
-    return (s if keep else s.detach()).reshape(y.shape)
