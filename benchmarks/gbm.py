@@ -1,18 +1,18 @@
 """Multiplicative diffusion beside EDM on pixels, with the same network, steps and labels.
 
     python -m benchmarks.gbm digits|mnist|fashion_mnist [out=benchmarks/results] [work=runs/gbm]
-        [num=500] [likelihood=200] [features=NAME] [key=value ...]
+        [num=...] [likelihood=50] [features=NAME] [key=value ...]
 
 Trains both from configs/gbm_NAME.yaml (the control keeps everything but the method block), samples
 GBM by its exact samplers and by the paper's, scores all against the test split, and writes
-OUT/gbm_NAME.json, .md and .png. Each stage leaves its result in WORK/NAME and is not repeated.
-Further key=value words go to both trainings. A smoke run:
+OUT/gbm_NAME.json, .md and .png. For the digits the control is the demo's, read from
+benchmarks/results/demo.json: same network, steps and seed. Each stage leaves its result in
+WORK/NAME and is not repeated. Further key=value words go to both trainings. A smoke run:
     python -m benchmarks.gbm digits out=runs/smoke work=runs/smoke num=360 likelihood=4 \
         trainer.max_steps=20
 """
 
 import json
-import math
 import sys
 import time
 from pathlib import Path
@@ -26,8 +26,11 @@ from benchmarks.demo import BLOCK, machine, markdown_table, score_rows
 from genmodels import benchmark, cli, images
 from genmodels.config import DataConfig, parse_value
 from genmodels.data import load_split
+from genmodels.likelihood import bits_per_dim
 
 CONFIGS = {"digits": "gbm_digits", "mnist": "gbm_mnist", "fashion_mnist": "gbm_fashion"}
+
+FEATURES = {"digits": "digits", "mnist": "pixels", "fashion_mnist": "fashion"}
 
 # row -> (which model, options of sample()); the paper's sampler takes its 1,000 levels of step
 # 6.165e-4 eight at a time, which keeps its time and the decay of its noise.
@@ -45,7 +48,7 @@ REPORT = """# Multiplicative diffusion (GBM) on {name}
 `{command}`: {steps} steps of {batch} images for each method, seed {seed}, the same network
 ({parameters:.2f} M parameters), class-conditional; {machine} (a shared machine: seconds are rough);
 {versions}.
-Training {train_seconds[gbm]:.0f} s (GBM), {train_seconds[edm]:.0f} s (EDM).
+Training: {seconds}.
 
 {protocol}
 
@@ -72,28 +75,29 @@ def compare(argv):
     name = positionals[0]
     out = Path(words.pop("out", "benchmarks/results"))
     work = Path(words.pop("work", "runs/gbm")) / name
-    num = parse_value("num", words.pop("num", "1440" if name == "digits" else "500"), int)
-    bits = parse_value("likelihood", words.pop("likelihood", "200"), int)
-    features = words.pop("features", "digits" if name == "digits" else "pixels")
+    num = parse_value("num", words.pop("num", "1440" if name == "digits" else "300"), int)
+    bits = parse_value("likelihood", words.pop("likelihood", "50"), int)
+    features = words.pop("features", FEATURES[name])
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     changed = [f"{key}={text}" for key, text in words.items()]
     facts = {"command": " ".join(["python -m benchmarks.gbm", *argv]), "name": name, "num": num}
     models, facts["train_seconds"] = {}, {}
-    for method in ("gbm", "edm"):
+    for method in ("gbm",) if name == "digits" else ("gbm", "edm"):
         done = once(work / f"{method}.json", lambda method=method: train_one(
             method, name, work, changed))  # fmt: skip
         models[method] = genmodels.load(done["run"])
         facts["train_seconds"][method] = done["seconds"]
         facts["prior"] = done["words"] or facts.get("prior", "")
     pictures, facts["sample_seconds"] = {}, {}
-    for i, (row, (method, options)) in enumerate(ROWS.items()):
+    rows = {row: value for row, value in ROWS.items() if value[0] in models}
+    for i, (row, (method, options)) in enumerate(rows.items()):
         done = once(work / f"row{i}.json", lambda i=i, method=method, options=options: sample_one(
             models[method], work / f"row{i}.npz", num, options))  # fmt: skip
         pictures[row] = images.read_images(done["file"])
         facts["sample_seconds"][row] = done["seconds"]
     facts["likelihood"] = {
-        method: once(work / f"{method}_bits.json", lambda m=model: likelihood(m, bits))
+        method: once(work / f"{method}_bits.json", lambda model=model: likelihood(model, bits))
         for method, model in models.items()
     }
     cfg = models["gbm"].cfg
@@ -147,22 +151,13 @@ def sample_one(model, path, num, options):
 
 
 def likelihood(model, num):
-    """Return {kind: {"value", "stderr"}} in bits/dim over the first test images, dequantised."""
-    if not getattr(model, "LIKELIHOODS", ()):
-        return {}
+    """Return {kind: {"value", "stderr", "num"}}: bits/dim of the first test images."""
     pixels, labels = (part[:num] for part in load_split(model.cfg.data, "test"))
-    generator, size = torch.Generator().manual_seed(0), math.prod(model.shape)
-    noise = torch.rand(pixels.shape, generator=generator, dtype=torch.float64)
-    x, started = (pixels + noise - 0.5) / 127.5 - 1, time.monotonic()
-    result = {}
+    result, started = {}, time.monotonic()
     for kind in model.LIKELIHOODS:
-        parts = [
-            model.log_prob(part, own, kind=kind, seeds=range(64 * i, 64 * i + len(part)))
-            for i, (part, own) in enumerate(zip(x.split(64), labels.split(64)))
-        ]
-        rows = -torch.cat(parts) / (size * math.log(2)) + math.log2(127.5)
-        error = float(rows.std() / num**0.5)
-        result[kind] = {"value": float(rows.mean()), "stderr": error, "num": num}
+        bits = bits_per_dim(model, pixels, labels, kind=kind, steps=32)
+        error = float(bits.std() / num**0.5)
+        result[kind] = {"value": float(bits.mean()), "stderr": error, "num": num}
     return result | {"seconds": round(time.monotonic() - started, 1)}
 
 
@@ -172,10 +167,12 @@ def score(name, pictures, features):
     rows = dict(pictures)
     count = len(next(iter(pictures.values())))
     if name == "digits":
-        rows["real training digits"] = real[: BLOCK * (len(real) // BLOCK)]
-        return score_rows(rows, real, held_out), (
+        demo = json.loads(Path("benchmarks/results/demo.json").read_text())["rows"]
+        kept = {"EDM on pixels, from demo.json": demo["EDM (ours)"],
+                "real training digits, from demo.json": demo["real training digits"]}  # fmt: skip
+        return score_rows(rows, real, held_out) | kept, (
             f"Scores compare {BLOCK} images with the {BLOCK} held-out digits: means over "
-            f"{count // BLOCK} blocks +- standard errors from random halves."
+            f"{count // BLOCK} blocks +- standard errors from random halves (columns: demo.md)."
         )
     pick = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:count]
     rows["real training images"] = real[pick]
@@ -199,7 +196,7 @@ def score(name, pictures, features):
 
 
 def write(out, name, scores, facts, pictures):
-    """Write the JSON, the report and a picture (a row of columns: GBM by ODE, paper's, EDM)."""
+    """Write the JSON, the report and a picture: GBM by its ODE, by the paper's sampler, EDM."""
     lines = [
         f"- {method.upper()}: " + ", ".join(
             f"{kind} {s['value']:.3f} +- {s['stderr']:.3f} ({s['num']} images)"
@@ -208,14 +205,20 @@ def write(out, name, scores, facts, pictures):
     ]  # fmt: skip
     bits = "Bits/dim of dequantised test images:\n\n" + "\n".join(lines)
     shown = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
-    words = facts | {"versions": shown, "likelihood": bits, "table": markdown_table(scores)}
+    seconds = ", ".join(f"{m.upper()} {s:.0f} s" for m, s in facts["train_seconds"].items())
+    words = facts | {
+        "versions": shown,
+        "seconds": seconds,
+        "likelihood": bits,
+        "table": markdown_table(scores),
+    }
     images.write_bytes(out / f"gbm_{name}.md", REPORT.format(**words).encode())
     text = json.dumps({"rows": scores} | facts, indent=1)
     images.write_bytes(out / f"gbm_{name}.json", text.encode())
     made = list(pictures.values())
-    sheets = [images.grid(made[i][:80], 10) for i in (0, 2, 3)]
+    sheets = [images.grid(made[i][:80], 10) for i in (0, 2, 3) if i < len(made)]
     gap = torch.full((*sheets[0].shape[:2], 3), 255, dtype=torch.uint8)
-    sheet = torch.cat([sheets[0], gap, sheets[1], gap, sheets[2]], dim=2)
+    sheet = torch.cat([part for s in sheets for part in (s, gap)][:-1], dim=2)
     images.write_png(out / f"gbm_{name}.png", images.enlarge(sheet, 4 if name == "digits" else 1))
     columns = ["", *next(iter(scores.values()))]
     cells = [[row, *(f"{s['value']:.3f} +- {s['stderr']:.3f}" for s in row_scores.values())]
