@@ -6,54 +6,22 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY
+from gbm_reference import Exact, M, V, batch, build, exact_model
 from torch import nn
 
 import genmodels
-import sample
 import train
 from genmodels import checkpoint, images
 from genmodels.checkpoint import read_checkpoint
 from genmodels.data import ImageDataModule
 from genmodels.images import to_uint8
-from genmodels.networks.precond import LogSpace
-from genmodels.networks.prior import GaussianPrior, log_moments, mixture_divergence
 
-DIGITS = str(ROOT / "configs" / "gbm_digits.yaml")
-M, V = 0.35, 0.0025  # log(u + 1) of the images below: all of them in [0, log 2]
 SAMPLERS = ("ode", "dls", "ancestral", "ums", "paper")
-
-
-def build(*words):
-    return genmodels.build(DIGITS, *TINY, *words).eval()
-
-
-class Exact(LogSpace):
-    """The exact denoiser of log x ~ N(M, v) in every pixel; `gain` spoils it."""
-
-    def __init__(self, v=V, gain=0.0):
-        super().__init__(None)
-        self.v, self.gain = v, gain
-        self.mean.fill_(M)
-        self.sigma_data.fill_(math.sqrt(v))
-
-    def forward(self, y, sigma, labels=None):
-        level = torch.as_tensor(sigma).to(y) ** 2
-        level = level.expand(len(y)).reshape(-1, 1, 1, 1)
-        return M + (self.v / (self.v + level) + self.gain) * (y - M)
 
 
 @pytest.fixture
 def exact():
     return exact_model()
-
-
-def exact_model(*words, v=V, gain=0.0):
-    model = build(*words)
-    model.net = Exact(v, gain)
-    model.prior = GaussianPrior("lognormal", model.shape)
-    model.prior.fit(torch.full((64,), M).double(), v * torch.eye(64).double())
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +33,6 @@ def trained():
     nn.init.normal_(model.net.net.unet.conv_out.weight, std=0.05)
     nn.init.normal_(model.net.net.unet.class_embedding.weight)
     return model
-
-
-def batch(count, v=V):
-    y = M + math.sqrt(v) * torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    x = (y.exp() - 1) * 2 - 1
-    return {"image": x, "label": torch.full((count,), -1), "n": torch.arange(count)}
 
 
 def test_score_is_x_times_the_gradient_of_the_log_density(exact):
@@ -166,110 +128,9 @@ def test_prepare_measures_the_data(trained):
     )
 
 
-@pytest.mark.parametrize(("kind", "rank"), [("lognormal", 0), ("lowrank", 3), ("full", 8)])
-def test_prior_samples_have_its_density(kind, rank):
-    """Moments of samples against a Gaussian of the stated covariance, and its KL to itself."""
-    generator = torch.Generator().manual_seed(0)
-    factor = torch.randn(8, 8, generator=generator).double() / 3
-    covariance, mean = factor @ factor.T, torch.linspace(-1, 1, 8).double()
-    prior = GaussianPrior(kind, (2, 2, 2), rank=3)
-    prior.fit(mean, covariance)
-    assert prior.basis.shape == (8, rank)
-    z = torch.randn(200_000, 2, 2, 2, generator=generator)
-    rows = prior.sample(z, 0.2).flatten(1).double()
-    law = torch.distributions.MultivariateNormal(rows.mean(0), torch.from_numpy(np.cov(rows.T)))
-    torch.testing.assert_close(
-        prior.log_prob(rows[:50].reshape(50, 2, 2, 2), 0.2), law.log_prob(rows[:50]),
-        rtol=0, atol=0.05,
-    )  # fmt: skip
-    if kind == "full":
-        torch.testing.assert_close(law.covariance_matrix, covariance + 0.2 * torch.eye(8),
-                                   rtol=0.02, atol=0.02)  # fmt: skip
-    y = mean.reshape(1, 2, 2, 2) + 0.3
-    point = torch.distributions.MultivariateNormal(y.flatten(), 0.2 * torch.eye(8).double())
-    expected = torch.distributions.kl_divergence(point, law)
-    torch.testing.assert_close(prior.divergence_of(y, 0.2)[0], expected, rtol=0.02, atol=0.02)
-    apart = prior.divergence_from(mean, covariance, 0.2)
-    assert apart == pytest.approx(0, abs=1e-9) if kind == "full" else apart > 0.01
-
-
-def test_divergence_of_the_digits_from_the_iid_prior():
-    """The figures of p_T taken as Gaussian, at the paper's sigma 0.8 and others."""
-    model = build("method.prior=lognormal")
-    pixels = ImageDataModule(model.cfg.data).train[0]
-    table = (torch.arange(256).double() / 255 + 1).log()
-    mean, covariance = log_moments(pixels, table)
-    model.prior.fit(mean, covariance)
-    for sigma, nats in ((0.4, 6.81), (0.8, 1.82), (2.0, 0.29), (5.0, 0.046)):
-        assert model.prior.divergence_from(mean, covariance, sigma**2) == pytest.approx(
-            nats, rel=0.02
-        )
-    # Sampled, with the images themselves as p_T: beyond 2 the two agree within 3 standard errors.
-    value, stderr = mixture_divergence(model.prior, pixels, table, 4.0)
-    assert abs(value - 0.29) < 3 * stderr and stderr < 0.06
-
-
 def test_prepare_says_the_divergence(trained):
     words = trained.prepare(ImageDataModule(trained.cfg.data))
     assert "prior full at sigma_max=1.5: KL(p_T || prior)" in words
-
-
-def density(x, v, offset=1.0):
-    """log p of images whose log(u + offset) is N(M, v), on the [-1, 1] scale, (B,)."""
-    positive = (x.double() + 1) / 2 + offset
-    law = torch.distributions.LogNormal(M, math.sqrt(v))
-    return law.log_prob(positive).flatten(1).sum(1) - 64 * math.log(2)
-
-
-def test_log_prob_of_a_lognormal(exact):
-    """The density that the flow reaches at sigma_min; the divergence is diagonal, so exact."""
-    x, seeds = batch(4)["image"], range(4)
-    low = exact.cfg.method.sigma_min**2
-    expected = density(x, V + low)
-    torch.testing.assert_close(
-        exact.log_prob(x, kind="ode", seeds=seeds, steps=100), expected, rtol=0, atol=5e-3
-    )
-
-
-def test_log_prob_of_a_mixture():
-    """Two log-normals in each pixel; the Gaussian prior fits well enough at sigma_max = 10."""
-    model = exact_model("method.sigma_max=10")
-    parts = ((0.3, 0.15, 0.05), (0.7, 0.5, 0.025))
-
-    class Mixture(Exact):
-        def forward(self, y, sigma, labels=None):
-            level = torch.as_tensor(sigma, dtype=torch.float64) ** 2
-            y = y.double()
-            logs = [math.log(w) - (y - m) ** 2 / (2 * (s**2 + level)) - (s**2 + level).log() / 2
-                    for w, m, s in parts]  # fmt: skip
-            share = torch.softmax(torch.stack(logs), dim=0)
-            return y + level * sum(
-                r * (m - y) / (s**2 + level) for r, (_, m, s) in zip(share, parts)
-            )
-
-    model.net = Mixture()
-    mean = sum(w * m for w, m, _ in parts)
-    variance = sum(w * (s**2 + (m - mean) ** 2) for w, m, s in parts)
-    model.prior.fit(torch.full((64,), mean).double(), variance * torch.eye(64).double())
-    u = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(2)).double()
-    y, low = (u + 1).log(), model.cfg.method.sigma_min**2
-    logs = [math.log(w) + torch.distributions.Normal(m, math.sqrt(s**2 + low)).log_prob(y)
-            for w, m, s in parts]  # fmt: skip
-    expected = (torch.logsumexp(torch.stack(logs), 0) - y).flatten(1).sum(1) - 64 * math.log(2)
-    found = model.log_prob(2 * u - 1, kind="ode", seeds=range(3), steps=200)
-    # 64 pixels of about 4e-4 nats each, and the prior's misfit.
-    torch.testing.assert_close(found, expected, rtol=0, atol=0.03)
-
-
-def test_bound_is_tight_for_the_exact_model(exact):
-    """Its mean over images is that of log p, less the little the last step loses."""
-    x = batch(600)["image"]
-    bound = exact.log_prob(x, kind="bound", seeds=range(600), steps=64)
-    gap = density(x, V) - bound
-    error = float(gap.std() / 600**0.5)
-    assert abs(float(gap.mean())) < 4 * error + 0.02 and error < 0.5
-    spoilt = exact_model(gain=0.2)
-    assert (spoilt.log_prob(x, kind="bound", seeds=range(600)) - bound).mean() < -10
 
 
 def test_log_prob_depends_on_an_images_own_seed(trained):
@@ -401,49 +262,6 @@ def test_restore_is_the_posterior_mean_of_the_log(exact):
     assert float(found.mean()) == pytest.approx(sigma, rel=0.05)
     assert float(found.std()) < 0.15 * sigma
     assert (again - clean).square().mean() < 1.2 * (restored - clean).square().mean()
-
-
-def test_denoise_command(trained, tmp_path):
-    """Files in, files out in their order; the level given or estimated."""
-    run = checkpoint.write_export(trained, tmp_path / "model", "card")
-    pixels = ImageDataModule(trained.cfg.data).held_out[0][:5]
-    for i, picture in enumerate(pixels):
-        (tmp_path / "noisy").mkdir(exist_ok=True)
-        images.write_png(tmp_path / "noisy" / f"{i}.png", picture)
-    words = [str(run), f"denoise={tmp_path}/noisy", "law=lognormal"]
-    assert sample.main([*words, "level=0.2", f"out={tmp_path}/a"]) == 0
-    expected = trained.restore(images.from_uint8(pixels), "lognormal", 0.2)[0]
-    assert torch.equal(images.read_images(tmp_path / "a"), to_uint8(expected))
-    assert sample.main([*words, "level=auto", "batch=2", f"out={tmp_path}/b"]) == 0
-    assert len(list((tmp_path / "b").glob("[0-9]*.png"))) == 5
-    floats = (pixels.permute(0, 2, 3, 1).numpy() * 1.5).astype(np.float32)  # beyond 255
-    np.save(tmp_path / "noisy.npy", floats)
-    assert (
-        sample.main([*words, f"denoise={tmp_path}/noisy.npy", "level=0.2", f"out={tmp_path}/c"])
-        == 0
-    )
-    noisy = torch.from_numpy(floats).permute(0, 3, 1, 2) / 127.5 - 1
-    expected = trained.restore(noisy, "lognormal", 0.2)[0]
-    assert torch.equal(images.read_images(tmp_path / "c"), to_uint8(expected))
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["law=poisson", "level=1"], "law=poisson: choose from lognormal"),
-        (["law=lognormal", "level=9"], "level=9.0: this model knows 0.005 to 1.5"),
-        (["law=lognormal", "level=much"], "level=much: must be a number, or auto"),
-        (["level=0.1"], "law=: choose from lognormal"),
-        (["law=lognormal", "level=0.1", "steps=3"], "unknown key steps=3"),
-        (["law=lognormal", "level=0.1", "denoise=nowhere"], "no such folder, .zip or .npz"),
-    ],
-)
-def test_denoise_command_refuses(trained, tmp_path, capsys, words, message):
-    run = checkpoint.write_export(trained, tmp_path / "model", "card")
-    images.write_png(tmp_path / "1.png", torch.zeros(1, 8, 8, dtype=torch.uint8))
-    assert sample.main([str(run), f"denoise={tmp_path}/1.png", f"out={tmp_path}/o", *words]) == 2
-    errors = capsys.readouterr().err
-    assert message in errors and errors.count("\n") == 1 and not (tmp_path / "o").exists()
 
 
 def test_trains_resumes_and_exports(train_tiny, tmp_path):

@@ -5,8 +5,7 @@
     learned   D(y; S) = E[y_0 | y],   s = (D - y) / S,   h = x grad_x log p = s - 1
     loss      E w(S) |D - y_0|^2 = E w(S) S^2 |h_theta(x) - h(x | x_0)|^2
 
-The network sees y less its drift. Samplers are in genmodels/sampling/gbm.py, the prior they start
-from in genmodels/networks/prior.py.
+The network sees y less its drift. Samplers: sampling/gbm.py; their start: networks/prior.py.
 
 References: "Dale meets Langevin", arXiv 2510.02730; Hyvarinen 2007 (explicit score matching of
 non-negative data); Karras et al. 2022, arXiv 2206.00364 (the preconditioning, here of log x).
@@ -26,10 +25,9 @@ from genmodels.kernels.philox import philox_normal, philox_uniform
 from genmodels.methods.base import GenerativeModule
 from genmodels.networks import NETWORKS
 from genmodels.networks.precond import LogSpace
-from genmodels.networks.prior import PRIORS, GaussianPrior, log_moments, mixture_divergence
+from genmodels.networks.prior import PRIORS, GaussianPrior, fit_to_images
 from genmodels.sampling import divergence, gbm
-from genmodels.sampling.likelihood import TRACES, ode_log_prob
-from genmodels.sampling.schedules import state_dtype
+from genmodels.sampling.likelihood import TRACES
 from genmodels.seeding import Stream
 
 SCHEDULES = ("geometric", "constant")
@@ -84,11 +82,11 @@ class GBMConfig:
               f"must be in (0, sigma_max={self.sigma_max})")  # fmt: skip
         check(self.sigma_max <= 10, "method.sigma_max", self.sigma_max,
               "must be <= 10: x = exp(y) would leave float32")  # fmt: skip
-        for key in ("rank", "steps", "inner"):
-            check(getattr(self, key) >= 1, f"method.{key}", getattr(self, key), "must be >= 1")
+        for key, least in (("rank", 1), ("steps", 1), ("inner", 1), ("final", 0)):
+            check(getattr(self, key) >= least, f"method.{key}", getattr(self, key),
+                  f"must be >= {least}")  # fmt: skip
         check(self.delta > 0, "method.delta", self.delta, "must be > 0")
         check(0 < self.anneal <= 1, "method.anneal", self.anneal, "must be in (0, 1]")
-        check(self.final >= 0, "method.final", self.final, "must be >= 0")
 
     @property
     def ends(self):
@@ -97,11 +95,7 @@ class GBMConfig:
 
 
 class GBM(GenerativeModule):
-    """Multiplicative diffusion in log space.
-
-    Args:
-        cfg: Config whose method is a GBMConfig.
-    """
+    """Multiplicative diffusion in log space; cfg.method is a GBMConfig."""
 
     Config = GBMConfig
     SAMPLE_OPTIONS = {
@@ -119,33 +113,21 @@ class GBM(GenerativeModule):
 
     def __init__(self, cfg):
         super().__init__(cfg)
-        method = cfg.method
-        check(method.loss == "denoising" or not cfg.trainer.compile, "trainer.compile", "true",
-              f"method.loss={method.loss} differentiates twice; use compile=false")  # fmt: skip
-        raw = NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes)
-        self.net = LogSpace(raw)
-        self.prior = GaussianPrior(method.prior, self.shape, method.rank)
+        check(cfg.method.loss == "denoising" or not cfg.trainer.compile, "trainer.compile", "true",
+              f"method.loss={cfg.method.loss} differentiates twice; use compile=false")  # fmt: skip
+        self.net = LogSpace(NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes))
+        self.prior = GaussianPrior(cfg.method.prior, self.shape, cfg.method.rank)
 
     def prepare(self, data):
         """Fit preconditioning and prior to log x of the training images; return words about it."""
-        pixels, level = data.train[0], self.cfg.method.sigma_max**2
+        pixels, cfg = data.train[0], self.cfg.method
         if self.cfg.data.flip:
             pixels = torch.cat([pixels, pixels.flip(-1)])
-        table = (torch.arange(256, dtype=torch.float64) / 255 + self.cfg.method.offset).log()
-        mean, covariance = log_moments(pixels, table)
-        center = mean.mean()
-        spread = float((covariance.diag() + (mean - center) ** 2).mean().sqrt())
-        check(spread > 0, "data.name", self.cfg.data.name, "all its pixels are the same")
-        self.net.mean.fill_(float(center))
-        self.net.sigma_data.fill_(spread)
-        self.prior.fit(mean, covariance)
-        gaussian = self.prior.divergence_from(mean, covariance, level)
-        sampled, stderr = mixture_divergence(self.prior, pixels, table, level)
-        return (
-            f"log x: mean {float(center):.4f}, std {spread:.4f}; prior {self.prior.kind} at "
-            f"sigma_max={math.sqrt(level):g}: KL(p_T || prior) = {gaussian:.3g} nats with p_T "
-            f"taken as Gaussian, {sampled:.3g} +- {stderr:.2g} with the noised training images"
-        )
+        (mean, std), words = fit_to_images(self.prior, pixels, cfg.offset, cfg.sigma_max**2)
+        check(std > 0, "data.name", self.cfg.data.name, "all its pixels are the same")
+        self.net.mean.fill_(mean)
+        self.net.sigma_data.fill_(std)
+        return words
 
     def to_state(self, x, slack=0.0):
         """Return y = log(u + offset) for images x in [-1, 1], u = (x + 1) / 2.
@@ -155,8 +137,7 @@ class GBM(GenerativeModule):
         """
         u = (x + 1) / 2
         low, high = (float(value) for value in torch.aminmax(u.detach()))
-        slack += 1e-6  # rounding
-        if not (low >= -slack and high <= 1 + slack):  # NaN fails too
+        if not (low >= -slack - 1e-6 and high <= 1 + slack + 1e-6):  # NaN fails too
             raise ValueError(
                 f"image={low:.4g}..{high:.4g}: its pixels must be in [0, 1], for the model is of "
                 "log(pixel + offset); rescale or clip them"
@@ -219,10 +200,8 @@ class GBM(GenerativeModule):
     def _divergence(self, labels, trace, signs):
         """Return a callable (y, S) -> (s, div s)."""
         score = self._scorer(labels)
-        if trace == "exact":
-            call = divergence.exact_divergence(score)
-        else:
-            call = divergence.hutchinson(score, signs)
+        exact, estimate = divergence.exact_divergence, divergence.hutchinson
+        call = exact(score) if trace == "exact" else estimate(score, signs)
 
         def plain(y, level):
             with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
@@ -247,8 +226,8 @@ class GBM(GenerativeModule):
 
     def score(self, x, sigma, labels=None):
         """Return h = x grad_x log p(x), the multiplicative score; arguments as for denoise."""
-        level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x)) ** 2
-        return self._scorer(labels)(self._noisy_state(x), level) - 1
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+        return self._scorer(labels)(self._noisy_state(x), sigma**2) - 1
 
     def _noisy_state(self, x):
         u, offset = (x + 1) / 2, self.cfg.method.offset
@@ -267,14 +246,16 @@ class GBM(GenerativeModule):
             labels: int64 (B,), or None.
 
         Raises:
-            ValueError: an unknown law, a level that the model does not know.
+            ValueError: an unknown law, a level that the model does not know, another size.
         """
+        check(tuple(images.shape[1:]) == self.shape, "image", tuple(images.shape),
+              f"must be of shape (N, {', '.join(map(str, self.shape))})")  # fmt: skip
         cfg, images = self.cfg.method, images.to(self.device)
         check(law in self.DENOISE_LAWS, "law", law, f"choose from {', '.join(self.DENOISE_LAWS)}")
         if level is not None:
             check(cfg.sigma_min <= level <= cfg.sigma_max, "level", level,
                   f"this model knows {cfg.sigma_min} to {cfg.sigma_max}")  # fmt: skip
-            level = torch.full((len(images),), float(level))
+            level = torch.full((len(images),), level)
         else:
             levels = gbm.variance_levels(49, *cfg.ends)[-2::-1]
             zeros = torch.zeros(len(images), dtype=torch.int64, device=self.device)
@@ -286,15 +267,15 @@ class GBM(GenerativeModule):
     def sample(self, seeds, labels=None, *, noise="cpu", callback=None, **options):
         """Return generated images in [-1, 1], float32 (N, C, H, W).
 
-        Image k depends on seeds[k] alone: its latents and class come from its own torch generator,
-        the sampler's noise from Philox keyed by its seed.
+        Image k depends on seeds[k] alone: latents and class come from its own torch generator, the
+        sampler's noise from Philox.
 
         Args:
             seeds: N whole numbers.
             labels: classes of a conditional model: None (random), one int, or N ints.
-            noise: device of the generators of the latents.
+            noise: device of the latents' generators.
             callback: called as callback(i, images) after each step.
-            options: see SAMPLE_OPTIONS; those left at None come from the model's config.
+            options: see SAMPLE_OPTIONS; None: the model's config.
 
         Raises:
             ValueError: an option out of range, or labels the model does not have.
@@ -326,25 +307,25 @@ class GBM(GenerativeModule):
             check(key in SAMPLING, key, options[key], f"choose from {', '.join(SAMPLING)}")
         given = {key: value for key, value in options.items() if value is not None}
         try:
-            return dataclasses.replace(self.cfg.method, **given)
+            cfg = dataclasses.replace(self.cfg.method, **given)
         except ValueError as error:
             raise ValueError(str(error).removeprefix("method.")) from None
+        (low, high), (first, last) = self.cfg.method.ends, cfg.ends
+        check(low <= first and last <= high, "sigma_max", cfg.sigma_max,
+              f"and sigma_min={cfg.sigma_min} must be levels it was trained on")  # fmt: skip
+        return cfg
 
     @torch.no_grad()
     def log_prob(self, x, labels=None, *, kind="ode", seeds, steps=64, trace="hutchinson",
                  probes=1):  # fmt: skip
         """Return log p(x) on the [-1, 1] scale in nats, float64 (B,).
 
-        log p(x) = log p_Y(y) - sum log(u + offset) - D log 2. `ode`: the flow dy/dlog sigma =
-        y - D from sigma_min to the prior. `bound`: below log p in expectation, see
-        sampling.gbm.variational_bound. Arguments as for base.log_prob and LIKELIHOOD_OPTIONS; x
-        may lie half a grey level outside [-1, 1], as dequantised images do.
+        log p(x) = log p_Y(y) - sum log(u + offset) - D log 2 with log p_Y by flow_log_prob (ode)
+        or variational_bound (bound) of sampling/gbm.py. Arguments as for base.log_prob and
+        LIKELIHOOD_OPTIONS; x may lie half a grey level outside [-1, 1], as dequantised images do.
 
         Raises:
-            ValueError: an option out of range; an offset that leaves dequantised black at 0.
-
-        Reference: Song et al. 2021, arXiv 2011.13456, section 4.3; Kingma et al. 2021,
-        "Variational diffusion models", arXiv 2107.00630, equation 17.
+            ValueError: an option out of range; too small an offset.
         """
         check(kind in self.LIKELIHOODS, "kind", kind, f"choose from {', '.join(self.LIKELIHOODS)}")
         check(trace in TRACES, "trace", trace, f"choose from {', '.join(TRACES)}")
@@ -352,25 +333,17 @@ class GBM(GenerativeModule):
         check(probes >= 1, "probes", probes, "must be >= 1")
         check(self.cfg.method.offset > 1 / 510, "method.offset", self.cfg.method.offset,
               "dequantised black reaches -1/510; a density needs a larger offset")  # fmt: skip
-        low, high = self.cfg.method.ends
         seeds = torch.as_tensor(seeds, dtype=torch.int64, device=self.device)
         y = self.to_state(x.double(), slack=1 / 510)
         jacobian = y.flatten(1).sum(1) + math.prod(self.shape) * math.log(2)
+        denoised = lambda y, sigma: self.net(y, sigma, labels)  # noqa: E731
+        common = (denoised, y, *self.cfg.method.ends, self.prior)
         if kind == "bound":
-            denoised = lambda y, level: self.net(y, level.sqrt(), labels)  # noqa: E731
-            bound = gbm.variational_bound(denoised, y, low, high, self.prior, seeds, steps)
-            return bound - jacobian
-        times = torch.linspace(math.log(low) / 2, math.log(high) / 2, steps + 1,
-                               dtype=state_dtype(self.device), device=self.device)  # fmt: skip
-
-        def velocity(y, t):
-            return y - self.net(y, t.exp(), labels).to(y.dtype)
-
+            return gbm.variational_bound(*common, seeds, steps) - jacobian
         signs = lambda i: seeding.signs(seeds, i, probes, self.shape)  # noqa: E731
-        prior = lambda y: self.prior.log_prob(y, high)  # noqa: E731
         with sdpa_kernel(SDPBackend.MATH):
             signs = None if trace == "exact" else signs
-            return ode_log_prob(velocity, y, times, prior, signs=signs) - jacobian
+            return gbm.flow_log_prob(*common, signs, steps) - jacobian
 
 
 def _column(values):

@@ -130,3 +130,23 @@ def mixture_divergence(prior, pixels, table, level, num=256):
     own -= rows.shape[1] / 2 * math.log(2 * math.pi * level)
     gain = own - prior.log_prob(y, level).cpu()
     return float(gain.mean()), float(gain.std() / len(gain) ** 0.5)
+
+
+def fit_to_images(prior, pixels, offset, level):
+    """Fit a prior to log(pixel / 255 + offset) of uint8 images (N, C, H, W).
+
+    Returns (mean, standard deviation) over all pixels, and words about both and about what the
+    prior leaves out at noise variance `level`.
+    """
+    table = (torch.arange(256, dtype=torch.float64) / 255 + offset).log()
+    mean, covariance = log_moments(pixels, table)
+    prior.fit(mean, covariance)
+    center = float(mean.mean())
+    spread = float((covariance.diag() + (mean - center) ** 2).mean().sqrt())
+    gaussian = prior.divergence_from(mean, covariance, level)
+    sampled, stderr = mixture_divergence(prior, pixels, table, level)
+    return (center, spread), (
+        f"log x: mean {center:.4f}, std {spread:.4f}; prior {prior.kind} at sigma_max="
+        f"{math.sqrt(level):g}: KL(p_T || prior) = {gaussian:.3g} nats with p_T taken as Gaussian, "
+        f"{sampled:.3g} +- {stderr:.2g} with the noised training images"
+    )

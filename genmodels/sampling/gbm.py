@@ -1,4 +1,4 @@
-"""Geometric Brownian motion backwards in time: samplers of a score, in y = log x.
+"""Geometric Brownian motion backwards in time, in y = log x: samplers and log densities.
 
     forward   dX = mu X dt + sigma X dW,  mu = drift sigma^2,  clock S = int sigma^2 dt
               y = log X:  y_S = y_0 + (drift - 1/2) S + sqrt(S) z          (Ito: -sigma^2 / 2)
@@ -22,7 +22,9 @@ import torch
 
 from genmodels.kernels.gbm_step import gbm_step
 from genmodels.kernels.philox import philox_normal, philox_uniform
+from genmodels.sampling.likelihood import ode_log_prob
 from genmodels.sampling.ode import sample_heun
+from genmodels.sampling.schedules import state_dtype
 from genmodels.seeding import Stream
 
 GRIDS = ("uniform", "quadratic", "geometric")
@@ -197,6 +199,28 @@ def sample(cfg, score, y, levels, *, noise, callback=None):
     return x.clamp(min=0).log(), flips
 
 
+def flow_log_prob(denoised, y, low, high, prior, signs, steps):
+    """Return log p(y) of y = log x at S = low, float64 (B,), by dy/dlog(sigma) = y - D(y; sigma).
+
+    Args:
+        denoised: D(y, sigma) -> like y, sigma a scalar tensor.
+        y: log x (B, ...), float64.
+        low, high: the smallest and the largest S, where y ~ prior.
+        prior: GaussianPrior.
+        signs: as for ode_log_prob, None = the exact divergence.
+        steps: RK4 steps.
+
+    Reference: Song et al. 2021, arXiv 2011.13456, section 4.3.
+    """
+    ends = math.log(low) / 2, math.log(high) / 2
+    options = {"dtype": state_dtype(y.device), "device": y.device}
+    times = torch.linspace(*ends, steps + 1, **options)
+    return ode_log_prob(
+        lambda y, t: y - denoised(y, t.exp()).to(y.dtype), y, times,
+        lambda y: prior.log_prob(y, high), signs=signs,
+    )  # fmt: skip
+
+
 def variational_bound(denoised, y, low, high, prior, seeds, steps):
     """Return a lower bound, in expectation, of the log density of y = log x, float64 (B,):
 
@@ -207,7 +231,7 @@ def variational_bound(denoised, y, low, high, prior, seeds, steps):
     and the noise come from each image's seed.
 
     Args:
-        denoised: D(y, S) -> like y, S float32 (B,).
+        denoised: D(y, sigma) -> like y, sigma float32 (B,).
         y: log x of clean images (B, ...).
         low, high: the smallest and the largest S.
         prior: GaussianPrior.
@@ -219,8 +243,9 @@ def variational_bound(denoised, y, low, high, prior, seeds, steps):
 
     def square(level, step):
         z = philox_normal(shape, seeds, step, **stream)
-        noisy = y.float() + level.float().sqrt().reshape(-1, *[1] * len(shape)) * z
-        return (denoised(noisy, level.float()).double() - y).square().flatten(1).sum(1)
+        sigma = level.sqrt().float()
+        noisy = y.float() + sigma.reshape(-1, *[1] * len(shape)) * z
+        return (denoised(noisy, sigma).double() - y).square().flatten(1).sum(1)
 
     place = philox_uniform((), seeds, 0, **stream).double()
     integral = torch.zeros_like(place)
