@@ -7,7 +7,13 @@ Trains both from configs/gbm_NAME.yaml (the control keeps everything but the met
 GBM by its exact samplers and by the paper's, scores all against the test split, and writes
 OUT/gbm_NAME.json, .md and .png. For the digits the control is the demo's, read from
 benchmarks/results/demo.json: same network, steps and seed. Each stage leaves its result in
-WORK/NAME and is not repeated. Further key=value words go to both trainings. A smoke run:
+WORK/NAME and is not repeated. Further key=value words go to both trainings.
+
+    python -m benchmarks.gbm priors [out=benchmarks/results]
+
+measures what each prior leaves out, KL(p_T || prior), on the three training sets, and writes
+OUT/gbm_priors.json and .md. A smoke run:
+
     python -m benchmarks.gbm digits out=runs/smoke work=runs/smoke num=360 likelihood=4 \
         trainer.max_steps=20
 """
@@ -27,6 +33,7 @@ from genmodels import benchmark, cli, images
 from genmodels.config import DataConfig, parse_value
 from genmodels.data import load_split
 from genmodels.likelihood import bits_per_dim
+from genmodels.networks.prior import GaussianPrior, fit_to_images
 
 CONFIGS = {"digits": "gbm_digits", "mnist": "gbm_mnist", "fashion_mnist": "gbm_fashion"}
 
@@ -70,10 +77,13 @@ def compare(argv):
     """Train, sample, score, report; see the module's docstring."""
     positionals, words, flags = cli.split_words(argv)
     cli.check_flags(flags, ("--help",))
-    if flags or len(positionals) != 1 or positionals[0] not in CONFIGS:
-        raise ValueError(f"data={' '.join(positionals)}: name one of {', '.join(CONFIGS)}")
+    if flags or len(positionals) != 1 or positionals[0] not in (*CONFIGS, "priors"):
+        names = ", ".join(CONFIGS)
+        raise ValueError(f"data={' '.join(positionals)}: name one of {names}, or priors")
     name = positionals[0]
     out = Path(words.pop("out", "benchmarks/results"))
+    if name == "priors":
+        return priors(out)
     work = Path(words.pop("work", "runs/gbm")) / name
     num = parse_value("num", words.pop("num", "1440" if name == "digits" else "300"), int)
     bits = parse_value("likelihood", words.pop("likelihood", "50"), int)
@@ -108,6 +118,38 @@ def compare(argv):
     }  # fmt: skip
     scores, facts["protocol"] = score(name, pictures, features)
     write(out, name, scores, facts, pictures)
+
+
+def priors(out):
+    """Measure KL(p_T || prior) in nats for each data set, kind of prior and sigma_max."""
+    started, rows = time.monotonic(), {}
+    for name in CONFIGS:
+        pixels = load_split(DataConfig(name=name), "train")[0]
+        for kind in ("lognormal", "lowrank", "full"):
+            prior, row = GaussianPrior(kind, pixels.shape[1:]), {}
+            for sigma in (0.8, 2.0, 5.0):
+                found = fit_to_images(prior, pixels, 1.0, sigma**2)
+                row[f"sampled, {sigma}"] = {"value": found["kl"], "stderr": found["kl_stderr"]}
+                row[f"Gaussian, {sigma}"] = {"value": found["kl_gaussian"], "stderr": 0.0}
+            rows[f"{name}, {kind}"] = row
+    facts = {
+        "command": "python -m benchmarks.gbm priors",
+        "machine": machine(),
+        "seed": 0,
+        "seconds": round(time.monotonic() - started, 1),
+        "versions": benchmark.versions(),
+    }
+    table = markdown_table(rows)
+    text = (
+        "# KL(p_T || prior) in nats, offset 1, by sigma_max\n\n"
+        "`{command}`; {machine}; {seconds} s.\nsampled: p_T is the noised training images (256 "
+        "draws, seed 0); Gaussian: p_T is taken as one.\n\n"
+    ).format(**facts)
+    images.write_bytes(out / "gbm_priors.md", (text + table + "\n").encode())
+    images.write_bytes(
+        out / "gbm_priors.json", json.dumps(facts | {"rows": rows}, indent=1).encode()
+    )
+    print(table)
 
 
 def once(path, make):

@@ -33,6 +33,8 @@ from genmodels.seeding import Stream
 SCHEDULES = ("geometric", "constant")
 LOSSES = ("denoising", "explicit", "hutchinson")
 WEIGHTS = ("edm", "paper", "eps", "likelihood")
+PREPARED = """log x: mean {mean:.4f}, std {std:.4f}; prior {prior} at sigma_max={sigma_max}:
+KL(p_T || prior) = {kl:.3g} +- {kl_stderr:.2g} nats ({kl_gaussian:.3g} with p_T taken as Gaussian)"""
 # Settings that sample() and sample.py may override.
 SAMPLING = ("sigma_min", "sigma_max", "sampler", "steps", "grid", "solver", "denoise_last", "delta",
             "inner", "anneal", "form", "final")  # fmt: skip
@@ -123,11 +125,11 @@ class GBM(GenerativeModule):
         pixels, cfg = data.train[0], self.cfg.method
         if self.cfg.data.flip:
             pixels = torch.cat([pixels, pixels.flip(-1)])
-        (mean, std), words = fit_to_images(self.prior, pixels, cfg.offset, cfg.sigma_max**2)
-        check(std > 0, "data.name", self.cfg.data.name, "all its pixels are the same")
-        self.net.mean.fill_(mean)
-        self.net.sigma_data.fill_(std)
-        return words
+        found = fit_to_images(self.prior, pixels, cfg.offset, cfg.sigma_max**2)
+        check(found["std"] > 0, "data.name", self.cfg.data.name, "all its pixels are the same")
+        self.net.mean.fill_(found["mean"])
+        self.net.sigma_data.fill_(found["std"])
+        return PREPARED.format(prior=cfg.prior, sigma_max=cfg.sigma_max, **found)
 
     def to_state(self, x, slack=0.0):
         """Return y = log(u + offset) for images x in [-1, 1], u = (x + 1) / 2.
@@ -181,10 +183,10 @@ class GBM(GenerativeModule):
 
     def weight(self, level, rate):
         """Return w(S), (B,): see GBMConfig; likelihood is dS/dt / (2 S^2)."""
-        kind = self.cfg.method.weight
-        if kind == "edm":
+        if self.cfg.method.weight == "edm":
             return self.net.loss_weight(level.sqrt())
-        return {"paper": 1 + 0 * level, "eps": 1 / level, "likelihood": rate / (2 * level**2)}[kind]
+        kinds = {"paper": 1 + 0 * level, "eps": 1 / level, "likelihood": rate / (2 * level**2)}
+        return kinds[self.cfg.method.weight]
 
     def _scorer(self, labels=None):
         """Return s(y, S) for y less its drift, S a number or (B,); it counts self.nfe."""

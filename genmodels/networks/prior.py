@@ -135,8 +135,9 @@ def mixture_divergence(prior, pixels, table, level, num=256):
 def fit_to_images(prior, pixels, offset, level):
     """Fit a prior to log(pixel / 255 + offset) of uint8 images (N, C, H, W).
 
-    Returns (mean, standard deviation) over all pixels, and words about both and about what the
-    prior leaves out at noise variance `level`.
+    Returns a dict: mean and std of log x over all pixels; kl_gaussian, KL(p_T || prior) in nats at
+    noise variance `level` with p_T taken as Gaussian; kl and kl_stderr, the same with p_T = the
+    noised images, by Monte Carlo.
     """
     table = (torch.arange(256, dtype=torch.float64) / 255 + offset).log()
     mean, covariance = log_moments(pixels, table)
@@ -145,8 +146,10 @@ def fit_to_images(prior, pixels, offset, level):
     spread = float((covariance.diag() + (mean - center) ** 2).mean().sqrt())
     gaussian = prior.divergence_from(mean, covariance, level)
     sampled, stderr = mixture_divergence(prior, pixels, table, level)
-    return (center, spread), (
-        f"log x: mean {center:.4f}, std {spread:.4f}; prior {prior.kind} at sigma_max="
-        f"{math.sqrt(level):g}: KL(p_T || prior) = {gaussian:.3g} nats with p_T taken as Gaussian, "
-        f"{sampled:.3g} +- {stderr:.2g} with the noised training images"
-    )
+    return {
+        "mean": center,
+        "std": spread,
+        "kl_gaussian": gaussian,
+        "kl": sampled,
+        "kl_stderr": stderr,
+    }
