@@ -34,7 +34,7 @@ SCHEDULES = ("geometric", "constant")
 LOSSES = ("denoising", "explicit", "hutchinson")
 WEIGHTS = ("edm", "paper", "eps", "likelihood")
 PREPARED = """log x: mean {mean:.4f}, std {std:.4f}; prior {prior} at sigma_max={sigma_max}:
-KL(p_T || prior) = {kl:.3g} +- {kl_stderr:.2g} nats ({kl_gaussian:.3g} with p_T taken as Gaussian)"""
+KL(p_T || prior) = {kl:.3g} +- {kl_stderr:.2g} nats ({kl_gaussian:.3g} with a Gaussian p_T)"""
 # Settings that sample() and sample.py may override.
 SAMPLING = ("sigma_min", "sigma_max", "sampler", "steps", "grid", "solver", "denoise_last", "delta",
             "inner", "anneal", "form", "final")  # fmt: skip
