@@ -201,12 +201,12 @@ class GBM(GenerativeModule):
 
     def _divergence(self, labels, trace, signs):
         """Return a callable (y, S) -> (s, div s)."""
-        score = self._scorer(labels)
-        exact, estimate = divergence.exact_divergence, divergence.hutchinson
-        call = exact(score) if trace == "exact" else estimate(score, signs)
+        exact, score = divergence.exact_divergence, self._scorer(labels)
+        call = exact(score) if trace == "exact" else divergence.hutchinson(score, signs)
 
         def plain(y, level):
-            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+            # The fused kernels have no second derivative, and bf16 no digits for one.
+            with sdpa_kernel(SDPBackend.MATH), torch.autocast(y.device.type, enabled=False):
                 return call(y, level)
 
         return plain

@@ -138,7 +138,12 @@ def fit_to_images(prior, pixels, offset, level):
     Returns a dict: mean and std of log x over all pixels; kl_gaussian, KL(p_T || prior) in nats at
     noise variance `level` with p_T taken as Gaussian; kl and kl_stderr, the same with p_T = the
     noised images, by Monte Carlo.
+
+    Raises:
+        ValueError: pixels that are not uint8.
     """
+    if pixels.dtype != torch.uint8:
+        raise ValueError("method.name=gbm: models images of 8 bits; train another method on points")
     table = (torch.arange(256, dtype=torch.float64) / 255 + offset).log()
     mean, covariance = log_moments(pixels, table)
     prior.fit(mean, covariance)
