@@ -37,7 +37,7 @@ from genmodels.networks.prior import GaussianPrior, fit_to_images
 
 CONFIGS = {"digits": "gbm_digits", "mnist": "gbm_mnist", "fashion_mnist": "gbm_fashion"}
 
-FEATURES = {"digits": "digits", "mnist": "pixels", "fashion_mnist": "fashion"}
+FEATURES = {"digits": "digits", "mnist": "mnist", "fashion_mnist": "fashion"}
 
 # row -> (which model, options of sample()); the paper's sampler takes its 1,000 levels of step
 # 6.165e-4 eight at a time, which keeps its time and the decay of its noise.
