@@ -216,7 +216,7 @@ def score(name, pictures, features):
                 "real training digits, from demo.json": demo["real training digits"]}  # fmt: skip
         return score_rows(rows, real, held_out) | kept, (
             f"Scores compare {BLOCK} images with the {BLOCK} held-out digits: means over "
-            f"{count // BLOCK} blocks (one of the paper's sampler, which takes longest) +- standard "
+            f"{count // BLOCK} blocks (one of the paper's sampler, the slowest) +- standard "
             "errors from random halves (columns: demo.md)."
         )
     pick = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:count]

@@ -81,7 +81,7 @@ def test_ums_counts_its_flips():
 
 @pytest.mark.parametrize(
     ("sampler", "steps", "options", "drift"),
-    [("dls", 300, {}, 0.0), ("ancestral", 300, {}, 0.5), ("ode", 40, {"solver": "heun"}, 0.0),
+    [("dls", 400, {}, 0.0), ("ancestral", 400, {}, 0.5), ("ode", 40, {"solver": "heun"}, 0.0),
      ("ode", 20, {"solver": "rk4"}, 0.0), ("ums", 2000, {}, 0.0)],
 )  # fmt: skip
 def test_geometric_grid_recovers_a_lognormal(sampler, steps, options, drift):
