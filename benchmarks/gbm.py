@@ -37,11 +37,12 @@ from genmodels.networks.prior import GaussianPrior, fit_to_images
 
 CONFIGS = {"digits": "gbm_digits", "mnist": "gbm_mnist", "fashion_mnist": "gbm_fashion"}
 
+FOLDERS = ("out", "work")  # they change no number
 FEATURES = {"digits": "digits", "mnist": "mnist", "fashion_mnist": "fashion"}
 
 # row -> (which model, options of sample()); the paper's sampler takes its 1,000 levels of step
 # 6.165e-4 eight at a time, which keeps its time and the decay of its noise.
-PAPER = {"sampler": "paper", "sigma_max": 0.8, "grid": "uniform", "delta": 8 * 6.165e-4,
+PAPER = {"sampler": "paper", "sigma_max": 0.8, "delta": 8 * 6.165e-4,
          "anneal": 0.995**8, "steps": 125}  # fmt: skip
 ROWS = {
     "GBM, ODE (Heun, 35 evaluations)": ("gbm", {"sampler": "ode", "steps": 18}),
@@ -91,7 +92,8 @@ def compare(argv):
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     changed = [f"{key}={text}" for key, text in words.items()]
-    facts = {"command": " ".join(["python -m benchmarks.gbm", *argv]), "name": name, "num": num}
+    command = ["python -m benchmarks.gbm", *(w for w in argv if w.partition("=")[0] not in FOLDERS)]
+    facts = {"command": " ".join(command), "name": name, "num": num}
     models, facts["train_seconds"] = {}, {}
     for method in ("gbm",) if name == "digits" else ("gbm", "edm"):
         done = once(work / f"{method}.json", lambda method=method: train_one(

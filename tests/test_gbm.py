@@ -150,7 +150,7 @@ def test_samples_of_a_lognormal_have_its_law(sampler):
     options = {
         "ums": {"steps": 400},
         "ancestral": {"steps": 250},  # its variance is low by O(1 / steps)
-        "paper": {"steps": 400, "grid": "uniform", "anneal": 0.99, "delta": 1.5e-3},
+        "paper": {"steps": 400, "anneal": 0.99, "delta": 1.5e-3},
     }.get(sampler, {"steps": 60})
     x = model.sample(range(200), sampler=sampler, **options)
     y = ((x.double() + 1) / 2 + 1).log()
@@ -186,6 +186,15 @@ def test_steps_are_counted_and_reported(trained):
     assert trained.nfe == 6
     trained.sample([0], steps=6, sampler="paper", inner=2, final=3)
     assert trained.nfe == 15
+
+
+def test_levels_of_the_papers_sampler():
+    """S (1 - k / steps), never below S / steps: its steps are all of one length."""
+    model, seen = exact_model("method.sigma_max=2"), []
+    forward = model.net.forward
+    model.net.forward = lambda y, sigma, labels: seen.append(float(sigma)) or forward(y, sigma)
+    model.sample([0], sampler="paper", steps=4, sigma_max=0.8)
+    assert seen == pytest.approx([math.sqrt(0.64 * (1 - k / 4)) for k in range(4)])
 
 
 @pytest.mark.parametrize("offset", [1e-3, 0.1, 2.0])

@@ -179,6 +179,8 @@ def sample_paper(score, y, levels, *, noise, delta, inner=1, anneal=0.995, form=
 def sample(cfg, score, y, levels, *, noise, callback=None):
     """Return (log x, flips or None) by cfg.sampler; a flipped x has log x = -inf.
 
+    sampler=paper has levels of its own, S (1 - k / steps).
+
     Args:
         cfg: a GBMConfig (methods/gbm.py).
         score, y, levels, noise, callback: as for sample_dls.
@@ -195,7 +197,9 @@ def sample(cfg, score, y, levels, *, noise, callback=None):
         x, flips = sample_ums(score, y, levels, denoise=cfg.denoise_last, **common)
     else:
         own = {key: getattr(cfg, key) for key in ("delta", "inner", "anneal", "form", "final")}
-        x, flips = sample_paper(score, y, levels, rate=levels[0], **own, **common)
+        # Its steps do not shrink with the levels: below S / steps they would overshoot.
+        even = [levels[0] * (1 - k / cfg.steps) for k in range(cfg.steps)]
+        x, flips = sample_paper(score, y, even, rate=levels[0], **own, **common)
     return x.clamp(min=0).log(), flips
 
 
