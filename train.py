@@ -54,7 +54,7 @@ def train(argv):
     last = last if resume and last.exists() else None
     step = runs.check_same(cfg, last) if last else 0
     fresh = checkpoint.init_weights(model, cfg.init) if cfg.init and not last else []
-    prepared = model.prepare(data)
+    prepared = "" if last else model.prepare(data)
     run = Path(resume) if resume else runs.make_folder(cfg)
     if rank_zero_only.rank == 0:
         save_config(cfg, run / "config.yaml")
