@@ -34,17 +34,21 @@ def check(condition, key, value, remedy):
 class DataConfig:
     """What the model is trained on."""
 
-    name: str = setting("digits", "digits, mnist, fashion_mnist, cifar10, imagefolder or npz")
+    name: str = setting("digits", "data set: see python -m genmodels.data --help")
     root: str = setting("", "folder or file of the data; empty: $GENMODELS_DATA, else ./data")
-    download: bool = setting(False, "fetch a missing public set (mnist, fashion_mnist, cifar10)")
+    download: bool = setting(False, "fetch a missing public set (or one of hf)")
     batch_size: int = setting(256, "images per optimizer step over all devices together")
     labels: bool = setting(False, "use the class labels: trains a class-conditional model")
-    resolution: int = setting(0, "imagefolder: centre crop and resize to this side")
-    channels: int = setting(0, "imagefolder: 1 grey, 3 colour; 0 means 3")
+    resolution: int = setting(0, "pictures: crop and resize to this side; 0: all have one size")
+    crop: str = setting("center", "pictures: center, adm (as published sets) or none")
+    channels: int = setting(0, "pictures: 1 grey, 3 colour; 0 means 3")
     pad: int = setting(0, "background pixels added on each side (MNIST to 32x32: 2)")
     flip: bool = setting(False, "mirror every second training image at random")
-    holdout: float = setting(0.05, "imagefolder, npz without a test part: share held out")
-    device: str = setting("auto", "where the uint8 images live: auto, cpu or cuda")
+    balanced: bool = setting(False, "draw every class equally often")
+    holdout: float = setting(0.05, "own data without a test part: share held out")
+    points: int = setting(10_000, "2-D toys: training points (a fifth as many are held out)")
+    device: str = setting("auto", "where the uint8 images live: auto, cpu, cuda or disk")
+    workers: int = setting(2, "data.device=disk: processes that read ahead; 0: none")
     shape: list[int] = setting([], "(C, H, W); filled in from the data")
     classes: int = setting(-1, "number of classes; filled in from the data")
 
@@ -53,8 +57,13 @@ class DataConfig:
         check(self.pad >= 0, "data.pad", self.pad, "must be >= 0")
         check(0 <= self.holdout < 1, "data.holdout", self.holdout, "must be in [0, 1)")
         check(self.channels in (0, 1, 3), "data.channels", self.channels, "must be 0, 1 or 3")
-        check(self.device in ("auto", "cpu", "cuda"), "data.device", self.device,
-              "must be auto, cpu or cuda")  # fmt: skip
+        check(self.points >= 1, "data.points", self.points, "must be >= 1")
+        check(self.device in ("auto", "cpu", "cuda", "disk"), "data.device", self.device,
+              "must be auto, cpu, cuda or disk")  # fmt: skip
+        check(self.resolution >= 0, "data.resolution", self.resolution, "must be >= 0")
+        check(self.crop in ("center", "adm", "none"), "data.crop", self.crop,
+              "must be center, adm or none")  # fmt: skip
+        check(self.workers >= 0, "data.workers", self.workers, "must be >= 0")
 
 
 @dataclass
@@ -70,7 +79,7 @@ class OptimConfig:
     clip: float = setting(0.0, "largest gradient norm; 0: no clipping")
 
     def __post_init__(self):
-        check(self.lr > 0, "optim.lr", self.lr, "must be > 0")
+        check(0 < self.lr < math.inf, "optim.lr", self.lr, "must be > 0 and finite")
         check(
             len(self.betas) == 2, "optim.betas", self.betas, "must be two numbers, e.g. 0.9,0.999"
         )
@@ -229,9 +238,13 @@ def load_config(sources, overrides=(), *, methods, networks):
     words = dict(_split_word(word) for word in overrides)
     schema = {}
     for slot, choices in (("method", methods), ("network", networks)):
+        section = OmegaConf.select(values, slot)
+        check(section is None or OmegaConf.is_dict(section), slot, section,
+              f"is a section; set {slot}.KEY")  # fmt: skip
         name = words.get(f"{slot}.name") or OmegaConf.select(values, f"{slot}.name")
         check(name is not None, f"{slot}.name", "", f"is missing; choose {', '.join(choices)}")
-        check(name in choices, f"{slot}.name", name, _nearest(str(name), choices))
+        known = isinstance(name, str) and name in choices
+        check(known, f"{slot}.name", name, _nearest(str(name), choices))
         schema[slot] = choices[name].Config
     for key, text in words.items():
         OmegaConf.update(values, key, parse_value(key, text, _type_of(key, schema)))
