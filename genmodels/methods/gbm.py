@@ -122,10 +122,8 @@ class GBM(GenerativeModule):
 
     def prepare(self, data):
         """Fit preconditioning and prior to log x of the training images; return words about it."""
-        pixels, cfg = data.train[0], self.cfg.method
-        if self.cfg.data.flip:
-            pixels = torch.cat([pixels, pixels.flip(-1)])
-        found = fit_to_images(self.prior, pixels, cfg.offset, cfg.sigma_max**2)
+        cfg, flip = self.cfg.method, self.cfg.data.flip
+        found = fit_to_images(self.prior, data.train[0], cfg.offset, cfg.sigma_max**2, flip)
         check(found["std"] > 0, "data.name", self.cfg.data.name, "all its pixels are the same")
         self.net.mean.fill_(found["mean"])
         self.net.sigma_data.fill_(found["std"])

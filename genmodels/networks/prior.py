@@ -132,8 +132,10 @@ def mixture_divergence(prior, pixels, table, level, num=256):
     return float(gain.mean()), float(gain.std() / len(gain) ** 0.5)
 
 
-def fit_to_images(prior, pixels, offset, level):
-    """Fit a prior to log(pixel / 255 + offset) of uint8 images (N, C, H, W).
+def fit_to_images(prior, pixels, offset, level, flip=False):
+    """Fit a prior to log(pixel / 255 + offset) of uint8 images (N, C, H, W), and mirrored ones.
+
+    Of images that stay on disk some 20,000 are read, evenly spaced.
 
     Returns a dict: mean and std of log x over all pixels; kl_gaussian, KL(p_T || prior) in nats at
     noise variance `level` with p_T taken as Gaussian; kl and kl_stderr, the same with p_T = the
@@ -144,6 +146,9 @@ def fit_to_images(prior, pixels, offset, level):
     """
     if pixels.dtype != torch.uint8:
         raise ValueError("method.name=gbm: models images of 8 bits; train another method on points")
+    if not isinstance(pixels, torch.Tensor):
+        pixels = pixels[:: -(-len(pixels) // 20_000)]
+    pixels = torch.cat([pixels, pixels.flip(-1)]) if flip else pixels
     table = (torch.arange(256, dtype=torch.float64) / 255 + offset).log()
     mean, covariance = log_moments(pixels, table)
     prior.fit(mean, covariance)
