@@ -226,7 +226,6 @@ def score(name, pictures, features):
     columns = {}
     for column, metric, space, reference in (
         (f"FD ({features})", "fd", features, held_out),
-        ("FD (pixels)", "fd", "pixels", held_out),
         ("nn1", "nn1", "pixels", held_out[:count]),
     ):
         scorer = benchmark.Scorer([metric], space, reference=reference, resamples=20)
