@@ -29,7 +29,7 @@ from omegaconf import OmegaConf
 import genmodels
 import train
 from benchmarks.demo import BLOCK, machine, markdown_table, score_rows
-from genmodels import benchmark, cli, images
+from genmodels import benchmark, cli, images, scoring
 from genmodels.config import DataConfig, parse_value
 from genmodels.data import load_split
 from genmodels.likelihood import bits_per_dim
@@ -228,7 +228,7 @@ def score(name, pictures, features):
         (f"FD ({features})", "fd", features, held_out),
         ("nn1", "nn1", "pixels", held_out[:count]),
     ):
-        scorer = benchmark.Scorer([metric], space, reference=reference, resamples=20)
+        scorer = scoring.Scorer([metric], space, reference=reference, resamples=20)
         columns[column] = metric, scorer
     scores = {
         row: {column: scorer(made)[metric] for column, (metric, scorer) in columns.items()}
