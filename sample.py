@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genmodels import benchmark, checkpoint, cli, images
+from genmodels import benchmark, checkpoint, cli, files, images
 
 SCHEMA = {
     "num": (int, 64, "how many images"),
@@ -113,7 +113,7 @@ def read_noisy(path, model):
         if array.ndim != 4 or array.dtype.kind != "f":
             raise ValueError(f"denoise={path}: {array.dtype} {array.shape}; must be (N, H, W, C)")
         noisy = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
-    elif path.suffix.lower() in images.SUFFIXES and path.is_file():
+    elif path.suffix.lower() in files.SUFFIXES and path.is_file():
         noisy = images.from_uint8(images.read_image(path, channels)[None])
     else:
         noisy = images.from_uint8(images.read_images(path, channels))
