@@ -1,13 +1,17 @@
-"""Generate images with a trained model.
+"""Generate images with a trained model, or restore noisy ones.
 
     python sample.py MODEL num=64 seed=0 out=DIR             seeds 0..63
     python sample.py MODEL seeds=0-63,100 labels=3 out=DIR   labels: 3 | 3,5 | balanced
     torchrun --nproc_per_node 2 sample.py MODEL num=64 out=DIR
+    python sample.py MODEL denoise=PATH law=lognormal level=0.3 out=DIR     level=auto estimates it
 
 MODEL is a run folder, a .ckpt or an exported folder. Writes DIR/000000.png ... named by seed and
 DIR/grid.png; a DIR that holds images of other seeds is refused. With format=npz DIR/images.npz
 (uint8 NHWC images, seeds, labels). Image k depends on seed k alone: not on batch=, on the number of
 processes, or on the other seeds.
+
+denoise= takes a picture, a folder, .zip or .npz of them, or an .npy of floats (N, H, W, C) on the
+scale 0..255, not clipped, which keeps what 8 bits cut off; DIR/000000.png ... follow their order.
 """
 
 import sys
@@ -16,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genmodels import benchmark, checkpoint, cli, images
+from genmodels import benchmark, checkpoint, cli, files, images
 
 SCHEMA = {
     "num": (int, 64, "how many images"),
@@ -27,6 +31,9 @@ SCHEMA = {
         "",
         "classes: 3, or 3,5 (seed k gets entry k mod 2), or balanced; empty: random",
     ),
+    "denoise": (str, "", "noisy images to restore, in place of generating"),
+    "law": (str, "", "denoise: law of the noise, one that the method knows (GBM: lognormal)"),
+    "level": (str, "auto", "denoise: its level in the law's unit, or auto"),
     "out": (str, "samples", "folder to write to"),
     "format": (str, "png", "png or npz"),
     "batch": (int, 64, "images at a time; changes no image"),
@@ -52,9 +59,12 @@ def sample(argv):
     cli.check_device("device", options["device"], ("auto", "cpu", "cuda", "mps"))
     cli.check_device("noise", options["noise"], ("cpu", "cuda", "mps"))
     seeds, out = cli.seed_list(options), Path(options["out"])
-    check_folder(out, seeds, options["format"])
+    if not options["denoise"]:
+        check_folder(out, seeds, options["format"])
     state, device = benchmark.process_state(), benchmark.pick_device(options["device"])
     model = checkpoint.load(model, ema=options["ema"], device=device)
+    if options["denoise"]:
+        return denoise(model, options, words, out, state)
     extra = cli.typed_words(words, model.SAMPLE_OPTIONS, also=SCHEMA)
     labels = benchmark.labels_for(seeds, options["labels"], model.classes)
     settings = {key: value for key, value in extra.items() if value is not None}
@@ -66,6 +76,51 @@ def sample(argv):
         write_pngs(out, model, seeds, labels, settings, state)
     if state.is_main_process:
         print(f"{len(seeds)} images, {model.nfe} network evaluations each: {out}")
+
+
+def denoise(model, options, words, out, state):
+    """Restore the images of denoise=, each process its share, and write them as PNGs."""
+    cli.typed_words(words, {}, also=SCHEMA)  # the options of sample() mean nothing here
+    cli.check_choice("law", options["law"], tuple(model.DENOISE_LAWS) or ("no law: no denoiser",))
+    text = options["level"]
+    try:
+        level = None if text == "auto" else float(text)
+    except ValueError:
+        raise ValueError(f"level={text}: must be a number, or auto") from None
+    noisy = read_noisy(Path(options["denoise"]), model)
+    check_folder(out, range(len(noisy)), "png")
+    labels = benchmark.labels_for(range(len(noisy)), options["labels"], model.classes)
+    own = torch.arange(state.process_index, len(noisy), state.num_processes)
+    levels = []
+    for part in own.split(options["batch"]):
+        told = None if labels is None else torch.tensor(labels, device=model.device)[part]
+        restored, found = model.restore(noisy[part], options["law"], level, told)
+        out.mkdir(parents=True, exist_ok=True)
+        for index, picture in zip(part.tolist(), images.to_uint8(restored)):
+            images.write_png(out / f"{index:06d}.png", picture)
+        levels += found.tolist()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shown = f"{min(levels):.3g}" if level else f"{min(levels):.3g} to {max(levels):.3g} (found)"
+        print(f"{len(noisy)} images restored, level {shown}: {out}")
+
+
+def read_noisy(path, model):
+    """Return noisy images as float32 (N, C, H, W) on the [-1, 1] scale, not clipped."""
+    channels = model.shape[0]
+    if path.suffix == ".npy" and path.is_file():
+        array = np.load(path, allow_pickle=False)
+        if array.ndim != 4 or array.dtype.kind != "f":
+            raise ValueError(f"denoise={path}: {array.dtype} {array.shape}; must be (N, H, W, C)")
+        noisy = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
+    elif path.suffix.lower() in files.SUFFIXES and path.is_file():
+        noisy = images.from_uint8(images.read_image(path, channels)[None])
+    else:
+        noisy = images.from_uint8(images.read_images(path, channels))
+    if noisy.shape[1:] != model.shape:
+        shape = tuple(noisy.shape[1:])
+        raise ValueError(f"denoise={path}: images of shape {shape}, the model's is {model.shape}")
+    return noisy
 
 
 def check_folder(out, seeds, kind):

@@ -54,12 +54,15 @@ def train(argv):
     last = last if resume and last.exists() else None
     step = runs.check_same(cfg, last) if last else 0
     fresh = checkpoint.init_weights(model, cfg.init) if cfg.init and not last else []
+    prepared = "" if last else model.prepare(data)
     run = Path(resume) if resume else runs.make_folder(cfg)
     if rank_zero_only.rank == 0:
         save_config(cfg, run / "config.yaml")
         print(f"{cfg.name}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
         for key in fresh:
             print(f"init: {key} starts fresh")
+        if prepared:
+            print(prepared)
     fit(cfg, run, model, data, last, step)
     return run
 

@@ -200,8 +200,8 @@ def init_weights(model, path):
     own = target.state_dict()
     agree = {k for k in own.keys() & source.keys() if own[k].shape == source[k].shape}
     others = sorted((own.keys() | source.keys()) - agree)
-    # New labels, augmentation values and loss weights start fresh.
-    fresh = ("class_embedding", "embedding.label", "embedding.augment", "uncertainty")
+    # New labels, augmentation values and loss weights start fresh; a prior is fitted to the data.
+    fresh = ("class_embedding", "embedding.label", "embedding.augment", "uncertainty", "prior.")
     wrong = [key for key in others if not any(part in key for part in fresh)]
     if wrong:
         theirs, ours = (

@@ -23,6 +23,8 @@ class Stream(IntEnum):
     PROBE = 7
     DEQUANTISE = 8
     IMAGE = 9
+    SAMPLER = 10
+    LEVEL = 11
 
 
 def permutation(seed, index, size, stream=Stream.ORDER, group=0):

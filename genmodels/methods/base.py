@@ -27,6 +27,7 @@ class GenerativeModule(L.LightningModule):
 
     NEEDS = ()  # keyword arguments beyond cfg, e.g. ("reference",)
     SAMPLE_OPTIONS = {}  # what sample() takes beyond seeds and labels: {key: (type, default, doc)}
+    DENOISE_LAWS = {}  # noise laws that restore() knows: {law: what its level is}
     LIKELIHOODS = ()  # the kinds log_prob() offers: "ode" first where there is one, then bounds
     LIKELIHOOD_OPTIONS = {}  # what log_prob() takes beyond these, as SAMPLE_OPTIONS
 
@@ -46,6 +47,16 @@ class GenerativeModule(L.LightningModule):
     def sample(self, seeds, labels=None):
         """Return generated images in [-1, 1], float32 (N, C, H, W); see the class."""
         raise NotImplementedError
+
+    def prepare(self, data):
+        """Fit what comes from the training data before the first step; return words to print.
+
+        What is fitted must be buffers: they are saved with the weights and found again on resume.
+
+        Args:
+            data: the run's ImageDataModule.
+        """
+        return ""
 
     def log_prob(self, x, labels=None, *, kind, seeds, **options):
         """Return log densities in nats, float64 (B,), of images on the [-1, 1] scale.

@@ -183,6 +183,25 @@ def iddpm_levels(count=1000, c1=0.001, c2=0.008):
     return levels[::-1]
 
 
+class LogSpace(Precond):
+    """EDM's preconditioning for y = log x, with its mean taken off first.
+
+    D(y; sigma) = mean + c_skip (y - mean) + c_out F(c_in (y - mean); c_noise): what F sees and what
+    it has to give have unit variance. `mean` and `sigma_data` are buffers, fitted to log x of the
+    training data, so that they travel with the weights.
+    """
+
+    def __init__(self, net):
+        nn.Module.__init__(self)
+        self.net = net
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("sigma_data", torch.ones(()))
+
+    def forward(self, y, sigma, labels=None):
+        """Return E[log x_0 | y], float32 (B, C, H, W); arguments as for Precond.forward."""
+        return self.mean + super().forward(y.float() - self.mean, sigma, labels)
+
+
 class Uncertainty(nn.Module):
     """Learned log-variance u(sigma) of the loss, (B,): L = w e^-u |D - y|^2 + u for each element.
 

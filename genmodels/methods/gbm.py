@@ -1,0 +1,350 @@
+"""GBM: multiplicative diffusion. Noise multiplies the pixels; the score is learned in log space.
+
+    x = u + offset,  u in [0, 1] the pixel;   y = log x
+    forward   y_S = y_0 + (drift - 1/2) S + sqrt(S) z           (geometric Brownian motion of x)
+    learned   D(y; S) = E[y_0 | y],   s = (D - y) / S,   h = x grad_x log p = s - 1
+    loss      E w(S) |D - y_0|^2 = E w(S) S^2 |h_theta(x) - h(x | x_0)|^2
+
+The network sees y less its drift. Samplers: sampling/gbm.py; their start: networks/prior.py.
+
+References: "Dale meets Langevin", arXiv 2510.02730; Hyvarinen 2007 (explicit score matching of
+non-negative data); Karras et al. 2022, arXiv 2206.00364 (the preconditioning, here of log x).
+"""
+
+import dataclasses
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from genmodels import seeding
+from genmodels.config import check, setting
+from genmodels.kernels.philox import philox_normal, philox_uniform
+from genmodels.methods.base import GenerativeModule
+from genmodels.networks import NETWORKS
+from genmodels.networks.precond import LogSpace
+from genmodels.networks.prior import PRIORS, GaussianPrior, fit_to_images
+from genmodels.sampling import divergence, gbm
+from genmodels.sampling.likelihood import TRACES
+from genmodels.seeding import Stream
+
+SCHEDULES = ("geometric", "constant")
+LOSSES = ("denoising", "explicit", "hutchinson")
+WEIGHTS = ("edm", "paper", "eps", "likelihood")
+PREPARED = """log x: mean {mean:.4f}, std {std:.4f}; prior {prior} at sigma_max={sigma_max}:
+KL(p_T || prior) = {kl:.3g} +- {kl_stderr:.2g} nats ({kl_gaussian:.3g} with a Gaussian p_T)"""
+# Settings that sample() and sample.py may override.
+SAMPLING = ("sigma_min", "sigma_max", "sampler", "steps", "grid", "solver", "denoise_last", "delta",
+            "inner", "anneal", "form", "final")  # fmt: skip
+
+
+@dataclass
+class GBMConfig:
+    """GBM, multiplicative diffusion ("Dale meets Langevin", arXiv 2510.02730)."""
+
+    name: str = setting("gbm", "")
+    offset: float = setting(1.0, "x = pixel in [0, 1] + offset; the paper's is 1")
+    drift: float = setting(0.5, "mu / sigma^2: 0.5 (the paper's) keeps the mean of log x, 0 of x")
+    schedule: str = setting("geometric", "how training draws S: even in log S, or constant: in S")
+    sigma_min: float = setting(0.005, "smallest standard deviation of the noise of log x")
+    sigma_max: float = setting(2.0, "largest one; the paper's 0.8 leaves the image visible")
+    prior: str = setting(
+        "full", "start of sampling, fitted to log x: lognormal (iid, the paper's), lowrank or full"
+    )
+    rank: int = setting(64, "principal components of prior=lowrank")
+    loss: str = setting("denoising", "denoising; explicit or hutchinson: Hyvarinen 2007, no target")
+    weight: str = setting(
+        "edm", "edm: levels alike at first; paper: 1; eps: 1 / S; likelihood: the variational bound"
+    )
+    sampler: str = setting("ode", "ode, dls, ancestral, ums (may flip signs) or paper (annealed)")
+    steps: int = setting(32, "sampling steps")
+    grid: str = setting(
+        "geometric", "levels even in S: uniform; in sqrt(S): quadratic; in log S: geometric"
+    )
+    solver: str = setting("heun", "of sampler=ode: heun or rk4")
+    denoise_last: bool = setting(True, "dls, ums: draw no noise in the last step")
+    delta: float = setting(6.165e-4, "sampler=paper: step in time (1 is the whole process)")
+    inner: int = setting(1, "sampler=paper: steps at each level")
+    anneal: float = setting(0.995, "sampler=paper: factor on the noise from level to level")
+    form: str = setting("dls", "sampler=paper: dls or ums")
+    final: int = setting(0, "sampler=paper: steps without noise at the end")
+
+    def __post_init__(self):
+        choices = {"schedule": SCHEDULES, "prior": PRIORS, "loss": LOSSES, "weight": WEIGHTS,
+                   "sampler": gbm.SAMPLERS, "grid": gbm.GRIDS, "solver": gbm.SOLVERS,
+                   "form": ("dls", "ums")}  # fmt: skip
+        for key, names in choices.items():
+            check(getattr(self, key) in names, f"method.{key}", getattr(self, key),
+                  f"choose from {', '.join(names)}")  # fmt: skip
+        check(1e-3 <= self.offset <= 2, "method.offset", self.offset, "must be in [0.001, 2]")
+        check(math.isfinite(self.drift), "method.drift", self.drift, "must be finite")
+        check(0 < self.sigma_min < self.sigma_max, "method.sigma_min", self.sigma_min,
+              f"must be in (0, sigma_max={self.sigma_max})")  # fmt: skip
+        check(self.sigma_max <= 10, "method.sigma_max", self.sigma_max,
+              "must be <= 10: x = exp(y) would leave float32")  # fmt: skip
+        for key, least in (("rank", 1), ("steps", 1), ("inner", 1), ("final", 0)):
+            check(getattr(self, key) >= least, f"method.{key}", getattr(self, key),
+                  f"must be >= {least}")  # fmt: skip
+        check(self.delta > 0, "method.delta", self.delta, "must be > 0")
+        check(0 < self.anneal <= 1, "method.anneal", self.anneal, "must be in (0, 1]")
+
+    @property
+    def ends(self):
+        """The smallest and the largest variance of the noise of log x."""
+        return self.sigma_min**2, self.sigma_max**2
+
+
+class GBM(GenerativeModule):
+    """Multiplicative diffusion in log space; cfg.method is a GBMConfig."""
+
+    Config = GBMConfig
+    SAMPLE_OPTIONS = {
+        name: (type(item.default), None, item.metadata["doc"])
+        for name, item in GBMConfig.__dataclass_fields__.items()
+        if name in SAMPLING
+    }
+    DENOISE_LAWS = {"lognormal": "standard deviation of the noise of log(pixel + offset)"}
+    LIKELIHOODS = ("ode", "bound")
+    LIKELIHOOD_OPTIONS = {
+        "steps": (int, 64, "ode: RK4 steps, 4 evaluations each; bound: levels averaged over"),
+        "trace": (str, "hutchinson", "divergence: hutchinson, or exact (small images)"),
+        "probes": (int, 1, "random sign vectors in Hutchinson's estimate, fresh in each step"),
+    }
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        check(cfg.method.loss == "denoising" or not cfg.trainer.compile, "trainer.compile", "true",
+              f"method.loss={cfg.method.loss} differentiates twice; use compile=false")  # fmt: skip
+        self.net = LogSpace(NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes))
+        self.prior = GaussianPrior(cfg.method.prior, self.shape, cfg.method.rank)
+
+    def prepare(self, data):
+        """Fit preconditioning and prior to log x of the training images; return words about it."""
+        cfg, flip = self.cfg.method, self.cfg.data.flip
+        found = fit_to_images(self.prior, data.train[0], cfg.offset, cfg.sigma_max**2, flip)
+        check(found["std"] > 0, "data.name", self.cfg.data.name, "all its pixels are the same")
+        self.net.mean.fill_(found["mean"])
+        self.net.sigma_data.fill_(found["std"])
+        return PREPARED.format(prior=cfg.prior, sigma_max=cfg.sigma_max, **found)
+
+    def to_state(self, x, slack=0.0):
+        """Return y = log(u + offset) for images x in [-1, 1], u = (x + 1) / 2.
+
+        Raises:
+            ValueError: a pixel u outside [0, 1] by more than `slack`.
+        """
+        u = (x + 1) / 2
+        low, high = (float(value) for value in torch.aminmax(u.detach()))
+        if not (low >= -slack - 1e-6 and high <= 1 + slack + 1e-6):  # NaN fails too
+            raise ValueError(
+                f"image={low:.4g}..{high:.4g}: its pixels must be in [0, 1], for the model is of "
+                "log(pixel + offset); rescale or clip them"
+            )
+        return (u + self.cfg.method.offset).log()
+
+    def from_state(self, y):
+        """Return images in [-1, 1], float32: u = exp(y) - offset, clipped to [0, 1]."""
+        return ((y.exp() - self.cfg.method.offset).clamp(0, 1) * 2 - 1).float()
+
+    def loss(self, batch):
+        """Return (L, {"loss": L per element}), L summed over pixels and averaged over the batch.
+
+        L = w(S) |D - y_0|^2, or for loss=explicit and hutchinson the same up to a constant, from
+        Hyvarinen's objective: 2 w(S) S^2 sum_i [h_i + dh_i/dy_i + h_i^2 / 2], without y_0.
+        """
+        y0, n = self.to_state(batch["image"]), batch["n"]
+        seed, device = self.cfg.seed, y0.device
+        t = philox_uniform((), seed, n, stream=int(Stream.SIGMA), device=device)
+        level, rate = self.training_level(t)
+        noise = philox_normal(self.shape, seed, n, stream=int(Stream.NOISE), device=device)
+        y = y0 + _column(level.sqrt()) * noise
+        labels, weight = batch["label"] if self.classes else None, self.weight(level, rate)
+        if self.cfg.method.loss == "denoising":
+            error = self.net(y, level.sqrt(), labels) - y0
+            loss = weight * error.square().sum(dim=(1, 2, 3))
+        else:
+            signs = seeding.signs(torch.full_like(n, seed), n, 1, self.shape)
+            trace = "exact" if self.cfg.method.loss == "explicit" else "hutchinson"
+            terms = self._divergence(labels, trace, signs)(y, level)
+            loss = weight * 2 * level**2 * divergence.nonnegative_objective(*terms)
+        return loss.mean(), {"loss": loss.detach().mean() / math.prod(self.shape)}
+
+    def training_level(self, t):
+        """Return (S, dS/dt) at t in [0, 1), uniform in training."""
+        low, high = self.cfg.method.ends
+        if self.cfg.method.schedule == "constant":
+            return low + (high - low) * t, torch.full_like(t, high - low)
+        level = low * (high / low) ** t
+        return level, level * math.log(high / low)
+
+    def weight(self, level, rate):
+        """Return w(S), (B,): see GBMConfig; likelihood is dS/dt / (2 S^2)."""
+        if self.cfg.method.weight == "edm":
+            return self.net.loss_weight(level.sqrt())
+        kinds = {"paper": 1 + 0 * level, "eps": 1 / level, "likelihood": rate / (2 * level**2)}
+        return kinds[self.cfg.method.weight]
+
+    def _scorer(self, labels=None):
+        """Return s(y, S) for y less its drift, S a number or (B,); it counts self.nfe."""
+
+        def score(y, level):
+            self.nfe += 1
+            level = torch.as_tensor(level, dtype=torch.float32, device=y.device)
+            denoised = self.net(y, level.sqrt(), labels)
+            return (denoised - y) / (_column(level) if level.dim() else level)
+
+        return score
+
+    def _divergence(self, labels, trace, signs):
+        """Return a callable (y, S) -> (s, div s)."""
+        exact, score = divergence.exact_divergence, self._scorer(labels)
+        call = exact(score) if trace == "exact" else divergence.hutchinson(score, signs)
+
+        def plain(y, level):
+            # The fused kernels have no second derivative, and bf16 no digits for one.
+            with sdpa_kernel(SDPBackend.MATH), torch.autocast(y.device.type, enabled=False):
+                return call(y, level)
+
+        return plain
+
+    def denoise(self, x, sigma, labels=None):
+        """Return exp E[log x_0 | x] as images in [-1, 1], float32: the geometric mean.
+
+        Args:
+            x: images under multiplicative noise, pixels (u + offset) exp(sigma z) - offset of
+                clean u, on the [-1, 1] scale but not clipped, (B, C, H, W).
+            sigma: standard deviation of that noise, a scalar or (B,).
+            labels: int64 (B,), -1 = none.
+
+        Raises:
+            ValueError: a pixel at or below -offset.
+        """
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+        return self.from_state(self.net(self._noisy_state(x), sigma, labels))
+
+    def score(self, x, sigma, labels=None):
+        """Return h = x grad_x log p(x), the multiplicative score; arguments as for denoise."""
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+        return self._scorer(labels)(self._noisy_state(x), sigma**2) - 1
+
+    def _noisy_state(self, x):
+        u, offset = (x + 1) / 2, self.cfg.method.offset
+        check(bool((u > -offset).all()), "image", f"{float(u.min()):.4g}",
+              f"multiplicative noise keeps pixels above -offset = {-offset}")  # fmt: skip
+        return (u + offset).log()
+
+    @torch.no_grad()
+    def restore(self, images, law, level=None, labels=None):
+        """Return (restored images in [-1, 1], their levels (B,)) of noisy ones; see denoise().
+
+        Args:
+            images: float32 (B, C, H, W) on the [-1, 1] scale, not clipped.
+            law: a key of DENOISE_LAWS.
+            level: in the law's unit; None: the likeliest one for each image.
+            labels: int64 (B,), or None.
+
+        Raises:
+            ValueError: an unknown law, a level that the model does not know, another size.
+        """
+        check(tuple(images.shape[1:]) == self.shape, "image", tuple(images.shape),
+              f"must be of shape (N, {', '.join(map(str, self.shape))})")  # fmt: skip
+        cfg, images = self.cfg.method, images.to(self.device)
+        check(law in self.DENOISE_LAWS, "law", law, f"choose from {', '.join(self.DENOISE_LAWS)}")
+        if level is not None:
+            check(cfg.sigma_min <= level <= cfg.sigma_max, "level", level,
+                  f"this model knows {cfg.sigma_min} to {cfg.sigma_max}")  # fmt: skip
+            level = torch.full((len(images),), level)
+        else:
+            levels = gbm.variance_levels(49, *cfg.ends)[-2::-1]
+            zeros = torch.zeros(len(images), dtype=torch.int64, device=self.device)
+            call = self._divergence(labels, "hutchinson", seeding.signs(zeros, 0, 4, self.shape))
+            level = divergence.likeliest_level(self._noisy_state(images), levels, call).sqrt()
+        return self.denoise(images, level.to(images), labels), level
+
+    @torch.no_grad()
+    def sample(self, seeds, labels=None, *, noise="cpu", callback=None, **options):
+        """Return generated images in [-1, 1], float32 (N, C, H, W).
+
+        Image k depends on seeds[k] alone: latents and class come from its own torch generator, the
+        sampler's noise from Philox.
+
+        Args:
+            seeds: N whole numbers.
+            labels: classes of a conditional model: None (random), one int, or N ints.
+            noise: device of the latents' generators.
+            callback: called as callback(i, images) after each step.
+            options: see SAMPLE_OPTIONS; None: the model's config.
+
+        Raises:
+            ValueError: an option out of range, or labels the model does not have.
+        """
+        seeds, cfg = list(seeds), self._settings(options)
+        generators = seeding.ImageGenerators(seeds, noise)
+        latents = generators.randn(self.shape, device=self.device)
+        score, shift = self._scorer(self.image_labels(generators, labels)), cfg.drift - 0.5
+        levels = gbm.variance_levels(cfg.steps, *cfg.ends, cfg.grid)
+        y = self.prior.sample(latents, levels[0]) + shift * levels[0]
+        keys = torch.tensor([int(seed) % 2**63 for seed in seeds], device=self.device)
+        self.nfe = 0
+        report = callback and (lambda i, y: callback(i, self.from_state(y)))
+        y, flips = gbm.sample(
+            cfg, lambda y, level: score(y - shift * level, level), y, levels, noise=keys,
+            callback=report,
+        )  # fmt: skip
+        if flips is not None and flips.any():
+            share = int(flips.sum()) / latents.numel()
+            warnings.warn(
+                f"sampler=ums flipped {int(flips.sum())} signs ({share:.2g} for each pixel), which "
+                "the process never does; use sampler=dls, or more steps", stacklevel=2,
+            )  # fmt: skip
+        return self.from_state(y)
+
+    def _settings(self, options):
+        """Return the method's config with the given options in place of its own."""
+        for key in options:
+            check(key in SAMPLING, key, options[key], f"choose from {', '.join(SAMPLING)}")
+        given = {key: value for key, value in options.items() if value is not None}
+        try:
+            cfg = dataclasses.replace(self.cfg.method, **given)
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix("method.")) from None
+        (low, high), (first, last) = self.cfg.method.ends, cfg.ends
+        check(low <= first and last <= high, "sigma_max", cfg.sigma_max,
+              f"and sigma_min={cfg.sigma_min} must be levels it was trained on")  # fmt: skip
+        return cfg
+
+    @torch.no_grad()
+    def log_prob(self, x, labels=None, *, kind="ode", seeds, steps=64, trace="hutchinson",
+                 probes=1):  # fmt: skip
+        """Return log p(x) on the [-1, 1] scale in nats, float64 (B,).
+
+        log p(x) = log p_Y(y) - sum log(u + offset) - D log 2 with log p_Y by flow_log_prob (ode)
+        or variational_bound (bound) of sampling/gbm.py. Arguments as for base.log_prob and
+        LIKELIHOOD_OPTIONS; x may lie half a grey level outside [-1, 1], as dequantised images do.
+
+        Raises:
+            ValueError: an option out of range; too small an offset.
+        """
+        check(kind in self.LIKELIHOODS, "kind", kind, f"choose from {', '.join(self.LIKELIHOODS)}")
+        check(trace in TRACES, "trace", trace, f"choose from {', '.join(TRACES)}")
+        check(steps >= 1, "steps", steps, "must be >= 1")
+        check(probes >= 1, "probes", probes, "must be >= 1")
+        check(self.cfg.method.offset > 1 / 510, "method.offset", self.cfg.method.offset,
+              "dequantised black reaches -1/510; a density needs a larger offset")  # fmt: skip
+        seeds = torch.as_tensor(seeds, dtype=torch.int64, device=self.device)
+        y = self.to_state(x.double(), slack=1 / 510)
+        jacobian = y.flatten(1).sum(1) + math.prod(self.shape) * math.log(2)
+        denoised = lambda y, sigma: self.net(y, sigma, labels)  # noqa: E731
+        common = (denoised, y, *self.cfg.method.ends, self.prior)
+        if kind == "bound":
+            return gbm.variational_bound(*common, seeds, steps) - jacobian
+        signs = lambda i: seeding.signs(seeds, i, probes, self.shape)  # noqa: E731
+        with sdpa_kernel(SDPBackend.MATH):
+            signs = None if trace == "exact" else signs
+            return gbm.flow_log_prob(*common, signs, steps) - jacobian
+
+
+def _column(values):
+    return values.reshape(-1, 1, 1, 1)
