@@ -55,6 +55,21 @@ def check_pairwise_tiles():
             close(whole, pairwise._kernel(x, y, **arguments, tile=tile, splits=splits), rtol=1e-5)
 
 
+def check_pairwise_keeps_nan():
+    """A diverged model's features must not become neighbours of everything."""
+    for which in range(2):
+        sets = [draw(20, 8), draw(30, 8)]
+        sets[which][3, 2] = float("nan")
+        x, y = sets
+        for a, b in zip(*both(pairwise.rbf_sums, x, y, bandwidth=3.0, columns=True)):
+            assert b.isnan().any()
+            close(a, b, rtol=1e-6)
+        for arguments in ((x, y), (y,)):
+            assert torch.allclose(*both(pairwise.knn_radius, *arguments, k=3), rtol=1e-5)
+        a, b = both(pairwise.ball_count, x, y, torch.full((30,), 3.0))
+        assert torch.equal(a, b) and b[3] == 0
+
+
 def check_resize_normalize():
     for source, target in (((16, 16), (37, 41)), ((33, 47), (15, 16)), ((3, 1), (5, 4))):
         for channels in (1, 3) if source == (3, 1) else (3,):

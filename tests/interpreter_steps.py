@@ -235,6 +235,18 @@ def check_mala_in_place():
         assert torch.equal(state, torch.where(taken[:, None], new, y))
 
 
+def check_mala_mixed_dtypes():
+    """A rejected state and gradient stay bit for bit beside a proposal of lower precision."""
+    y, g, zero = draw(4, 5), draw(4, 5), torch.zeros(4)
+    low = [draw(4, 5, dtype=torch.float16) for _ in "ab"]
+    for after in (-1e9, 1e9):
+        arguments = (y, low[0], g, low[1], zero, torch.full((4,), after))
+        one, two = both(mala.mala_accept, *arguments, step=0.1, seed=1)
+        kept = (y, g) if after < 0 else [v.float() for v in low]
+        for got in (one, two):
+            assert torch.equal(got[0], kept[0]) and torch.equal(got[1], kept[1])
+
+
 def check_langevin_chain():
     for b, d in ((7, 2), (5, 9), (33, 4), (2, 64)):
         mixture = chain.Mixture(draw(3, d), draw(3).abs() + 0.2, draw(3).abs())
@@ -276,7 +288,7 @@ def check_langevin_chain_rounds_once():
 
 def check_limits_per_item():
     """grad_clip and grad_norm as tensors, one number or one per item."""
-    for shape in ((3, 5), (2, 4500), (6,)):
+    for shape in ((3, 5), (2, 4500), (6,), (2, 20_000)):
         y, grad = draw(*shape), draw(*shape)
         for size in ((), (1,), (shape[0],)):
             limits = {"grad_clip": draw(*size).abs() + 0.3, "grad_norm": draw(*size).abs() + 0.1}

@@ -36,6 +36,9 @@ class Device:
         Device.current = self.before
 
 
+LAUNCHES = []  # (kernel, its arguments by name)
+
+
 def draw(*size, dtype=None, device="cuda:1"):
     return torch.randn(size, dtype=dtype or torch.float32, device=device)
 
@@ -143,6 +146,7 @@ def langevin_chain_cases():
             ):  # fmt: skip
                 options = {"step": 0.1, "seed": 1, **options}
                 yield partial(langevin_chain, draw(b, d), energy, **options)
+    yield partial(langevin_chain, draw(1, 2**30), DoubleWell(), steps=2, step=0.1, seed=1)
     y = draw(4, 2, 3, dtype=torch.bfloat16)
     yield partial(langevin_chain, y, DoubleWell(), steps=2, step=0.1, seed=1, out=y)
 
@@ -177,6 +181,33 @@ def resize_cases():
                 yield partial(resize_normalize, pixels, size, mode=mode, **options)
                 swapped = pixels.permute(0, 2, 3, 1)
                 yield partial(resize_normalize, swapped, size, mode=mode, layout="nhwc", **options)
+
+
+def batch_cases():
+    """A chain does not depend on its batch: nor does the tile of a sum, which sets its order."""
+    tile = ("ROWS", "COLUMNS", "SPAN", "GROUPS", "num_warps")
+
+    def same(function):
+        seen = []
+        for b in (1, 3, 1000):
+            start = len(LAUNCHES)
+            function(b)
+            seen.append(
+                [(n, {k: v for k, v in a.items() if k in tile}) for n, a in LAUNCHES[start:]]
+            )
+        assert seen[0] == seen[1] == seen[2], seen
+
+    def step(b, d):
+        langevin_step(draw(b, d), draw(b, d), step=0.1, seed=1, grad_norm=1.0)
+
+    def accept(b, d):
+        mala_accept(*(draw(b, d) for _ in range(4)), draw(b), draw(b), step=0.1, seed=1)
+
+    def mixture(b, d):
+        langevin_chain(draw(b, d), Mixture(draw(3, d), draw(3), draw(3)), steps=2, step=0.1, seed=1)
+
+    for function, d in itertools.product((step, accept, mixture), (5, 64, 1000, 4096)):
+        yield partial(same, partial(function, d=d))
 
 
 def energy(y):

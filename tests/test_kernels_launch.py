@@ -13,14 +13,14 @@ import sys
 
 import launch_cases
 import pytest
-from launch_cases import Device
+from launch_cases import LAUNCHES, Device
 
 OPS = ("philox", "langevin_step", "gbm_step", "mala", "langevin_chain", "pairwise", "resize",
-       "samplers", "graph", "captured")  # fmt: skip
+       "batch", "samplers", "graph", "captured")  # fmt: skip
 
 
-def pretend(launches):
-    """Stand in for the driver of an H100; launches collects (kernel, grid, tensors)."""
+def pretend():
+    """Stand in for the driver of an H100, and note what is launched."""
     import torch
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.compiler import CUDABackend
@@ -49,7 +49,7 @@ def pretend(launches):
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
         assert {x.device for x in tensors} == {torch.device("cuda", Device.current)}
         assert 1 <= grid[0] < 2**31 and all(1 <= size < 2**16 for size in grid[1:]), grid
-        launches.append((self.__name__, grid, tensors))
+        LAUNCHES.append((self.__name__, kwargs))
         return run(self, *args, grid=grid, warmup=True, **kwargs)
 
     def first_stage(self, stages, *args):
@@ -78,20 +78,19 @@ def launch():
     """Print a line for each op: "fine: NUMBER of launches", or the first case that fails."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    launches = []
-    pretend(launches)
+    pretend()
     with FakeTensorMode(allow_non_fake_inputs=True):
         for op in OPS:
-            verdict, before = "", len(launches)
+            verdict, before = "", len(LAUNCHES)
             for case in getattr(launch_cases, f"{op}_cases")():
-                count = len(launches)
+                count = len(LAUNCHES)
                 try:
                     case()
-                    assert len(launches) > count, "nothing was launched"
+                    assert len(LAUNCHES) > count, "nothing was launched"
                 except Exception as error:
                     verdict = f"{describe(case)}: {type(error).__name__} {str(error)[-600:]!r}"
                     break
-            print(f"{op}: {verdict or f'fine: {len(launches) - before} launches'}")
+            print(f"{op}: {verdict or f'fine: {len(LAUNCHES) - before} launches'}")
 
 
 @pytest.fixture(scope="module")

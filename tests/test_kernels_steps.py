@@ -88,6 +88,22 @@ def test_langevin_step_keeps_nan_and_gradients():
     assert torch.equal(y.grad, torch.full((2, 3), 0.75))
 
 
+@pytest.mark.parametrize("name", ["step", "noise_scale", "tether_scale", "grad_clip", "grad_norm"])
+def test_a_number_that_needs_a_gradient_keeps_the_kernel_away(name, monkeypatch):
+    """A kernel would detach it without a word."""
+    y, number = torch.ones(2, 3), torch.ones(2, requires_grad=True)
+    options = {"step": 0.1, "seed": 1, "tether": y, "tether_scale": 0.1, name: number}
+    (gradient,) = torch.autograd.grad(langevin_step(y, 2 * y, **options).sum(), number)
+    assert gradient.isfinite().all()
+    monkeypatch.setenv("GENMODELS_KERNELS", "triton")
+    with pytest.raises(ValueError, match="needs a gradient|triton is not installed"):
+        langevin_step(y, y, **options)
+    if name in ("step", "noise_scale"):
+        options = {"variance" if name == "step" else name: number}
+        with pytest.raises(ValueError, match="needs a gradient|triton is not installed"):
+            gbm_step(y, y, seed=1, **{"variance": 0.1, **options})
+
+
 def test_limits_of_the_gradient_are_numbers_or_one_per_item():
     y, grad = torch.zeros(3, 2), torch.tensor([[3.0, 4.0], [0.3, 0.4], [-6.0, 8.0]])
     options = {"step": 1.0, "noise_scale": 0}

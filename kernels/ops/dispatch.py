@@ -51,7 +51,7 @@ _LARGEST = 1 << 30  # elements of an item: kernels count them in 32 bits
 INTERPRETING = HAS_TRITON and bool(triton.knobs.runtime.interpret)
 
 
-def use_triton(op, *tensors, dtypes=FLOATS):
+def use_triton(op, *tensors, dtypes=FLOATS, numbers=()):
     """Return whether `op` runs its Triton kernel on these tensors (None is skipped).
 
     Args:
@@ -59,6 +59,7 @@ def use_triton(op, *tensors, dtypes=FLOATS):
         tensors: every tensor argument; integer, bool and float64 ones must be named in `dtypes`
             too if the kernel reads them.
         dtypes: dtypes that the kernel supports.
+        numbers: arguments of any dtype and device, of which none may need a gradient.
 
     Raises:
         ValueError: for an unknown GENMODELS_KERNELS, or =triton where the kernel cannot run.
@@ -68,11 +69,13 @@ def use_triton(op, *tensors, dtypes=FLOATS):
         raise ValueError(f"GENMODELS_KERNELS must be auto, torch or triton, got {mode!r}")
     if mode == "torch":
         return False
-    tensors = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
+    tensors, numbers = (
+        [x for x in given if isinstance(x, torch.Tensor)] for given in (tensors, numbers)
+    )
     reason = None
     if not HAS_TRITON:
         reason = "triton is not installed"
-    elif torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    elif torch.is_grad_enabled() and any(x.requires_grad for x in (*tensors, *numbers)):
         reason = "an input needs a gradient: detach it"
     elif bad := [tensor.dtype for tensor in tensors if tensor.dtype not in dtypes]:
         reason = f"the kernel does not take {bad[0]}"

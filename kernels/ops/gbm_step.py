@@ -178,7 +178,8 @@ def gbm_step(
     quiet = not isinstance(noise_scale, torch.Tensor) and noise_scale == 0
     if not quiet and noise is None and seed is None:
         raise ValueError(f"{op}: seed must be given where noise_scale > 0: an int or one per item")
-    kernel = use_triton(op, x, score, noise, out) and x.numel() > 0
+    numbers = (variance, drift, noise_scale)
+    kernel = use_triton(op, x, score, noise, out, numbers=numbers) and x.numel() > 0
     arguments = {
         "score": score,
         "noise": None if quiet else noise,

@@ -170,6 +170,7 @@ def chain_kernel(
     items,
     numel,
     groups,
+    tiles,
     steps,
     components,
     KIND: tl.constexpr,
@@ -183,8 +184,8 @@ def chain_kernel(
     GROUPS: tl.constexpr,
 ):
     """Tile of ROWS chains x GROUPS groups; the four elements of a group are four blocks."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    group = (tl.program_id(1) * GROUPS + tl.arange(0, GROUPS))[None, :]
+    row = tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS)
+    group = (tl.program_id(0) % tiles * GROUPS + tl.arange(0, GROUPS))[None, :]
     safe = tl.minimum(row, items - 1)
     element = 4 * group + tl.zeros((ROWS, GROUPS), dtype=tl.int32)
     offset = safe.to(tl.int64)[:, None] * numel + element
@@ -259,12 +260,11 @@ def _kernel(y, energy, *, steps, a, s, seed, counter, stream, tile=None):
     if tile is None:
         wide = triton.next_power_of_2(groups)
         wide = wide if kind == "mixture" else min(wide, 128)
-        rows = min(
-            max(1, (1 << 15 if INTERPRETING else 128) // wide), triton.next_power_of_2(items)
-        )
+        # Not by items: the order of a mixture's sums hangs on it. The interpreter has one order.
+        rows = triton.next_power_of_2(items) if INTERPRETING else max(1, 128 // wide)
         tile = (rows, wide)
-    grid = (-(-items // tile[0]), -(-groups // tile[1]))
-    chain_kernel[grid](
+    tiles = -(-groups // tile[1])
+    chain_kernel[(-(-items // tile[0]) * tiles,)](
         out=y,
         y=y,
         first=first,
@@ -276,6 +276,7 @@ def _kernel(y, energy, *, steps, a, s, seed, counter, stream, tile=None):
         items=items,
         numel=numel,
         groups=groups,
+        tiles=tiles,
         steps=steps,
         components=components,
         KIND=kind,

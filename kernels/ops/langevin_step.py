@@ -189,8 +189,7 @@ def langevin_kernel(
 def _squares(grad, items, numel, limit, stride):
     """Return (items, parts) sums of squares of the gradient; limit, stride: its clip or None."""
     columns = min(triton.next_power_of_2(numel), 4096)
-    rows = max(1, 4096 // columns)
-    rows = min(rows, triton.next_power_of_2(items))
+    rows = max(1, 4096 // columns)  # not by items: the order of a sum hangs on it
     span = columns if numel <= columns else _SPAN
     parts = -(-numel // span)
     out = torch.empty(items, parts, dtype=torch.float32, device=grad.device)
@@ -235,6 +234,8 @@ def _kernel(y, *, key, out, clamp, block=None, **arguments):
         limit = arguments["grad_clip"] if clips["grad_clip"] else None
         if norm == 2:
             norms = _squares(arguments["grad"], items, numel, limit, arguments["C"])
+            if norms.shape[1] > 1 and not layout["ROW"]:  # the interpreter's large blocks
+                norms = norms.sum(1, keepdim=True)
     target = out if out is not None and out.stride() == y.stride() else torch.empty_like(y)
     low, high = (0.0, 0.0) if clamp is None else clamp
     langevin_kernel[grid](
@@ -329,5 +330,6 @@ def langevin_step(
         "key": None if quiet or noise is not None else (seed, counter, stream),
         "out": out,
     }
-    kernel = use_triton(op, y, grad, tether, known, noise, out) and y.numel() > 0
+    numbers = [arguments[name] for name in _FLAGS]
+    kernel = use_triton(op, y, grad, tether, known, noise, out, numbers=numbers) and y.numel() > 0
     return _kernel(y, **arguments) if kernel else by_items(_reference, y, **arguments)

@@ -173,12 +173,12 @@ def accept_kernel(
             inside = valid[:, None] & (element < numel)[None, :]
             offset = base + element[None, :]
             take = accept[:, None]
-            new = tl.load(y2 + offset, mask=inside & take, other=0.0)
             old = tl.load(y + offset, mask=inside & ~take, other=0.0)
-            tl.store(out_y + offset, tl.where(take, new, old.to(new.dtype)), mask=inside)
-            new = tl.load(g2 + offset, mask=inside & take, other=0.0)
+            new = tl.load(y2 + offset, mask=inside & take, other=0.0).to(old.dtype)
+            tl.store(out_y + offset, tl.where(take, new, old), mask=inside)
             old = tl.load(g + offset, mask=inside & ~take, other=0.0)
-            tl.store(out_g + offset, tl.where(take, new, old.to(new.dtype)), mask=inside)
+            new = tl.load(g2 + offset, mask=inside & take, other=0.0).to(old.dtype)
+            tl.store(out_g + offset, tl.where(take, new, old), mask=inside)
         once = row < tl.where(part == 0, items, 0)
         tl.store(out_log_prob + row, tl.where(accept, after, before), mask=once)
         tl.store(ratio + row, r, mask=once)
@@ -200,7 +200,7 @@ def _kernel(y, y2, g, g2, lp, lp2, *, coefficients, tether, mask, uniform, key, 
     columns = min(triton.next_power_of_2(numel), 4096)
     whole = numel <= columns
     columns = columns if whole else 1024  # keeps the sums of six arrays in registers
-    rows = min(max(1, 2048 // columns), triton.next_power_of_2(items)) if whole else 1
+    rows = max(1, 2048 // columns) if whole else 1  # not by items: the order of a sum hangs on it
     span = columns if whole else _SPAN
     parts = -(-numel // span)
     padded = triton.next_power_of_2(parts)

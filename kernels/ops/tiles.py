@@ -87,7 +87,8 @@ def pairwise_kernel(
         else:
             rows2 = tl.load(x2 + row, mask=row < n, other=0.0)[:, None]
             columns2 = tl.load(y2 + column, mask=column < last, other=0.0)[None, :]
-            squared = tl.maximum(rows2 + columns2 - 2.0 * tile, 0.0)
+            squared = rows2 + columns2 - 2.0 * tile  # NaN stays: zero would be a neighbour
+            squared = tl.maximum(squared, 0.0, propagate_nan=tl.PropagateNan.ALL)
             if KIND == "rbf":
                 value = tl.exp(-scale * squared)
             elif KIND == "ball":
