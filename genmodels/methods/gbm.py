@@ -58,8 +58,8 @@ class GBMConfig:
     weight: str = setting(
         "edm", "edm: levels alike at first; paper: 1; eps: 1 / S; likelihood: the variational bound"
     )
-    sampler: str = setting("ode", "ode, dls, ancestral, ums (may flip signs) or paper (annealed)")
-    steps: int = setting(32, "sampling steps")
+    sampler: str = setting("dls", "dls, ode, ancestral, ums (may flip signs) or paper (annealed)")
+    steps: int = setting(64, "sampling steps")
     grid: str = setting(
         "geometric", "levels even in S: uniform; in sqrt(S): quadratic; in log S: geometric"
     )
