@@ -180,7 +180,12 @@ def test_ums_warns_of_flips(trained):
 
 def test_steps_are_counted_and_reported(trained):
     seen = []
-    trained.sample([0], steps=6, callback=lambda i, x: seen.append((i, float(x.abs().max()) <= 1)))
+    trained.sample(
+        [0],
+        sampler="ode",
+        steps=6,
+        callback=lambda i, x: seen.append((i, float(x.abs().max()) <= 1)),
+    )
     assert trained.nfe == 11 and seen == [(i, True) for i in range(6)]
     trained.sample([0], steps=6, sampler="dls")
     assert trained.nfe == 6
