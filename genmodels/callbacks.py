@@ -89,10 +89,11 @@ class Saver(Callback):
     Args:
         run: the run's folder.
         cfg: the whole Config.
+        whole: folder of the run that this one is a part of, if it is; resume= goes on with that.
     """
 
-    def __init__(self, run, cfg):
-        self.run, self.folder = Path(run), Path(run) / "checkpoints"
+    def __init__(self, run, cfg, whole=None):
+        self.run, self.folder = Path(whole or run), Path(run) / "checkpoints"
         self.every, self.keep = cfg.checkpoint.every, cfg.checkpoint.keep
         self.deadline = time.monotonic() + seconds(cfg.trainer.max_time)
         self.saved_step = None

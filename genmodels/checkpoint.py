@@ -56,12 +56,13 @@ def usable_precision(precision, accelerator):
     return precision
 
 
-def build(config, *overrides):
+def build(config, *overrides, **needs):
     """Return an untrained method on the CPU; its weights are a function of the config's seed.
 
     Args:
         config: a Config, a YAML path, or a list of YAML paths merged left to right.
         overrides: "key=value" strings.
+        needs: what the method needs beyond its config to train, e.g. reference=MODEL for DDO.
 
     Raises:
         ValueError: the config is wrong; the line says where and what to write.
@@ -74,7 +75,7 @@ def build(config, *overrides):
     data.fill_in(config.data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return METHODS[config.method.name](config)
+        return METHODS[config.method.name](config, **needs)
 
 
 def load(path, *, ema=True, device="cpu"):

@@ -210,7 +210,8 @@ class TrainStream:
     [s G, (s+1) G); its micro-batches and ranks take their slices.
     """
 
-    def __init__(self, pixels, labels, seed, batch_size, first_step, accumulate=1, rank=0, world=1):
+    def __init__(self, pixels, labels, seed, batch_size, first_step, accumulate=1, rank=0, world=1,
+                 order=seeding.Stream.ORDER):  # fmt: skip
         if batch_size % (accumulate * world):
             nearest = -(-batch_size // (accumulate * world)) * accumulate * world
             raise ValueError(
@@ -220,6 +221,7 @@ class TrainStream:
         self.pixels, self.labels, self.seed = pixels, labels, seed
         self.batch_size, self.first_step = batch_size, first_step
         self.accumulate, self.rank, self.world = accumulate, rank, world
+        self.order = order
 
     def __iter__(self):
         micro = self.batch_size // self.accumulate
@@ -244,7 +246,7 @@ class TrainStream:
             if number not in orders:
                 for old in [old for old in orders if old < number - 1]:
                     del orders[old]
-                orders[number] = seeding.permutation(self.seed, number, size)
+                orders[number] = seeding.permutation(self.seed, number, size, self.order)
             here = passes == number
             index[here] = orders[number][n[here] % size]
         return index

@@ -20,12 +20,13 @@ class Stream(IntEnum):
     LABEL_DROP = 4
     AUGMENT = 5
     TORCH = 6
+    FAKE_ORDER = 7
 
 
-def permutation(seed, index, size):
+def permutation(seed, index, size, stream=Stream.ORDER):
     """Return the index-th random order of range(size) under this seed, int64 (size,)."""
     zero = torch.zeros(size, dtype=torch.int64)
-    words = philox(zero + seed, torch.arange(size), zero + index, zero, zero + int(Stream.ORDER))
+    words = philox(zero + seed, torch.arange(size), zero + index, zero, zero + int(stream))
     return torch.argsort((words[0] << 31) | (words[1] >> 1), stable=True)
 
 
