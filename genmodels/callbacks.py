@@ -2,8 +2,6 @@
 
 import csv
 import io
-import os
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -15,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from genmodels import benchmark, images
+from genmodels import benchmark, checkpoint, images
 from genmodels.config import seconds
 
 
@@ -154,13 +152,7 @@ class Saver(Callback):
         trainer.save_checkpoint(path)
         if not trainer.is_global_zero:
             return
-        partial = self.folder / ".last.ckpt.partial"
-        partial.unlink(missing_ok=True)
-        try:
-            os.link(path, partial)
-        except OSError:  # a file system without hard links
-            shutil.copy(path, partial)
-        os.replace(partial, self.folder / "last.ckpt")
+        checkpoint.link(path, self.folder / "last.ckpt")
         if self.keep:
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
                 old.unlink()

@@ -44,6 +44,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             partial.unlink(missing_ok=True)
 
 
+def link(path, target):
+    """Make target the same file as path (a copy where there are no hard links), all or nothing."""
+    partial = target.with_name(f".{target.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(path, partial)
+    except OSError:
+        shutil.copy(path, partial)
+    os.replace(partial, target)
+
+
 def usable_precision(precision, accelerator):
     """Return the precision, or 32-true with a word about it where bf16 is only emulated."""
     if precision == "bf16-mixed":

@@ -1,9 +1,12 @@
 """A run folder OUT_DIR/NAME/TIME: made anew, or gone on with under its own config."""
 
+import contextlib
+import os
 import time
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
 
 from genmodels.checkpoint import read_checkpoint
 from genmodels.config import load_config, to_plain
@@ -79,6 +82,53 @@ def make_folder(cfg):
             return run
         except FileExistsError:  # two runs in one second
             run, number = base.with_name(f"{base.name}-{number}"), number + 1
+
+
+def unfinished_or_new(cfg, finished):
+    """Return the newest folder of an unfinished run of this very config, else a new one.
+
+    Args:
+        cfg: Config with its data.shape filled in.
+        finished: whether the run in a folder is over.
+    """
+    while True:
+        for found in sorted(Path(cfg.out_dir).glob(f"{cfg.name}/*/config.yaml"), reverse=True):
+            same = OmegaConf.to_container(OmegaConf.load(found)) == to_plain(cfg)
+            if same and not finished(found.parent):
+                return found.parent
+        if rank_zero_only.rank == 0:
+            return make_folder(cfg)
+        time.sleep(0.2)  # rank 0 makes it
+
+
+@contextlib.contextmanager
+def alone(folder):
+    """Keep a second command from working in the same folder at the same time.
+
+    Raises:
+        ValueError: another process is at work there.
+    """
+    if rank_zero_only.rank != 0 or os.name == "nt":
+        yield
+        return
+    import fcntl
+
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, also killed
+        except BlockingIOError:
+            raise ValueError(
+                f"resume={folder}: another process is at work there; wait for it or stop it"
+            ) from None
+        yield
+
+
+def wait(ready):
+    """Wait for another process's part; no collective, which would time out in a long wait."""
+    while not ready():
+        if os.getppid() == 1 and rank_zero_only.rank != 0:
+            raise RuntimeError("the process that started this one has ended")
+        time.sleep(0.1)
 
 
 def _flat(plain, prefix=""):

@@ -28,8 +28,8 @@ SATURATED = 4.0  # |beta Delta| from which the sigmoid has all but stopped learn
 class DiscriminativeConfig:
     """DDO's own settings."""
 
-    alphas: list[float] = setting([4.0], "alpha, weight of the fake images; of several, each is tried")
-    betas: list[float] = setting([60.0], "beta, how steep it discriminates; of several, each is tried")
+    alphas: list[float] = setting([4.0], "alpha: weight of the fakes; of several, each is tried")
+    betas: list[float] = setting([60.0], "beta: steepness; of several, each is tried")
     beta_unit: str = setting(
         "dim", "dim: beta over the number of pixel values; nats: as it is; std: over std(Delta)"
     )
@@ -177,10 +177,11 @@ class DDOConfig(DiscriminativeConfig, EDMConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for key, off in (("label_dropout", 0), ("augment", 0), ("uncertainty", 0), ("guidance", 1)):
+        plain = {"label_dropout": 0, "augment": 0, "uncertainty": False, "guidance": 1}
+        for key, off in plain.items():
             value = getattr(self, key)
             check(value == off, f"method.{key}", value,
-                  f"DDO finetunes the plain model; use {str(type(value)(off)).lower()}")  # fmt: skip
+                  f"DDO finetunes the plain model; use {str(off).lower()}")  # fmt: skip
 
 
 class DDO(Discriminative, EDM):
