@@ -32,13 +32,11 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from genmodels import benchmark, checkpoint, fakes, images, runs, seeding
+from genmodels import checkpoint, fakes, images, runs, seeding
 from genmodels.config import check, save_config, seconds, to_plain
+from genmodels.judge import SEEDS, Judge
 
-BLOCK = 1 << 22  # seeds set aside for one pool
-POOL_SEEDS, SCORE_SEEDS = 1 << 30, 1 << 31  # below: final scores, and whoever samples
-BATCH = 256  # images at a time; changes no image
-LOWER_IS_BETTER = ("fd", "fid", "kid", "nn1")  # nn1 by its distance from 0.5
+POOL_SEEDS = 1 << 30  # below: final scores and whoever samples; above, the judge's
 
 
 class Paused(Exception):
@@ -64,9 +62,6 @@ def run(cfg, folder, fit):
     check(cfg.init, "init", "", "DDO finetunes a trained model: give its run, .ckpt or export")
     check(not cfg.method.reference, "method.reference", cfg.method.reference,
           "is filled in; resume the folder above round-01")  # fmt: skip
-    metric = cfg.eval.metrics[0] if cfg.eval.metrics else ""
-    check(metric in LOWER_IS_BETTER, "eval.metrics", metric,
-          f"the first one chooses the winner: one of {', '.join(LOWER_IS_BETTER)}")  # fmt: skip
     data = fakes.PairedData(cfg.data, cfg.seed, cfg.trainer.accumulate)
     rounds = cfg.method.rounds
     folder = folder or runs.unfinished_or_new(cfg, lambda found: _finished(found, rounds))
@@ -92,7 +87,8 @@ class SelfPlay:
         self.lead = rank_zero_only.rank == 0
         self.deadline = time.monotonic() + seconds(cfg.trainer.max_time)
         self.device = _device(cfg.trainer.accelerator)
-        self.metric, self.scorers = cfg.eval.metrics[0], {}
+        self.judge = Judge(cfg, data, self.device)
+        self.metric = self.judge.metric
         if self.lead:
             save_config(cfg, folder / "config.yaml")
 
@@ -105,7 +101,7 @@ class SelfPlay:
             self.begin(number, reference)
             self.data.pool = self.pool(reference)
             if "start" not in self.state:
-                score = {"step": 0} | self.score(reference) if self.lead else None
+                score = {"step": 0} | self.judge.score(reference) if self.lead else None
                 self.settle(lambda state: state.setdefault("start", score), "start")
             self.say(f"round {number}: {self.metric} {self.state['start'][self.metric]:.4f}")
             for k in range(len(self.state["candidates"])):
@@ -151,14 +147,9 @@ class SelfPlay:
             "p_std": stds[min(number, len(stds)) - 1],
             "pool": {
                 "num": method.pool or len(self.data.train[0]),
-                "seeds": POOL_SEEDS + BLOCK * ((64 * cfg.seed + number) % 256),
+                "seeds": POOL_SEEDS + SEEDS * ((64 * cfg.seed + number) % 256),
             },
-            "score": {
-                "metric": self.metric,
-                "features": cfg.eval.features,
-                "num": cfg.eval.num,
-                "seeds": SCORE_SEEDS + BLOCK * (cfg.seed % 256),
-            },
+            "score": self.judge.plan,
         }
         for key, value in plan.items() if self.state else ():
             check(key == "reference" or self.state[key] == value, key, value,
@@ -183,8 +174,8 @@ class SelfPlay:
 
         def generate(seeds):
             self.pause_if_late()
-            started = time.monotonic()
-            pictures = self.generate(reference, seeds)
+            started, shown = time.monotonic(), self.cfg.trainer.progress and self.lead
+            pictures = self.judge.generate(reference, seeds, shown)
             if self.lead:
                 self.state["pool_seconds"] += round(time.monotonic() - started, 2)
             return pictures
@@ -266,8 +257,10 @@ class SelfPlay:
         self.pause_if_late()
         folder = self.place / candidate["name"]
         path = folder / "checkpoints" / "last.ckpt"
-        entry = {"step": step} | self.score(checkpoint.load(path, device=self.device))
-        if all(self.distance(entry) < self.distance(other) for other in candidate["curve"]):
+        entry = {"step": step} | self.judge.score(checkpoint.load(path, device=self.device))
+        if all(
+            self.judge.distance(entry) < self.judge.distance(other) for other in candidate["curve"]
+        ):
             checkpoint.link(path, folder / "best.ckpt")
         self.say(f"round {self.state['round']}: {candidate['name']}, step {step}: "
                  f"{self.metric} {entry[self.metric]:.4f}")  # fmt: skip
@@ -275,7 +268,7 @@ class SelfPlay:
 
     def end(self, curve):
         """Return why a candidate with this curve ends here, or ""."""
-        values = [self.distance(entry) for entry in [self.state["start"], *curve]]
+        values = [self.judge.distance(entry) for entry in [self.state["start"], *curve]]
         rises, patience = [b > a for a, b in itertools.pairwise(values)], self.cfg.method.patience
         if patience and len(rises) >= patience and all(rises[-patience:]):
             return f"{self.metric} rose {patience} times in a row"
@@ -290,64 +283,24 @@ class SelfPlay:
                 f"round {state['round']}: every candidate {state['candidates'][0]['end']}; start a "
                 "new run with a smaller optim.lr"
             )
-        candidate, entry = min(entries, key=lambda pair: self.distance(pair[1]))
-        better = self.distance(entry) < self.distance(start)
+        candidate, entry = min(entries, key=lambda pair: self.judge.distance(pair[1]))
+        better = self.judge.distance(entry) < self.judge.distance(start)
         name, entry = (candidate["name"], entry) if better else ("the reference", start)
         final = {}
         if self.lead:
             path = self.place / candidate["name"] / "best.ckpt"
             model = checkpoint.load(path, device=self.device) if better else reference
-            final = {"init": self.final(reference)} if state["round"] == 1 else {}
-            final |= {"winner": self.final(model)}
+            final = {"init": self.judge.final(reference)} if state["round"] == 1 else {}
+            final |= {"winner": self.judge.final(model)}
             for target in (self.place / "winner.ckpt", self._top) if better else ():
                 checkpoint.link(path, target)
-            sheet = images.grid(self.generate(model, range(64))[0])
+            sheet = images.grid(self.judge.generate(model, range(64))[0])
             sheet = images.enlarge(sheet, max(1, 512 // sheet.shape[-1]))
             images.write_png(self.folder / "samples" / f"round-{state['round']:02d}.png", sheet)
         winner = {"name": name, "step": entry["step"], self.metric: entry[self.metric]}
         self.settle(lambda state: state.update(winner=winner, final=final), "winner")
         self.say(f"round {state['round']}: {self.metric} {start[self.metric]:.4f} -> "
                  f"{entry[self.metric]:.4f} ({name}, step {entry['step']})")  # fmt: skip
-
-    # ---------------------------------------------------------------------------------------------
-    # Scores
-
-    def generate(self, model, seeds):
-        """Return (uint8 images, labels or None); labels follow the law of the training set's."""
-        labels = None
-        if model.classes:
-            known = self.data.train[1]
-            order = seeding.permutation(0, 0, len(known))
-            labels = [int(known[order[seed % len(known)]]) for seed in seeds]
-        shown = self.cfg.trainer.progress and self.lead
-        return benchmark.generate_all(model, list(seeds), labels, batch=BATCH, progress=shown)
-
-    def score(self, model):
-        """Return {metric: value, "score_seconds": s} against the training images."""
-        started, first = time.monotonic(), self.state["score"]["seeds"]
-        pictures, _ = self.generate(model, range(first, first + self.cfg.eval.num))
-        scores = self._scorer("train", 0)(pictures)
-        values = {name: score["value"] for name, score in scores.items()}
-        return values | {"score_seconds": round(time.monotonic() - started, 2)}
-
-    def final(self, model):
-        """Return {metric: {value, stderr}} on seeds from 0 on, against held-out images."""
-        pictures, _ = self.generate(model, range(self.cfg.eval.num))
-        return self._scorer("held_out" if len(self.data.held_out[0]) else "train", 100)(pictures)
-
-    def distance(self, entry):
-        """Return the number that is lowest for the best entry of a curve."""
-        value = entry[self.metric]
-        return abs(value - 0.5) if self.metric == "nn1" else value
-
-    def _scorer(self, split, resamples):
-        if split not in self.scorers:
-            self.scorers[split] = benchmark.Scorer(
-                self.cfg.eval.metrics, self.cfg.eval.features, resamples=resamples,
-                reference=getattr(self.data, split)[0], train=self.data.train[0],
-                held_out=self.data.held_out[0], device=self.device,
-            )  # fmt: skip
-        return self.scorers[split]
 
     # ---------------------------------------------------------------------------------------------
     # Files
