@@ -6,6 +6,7 @@ A checkpoint is Lightning's: `state_dict` is the EMA, `current_model_state` the 
 file is written under a temporary name in its own folder, flushed to disk and renamed.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -179,6 +180,12 @@ def _load_state(model, state, path):
     model.load_state_dict(state)
 
 
+def is_diffusers(path):
+    """Return whether a folder holds a diffusers UNet2DModel."""
+    config = Path(path) / "config.json"
+    return config.is_file() and "UNet2DModel" in config.read_text()
+
+
 def init_weights(model, path):
     """Copy the (EMA) weights of another model into this one; return the keys that stay fresh.
 
@@ -189,8 +196,7 @@ def init_weights(model, path):
     Raises:
         ValueError: the networks differ in anything but their class embedding.
     """
-    config = Path(path) / "config.json"
-    if config.is_file() and "UNet2DModel" in config.read_text():
+    if is_diffusers(path):
         from diffusers import UNet2DModel
 
         target = getattr(model.net.net, "unet", None)
@@ -220,6 +226,15 @@ def init_weights(model, path):
         )
     target.load_state_dict({key: source[key] for key in agree}, strict=False)
     return [key for key in others if key in own]
+
+
+def weights_hash(model):
+    """Return the sha256 of a model's state dict: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def export(path, out, *, half=False):

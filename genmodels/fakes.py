@@ -1,4 +1,4 @@
-"""Fake images for DDO: made once by the reference, kept on disk in shards, fed beside real ones."""
+"""DDO's reference and its fake images: made once, kept on disk in shards, fed beside real ones."""
 
 import os
 
@@ -6,8 +6,35 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from genmodels import images, runs, seeding
+from genmodels import checkpoint, images, runs, seeding
+from genmodels.config import check
 from genmodels.data import ImageDataModule, TrainStream
+
+
+def load_reference(cfg, source, device):
+    """Return the model of the config with the (EMA) weights of another one, in eval mode.
+
+    Args:
+        cfg: Config.
+        source: run, .ckpt, export or diffusers UNet folder.
+        device: where to put it.
+
+    Raises:
+        ValueError: another network, preconditioning or sigma_data, or weights are missing.
+    """
+    model = checkpoint.build(cfg)
+    fresh = checkpoint.init_weights(model, source)
+    check(not fresh, "init", source, f"lacks {fresh[:1]}; DDO needs a model of this very config")
+    theirs = None if checkpoint.is_diffusers(source) else checkpoint.load(source).cfg.method
+    for key in ("precond", "sigma_data"):
+        own = getattr(cfg.method, key, None)
+        check(own == getattr(theirs, key, own), f"method.{key}", own,
+              f"init={source} was trained with {getattr(theirs, key, own)}")  # fmt: skip
+    if cfg.trainer.channels_last:  # as the trained one: else its rounding would differ
+        model.net.to(memory_format=torch.channels_last)
+    if cfg.trainer.compile:
+        model.net.compile()
+    return model.to(device).eval()
 
 
 def make_pool(folder, seeds, size, generate):

@@ -17,7 +17,6 @@ Reference: Zheng et al. 2025, arXiv 2503.01103 (self-play by rounds of finetunin
 """
 
 import csv
-import hashlib
 import io
 import itertools
 import json
@@ -27,7 +26,6 @@ import shutil
 import signal
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
@@ -97,7 +95,9 @@ class SelfPlay:
         self.place = self.folder / f"round-{number:02d}"
         self.state = _read(self.place)
         if not self.state.get("winner"):
-            reference = self.load_reference(number)
+            last = self.folder / f"round-{number - 1:02d}" / "winner.ckpt"
+            self.source = str(last) if number > 1 else self.cfg.init
+            reference = fakes.load_reference(self.cfg, self.source, self.device)
             self.begin(number, reference)
             self.data.pool = self.pool(reference)
             if "start" not in self.state:
@@ -117,29 +117,9 @@ class SelfPlay:
     # ---------------------------------------------------------------------------------------------
     # Its parts
 
-    def load_reference(self, number):
-        """Return the frozen model: the config's, with the (EMA) weights of init or of a winner."""
-        last = self.folder / f"round-{number - 1:02d}" / "winner.ckpt"
-        self.source = str(last) if number > 1 else self.cfg.init
-        model = checkpoint.build(self.cfg)
-        fresh = checkpoint.init_weights(model, self.source)
-        check(
-            not fresh, "init", self.source, f"lacks {fresh[:1]}; DDO wants a model of this config"
-        )
-        theirs = None if _is_diffusers(self.source) else checkpoint.load(self.source).cfg.method
-        for key in ("precond", "sigma_data"):
-            own = getattr(self.cfg.method, key, None)
-            check(own == getattr(theirs, key, own), f"method.{key}", own,
-                  f"init={self.source} was trained with {getattr(theirs, key, own)}")  # fmt: skip
-        if self.cfg.trainer.channels_last:  # as fit() does: else its rounding would differ
-            model.net.to(memory_format=torch.channels_last)
-        if self.cfg.trainer.compile:
-            model.net.compile()
-        return model.to(self.device).eval()
-
     def begin(self, number, reference):
         """Write down what the round consists of; or check that it is still what was begun."""
-        cfg, method, digest = self.cfg, self.cfg.method, weights_hash(reference)
+        cfg, method, digest = self.cfg, self.cfg.method, checkpoint.weights_hash(reference)
         stds = method.p_stds or [getattr(method, "p_std", 0.0)]
         plan = {
             "round": number,
@@ -345,20 +325,6 @@ class SelfPlay:
     @property
     def _top(self):
         return self.folder / "checkpoints" / "last.ckpt"
-
-
-def weights_hash(model):
-    """Return the sha256 of a model's state dict: names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _is_diffusers(path):
-    config = Path(path) / "config.json"
-    return config.is_file() and "UNet2DModel" in config.read_text()
 
 
 def _device(accelerator):
