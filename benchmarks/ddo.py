@@ -108,6 +108,8 @@ def one_seed(name, cfg, seed, work, changed):
         )
         for key, path in models.items()
     }
+    for state in states:
+        state["reference"].pop("model")  # a path of this machine
     parameters = sum(p.numel() for p in genmodels.load(base).parameters())
     return {"seed": seed, "parameters": parameters, "final": final, "mle_curve": curve,
             "rounds": states}  # fmt: skip
