@@ -84,9 +84,8 @@ class SelfPlay:
         self.cfg, self.folder, self.data, self.fit = cfg, folder, data, fit
         self.lead = rank_zero_only.rank == 0
         self.deadline = time.monotonic() + seconds(cfg.trainer.max_time)
-        self.device = _device(cfg.trainer.accelerator)
-        self.judge = Judge(cfg, data, self.device)
-        self.metric = self.judge.metric
+        self.judge = Judge(cfg, data, _device(cfg.trainer.accelerator))
+        self.device, self.metric = self.judge.device, self.judge.metric
         if self.lead:
             save_config(cfg, folder / "config.yaml")
 
@@ -108,7 +107,7 @@ class SelfPlay:
                 self.finetune(k, reference)
             self.conclude(reference)
         if self.lead:  # what only the round itself needed
-            for old in (self.place / "pool", *self.place.glob("*/checkpoints")):
+            for old in itertools.chain([self.place / "pool"], self.place.glob("*/checkpoints")):
                 shutil.rmtree(old, ignore_errors=True)
             for old in self.place.glob("*/best.ckpt"):
                 old.unlink()

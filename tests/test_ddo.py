@@ -57,7 +57,7 @@ def batch(count=6, seed=0, classes=10):
 @pytest.mark.parametrize("normalize", [False, True])
 def test_at_the_reference_delta_is_zero_and_the_loss_is_known(alpha, normalize):
     model = against(trained(), f"method.alphas={alpha}", f"method.normalize={normalize}")
-    loss, logs = model.train().loss(batch())
+    loss, logs = model.train().loss(batch(64))
     for name in ("delta_real", "delta_fake", "delta_real_std", "delta_fake_std", "saturated"):
         assert logs[name] == 0, name
     assert logs["accuracy"] == 0.5

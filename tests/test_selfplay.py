@@ -421,3 +421,19 @@ eval: {{num: 1000}}
     divergence = [float((log_data.exp() * (log_data - log_p)).sum()) for log_p in (before, after)]
     assert type(genmodels.load(run)) is EnergyDDO
     assert divergence[1] < 0.8 * divergence[0], divergence
+
+
+@pytest.mark.slow
+def test_two_processes_play_to_the_same_scores(base, tmp_path):
+    """Both make shards and train; one scores. Rounding apart, it is what one process does."""
+    words = ("method.rounds=2", "method.alphas=1", "method.patience=0", "optim.eps=1e-2",
+             "eval.num=64")  # fmt: skip
+    one = play(base, tmp_path / "one", *words)
+    two = tmp_path / "two"
+    command = [sys.executable, "train.py", *argv(base, two, *words), "trainer.devices=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=500)
+    (run,) = two.glob("*/*")
+    for number in (1, 2):
+        curves = [[e["fd"] for e in state(f, number)["candidates"][0]["curve"]] for f in (one, run)]
+        assert curves[0] == pytest.approx(curves[1], rel=0.02)
