@@ -107,14 +107,11 @@ class SelfPlay:
                 self.finetune(k, reference)
             self.conclude(reference)
         if self.lead:  # what only the round itself needed
-            for old in itertools.chain([self.place / "pool"], self.place.glob("*/checkpoints")):
+            for old in (self.place / "pool", *self.place.glob("*/checkpoints")):
                 shutil.rmtree(old, ignore_errors=True)
             for old in self.place.glob("*/best.ckpt"):
                 old.unlink()
         return self.state["winner"]["step"] > 0
-
-    # ---------------------------------------------------------------------------------------------
-    # Its parts
 
     def begin(self, number, reference):
         """Write down what the round consists of; or check that it is still what was begun."""
@@ -280,9 +277,6 @@ class SelfPlay:
         self.settle(lambda state: state.update(winner=winner, final=final), "winner")
         self.say(f"round {state['round']}: {self.metric} {start[self.metric]:.4f} -> "
                  f"{entry[self.metric]:.4f} ({name}, step {entry['step']})")  # fmt: skip
-
-    # ---------------------------------------------------------------------------------------------
-    # Files
 
     def settle(self, change, *keys):
         """Change the round's state and write it; others wait for state[keys], if keys are given."""
