@@ -218,7 +218,7 @@ def draw(name, rows, path):
         axis.set_xlabel("steps")
     axes = axes if number > 1 else [axes]
     axes[0].set_ylabel("FD to the training images")
-    axes[0].legend(fontsize=7)
+    axes[-1].legend(*axes[0].get_legend_handles_labels(), fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
