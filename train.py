@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
-from genmodels import callbacks, checkpoint, cli, runs, scoring
+from genmodels import callbacks, checkpoint, cli, runs, scoring, selfplay
 from genmodels.config import save_config, to_plain
 from genmodels.data import ImageDataModule
 from genmodels.methods import METHODS
@@ -48,6 +48,8 @@ def train(argv):
         print(OmegaConf.to_yaml(OmegaConf.create(to_plain(cfg))), end="")
         return None
     check_machine(cfg)
+    if METHODS[cfg.method.name].NEEDS:  # DDO: rounds against a frozen reference, each of such runs
+        return finish(*selfplay.run(cfg, Path(resume) if resume else None, fit))
     data = ImageDataModule(cfg.data, cfg.seed, cfg.trainer.accumulate)
     model = checkpoint.build(cfg)
     last = Path(resume or "") / "checkpoints" / "last.ckpt"
@@ -63,35 +65,50 @@ def train(argv):
             print(f"init: {key} starts fresh")
         if prepared:
             print(prepared)
-    fit(cfg, run, model, data, last, step)
-    return run
-
-
-def fit(cfg, run, model, data, last, step):
-    """Train from this step on; print the run's folder.
-
-    Raises:
-        cli.Stopped: a signal ended the run early (after saving).
-    """
-    if cfg.trainer.channels_last:
-        model.net.to(memory_format=torch.channels_last)
-    if cfg.trainer.compile:
-        model.net.compile()
-    trainer = make_trainer(cfg, run, step)
     try:
-        with runs.spelled_out(cfg, run):
-            trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
+        trainer = fit(cfg, run, model, data, last, step)
     except FloatingPointError as error:
         lr = cfg.optim.lr / 2
         raise RuntimeError(
             f"{error}; start again from the last good checkpoint: python train.py "
             f"{run}/config.yaml init={run}/checkpoints/last.ckpt optim.lr={lr:g}"
         ) from None
-    if trainer.is_global_zero:
+    return finish(run, trainer.callbacks[-1].signal)
+
+
+def finish(run, signal):
+    """Print the run's folder, the last line, and return it; Stopped if a signal ended the run."""
+    # The other ranks end with 0: a failing child would make the launcher kill this process.
+    if rank_zero_only.rank == 0:
         print(f"run: {run}")
-        # The other ranks end with 0: a failing child would make the launcher kill this process.
-        if trainer.callbacks[-1].signal:
-            raise cli.Stopped(trainer.callbacks[-1].signal)
+        if signal:
+            raise cli.Stopped(signal)
+    return run
+
+
+def fit(cfg, run, model, data, last, step, whole=None):
+    """Train from this step on and return the Trainer.
+
+    Args:
+        cfg: Config; its trainer.max_steps is where this fit ends.
+        run: folder to write to.
+        model: the method, untrained if `last` is None.
+        data: ImageDataModule.
+        last: checkpoint to go on from, or None.
+        step: its optimizer step.
+        whole: folder of the run that this one is a part of, named by the resume command.
+
+    Raises:
+        FloatingPointError: too many non-finite gradients in a row.
+    """
+    if cfg.trainer.channels_last:
+        model.net.to(memory_format=torch.channels_last)
+    if cfg.trainer.compile:
+        model.net.compile()
+    trainer = make_trainer(cfg, run, step, whole)
+    with runs.spelled_out(cfg, whole or run):
+        trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
+    return trainer
 
 
 def check_machine(cfg):
@@ -107,8 +124,8 @@ def check_machine(cfg):
         load_features(cfg.eval.features)
 
 
-def make_trainer(cfg, run, step):
-    """Return the Lightning Trainer of a run that starts at this step."""
+def make_trainer(cfg, run, step, whole=None):
+    """Return the Lightning Trainer of a run that starts at this step; arguments as for fit."""
     options = cfg.trainer
     loggers = [callbacks.CSVMetrics(run / "metrics.csv", step)]
     if "tensorboard" in options.loggers:
@@ -130,7 +147,7 @@ def make_trainer(cfg, run, step):
         extras.append(callbacks.GeneratedMetrics(cfg.eval, cfg.seed))
     if options.progress:
         extras.append(callbacks.Progress())
-    extras.append(callbacks.Saver(run, cfg))  # last: see there
+    extras.append(callbacks.Saver(run, cfg, whole))  # last: see there
     return L.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,

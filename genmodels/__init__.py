@@ -14,11 +14,11 @@ if importlib.util.find_spec("genmodels.kernels") is None:
     _spec.loader.exec_module(sys.modules["genmodels.kernels"])
 
 
-def build(config, *overrides):
+def build(config, *overrides, **needs):
     """Return an untrained method: see genmodels.checkpoint.build."""
     from genmodels.checkpoint import build
 
-    return build(config, *overrides)
+    return build(config, *overrides, **needs)
 
 
 def load(path, *, ema=True, device="cpu"):

@@ -3,8 +3,6 @@
 import contextlib
 import csv
 import io
-import os
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -16,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from genmodels import benchmark, images, scoring
+from genmodels import benchmark, checkpoint, images, scoring
 from genmodels.config import seconds
 from genmodels.sources import Generated
 
@@ -91,10 +89,11 @@ class Saver(Callback):
     Args:
         run: the run's folder.
         cfg: the whole Config.
+        whole: folder of the run that this one is a part of, if it is; resume= goes on with that.
     """
 
-    def __init__(self, run, cfg):
-        self.run, self.folder = Path(run), Path(run) / "checkpoints"
+    def __init__(self, run, cfg, whole=None):
+        self.run, self.folder = Path(whole or run), Path(run) / "checkpoints"
         self.every, self.keep = cfg.checkpoint.every, cfg.checkpoint.keep
         self.deadline = time.monotonic() + seconds(cfg.trainer.max_time)
         self.saved_step = None
@@ -155,13 +154,7 @@ class Saver(Callback):
         trainer.save_checkpoint(path)
         if not trainer.is_global_zero:
             return
-        partial = self.folder / ".last.ckpt.partial"
-        partial.unlink(missing_ok=True)
-        try:
-            os.link(path, partial)
-        except OSError:  # a file system without hard links
-            shutil.copy(path, partial)
-        os.replace(partial, self.folder / "last.ckpt")
+        checkpoint.link(path, self.folder / "last.ckpt")
         if self.keep:
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
                 old.unlink()

@@ -6,6 +6,7 @@ A checkpoint is Lightning's: `state_dict` is the EMA, `current_model_state` the 
 file is written under a temporary name in its own folder, flushed to disk and renamed.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -49,6 +50,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             partial.unlink(missing_ok=True)
 
 
+def link(path, target):
+    """Make target the same file as path (a copy where there are no hard links), all or nothing."""
+    partial = target.with_name(f".{target.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(path, partial)
+    except OSError:
+        shutil.copy(path, partial)
+    os.replace(partial, target)
+
+
 def usable_precision(precision, accelerator):
     """Return the precision, or 32-true with a word about it where bf16 is only emulated."""
     if precision == "bf16-mixed":
@@ -61,12 +73,13 @@ def usable_precision(precision, accelerator):
     return precision
 
 
-def build(config, *overrides):
+def build(config, *overrides, **needs):
     """Return an untrained method on the CPU; its weights are a function of the config's seed.
 
     Args:
         config: a Config, a YAML path, or a list of YAML paths merged left to right.
         overrides: "key=value" strings.
+        needs: what the method needs beyond its config to train, e.g. reference=MODEL for DDO.
 
     Raises:
         ValueError: the config is wrong; the line says where and what to write.
@@ -79,7 +92,7 @@ def build(config, *overrides):
     data.fill_in(config.data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return METHODS[config.method.name](config)
+        return METHODS[config.method.name](config, **needs)
 
 
 def load(path, *, ema=True, device="cpu"):
@@ -173,6 +186,12 @@ def _load_state(model, state, path):
     model.load_state_dict(state)
 
 
+def is_diffusers(path):
+    """Return whether a folder holds a diffusers UNet2DModel."""
+    config = Path(path) / "config.json"
+    return config.is_file() and "UNet2DModel" in config.read_text()
+
+
 def init_weights(model, path):
     """Copy the (EMA) weights of another model into this one; return the keys that stay fresh.
 
@@ -183,8 +202,7 @@ def init_weights(model, path):
     Raises:
         ValueError: the networks differ in anything but their class embedding.
     """
-    config = Path(path) / "config.json"
-    if config.is_file() and "UNet2DModel" in config.read_text():
+    if is_diffusers(path):
         from diffusers import UNet2DModel
 
         target = getattr(model.net.net, "unet", None)
@@ -214,6 +232,15 @@ def init_weights(model, path):
         )
     target.load_state_dict({key: source[key] for key in agree}, strict=False)
     return [key for key in others if key in own]
+
+
+def weights_hash(model):
+    """Return the sha256 of a model's state dict: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def export(path, out, *, half=False):

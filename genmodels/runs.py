@@ -1,10 +1,12 @@
 """A run folder OUT_DIR/NAME/TIME: made anew, or gone on with under its own config."""
 
 import contextlib
+import os
 import time
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
 
 from genmodels import cli
 from genmodels.callbacks import CSVMetrics
@@ -16,7 +18,7 @@ from genmodels.networks import NETWORKS
 # What a resumed run may change; anything else would be ignored or would make another run of it.
 CHANGEABLE = ("trainer.max_steps", "trainer.max_time", "trainer.log_every", "trainer.loggers",
               "trainer.progress", "checkpoint.", "sample.", "eval.", "data.root", "data.device",
-              "data.download", "data.workers")  # fmt: skip
+              "data.download", "data.workers", "method.rounds")  # fmt: skip
 
 
 def fresh(paths, words):
@@ -117,6 +119,53 @@ def spelled_out(cfg, run):
             f"out_dir={cfg.out_dir}: {error.strerror} ({error.filename or run}); "
             f"{cli.REMEDIES[error.errno]}, then go on with python train.py resume={run}"
         ) from None
+
+
+def unfinished_or_new(cfg, finished):
+    """Return the newest folder of an unfinished run of this very config, else a new one.
+
+    Args:
+        cfg: Config with its data.shape filled in.
+        finished: whether the run in a folder is over.
+    """
+    while True:
+        for found in sorted(Path(cfg.out_dir).glob(f"{cfg.name}/*/config.yaml"), reverse=True):
+            same = OmegaConf.to_container(OmegaConf.load(found)) == to_plain(cfg)
+            if same and not finished(found.parent):
+                return found.parent
+        if rank_zero_only.rank == 0:
+            return make_folder(cfg)
+        time.sleep(0.2)  # rank 0 makes it
+
+
+@contextlib.contextmanager
+def alone(folder):
+    """Keep a second command from working in the same folder at the same time.
+
+    Raises:
+        ValueError: another process is at work there.
+    """
+    if rank_zero_only.rank != 0 or os.name == "nt":
+        yield
+        return
+    import fcntl
+
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, also killed
+        except BlockingIOError:
+            raise ValueError(
+                f"resume={folder}: another process is at work there; wait for it or stop it"
+            ) from None
+        yield
+
+
+def wait(ready):
+    """Wait for another process's part; no collective, which would time out in a long wait."""
+    while not ready():
+        if os.getppid() == 1 and rank_zero_only.rank != 0:
+            raise RuntimeError("the process that started this one has ended")
+        time.sleep(0.1)
 
 
 def _flat(plain, prefix=""):

@@ -25,6 +25,7 @@ class Stream(IntEnum):
     IMAGE = 9
     SAMPLER = 10
     LEVEL = 11
+    FAKE_ORDER = 12
 
 
 def permutation(seed, index, size, stream=Stream.ORDER, group=0):

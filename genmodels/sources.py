@@ -1,5 +1,6 @@
 """Images to score: real ones, or a model's, read or made only when they are looked at."""
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from genmodels.config import DataConfig
 from genmodels.data import DATASETS, load_split
 from genmodels.images import as_bytes, read_images, write_npz, write_png
 
-__all__ = ["Generated", "Pictures", "gather", "ranks", "read_source", "sha256_of"]
+__all__ = ["Generated", "Pictures", "by_itself", "gather", "ranks", "read_source", "sha256_of"]
 
 
 class Pictures:
@@ -161,8 +162,22 @@ def gather(thing):
     return things
 
 
+_by_itself = False
+
+
+@contextlib.contextmanager
+def by_itself():
+    """Let this process score alone, as one of one, while the others wait."""
+    global _by_itself
+    before, _by_itself = _by_itself, True
+    try:
+        yield
+    finally:
+        _by_itself = before
+
+
 def ranks():
     """Return (rank, number of processes)."""
-    if dist.is_available() and dist.is_initialized():
+    if not _by_itself and dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1

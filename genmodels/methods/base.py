@@ -70,6 +70,19 @@ class GenerativeModule(L.LightningModule):
         """
         raise NotImplementedError
 
+    def log_ratio(self, batch, reference):
+        """Return (log p(x) - log p_reference(x), {name: diagnostic}), float32 (B,) each.
+
+        What DDO trains through. Exact, exact up to a constant (an energy), or an unbiased estimate
+        of a bound: of one draw for each image, a function of (seed, n) alone and the same for
+        both models, so that a model against itself gives exactly 0.
+
+        Args:
+            batch: as for loss; several rows may share one n, and with it the randomness.
+            reference: a frozen model of this class; no gradient goes through it.
+        """
+        raise NotImplementedError
+
     def image_labels(self, generators, labels=None):
         """Return the labels of generated images, int64 (N,), or None for an unconditional model.
 

@@ -129,23 +129,47 @@ class EDM(GenerativeModule):
         logged loss is without the learned weights of method.uncertainty.
         """
         cfg, x, n = self.cfg.method, batch["image"], batch["n"]
-        seed, device, told = self.cfg.seed, x.device, None
+        seed, told = self.cfg.seed, None
         if cfg.augment and self.training:
             x, told = augment.augment(x, cfg.augment, seed, n)
-        z = philox_normal((), seed, n, stream=int(Stream.SIGMA), device=device)
-        sigma = self.net.training_sigma(z, cfg.p_mean, cfg.p_std)
-        noise = philox_normal(self.shape, seed, n, stream=int(Stream.NOISE), device=device)
+        noisy, sigma = self._diffuse(x, n)
         labels = batch["label"] if self.classes else None
         if labels is not None and cfg.label_dropout and self.training:
             hidden = seeding.uniform(seed, n, Stream.LABEL_DROP) < cfg.label_dropout
             labels = torch.where(hidden, -1, labels)
-        denoised = self.net(x + sigma.reshape(-1, 1, 1, 1) * noise, sigma, labels, told)
+        denoised = self.net(noisy, sigma, labels, told)
         loss = self.net.loss_weight(sigma) * (denoised - x).square().sum(dim=(1, 2, 3))
         logs = {"loss": loss.detach().mean() / math.prod(self.shape)}
         if self.uncertainty is not None:
             u = self.uncertainty(sigma.log() / 4)
             loss = loss * (-u).exp() + math.prod(self.shape) * u
         return loss.mean(), logs
+
+    def _diffuse(self, x, n):
+        """Return (x + sigma eps, sigma): the noise level and the noise of training images n."""
+        cfg, key, where = self.cfg.method, (self.cfg.seed, n), {"device": x.device}
+        z = philox_normal((), *key, stream=int(Stream.SIGMA), **where)
+        sigma = self.net.training_sigma(z, cfg.p_mean, cfg.p_std)
+        noise = philox_normal(self.shape, *key, stream=int(Stream.NOISE), **where)
+        return x + sigma.reshape(-1, 1, 1, 1) * noise, sigma
+
+    def log_ratio(self, batch, reference):
+        """Return (Delta, {"edm_loss": L per element}), float32 (B,) each; see GenerativeModule.
+
+        Delta = -w(sigma) (|D(x + n; sigma) - x|^2 - |D_ref(x + n; sigma) - x|^2), summed over
+        pixels: one draw of sigma and n for a difference of evidence bounds with EDM's own weight.
+        With a = D and b = D_ref it is summed as (a - b)(a + b - 2x), pixel by pixel: the two
+        squares are large and nearly equal, their difference would be rounding.
+        """
+        x, labels = batch["image"], batch["label"] if self.classes else None
+        noisy, sigma = self._diffuse(x, batch["n"])
+        a = self.net(noisy, sigma, labels)
+        with torch.no_grad():
+            b = reference.net(noisy, sigma, labels)
+        weight = self.net.loss_weight(sigma)
+        delta = -weight * ((a - b) * (a + b - 2 * x)).sum(dim=(1, 2, 3))
+        loss = weight * (a.detach() - x).square().sum(dim=(1, 2, 3)) / math.prod(self.shape)
+        return delta, {"edm_loss": loss}
 
     def denoise(self, x, sigma, labels=None):
         """Return D(x; sigma), the expected clean image, float32 (B, C, H, W).

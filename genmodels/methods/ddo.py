@@ -1,0 +1,197 @@
+"""DDO: a trained model is sharpened by being the discriminator against a frozen copy of itself.
+
+    r(x) = log p(x) - log p_ref(x)                                p starts at p_ref
+    L = -E_data[ log sigmoid(beta r) ] - alpha E_ref[ log sigmoid(-beta r) ]
+
+Where r is free at every x, the minimum is beta r = log(p_data / p_ref) - log alpha. Of a density
+known up to a constant, as an energy model's, that makes p ~ p_ref^(1 - 1/beta) p_data^(1/beta):
+with beta < 1 far beyond the data, so training stops on the way. `Discriminative` adds the loss to
+any method that has `log_ratio`; `DDO` is EDM with it.
+
+Reference: Zheng, Chen, Chen et al. 2025, "Direct discriminative optimization: your likelihood-based
+visual generative model is secretly a GAN discriminator", arXiv 2503.01103.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import logsigmoid
+
+from genmodels.config import check, setting
+from genmodels.methods.edm import EDM, EDMConfig
+
+SATURATED = 4.0  # |beta Delta| from which the sigmoid has all but stopped learning
+
+
+@dataclass
+class DiscriminativeConfig:
+    """DDO's own settings."""
+
+    alphas: list[float] = setting([4.0], "alpha: weight of the fakes; of several, each is tried")
+    betas: list[float] = setting([60.0], "beta: steepness; of several, each is tried")
+    beta_unit: str = setting(
+        "dim", "dim: beta over the number of pixel values; nats: as it is; std: over std(Delta)"
+    )
+    normalize: bool = setting(False, "divide the loss by max(alpha, 1)")
+    rounds: int = setting(1, "rounds of self-play, each of trainer.max_steps steps")
+    pool: int = setting(0, "fake images in each round; 0: as many as training images")
+    shard: int = setting(1000, "fake images in a file of the pool")
+    patience: int = setting(2, "stop after this many rises of the score in a row; 0: never")
+    p_stds: list[float] = setting([], "p_std in rounds 1, 2, ...; the last one holds on")
+    reference: str = setting("", "sha256 of the reference's weights; filled in")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for key, least in (("alphas", 0), ("betas", 0), ("p_stds", 0)):
+            values = getattr(self, key)
+            check(values or key == "p_stds", f"method.{key}", values, "give at least one number")
+            check(all(least < v < math.inf for v in values), f"method.{key}", values, "must be > 0")
+        units = ("dim", "nats", "std")
+        check(self.beta_unit in units, "method.beta_unit", self.beta_unit,
+              f"choose from {', '.join(units)}")  # fmt: skip
+        for key, least in (("rounds", 1), ("pool", 0), ("shard", 1), ("patience", 0)):
+            check(getattr(self, key) >= least, f"method.{key}", getattr(self, key),
+                  f"must be >= {least}")  # fmt: skip
+        check(self.rounds <= 64, "method.rounds", self.rounds, "must be <= 64")
+
+
+class Frozen:
+    """Holds a model that nobody trains, averages, saves or copies.
+
+    It is no module, so its parameters belong to no optimizer and no checkpoint, and DDP does not
+    see it; it survives the deep copy that the weight average is made by.
+    """
+
+    def __init__(self, model):
+        self.model = model.eval().requires_grad_(False)
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def beside(self, model):
+        """Return the frozen model on the other one's device and in its mode.
+
+        There is no dropout, but modules that do nothing in training may still change the layout in
+        memory, and with it the rounding; Delta would not start at exactly 0.
+        """
+        return self.model.to(model.device).train(model.training)
+
+
+class Discriminative:
+    """The loss of DDO; stands before a method with `log_ratio`, as in DDO(Discriminative, EDM).
+
+    A training batch also holds `fake` (B, C, H, W) and `fake_label` (B,), samples of the reference;
+    row i of both sides shares n, and with it noise level and noise. A batch without them gets the
+    method's own loss (the held-out images).
+
+    Args:
+        cfg: Config whose method has the settings of DiscriminativeConfig.
+        reference: the frozen model p_ref, needed for training only.
+
+    Raises:
+        ValueError: dropout or reduced precision: Delta is a small difference of large sums.
+    """
+
+    NEEDS = ("reference",)
+
+    def __init__(self, cfg, reference=None):
+        super().__init__(cfg)
+        remedy = "DDO's log-ratio is a small difference of large sums; "
+        check(cfg.trainer.precision == "32-true", "trainer.precision", cfg.trainer.precision,
+              f"{remedy}use 32-true")  # fmt: skip
+        check(not cfg.trainer.tf32, "trainer.tf32", "true", f"{remedy}use false")
+        dropout = getattr(cfg.network, "dropout", 0)
+        check(not dropout, "network.dropout", dropout, f"{remedy}use 0")
+        self.frozen = None if reference is None else Frozen(reference)
+
+    def loss(self, batch):
+        """Return (L, {diagnostics}) of a batch of real and fake images; see the module.
+
+        Logged are L, mean and standard deviation of Delta (nats) on both sides, the share of rows
+        that the sign of Delta tells rightly (0 counts half), the share with |beta Delta| > 4, and
+        what the method's log_ratio reports on the real images.
+        """
+        if "fake" not in batch and not self.training:
+            return super().loss(batch)
+        check("fake" in batch and self.frozen is not None, "reference", "none",
+              "DDO trains against a frozen model and its samples; train.py init=MODEL "
+              "hands them in")  # fmt: skip
+        both = {"image": torch.cat([batch["image"], batch["fake"]]),
+                "label": torch.cat([batch["label"], batch["fake_label"]]),
+                "n": torch.cat([batch["n"], batch["n"]])}  # fmt: skip
+        x, cfg, count = both["image"], self.cfg.method, len(batch["n"])
+        with torch.autocast(x.device.type, enabled=False):
+            delta, rows = self.log_ratio(both, self.frozen.beside(self))
+            real, fake = delta.split(count)
+            beta = self.steepness(delta.detach())
+            loss = ddo_loss(real, fake, cfg.alphas[0], beta)
+        if cfg.normalize:
+            loss = loss / max(cfg.alphas[0], 1.0)
+        logs = {name: row[:count].mean() for name, row in rows.items()}
+        return loss, {"loss": loss.detach()} | diagnostics(real, fake, beta) | logs
+
+    def steepness(self, delta):
+        """Return beta in 1/nats, from betas and beta_unit of the method.
+
+        With "std" it is beta over the standard deviation of this batch's Delta (on this process),
+        at most beta itself.
+        """
+        beta, unit = self.cfg.method.betas[0], self.cfg.method.beta_unit
+        if unit == "dim":
+            return beta / math.prod(self.shape)
+        return beta if unit == "nats" else beta / delta.std().clamp(min=1.0)
+
+
+def ddo_loss(real, fake, alpha, beta):
+    """Return -mean log sigmoid(beta real) - alpha mean log sigmoid(-beta fake).
+
+    Args:
+        real, fake: log-ratios (B,) of data and of the reference's samples, in nats.
+        alpha, beta: numbers > 0.
+
+    Reference: equation of L in the module's docstring; (1 + alpha) ln 2 where the ratios are 0.
+    """
+    return -logsigmoid(beta * real).mean() - alpha * logsigmoid(-beta * fake).mean()
+
+
+def diagnostics(real, fake, beta):
+    """Return {name: scalar} of what the discriminator does; arguments as for ddo_loss."""
+    real, fake = real.detach(), fake.detach()
+    told = torch.cat([real, -fake])  # > 0 where told rightly
+    return {
+        "delta_real": real.mean(),
+        "delta_fake": fake.mean(),
+        "delta_real_std": real.std(),
+        "delta_fake_std": fake.std(),
+        "accuracy": ((told > 0).float() + 0.5 * (told == 0).float()).mean(),
+        "saturated": ((beta * told).abs() > SATURATED).float().mean(),
+    }
+
+
+@dataclass
+class DDOConfig(DiscriminativeConfig, EDMConfig):
+    """DDO (Zheng et al. 2025, arXiv 2503.01103) of an EDM."""
+
+    name: str = setting("ddo", "")
+
+    def __post_init__(self):
+        super().__post_init__()
+        plain = {"label_dropout": 0, "augment": 0, "uncertainty": False, "guidance": 1}
+        for key, off in plain.items():
+            value = getattr(self, key)
+            check(value == off, f"method.{key}", value,
+                  f"DDO finetunes the plain model; use {str(off).lower()}")  # fmt: skip
+
+
+class DDO(Discriminative, EDM):
+    """EDM finetuned by DDO: the log-ratio is a difference of evidence bounds.
+
+    Its weights, samplers and exports are those of an EDM.
+
+    Args:
+        cfg: Config whose method is a DDOConfig.
+        reference: an EDM with the same network, frozen here.
+    """
+
+    Config = DDOConfig

@@ -1,0 +1,439 @@
+import csv
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+
+import genmodels
+import train
+from genmodels import fakes, judge, selfplay
+from genmodels.callbacks import EMA
+from genmodels.checkpoint import read_checkpoint, weights_hash
+from genmodels.config import setting
+from genmodels.kernels.philox import philox_uniform
+from genmodels.methods import METHODS
+from genmodels.methods.base import GenerativeModule
+from genmodels.methods.ddo import DDO, Discriminative, DiscriminativeConfig
+
+SMALL = ["network.channels=[16,16]", "network.norm_groups=8", "network.attention=[]",
+         "network.head_dim=8", "trainer.progress=false", "trainer.loggers=csv",
+         "trainer.accelerator=cpu"]  # fmt: skip
+ROUND = ["method.steps=2", "method.pool=24", "method.shard=8", "data.batch_size=8",
+         "trainer.max_steps=4", "eval.every=2", "eval.num=64", "optim.rampup=0", "optim.lr=1e-4",
+         "checkpoint.every=1"]  # fmt: skip
+DDO_DIGITS = str(ROOT / "configs" / "ddo_digits.yaml")
+
+
+@pytest.fixture(scope="module")
+def base(train_tiny):
+    """A tiny trained EDM with labels."""
+    return train_tiny("data.labels=true", "method.label_dropout=0", "trainer.max_steps=30",
+                      "optim.lr=3e-3", "ema.half_life=0")  # fmt: skip
+
+
+def argv(base, out, *words):
+    return [DDO_DIGITS, *SMALL, *ROUND, f"init={base}", f"out_dir={out}", *words]
+
+
+def play(base, out, *words):
+    assert train.main(argv(base, out, *words)) == 0
+    (run,) = out.glob("*/*")
+    return run
+
+
+@pytest.fixture(scope="module")
+def straight(base, tmp_path_factory):
+    """A self-play of two rounds that nothing stopped."""
+    return play(base, tmp_path_factory.mktemp("straight"), *TWO)
+
+
+TWO = ("method.rounds=2", "method.alphas=1,4", "method.patience=0")
+
+
+def state(run, number=1):
+    return json.loads((run / f"round-{number:02d}" / "state.json").read_text())
+
+
+def timeless(value):
+    """The same without seconds and without the place of the run."""
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if "seconds" not in k}
+    if isinstance(value, list):
+        return [timeless(item) for item in value]
+    return value.split("/round-")[-1] if isinstance(value, str) else value
+
+
+# ------------------------------------------------------------------------------------------------
+# What a self-play leaves behind
+
+
+def test_the_run_folder(straight, base, capsys):
+    model = genmodels.load(straight)
+    assert type(model) is DDO
+    winner = state(straight, 2)["winner"]
+    last = straight / f"round-{2 if winner['step'] else 1:02d}" / "winner.ckpt"
+    assert (straight / "checkpoints" / "last.ckpt").read_bytes() == last.read_bytes()
+    assert not list(straight.glob("**/pool")) and not list(straight.glob("round-*/*/checkpoints"))
+    assert len(list((straight / "samples").glob("round-*.png"))) == 2
+    with open(straight / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * 3  # rounds, candidates, steps 0, 2 and 4
+    first = [row for row in rows if row["round"] == "1" and row["alpha"] == "4.0"]
+    curve = state(straight)["candidates"][1]["curve"]
+    assert [float(row["fd"]) for row in first[1:]] == [entry["fd"] for entry in curve]
+
+
+def test_the_state_of_a_round(straight, base):
+    first, second = state(straight), state(straight, 2)
+    source = genmodels.load(base)
+    assert first["reference"] == {"model": str(base), "sha256": weights_hash(source)}
+    winner = genmodels.load(straight / "round-01" / "winner.ckpt")
+    assert second["reference"]["sha256"] == weights_hash(winner)
+    assert winner.cfg.method.reference == first["reference"]["sha256"]  # in the checkpoint
+    values = [e["fd"] for c in first["candidates"] for e in c["curve"]] + [first["start"]["fd"]]
+    assert first["winner"]["fd"] == min(values)
+    assert [(c["alpha"], c["beta"]) for c in first["candidates"]] == [(1.0, 60.0), (4.0, 60.0)]
+    for part in (first, second):
+        assert {"value", "stderr"} == set(part["final"]["winner"]["fd"])
+    ranges = [(first["pool"]["seeds"], 24), (second["pool"]["seeds"], 24),
+              (first["score"]["seeds"], 64), (0, 64)]  # fmt: skip
+    drawn = [seed for start, count in ranges for seed in range(start, start + count)]
+    assert len(set(drawn)) == len(drawn) and max(drawn) < 2**32  # generators take them modulo 2^32
+
+
+def test_seeds_of_pools_and_choices_never_meet():
+    pools = {(64 * seed + number) % 256 for seed in range(4) for number in range(1, 65)}
+    assert len(pools) == 4 * 64
+    assert selfplay.POOL_SEEDS + 256 * judge.SEEDS <= judge.CHOOSING_SEEDS
+    assert judge.CHOOSING_SEEDS + 256 * judge.SEEDS <= 2**32
+
+
+def test_a_candidate_is_an_ordinary_run_without_the_reference(base, tmp_path, monkeypatch):
+    """Its checkpoint has an EDM's tensors, the average and the optimizer hold no others."""
+    original, seen = EMA.on_train_batch_end, []
+
+    def spy(self, trainer, module, *args):
+        own = self._average_model.module
+        seen.append((own.frozen is module.frozen, weights_hash(module.frozen.model)))
+        return original(self, trainer, module, *args)
+
+    monkeypatch.setattr(EMA, "on_train_batch_end", spy)
+    kept = {}
+
+    def keep(path, **options):
+        saved = [read_checkpoint(p) for p in path.glob("last.ckpt")] if path.is_dir() else []
+        kept.update({"last": saved[0]} if saved and "optimizer_states" in saved[0] else {})
+
+    monkeypatch.setattr(shutil, "rmtree", keep)
+    run = play(base, tmp_path, "method.p_stds=1.2,2", "method.rounds=1", "trainer.log_every=1")
+    digest = weights_hash(genmodels.load(base))
+    assert set(seen) == {(True, digest)}  # never copied, never changed
+    names = set(genmodels.load(base).state_dict())
+    assert set(kept["last"]["state_dict"]) == names == set(kept["last"]["current_model_state"])
+    assert len(kept["last"]["optimizer_states"][0]["state"]) == len(names)
+    config = (run / "round-01" / "alpha4-beta60" / "config.yaml").read_text()
+    assert f"reference: {digest}" in config and "p_std: 1.2" in config
+    with open(run / "round-01" / "alpha4-beta60" / "metrics.csv") as file:
+        header = file.readline()
+    for name in ("delta_real", "delta_fake_std", "accuracy", "saturated", "edm_loss"):
+        assert f"train/{name}" in header
+
+
+def test_evaluate_and_sample_take_the_run(straight, tmp_path):
+    import evaluate
+    import sample
+
+    assert sample.main([str(straight), "num=4", "steps=2", f"out={tmp_path / 'a'}"]) == 0
+    assert evaluate.main([str(straight), "num=8", "steps=2", "resamples=0",
+                          f"out={tmp_path / 'b.json'}"]) == 0  # fmt: skip
+    export = tmp_path / "export"
+    genmodels.checkpoint.export(straight, export)
+    assert genmodels.load(export).cfg.method.name == "ddo"
+
+
+# ------------------------------------------------------------------------------------------------
+# Stopping and going on
+
+
+POINTS = ("round-01/pool/shard-00000.npz", "round-01/alpha1-beta60/checkpoints/step-00000001.ckpt",
+          "round-01/alpha1-beta60/best.ckpt", "round-02/pool/shard-00001.npz")  # fmt: skip
+
+
+def test_kill_9_at_several_points_and_the_same_command_again(base, straight, tmp_path):
+    """Each time the file appears the process is killed; the last command runs to the end."""
+    command = [sys.executable, "train.py", *argv(base, tmp_path, *TWO)]
+    for point in POINTS:
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        while not list(tmp_path.glob(f"*/*/{point}")):
+            assert process.poll() is None, (point, process.stderr.read())
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+    run = play(base, tmp_path, *TWO)  # the same folder: play() finds exactly one
+    for number in (1, 2):
+        assert timeless(state(run, number)) == timeless(state(straight, number))
+    ours, theirs = (genmodels.load(folder) for folder in (run, straight))
+    assert weights_hash(ours) == weights_hash(theirs)
+    assert (run / "metrics.csv").read_text() == (straight / "metrics.csv").read_text()
+
+
+def test_max_time_stops_and_resume_goes_on(base, tmp_path, capsys):
+    words = ("method.rounds=1", "trainer.max_time=0.01s")
+    run = play(base, tmp_path, *words)
+    output = capsys.readouterr().out
+    assert f"python train.py resume={run}" in output and output.endswith(f"run: {run}\n")
+    assert type(genmodels.load(run)) is DDO  # the reference, so far
+    assert train.main([f"resume={run}", "trainer.max_time=", "method.rounds=1"]) == 0
+    assert state(run)["winner"]
+    assert train.main([f"resume={run}", "method.rounds=2"]) == 0  # another round on top
+    assert bool(state(run)["winner"]["step"]) == (run / "round-02").is_dir()
+
+
+def test_a_finished_command_starts_anew(base, straight):
+    assert selfplay._finished(straight, 2) and not selfplay._finished(straight / "none", 1)
+    assert selfplay._finished(straight, 3) == (state(straight, 2)["winner"]["step"] == 0)
+
+
+def test_a_second_process_is_refused(base, straight, capsys):
+    from genmodels import runs
+
+    with runs.alone(straight):
+        assert train.main([f"resume={straight}"]) == 2
+    assert "another process is at work there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["init="], "init=: DDO finetunes a trained model"),
+        (["method.sigma_data=0.5"], "method.sigma_data=0.5: init=.* was trained with 0.75"),
+        (["network.channels=[8,8]"], "init=.*use the network"),
+        (["eval.metrics=nn1_fake"], "eval.metrics=nn1_fake: .*one of fd"),
+        (["eval.metrics="], "eval.metrics=: .*one of fd"),
+        (["trainer.precision=bf16-mixed"], "use 32-true"),
+    ],
+)
+def test_refused_in_one_line(base, tmp_path, capsys, words, message):
+    assert train.main(argv(base, tmp_path, *words)) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert re.search(message, error), error
+
+
+def test_another_reference_under_the_same_name_is_refused(base, straight, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    (run / "round-02" / "state.json").unlink()
+    path = run / "round-01" / "state.json"
+    path.write_text(json.dumps(state(run) | {"winner": None}))
+    checkpoint = read_checkpoint(base / "checkpoints" / "last.ckpt")
+    first = next(iter(checkpoint["state_dict"].values()))
+    first += 1.0
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    config = (
+        (run / "config.yaml").read_text().replace(f"init: {base}", f"init: {tmp_path}/other.ckpt")
+    )
+    (run / "config.yaml").write_text(config)
+    assert train.main([f"resume={run}"]) == 2
+    assert "its weights are not those that round 1 was begun with" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------
+# Its parts
+
+
+def play_of(curve, patience=2, metric="fd", steps=100):
+    """A SelfPlay that knows only its scores."""
+    own = selfplay.SelfPlay.__new__(selfplay.SelfPlay)
+    method, trainer = SimpleNamespace(patience=patience), SimpleNamespace(max_steps=steps)
+    own.cfg, own.metric = SimpleNamespace(method=method, trainer=trainer), metric
+    own.judge = judge.Judge.__new__(judge.Judge)
+    own.judge.metric, own.state = metric, {"start": {"step": 0, metric: curve[0]}}
+    return own, [{"step": 10 * i, metric: value} for i, value in enumerate(curve)][1:]
+
+
+@pytest.mark.parametrize(
+    "curve, patience, stops",
+    [((3, 2, 1), 2, False), ((3, 2, 2.1, 2.2), 2, True), ((3, 2, 2.1, 2.05, 2.2), 2, False),
+     ((1, 2, 3), 2, True), ((3, 2, 2.1), 1, True), ((1, 2, 3, 4), 0, False), ((3, 4), 2, False)],
+)  # fmt: skip
+def test_stops_when_the_score_rises_twice(curve, patience, stops):
+    own, entries = play_of(curve, patience)
+    assert bool(own.end(entries)) == stops
+
+
+def test_the_end_of_a_round_and_the_distance_of_nn1():
+    own, entries = play_of((3, 2), steps=10)
+    assert own.end(entries) == "end of the round"
+    own, entries = play_of((0.4, 0.55, 0.46), metric="nn1")  # 0.1, 0.05, 0.04 from one half
+    assert not own.end(entries) and [own.judge.distance(e) for e in entries] == pytest.approx(
+        [0.05, 0.04]
+    )
+
+
+def test_a_pool_is_made_by_shards_and_only_what_is_missing(tmp_path):
+    asked = []
+
+    def generate(seeds):
+        asked.append(list(seeds))
+        pictures = torch.tensor([[[[seed % 256, 0], [1, 2]]] for seed in seeds], dtype=torch.uint8)
+        return pictures, [seed % 10 for seed in seeds]
+
+    pictures, labels = fakes.make_pool(tmp_path, range(100, 110), 4, generate)
+    assert asked == [[100, 101, 102, 103], [104, 105, 106, 107], [108, 109]]
+    assert pictures.shape == (10, 1, 2, 2) and pictures[:, 0, 0, 0].tolist() == [*range(100, 110)]
+    assert labels.tolist() == [seed % 10 for seed in range(100, 110)]
+    (tmp_path / "shard-00001.npz").unlink()
+    again, _ = fakes.make_pool(tmp_path, range(100, 110), 4, generate)
+    assert asked[3:] == [[104, 105, 106, 107]] and torch.equal(again, pictures)
+
+
+def test_pairs_are_a_function_of_the_position(base):
+    cfg = genmodels.build(DDO_DIGITS, *SMALL).cfg
+    data = fakes.PairedData(cfg.data, seed=5)
+    size = len(data.train[0])
+    data.pool = (
+        torch.arange(size * 64, dtype=torch.int64).reshape(size, 1, 8, 8),
+        torch.arange(size),
+    )
+
+    def first(step, count, batch):
+        data.cfg.batch_size = batch
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        data.trainer = SimpleNamespace(global_step=step, global_rank=0, world_size=1,
+                                       strategy=strategy, training=True)  # fmt: skip
+        return [pair for pair, _ in zip(data.train_dataloader(), range(count))]
+
+    whole = first(0, 8, 16)
+    fake, real = (torch.cat([pair[key] for pair in whole]) for key in ("fake_label", "n"))
+    assert torch.equal(real, torch.arange(128)) and len(fake.unique()) == 128
+    resumed = first(5, 3, 16)
+    assert torch.equal(resumed[0]["fake"], whole[5]["fake"])
+    small = torch.cat([pair["fake_label"] for pair in first(0, 16, 8)])
+    assert torch.equal(small, fake)
+    images = torch.cat([pair["image"] for pair in whole])
+    numbers = [(data.train[0] == image).flatten(1).all(1).nonzero()[0].item() for image in images]
+    assert sum(int(a) == b for a, b in zip(fake, numbers)) < 10  # another order than the real ones
+    assert torch.equal(whole[0]["fake"][:, 0, 0, 0], whole[0]["fake_label"] * 64)  # with its label
+
+
+# ------------------------------------------------------------------------------------------------
+# A second method: an energy on the plane, sampled exactly on the 256 x 256 grid of pixel values
+
+
+LEVELS = torch.arange(0, 256, 8)  # 32 x 32 points
+GRID = torch.cartesian_prod(LEVELS, LEVELS) / 127.5 - 1
+
+
+class Energy(GenerativeModule):
+    """p(x) ~ exp(-E(x)) on the grid, E a small network."""
+
+    @dataclass
+    class Config:
+        name: str = setting("energy", "")
+        width: int = setting(32, "")
+
+        def __post_init__(self):
+            pass
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        width = cfg.method.width
+        self.net = nn.Sequential(nn.Linear(2, width), nn.SiLU(), nn.Linear(width, 1))
+
+    def energy(self, x):
+        return self.net(x.reshape(-1, 2))[:, 0]
+
+    def log_p(self):
+        return torch.log_softmax(-self.energy(GRID), 0)
+
+    def loss(self, batch):
+        loss = self.energy(batch["image"]).mean() + torch.logsumexp(-self.energy(GRID), 0)
+        return loss, {"loss": loss.detach()}
+
+    def log_ratio(self, batch, reference):
+        with torch.no_grad():
+            theirs = reference.energy(batch["image"])
+        return theirs - self.energy(batch["image"]), {}
+
+    @torch.no_grad()
+    def sample(self, seeds, labels=None):
+        u = philox_uniform((), 0, torch.tensor(seeds)).contiguous()
+        index = torch.searchsorted(self.log_p().exp().cumsum(0), u).clamp(max=len(GRID) - 1)
+        self.nfe = 1
+        return GRID[index].reshape(-1, 1, 1, 2)
+
+
+class EnergyDDO(Discriminative, Energy):
+    @dataclass
+    class Config(DiscriminativeConfig, Energy.Config):
+        name: str = setting("ddo_energy", "")
+
+
+def two_blobs():
+    """log p_data on the grid: an uneven mixture that a short training leaves unfitted."""
+    parts = []
+    for weight, centre, width in ((0.3, (-0.5, -0.4), 0.15), (0.7, (0.4, 0.3), 0.25)):
+        square = ((GRID - torch.tensor(centre)) / width).square().sum(dim=1)
+        parts.append(math.log(weight / width**2) - square / 2)
+    log_p = torch.stack(parts).logsumexp(0)
+    return torch.log_softmax(log_p, 0)
+
+
+def test_any_method_with_a_log_ratio_plays(tmp_path, monkeypatch):
+    """An energy on the plane: two rounds bring its exact density nearer to that of the data."""
+    monkeypatch.setitem(METHODS, "energy", Energy)
+    monkeypatch.setitem(METHODS, "ddo_energy", EnergyDDO)
+    log_data = two_blobs()
+    picked = np.random.default_rng(0).choice(len(GRID), 4000, p=log_data.exp().double().numpy()
+                                             / log_data.exp().double().numpy().sum())  # fmt: skip
+    points = ((GRID[picked] + 1) * 127.5).round().to(torch.uint8).reshape(-1, 1, 2, 1).numpy()
+    np.savez(tmp_path / "points.npz", images=points)
+    (tmp_path / "toy.yaml").write_text(
+        f"""
+data: {{name: npz, root: {tmp_path}/points.npz, batch_size: 500, holdout: 0.2}}
+network: {{name: unet}}
+trainer: {{max_steps: 60, progress: false, loggers: [csv], accelerator: cpu}}
+optim: {{lr: 0.01}}
+ema: {{half_life: 0}}
+eval: {{num: 1000}}
+"""
+    )
+    toy = [str(tmp_path / "toy.yaml"), f"out_dir={tmp_path}/runs"]
+    base = train.train([*toy, "method.name=energy", "name=base"])
+    run = train.train([*toy, "method.name=ddo_energy", "name=ddo", f"init={base}",
+                       "method.alphas=1", "method.betas=1", "method.beta_unit=nats",
+                       "method.rounds=2", "eval.every=60"])  # fmt: skip
+    before, after = (genmodels.load(folder).log_p().detach() for folder in (base, run))
+    divergence = [float((log_data.exp() * (log_data - log_p)).sum()) for log_p in (before, after)]
+    assert type(genmodels.load(run)) is EnergyDDO
+    assert divergence[1] < 0.8 * divergence[0], divergence
+
+
+@pytest.mark.slow
+def test_two_processes_play_to_the_same_scores(base, tmp_path):
+    """Both make shards and train; one scores. Rounding apart, it is what one process does."""
+    words = ("method.rounds=2", "method.alphas=1", "method.patience=0", "optim.eps=1e-2",
+             "eval.num=64")  # fmt: skip
+    one = play(base, tmp_path / "one", *words)
+    two = tmp_path / "two"
+    command = [sys.executable, "train.py", *argv(base, two, *words), "trainer.devices=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=500)
+    (run,) = two.glob("*/*")
+    for number in (1, 2):
+        curves = [[e["fd"] for e in state(f, number)["candidates"][0]["curve"]] for f in (one, run)]
+        assert curves[0] == pytest.approx(curves[1], rel=0.02)
