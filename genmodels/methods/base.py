@@ -27,6 +27,8 @@ class GenerativeModule(L.LightningModule):
 
     NEEDS = ()  # keyword arguments beyond cfg, e.g. ("reference",)
     SAMPLE_OPTIONS = {}  # what sample() takes beyond seeds and labels: {key: (type, default, doc)}
+    LIKELIHOODS = ()  # the kinds log_prob() offers: "ode" first where there is one, then bounds
+    LIKELIHOOD_OPTIONS = {}  # what log_prob() takes beyond these, as SAMPLE_OPTIONS
 
     def __init__(self, cfg):
         super().__init__()
@@ -43,6 +45,18 @@ class GenerativeModule(L.LightningModule):
 
     def sample(self, seeds, labels=None):
         """Return generated images in [-1, 1], float32 (N, C, H, W); see the class."""
+        raise NotImplementedError
+
+    def log_prob(self, x, labels=None, *, kind, seeds, **options):
+        """Return log densities in nats, float64 (B,), of images on the [-1, 1] scale.
+
+        Args:
+            x: (B, C, H, W), float32 or float64; uint8 data are made continuous by the caller.
+            labels: int64 (B,) of a conditional model, -1 = none; or None.
+            kind: one of LIKELIHOODS.
+            seeds: (B,) int64: image k's own randomness depends on seeds[k] alone.
+            options: see LIKELIHOOD_OPTIONS.
+        """
         raise NotImplementedError
 
     def image_labels(self, generators, labels=None):
