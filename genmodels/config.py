@@ -36,16 +36,19 @@ class DataConfig:
 
     name: str = setting("digits", "data set: see python -m genmodels.data --help")
     root: str = setting("", "folder or file of the data; empty: $GENMODELS_DATA, else ./data")
-    download: bool = setting(False, "fetch a missing public set (mnist, fashion_mnist, cifar10)")
+    download: bool = setting(False, "fetch a missing public set (or one of hf)")
     batch_size: int = setting(256, "images per optimizer step over all devices together")
     labels: bool = setting(False, "use the class labels: trains a class-conditional model")
-    resolution: int = setting(0, "imagefolder: centre crop and resize to this side")
-    channels: int = setting(0, "imagefolder: 1 grey, 3 colour; 0 means 3")
+    resolution: int = setting(0, "pictures: crop and resize to this side; 0: all have one size")
+    crop: str = setting("center", "pictures: center, adm (as published sets) or none")
+    channels: int = setting(0, "pictures: 1 grey, 3 colour; 0 means 3")
     pad: int = setting(0, "background pixels added on each side (MNIST to 32x32: 2)")
     flip: bool = setting(False, "mirror every second training image at random")
-    holdout: float = setting(0.05, "imagefolder, npz without a test part: share held out")
+    balanced: bool = setting(False, "draw every class equally often")
+    holdout: float = setting(0.05, "own data without a test part: share held out")
     points: int = setting(10_000, "2-D toys: training points (a fifth as many are held out)")
-    device: str = setting("auto", "where the uint8 images live: auto, cpu or cuda")
+    device: str = setting("auto", "where the uint8 images live: auto, cpu, cuda or disk")
+    workers: int = setting(2, "data.device=disk: processes that read ahead; 0: none")
     shape: list[int] = setting([], "(C, H, W); filled in from the data")
     classes: int = setting(-1, "number of classes; filled in from the data")
 
@@ -55,8 +58,12 @@ class DataConfig:
         check(0 <= self.holdout < 1, "data.holdout", self.holdout, "must be in [0, 1)")
         check(self.channels in (0, 1, 3), "data.channels", self.channels, "must be 0, 1 or 3")
         check(self.points >= 1, "data.points", self.points, "must be >= 1")
-        check(self.device in ("auto", "cpu", "cuda"), "data.device", self.device,
-              "must be auto, cpu or cuda")  # fmt: skip
+        check(self.device in ("auto", "cpu", "cuda", "disk"), "data.device", self.device,
+              "must be auto, cpu, cuda or disk")  # fmt: skip
+        check(self.resolution >= 0, "data.resolution", self.resolution, "must be >= 0")
+        check(self.crop in ("center", "adm", "none"), "data.crop", self.crop,
+              "must be center, adm or none")  # fmt: skip
+        check(self.workers >= 0, "data.workers", self.workers, "must be >= 0")
 
 
 @dataclass

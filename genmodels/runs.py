@@ -13,7 +13,7 @@ from genmodels.networks import NETWORKS
 # What a resumed run may change; anything else would be ignored or would make another run of it.
 CHANGEABLE = ("trainer.max_steps", "trainer.max_time", "trainer.log_every", "trainer.loggers",
               "trainer.progress", "checkpoint.", "sample.", "eval.", "data.root", "data.device",
-              "data.download", "method.retry")  # fmt: skip
+              "data.download", "data.workers", "method.retry")  # fmt: skip
 
 
 def fresh(paths, words):
@@ -58,7 +58,8 @@ def check_same(cfg, last):
     saved = read_checkpoint(last)
     old, new = (_flat(plain) for plain in (saved["hyper_parameters"]["config"], to_plain(cfg)))
     for key in new:
-        if new[key] != old.get(key) and not key.startswith(CHANGEABLE):
+        # A key that the checkpoint does not know is younger than it.
+        if key in old and new[key] != old[key] and not key.startswith(CHANGEABLE):
             raise ValueError(
                 f"{key}={new[key]}: {last} was trained with {old.get(key)}; put that back into "
                 "config.yaml, or start a new run with init="

@@ -32,10 +32,18 @@ class Stream(IntEnum):
     CHAIN_KEY = 26
 
 
-def permutation(seed, index, size):
-    """Return the index-th random order of range(size) under this seed, int64 (size,)."""
+def permutation(seed, index, size, group=0):
+    """Return the index-th random order of range(size) under this seed, int64 (size,).
+
+    Args:
+        seed, index: whole numbers.
+        size: how many things are put in order.
+        group: which of the independent families of orders.
+    """
     zero = torch.zeros(size, dtype=torch.int64)
-    words = philox(zero + seed, torch.arange(size), zero + index, zero, zero + int(Stream.ORDER))
+    words = philox(
+        zero + seed, torch.arange(size), zero + index, zero + group, zero + int(Stream.ORDER)
+    )
     return torch.argsort((words[0] << 31) | (words[1] >> 1), stable=True)
 
 

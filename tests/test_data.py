@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from genmodels import cli, data, seeding
+from genmodels import cli, data, files, seeding
 from genmodels.config import DataConfig
 from genmodels.data import ImageDataModule, TrainStream, fill_in, load_split
 
@@ -138,10 +138,10 @@ def test_imagefolder_numbers_held_out_classes_by_the_training_folders(tmp_path):
         pixels, labels = load_split(cfg, split)
         assert labels.tolist() == expected == pixels[:, 0, 0, 0].tolist()
     picture(tmp_path / "val" / "eel" / "c.png", (8, 8), (3, 3, 3))
-    with pytest.raises(ValueError, match="data.root=.*/val: eel is no class of train/"):
+    with pytest.raises(ValueError, match="data.root=.*: val/eel/c.png is in no class of train/"):
         load_split(cfg, "test")
     picture(tmp_path / "test" / "d.png", (8, 8), (4, 4, 4))  # test goes before val
-    with pytest.raises(ValueError, match="data.root=.*/test: d.png is no class of train/"):
+    with pytest.raises(ValueError, match="data.root=.*: test/d.png is in no class of train/"):
         load_split(cfg, "test")
     cfg.labels = False
     assert load_split(cfg, "test")[1].tolist() == [-1]
@@ -162,8 +162,8 @@ def test_imagefolder_holds_out_of_a_lone_train_folder(tmp_path):
 def test_imagefolder_decodes_a_picture_once(tmp_path, monkeypatch):
     for i in range(10):
         picture(tmp_path / f"{i}.png", (8, 8), (i, i, i))
-    read, seen = data.images.read_image, []
-    monkeypatch.setattr(data.images, "read_image", lambda *a: (seen.append(a[0]), read(*a))[1])
+    read, seen = files.read_image, []
+    monkeypatch.setattr(files, "read_image", lambda *a: (seen.append(a[0]), read(*a))[1])
     ImageDataModule(DataConfig(name="imagefolder", root=str(tmp_path), resolution=8, holdout=0.3))
     assert len(seen) == len(set(seen)) == 10
 
@@ -198,8 +198,11 @@ def test_npz_with_and_without_splits(tmp_path):
     ("options", "message"),
     [
         ({"name": "mnist"}, "data.root=.*/empty: train-images-idx3-ubyte"),
-        ({"name": "cifar10"}, "data.root=.*/empty: no cifar-10-batches-py"),
-        ({"name": "imagefolder"}, "data.resolution=0: imagefolder needs"),
+        ({"name": "cifar10"}, "put cifar-10-batches-py .* from https://.*/empty, or run .* get"),
+        ({"name": "cifar100"}, "put cifar-100-python .* from https://.*/empty, or run .* get"),
+        ({"name": "svhn"}, "put train_32x32.mat .* from http://.*/empty, or run .* get svhn"),
+        ({"name": "zip"}, "data.root=.*/empty: holds no picture"),
+        ({"name": "npy"}, "data.root=.*/empty: no such file"),
         ({"name": "imagefolder", "resolution": 8}, "data.root=.*/empty: holds no picture"),
         ({"name": "npz"}, "data.root=.*/empty: no such file"),
         ({"name": "digit"}, "data.name=digit: choose from digits"),
