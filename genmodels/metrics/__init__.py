@@ -4,7 +4,14 @@ Images enter as uint8 (N,C,H,W); a feature extractor turns them into (N,D) rows;
 that works on rows alone, so a new feature net or a new score needs no change elsewhere.
 """
 
-from genmodels.metrics.features import DIGITS_SHA256, FEATURES, Features, extract, load_features
+from genmodels.metrics.features import (
+    DIGITS_SHA256,
+    FEATURES,
+    Features,
+    extract,
+    feature_rows,
+    load_features,
+)
 from genmodels.metrics.frechet import Frechet, Moments, frechet_distance
 from genmodels.metrics.manifold import memorised, nn1, nn1_sides
 from genmodels.metrics.resampling import Resampled, resampled
@@ -17,6 +24,7 @@ __all__ = [
     "Moments",
     "Resampled",
     "extract",
+    "feature_rows",
     "frechet_distance",
     "load_features",
     "memorised",

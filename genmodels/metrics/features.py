@@ -10,19 +10,16 @@ import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load
-from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["DIGITS_SHA256", "FEATURES", "DigitsNet", "Features", "check_rows", "extract"]
-__all__ += ["load_features"]
+from genmodels.metrics.grey_nets import DIGITS_SHA256, GREY_NETS, grey_net, weights_file
 
-DIGITS_WEIGHTS = Path(__file__).parent / "digits_net.safetensors"
-# Written by `python -m benchmarks.digits_net`; the header of the file says from what and how.
-DIGITS_SHA256 = "39f3321754d1fdbef4e0fb33edb84bb57a26261639d994c82790004268d3f9db"
+__all__ = ["DIGITS_SHA256", "FEATURES", "Features", "check_rows", "extract", "feature_rows"]
+__all__ += ["load_features"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +32,9 @@ class Features:
         resize: name of the preprocessing; "none" = images are taken as they are.
         dim: D; None where it depends on the images.
         net: the callable behind it, uint8 (B,C,H,W) -> (B,D,...).
-        shape: the only (C,H,W) it takes; None = any.
+        shapes: the (C,H,W) it takes; () = any.
         device: where it computes.
+        batch: images per call unless told otherwise: what suits the net's memory and speed.
     """
 
     name: str
@@ -44,8 +42,9 @@ class Features:
     resize: str
     dim: int | None
     net: Callable
-    shape: tuple[int, int, int] | None = None
+    shapes: tuple = ()
     device: torch.device = torch.device("cpu")
+    batch: int = 256
 
     @torch.no_grad()
     def __call__(self, images):
@@ -60,9 +59,10 @@ class Features:
                 f"images must be uint8 of shape (B,C,H,W), got {images.dtype} of shape "
                 f"{tuple(images.shape)}: convert to 0..255 first"
             )
-        if self.shape is not None and tuple(images.shape[1:]) != self.shape:
+        if self.shapes and tuple(images.shape[1:]) not in self.shapes:
             raise ValueError(
-                f"features={self.name} takes images of shape (C,H,W) = {self.shape}, got "
+                f"features={self.name} takes images of shape (C,H,W) = "
+                f"{' or '.join(map(str, self.shapes))}, got "
                 f"{tuple(images.shape[1:])}: choose other features, for example features=pixels"
             )
         with _exact(self.device):
@@ -76,61 +76,23 @@ class Features:
         return rows.flatten(1).float()
 
 
-class DigitsNet(nn.Module):
-    """A classifier of 8x8 grey digits; calling it returns the 32 values before the last layer.
-
-    Trained by `python -m benchmarks.digits_net` on scikit-learn's digits. `scale` makes the average
-    variance of a feature over the training digits one, so that distances have a unit.
-    Computes in float64 (load_features sees to it): the float32 rows it yields then agree between
-    machines, thread counts and batch sizes up to the last bit.
-    """
-
-    def __init__(self, width=32, dim=32):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1, stride=2),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Linear(16 * width, dim),
-        )
-        self.head = nn.Linear(dim, 10)
-        self.register_buffer("scale", torch.ones(()))
-
-    def forward(self, images):
-        """Return (B,32) features of uint8 images (B,1,8,8)."""
-        x = images.to(self.scale.dtype) / 127.5 - 1
-        return self.body(x) / self.scale
-
-    def logits(self, features):
-        """Return (B,10) class scores of features (B,32)."""
-        return self.head(F.silu(features * self.scale))
-
-
 def _pixels(weights, device):
     """Return the pixels themselves as features: values in [0,1], flattened in (C,H,W) order."""
     if weights is not None:
         raise ValueError(f"features=pixels has no weights, got weights={weights}: leave it out")
-    return Features(
-        "pixels", None, "none", None, lambda x: x.flatten(1).float() / 255, None, device
-    )
+    return Features("pixels", None, "none", None, lambda x: x.flatten(1).float() / 255, (), device)
 
 
-def _digits(weights, device):
-    """Return the in-tree digits net, from the shipped file or a copy of it."""
-    data = _read(weights or DIGITS_WEIGHTS)
-    found = hashlib.sha256(data).hexdigest()
-    if found != DIGITS_SHA256:
-        raise ValueError(
-            f"weights={weights or DIGITS_WEIGHTS} has sha256 {found}, features=digits needs "
-            f"{DIGITS_SHA256}: restore digits_net.safetensors from the release, scores of other "
-            "weights are not comparable"
-        )
-    net = DigitsNet()
-    net.load_state_dict(load(data))
-    net = net.double().eval().requires_grad_(False).to(device)
-    return Features("digits", found, "none", 32, net, (1, 8, 8), device)
+def _grey(name, weights, device):
+    """Return an in-tree net, from the shipped file or a copy of it."""
+    spec = GREY_NETS[name]
+    net = grey_net(name, _read(weights or weights_file(name)))
+    shapes = tuple((1, side, side) for side in sorted({spec.side, spec.side + 2 * spec.pad}))
+    resize = f"crop{spec.side}" if spec.pad else "none"
+    net = net.eval().requires_grad_(False).to(device)
+    # On a CPU a small batch stays in its cache: twice the speed of 256.
+    batch = 32 if device.type == "cpu" else 1024
+    return Features(name, spec.sha256, resize, spec.dim, net, shapes, device, batch)
 
 
 def _file(path, device):
@@ -146,10 +108,10 @@ def _file(path, device):
             f"features={path} is not a TorchScript file: save the net with torch.jit.save "
             f"({str(error).splitlines()[0][:100]})"
         ) from None
-    return Features(Path(path).stem, sha256, "in-file", None, net, None, device)
+    return Features(Path(path).stem, sha256, "in-file", None, net, (), device)
 
 
-FEATURES = {"digits": _digits, "pixels": _pixels}
+FEATURES = {name: partial(_grey, name) for name in GREY_NETS} | {"pixels": _pixels}
 
 
 def load_features(name, weights=None, device="cpu"):
@@ -157,7 +119,8 @@ def load_features(name, weights=None, device="cpu"):
 
     Args:
         name: a key of FEATURES, or the path of a TorchScript file that maps uint8 (B,C,H,W) to
-            (B,D). "pixels" = values in [0,1], flattened; "digits" = the in-tree net on 8x8 grey.
+            (B,D). "pixels" = values in [0,1], flattened; "digits" (8x8), "fashion" and "mnist"
+            (28x28, or padded to 32x32 and cropped back) = the in-tree nets on grey images.
         weights: a file to read the weights from in place of the shipped one; its hash must agree.
         device: where to compute.
 
@@ -179,25 +142,54 @@ def load_features(name, weights=None, device="cpu"):
     )
 
 
-def extract(features, images, batch=256):
-    """Return (N,D) float32 rows of uint8 images (N,C,H,W), on the CPU.
+def feature_rows(features, images, batch=None):
+    """Yield (B,D) float32 rows of uint8 images, block by block in their order, on the CPU.
 
     Every call of the net sees exactly `batch` images, the last one padded with black ones: the
     library then picks the same algorithm throughout, and a row does not depend on what else, or how
     much else, was scored with it.
 
+    Args:
+        features: what load_features returns.
+        images: uint8 (N,C,H,W), or an iterable of such blocks of any length: they are joined and
+            cut anew, so that no more than one block and one batch are held at a time.
+        batch: images per call; None = features.batch.
+
     Raises:
         ValueError: no images, batch < 1, or what `features` refuses.
     """
+    batch = features.batch if batch is None else batch
     if batch < 1:
         raise ValueError(f"batch must be >= 1, got {batch}")
-    if len(images) == 0:
-        raise ValueError("images must hold at least one image, got 0")
-    rows = []
-    for part in images.split(batch):
+    empty = True
+    for part in _batches([images] if isinstance(images, torch.Tensor) else images, batch):
         padded = F.pad(part, (0,) * (2 * part.ndim - 1) + (batch - len(part),))
-        rows.append(features(padded)[: len(part)].cpu())
-    return torch.cat(rows)
+        yield features(padded)[: len(part)].cpu()
+        empty = False
+    if empty:
+        raise ValueError("images must hold at least one image, got 0")
+
+
+def _batches(blocks, batch):
+    """Yield the images of the blocks, `batch` at a time; the last time what is left."""
+    rest = None
+    for block in blocks:
+        if rest is not None and rest.shape[1:] != block.shape[1:]:
+            raise ValueError(
+                f"images must all have one shape, got {tuple(rest.shape[1:])} and "
+                f"{tuple(block.shape[1:])}: resize or crop them first"
+            )
+        rest = block if rest is None or not len(rest) else torch.cat([rest, block])
+        whole = len(rest) - len(rest) % batch
+        yield from rest[:whole].split(batch) if whole else ()
+        rest = rest[whole:]
+    if rest is not None and len(rest):
+        yield rest
+
+
+def extract(features, images, batch=None):
+    """Return (N,D) float32 rows of uint8 images (N,C,H,W), on the CPU; see feature_rows."""
+    return torch.cat(list(feature_rows(features, images, batch)))
 
 
 def check_rows(rows, name="features"):
