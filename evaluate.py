@@ -3,11 +3,13 @@
     python evaluate.py MODEL data=NAME[:SPLIT] num=N metrics=fd,nn1 features=digits [out=FILE.json]
     python evaluate.py images=A reference=B metrics=fd [out=FILE.json]
     python evaluate.py MODEL likelihood=true [data=NAME[:SPLIT]] [num=N] [out=FILE.json]
+    python evaluate.py MODEL cluster=NAME[:SPLIT] [metrics=nmi,acc,ari,ami,fd] [out=FILE.json]
 
 MODEL is a run folder, a .ckpt or an exported folder. A and B are a folder, .zip or .npz of images,
 or a data set with a split (digits:test); the split is train if none is named, as in the published
-protocols (test for likelihoods, which take its first num= images). Prints a table; out= also
-writes the numbers as JSON, with the keys given, the features and the versions that reproduce them.
+protocols (test for likelihoods, which take its first num= images, and for clusters). Prints a
+table; out= also writes the numbers as JSON, with the keys given, the features and the versions that
+reproduce them.
 """
 
 import math
@@ -15,9 +17,10 @@ import sys
 import time
 from pathlib import Path
 
-from genmodels import benchmark, checkpoint, cli, images, likelihood
+from genmodels import benchmark, checkpoint, cli, clusters, images, likelihood
 from genmodels.config import DataConfig
 from genmodels.data import DATASETS, load_split
+from genmodels.metrics.clustering import CLUSTERING, clustering_scores
 
 SCHEMA = {
     "data": (str, "", "data set the model is scored against, NAME or NAME:SPLIT"),
@@ -34,6 +37,7 @@ SCHEMA = {
     "equal": (bool, False, "fd as the mean over blocks as large as the reference, as nn1 is"),
     "resamples": (int, 100, "random halves behind each error bar; 0: none"),
     "save_images": (str, "", "also write the generated images to this .npz"),
+    "cluster": (str, "", "score the model's clusters of this data set against its classes"),
     "root": (
         str,
         "",
@@ -65,6 +69,12 @@ def evaluate(argv):
     model = checkpoint.load(positionals[0], device=device) if positionals else None
     if model and options["likelihood"]:
         return score_likelihood(model, positionals[0], options, common, words, started)
+    clustered = {}
+    if options["cluster"]:
+        clustered = score_clusters(model, options, "metrics" in common)
+        if not options["metrics"]:
+            name = positionals[0]
+            return report_clusters(clustered, name, model, options, common, started)
     extra = cli.typed_words(words, model.SAMPLE_OPTIONS if model else {}, also=SCHEMA)
     given = {key: (options | extra)[key] for key in [*common, *words] if key not in FILES}
     checkpoint.load_guide(extra, device)
@@ -84,7 +94,7 @@ def evaluate(argv):
     else:
         pictures, _ = read_source(options["images"], options)
     if state.is_main_process:
-        scores = scorer(pictures, options["seed"])
+        scores = clustered | scorer(pictures, options["seed"])
         name = positionals[0] if model else options["images"]
         report(scores, options, started, scorer.features, model=name, data=source,
                num=len(pictures), reference_num=len(reference), device=device.type,
@@ -148,6 +158,40 @@ def score_likelihood(model, name, options, common, words, started):
             print(f"written: {options['out']}")
 
 
+def score_clusters(model, options, chosen):
+    """Return the clustering scores asked for, and leave the other metrics in the options.
+
+    Args:
+        model: a method that clusters.
+        options: of the command line.
+        chosen: whether metrics= was given; if not, all clustering scores are meant.
+    """
+    if model is None or not hasattr(model, "cluster"):
+        kind = "no model" if model is None else type(model).__name__
+        raise ValueError(f"cluster={options['cluster']}: {kind} has no clusters; leave it out")
+    wanted = [name for name in options["metrics"] if name in CLUSTERING] if chosen else CLUSTERING
+    options["metrics"] = [name for name in options["metrics"] if chosen and name not in CLUSTERING]
+    benchmark.check_metrics(options["metrics"])
+    source = options["cluster"]
+    source = options["cluster"] = source if ":" in source else f"{source}:test"
+    pixels, labels = read_labelled(source, options, model.cfg.data)
+    check_shape(source, pixels, model)
+    found = clusters.assign(model, pixels, options["batch"]).argmax(dim=1)
+    return {k: {"value": v} for k, v in clustering_scores(found, labels, wanted).items()}
+
+
+def report_clusters(scores, name, model, options, common, started):
+    """Print the table of clustering scores alone and write the JSON."""
+    rows = [(key, f"{score['value']:.4f}") for key, score in scores.items()]
+    cli.print_table(f"{name}: clusters of {options['cluster']}", ("metric", "value"), rows)
+    if options["out"]:
+        written = {key: options[key] for key in common if key not in FILES}
+        benchmark.write_report(options["out"], scores, started, model=name, data=options["cluster"],
+                               seed=options["seed"], device=model.device.type, options=written,
+                               rows=[])  # fmt: skip
+        print(f"written: {options['out']}")
+
+
 def check_shape(source, reference, model):
     """Raise ValueError unless the model makes images of the reference's shape (C, H, W)."""
     real, made = tuple(reference.shape[1:]), tuple(model.shape)
@@ -173,6 +217,7 @@ def generate(model, options, extra, reference_num):
 def report(scores, options, started, features, /, **facts):
     """Print the table and write the JSON."""
     rows = [(key, *(f"{score[k]:.4f}" for k in score)) for key, score in scores.items()]
+    rows = [(*row, "-") if len(row) < 2 + bool(options["resamples"]) else row for row in rows]
     title = "{model} against {data}: {num} images, features ".format(**facts) + features.name
     columns = ("metric", "value", "standard error")[: 2 + bool(options["resamples"])]
     cli.print_table(title, columns, rows)

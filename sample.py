@@ -2,12 +2,13 @@
 
     python sample.py MODEL num=64 seed=0 out=DIR             seeds 0..63
     python sample.py MODEL seeds=0-63,100 labels=3 out=DIR   labels: 3 | 3,5 | balanced
+    python sample.py MODEL cluster=IMAGES out=DIR            clusters.csv and exemplars.png
     torchrun --nproc_per_node 2 sample.py MODEL num=64 out=DIR
 
 MODEL is a run folder, a .ckpt or an exported folder. Writes DIR/000000.png ... named by seed and
 DIR/grid.png; a DIR that holds images of other seeds is refused. With format=npz DIR/images.npz
 (uint8 NHWC images, seeds, labels). Image k depends on seed k alone: not on batch=, on the number of
-processes, or on the other seeds.
+processes, or on the other seeds. IMAGES to cluster are a folder, .zip, .npz or NAME[:SPLIT].
 """
 
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genmodels import benchmark, checkpoint, cli, images
+from genmodels import benchmark, checkpoint, cli, clusters, images
 
 SCHEMA = {
     "num": (int, 64, "how many images"),
@@ -27,6 +28,7 @@ SCHEMA = {
         "",
         "classes: 3, or 3,5 (seed k gets entry k mod 2), or balanced; empty: random",
     ),
+    "cluster": (str, "", "assign these images to the model's clusters in place of generating"),
     "out": (str, "samples", "folder to write to"),
     "format": (str, "png", "png or npz"),
     "batch": (int, 64, "images at a time; changes no image"),
@@ -51,6 +53,8 @@ def sample(argv):
     cli.check_choice("precision", options["precision"], ("fp32", "bf16"))
     cli.check_device("device", options["device"], ("auto", "cpu", "cuda", "mps"))
     cli.check_device("noise", options["noise"], ("cpu", "cuda", "mps"))
+    if options["cluster"]:
+        return cluster_images(model, words, options)
     seeds, out = cli.seed_list(options), Path(options["out"])
     check_folder(out, seeds, options["format"])
     state, device = benchmark.process_state(), benchmark.pick_device(options["device"])
@@ -65,7 +69,31 @@ def sample(argv):
     else:
         write_pngs(out, model, seeds, labels, settings, state)
     if state.is_main_process:
-        print(f"{len(seeds)} images, {model.nfe} network evaluations each: {out}")
+        chains = f", {model.chains}" if getattr(model, "chains", "") else ""
+        print(f"{len(seeds)} images{chains}, {model.nfe} network evaluations each: {out}")
+
+
+def cluster_images(path, words, options):
+    """Write which cluster each image belongs to, and the most certain ones of every cluster."""
+    cli.typed_words(words, {}, also=SCHEMA)
+    out = Path(options["out"])
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={out}: is a file; name a folder")
+    model = checkpoint.load(
+        path, ema=options["ema"], device=benchmark.pick_device(options["device"])
+    )
+    if not hasattr(model, "cluster"):
+        raise ValueError(f"cluster={options['cluster']}: {type(model).__name__} has no clusters")
+    pixels, names = clusters.read_named(options["cluster"], model.cfg.data)
+    if tuple(pixels.shape[1:]) != model.shape:
+        raise ValueError(
+            f"cluster={options['cluster']}: images of shape {tuple(pixels.shape[1:])}, the model "
+            f"knows {model.shape}"
+        )
+    probabilities = clusters.assign(model, pixels, options["batch"])
+    clusters.write_report(out, pixels, names, probabilities)
+    sizes = torch.bincount(probabilities.argmax(dim=1), minlength=probabilities.shape[1]).tolist()
+    print(f"{len(pixels)} images in clusters of {', '.join(map(str, sizes))}: {out}")
 
 
 def check_folder(out, seeds, kind):

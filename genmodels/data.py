@@ -61,13 +61,14 @@ class TrainStream:
         accumulate, rank, world: micro-batches per step, this process and how many there are.
         balanced: every run of K images, K the number of classes, holds each class once.
         workers: processes that read OnDisk images ahead of time.
+        pairs: images 2k and 2k + 1 stay next to each other, at an even n; an odd last one is left.
 
     Raises:
         ValueError: a batch that cannot be shared out, or balanced without labels; a broken file.
     """
 
     def __init__(self, pixels, labels, seed, batch_size, first_step, accumulate=1, rank=0, world=1,
-                 balanced=False, workers=0):  # fmt: skip
+                 balanced=False, workers=0, pairs=False):  # fmt: skip
         if batch_size % (accumulate * world):
             nearest = -(-batch_size // (accumulate * world)) * accumulate * world
             raise ValueError(
@@ -80,7 +81,9 @@ class TrainStream:
         self.batch_size, self.first_step = batch_size, first_step
         self.accumulate, self.rank, self.world = accumulate, rank, world
         self.workers = workers
-        self.members = [torch.arange(len(labels))]  # the images by class, or all together
+        self.pairs = pairs
+        # The images by class, or all together.
+        self.members = [torch.arange(len(labels) // 2 * 2 if pairs else len(labels))]
         if balanced:
             self.members = [(labels.cpu() == c).nonzero()[:, 0] for c in labels.unique().cpu()]
 
@@ -137,7 +140,10 @@ class TrainStream:
         if (group, number) not in orders:
             for old in [key for key in orders if key[0] == group and key[1] < number - 1]:
                 del orders[old]
-            orders[group, number] = seeding.permutation(self.seed, number, size, group)
+            order = seeding.permutation(self.seed, number, size // (1 + self.pairs), group)
+            if self.pairs:
+                order = torch.stack([2 * order, 2 * order + 1], dim=1).flatten()
+            orders[group, number] = order
         return orders[group, number]
 
 
@@ -177,7 +183,7 @@ class ImageDataModule(L.LightningDataModule):
         first_step = lambda: trainer.global_step  # noqa: E731  read when iteration starts
         return TrainStream(
             pixels, labels, self.seed, self.cfg.batch_size, first_step, self.accumulate, rank,
-            world, self.cfg.balanced, self.cfg.workers,
+            world, self.cfg.balanced, self.cfg.workers, self.cfg.pairs,
         )  # fmt: skip
 
     def val_dataloader(self):
