@@ -29,7 +29,6 @@ class Stream(IntEnum):
     REINIT = 23
     CHAIN_START = 24
     CHAIN_NOISE = 25
-    CHAIN_KEY = 26
 
 
 def permutation(seed, index, size, group=0):
@@ -70,20 +69,6 @@ def torch_seed(seed, step, rank):
     counters = [torch.tensor(v) for v in (seed, rank, step & 0xFFFFFFFF, step >> 32, Stream.TORCH)]
     words = philox(*counters)
     return (int(words[0]) << 31) | (int(words[1]) >> 1)
-
-
-def chain_keys(seed, n, retry=0):
-    """Return one int64 key for the chain of each training image n (B,): its Langevin noise.
-
-    Args:
-        seed: of the run.
-        n: int64 (B,), positions in the training stream.
-        retry: another number gives other noise (a restart after a divergence).
-    """
-    zero = torch.zeros_like(n)
-    counters = (n & 0xFFFFFFFF, n >> 32, zero + retry, zero + int(Stream.CHAIN_KEY))
-    words = philox(zero + seed, *counters)
-    return (words[0] << 31) | (words[1] >> 1)
 
 
 class ImageGenerators:

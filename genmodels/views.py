@@ -46,7 +46,8 @@ def view(x, seed, n, *, which=0, affine=0.0, crop=0, flip=False, jitter=0.0, gre
         which: number of the view; two numbers give independent views.
     """
     stream = int(Stream.VIEW) + 100 * which
-    u = philox_uniform((16,), seed, n, stream=stream, device=x.device)
+    if affine or crop or flip or jitter or grey:
+        u = philox_uniform((16,), seed, n, stream=stream, device=x.device)
     if affine:
         x = _warp(x, affine * (2 * u[:, :5] - 1))
     if crop:

@@ -27,9 +27,7 @@ def test_scores_agree_with_torchmetrics(noisy):
         float(referee.normalized_mutual_info_score(a, b)), abs=1e-5
     )
     assert scores["ari"] == pytest.approx(float(referee.adjusted_rand_score(a, b)), abs=1e-5)
-    assert scores["ami"] == pytest.approx(
-        float(referee.adjusted_mutual_info_score(a, b)), abs=1e-5
-    )
+    assert scores["ami"] == pytest.approx(float(referee.adjusted_mutual_info_score(a, b)), abs=1e-5)
 
 
 def test_nmi_by_hand():

@@ -235,7 +235,9 @@ def test_the_gradient_of_sums_is_finite_where_few_pairs_make_one(pair):
 def test_only_the_identity_explains_all_sums():
     """alpha(i) + alpha(j) = i + j for all pairs, by trying every map of three digits."""
     maps = torch.cartesian_prod(*[torch.arange(3)] * 3)
-    fit = [m.tolist() for m in maps if all(m[i] + m[j] == i + j for i in range(3) for j in range(3))]
+    fit = [
+        m.tolist() for m in maps if all(m[i] + m[j] == i + j for i in range(3) for j in range(3))
+    ]
     assert fit == [[0, 1, 2]]
 
 

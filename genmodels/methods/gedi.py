@@ -37,9 +37,9 @@ from genmodels.methods.gedi_terms import (
     prior_cross_entropy,
 )
 from genmodels.networks import NETWORKS
-from genmodels.sampling.langevin import langevin_chain
+from genmodels.sampling.langevin import frozen, langevin_chain
 from genmodels.sampling.replay import Replay
-from genmodels.seeding import Stream, chain_keys
+from genmodels.seeding import Stream
 from genmodels.views import add_noise, view
 
 STARTS = ("fresh", "buffer")
@@ -142,7 +142,7 @@ class GEDI(GenerativeModule):
         layers = [nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:])]
         self.head = nn.Sequential(layers[0], *(nn.Sequential(nn.SiLU(), x) for x in layers[1:]))
         self.scalar = nn.Linear(self.net.width, 1) if method.energy == "scalar" else None
-        self.replay = Replay(method.buffer, self.shape, method.reinit, cfg.seed)
+        self.replay = Replay(method.buffer, self.shape, method.reinit, cfg.seed, method.retry)
         self.log_ema = None  # log of the averaged pbar, (C,)
         self.mean_gap, self.warned = 0.0, ""
         self.chains = ""  # where the latest samples came from, in words
@@ -172,6 +172,23 @@ class GEDI(GenerativeModule):
     def cluster(self, x):
         """Return p(y | x), float32 (B, C); the largest entry is the assignment."""
         return self.outputs(x)[0].softmax(dim=1)
+
+    def ood_scores(self, x):
+        """Return scores of how much images belong to the data, each (B,), HIGHER = more so.
+
+        f = log p(x) + log Gamma; the largest p(y | x); -|grad f|, small where f is flat or peaks
+        (Grathwohl et al. 2020, section 5.3).
+        """
+        x = x.detach().requires_grad_(True)
+        with torch.enable_grad(), frozen(self):
+            z, f = self.outputs(x)
+            (grad,) = torch.autograd.grad(f.sum(), x)
+        confidence = z.detach().softmax(dim=1).amax(dim=1)
+        return {
+            "f": f.detach(),
+            "confidence": confidence,
+            "grad_norm": -grad.flatten(1).norm(dim=1),
+        }
 
     def loss(self, batch):
         """Return (scalar to minimise, logs); the equation stands in the module's docstring."""
@@ -258,7 +275,7 @@ class GEDI(GenerativeModule):
             return self.replay.entries[: len(n)]
         batch = int(n[0]) // len(n)  # its number in the stream: of the step, micro-batch and rank
         slots, x = self.replay.draw(len(n), batch)
-        x = self._chain(x, cfg.chain_steps, chain_keys(self.cfg.seed, n, cfg.retry))
+        x = self._chain(x, cfg.chain_steps, self.replay.keys(batch)[1])
         if torch.isfinite(x).all():
             self.replay.put(slots, x)
         return x
@@ -274,7 +291,7 @@ class GEDI(GenerativeModule):
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
     def _chain(self, x, steps, keys, labels=None, callback=None):
-        """Return the states after `steps` Langevin steps; keys int64 (B,), one for each chain."""
+        """Return the states after `steps` Langevin steps; keys: see langevin_chain."""
         cfg = self.cfg.method
         return langevin_chain(
             lambda y: self.energy(y, labels), x, steps=steps, step=cfg.step,

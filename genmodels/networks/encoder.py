@@ -103,10 +103,12 @@ class PerceptronConfig:
     width: int = setting(100, "hidden units, and number of features")
     layers: int = setting(2, "hidden layers")
     activation: str = setting("relu", "leaky, relu or silu (smooth)")
+    input_scale: float = setting(1.0, "factor on the input; larger lets the first steps bend more")
 
     def __post_init__(self):
         check(self.width >= 1, "network.width", self.width, "must be >= 1")
         check(self.layers >= 1, "network.layers", self.layers, "must be >= 1")
+        check(self.input_scale > 0, "network.input_scale", self.input_scale, "must be > 0")
         _check_activation(self.activation)
 
 
@@ -124,13 +126,13 @@ class Perceptron(nn.Module):
 
     def __init__(self, cfg, shape, classes=0):
         super().__init__()
-        self.act, self.width = ACTIVATIONS[cfg.activation], cfg.width
+        self.act, self.width, self.scale = ACTIVATIONS[cfg.activation], cfg.width, cfg.input_scale
         sizes = [math.prod(shape)] + [cfg.width] * cfg.layers
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:]))
 
     def forward(self, x):
         """Return the features, (B, width)."""
-        x = x.flatten(1)
+        x = self.scale * x.flatten(1)
         for layer in self.layers:
             x = self.act(layer(x))
         return x

@@ -24,15 +24,16 @@ class Replay:
         size: number of entries over all processes; each owns its share.
         shape: (C, H, W) of an entry.
         reinit: probability in [0, 1] that a visited entry starts afresh, uniform in [-1, 1].
-        seed: key of its randomness.
+        seed: key of its randomness; with another `retry` it draws other numbers.
 
     Attributes:
         entries: float32 (own, C, H, W), None before fill() or load().
         visits: int64 (own,), visits since the entry last started afresh.
     """
 
-    def __init__(self, size, shape, reinit, seed):
-        self.size, self.shape, self.reinit, self.seed = size, tuple(shape), reinit, seed
+    def __init__(self, size, shape, reinit, seed, retry=0):
+        self.size, self.shape, self.reinit = size, tuple(shape), reinit
+        self.seed, self.retry = seed, retry
         self.rank, self.entries, self.visits = 0, None, None
 
     def fill(self, rank=0, world=1, device="cpu"):
@@ -45,21 +46,21 @@ class Replay:
             raise ValueError(f"method.buffer={self.size}: must be a multiple of {world} processes")
         self.rank, own = rank, self.size // world
         n = torch.arange(own, device=device)
-        self.entries = self.fresh(n, step=-1)
+        self.entries = self.fresh(n, self.keys(-1)[0])
         self.visits = torch.zeros(own, dtype=torch.int64, device=device)
 
     def __deepcopy__(self, memo):
         return self
 
-    def _step_key(self, step):
-        """Return one int64 key for (seed, rank, step); step -1 is the first filling."""
-        counters = (self.seed, self.rank, (step + 1) & 0xFFFFFFFF, (step + 1) >> 32, Stream.SLOT)
-        words = philox(*(torch.tensor(int(value)) for value in counters))
-        return (int(words[0]) << 31) | (int(words[1]) >> 1)
+    def keys(self, step):
+        """Return two int keys of (seed, retry, process, step): of the buffer, of the chains."""
+        who = self.rank + (self.retry << 20)
+        step, stream = step + 1, int(Stream.SLOT)  # step -1 is the first filling
+        words = philox(self.seed, who, step & 0xFFFFFFFF, step >> 32, stream)  # plain ints
+        return (words[0] << 31) | (words[1] >> 1), (words[2] << 31) | (words[3] >> 1)
 
-    def fresh(self, n, step):
+    def fresh(self, n, key):
         """Return uniform starts in [-1, 1) for the slots n, float32 (len(n), C, H, W)."""
-        key = self._step_key(step)
         u = philox_uniform(self.shape, key, n, stream=int(Stream.CHAIN_START), device=n.device)
         return 2 * u - 1
 
@@ -75,22 +76,23 @@ class Replay:
                 f"method.buffer={self.size}: gives {own} entries to this process, fewer than its "
                 f"batch ({count}) needs; make it larger"
             )
-        n = torch.arange(own)
-        zero = torch.zeros_like(n)
-        key = torch.full_like(n, self._step_key(step))
-        words = philox(key, n, zero, zero, zero + int(Stream.SLOT))
-        order = torch.argsort((words[0] << 31) | (words[1] >> 1), stable=True)
+        n = torch.arange(-(-own // 4))
+        key = torch.tensor(self.keys(step)[0])
+        words = philox(key, n, 0 * n, 0 * n, 0 * n + int(Stream.SLOT))
+        order = torch.argsort(torch.stack(words, dim=1).flatten()[:own], stable=True)
         return order[:count].to(self.entries.device)
 
     def draw(self, count, step):
         """Return (slots, states) that go on at this step; a share of them starts afresh."""
-        slots = self.slots(count, step)
-        u = philox_uniform((), self._step_key(step), slots, stream=int(Stream.REINIT),
-                           device=slots.device)  # fmt: skip
-        new = u < self.reinit
-        self.visits[slots] = torch.where(new, 0, self.visits[slots]) + 1
+        slots, key = self.slots(count, step), self.keys(step)[0]
+        u = philox_uniform((count,), key, 0, stream=int(Stream.REINIT), device=slots.device)[0]
+        new = (u < self.reinit).nonzero()[:, 0]
         states = self.entries[slots]
-        return slots, torch.where(new.reshape(-1, 1, 1, 1), self.fresh(slots, step), states)
+        if len(new):
+            states[new] = self.fresh(slots[new], key)
+            self.visits[slots[new]] = 0
+        self.visits[slots] += 1
+        return slots, states
 
     def put(self, slots, states):
         """Store the states where they came from."""
