@@ -5,7 +5,8 @@
 
 toys: trains configs/gedi_moons.yaml and gedi_circles.yaml for every seed, then every variant below
 with one setting changed, and scores the clusters on held-out points. Writes OUT/gedi_toys.json,
-after each run, so that an interrupted command goes on, and docs/gedi_{moons,circles}.png.
+after each run, so that an interrupted command goes on (limit=: trainings at a time), and draws
+docs/gedi_{moons,circles}.png (figures=: another folder).
 time: a training step with K = 20 chains against the plain eager loop, in turns. Writes
 OUT/gedi_time_DEVICE.json.
 """
@@ -51,15 +52,15 @@ def toys(words):
     out = Path(words.pop("out", "benchmarks/results")) / "gedi_toys.json"
     figures = Path(words.pop("figures", "docs"))
     seeds = parse_seeds(words.pop("seeds", "0-4"))
+    limit = int(words.pop("limit", 10**9))
     few = parse_seeds(words.pop("ablation_seeds", "0-2"), "ablation_seeds")
     changed = [f"{key}={text}" for key, text in words.items()]
     jobs = [(data, "gedi", seed) for data in DATA for seed in seeds]
     jobs += [(data, name, seed) for seed in few for name in VARIANTS for data in DATA]
     rows = json.loads(out.read_text())["rows"] if out.exists() else []
     known = {(row["data"], row["variant"], row["seed"]) for row in rows}
-    for data, variant, seed in dict.fromkeys(jobs):
-        if (data, variant, seed) in known:
-            continue
+    todo = [job for job in dict.fromkeys(jobs) if job not in known]
+    for data, variant, seed in todo[:limit]:
         row, model = train_one(data, [*VARIANTS[variant], *changed, f"seed={seed}"])
         rows.append({"data": data, "variant": variant, "seed": seed} | row)
         print({key: rows[-1][key] for key in ("data", "variant", "seed", "nmi", "seconds")})

@@ -369,7 +369,8 @@ class GEDI(GenerativeModule):
                     f"method.max_gap={self.cfg.method.max_gap:g}: energies of data and chains ran "
                     f"apart at step {self.global_step}, the last numbers are {last}"
                 )
-        if self._trainer is not None and self.global_step % 100 == 99:
+        settled = self._weights(self.global_step)[1] == self.cfg.method.w_inv
+        if self._trainer is not None and settled and self.global_step % 100 == 99:
             words = collapse(*(float(logs[key]) for key in ("inv", "prior_gap", "largest")),
                              self.clusters)  # fmt: skip
             if words and words != self.warned:
