@@ -3,10 +3,12 @@
 import hashlib
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from sklearn.datasets import load_digits
 
@@ -14,14 +16,16 @@ from genmodels.config import DataConfig
 from genmodels.data import load_split
 from genmodels.metrics import (
     DIGITS_SHA256,
+    Features,
     Moments,
+    dinov2,
     extract,
     feature_rows,
     frechet_distance,
     load_features,
+    mode_difference,
     nn1,
 )
-from genmodels.metrics import features as features_module
 from genmodels.metrics.grey_nets import GREY_NETS, weights_file
 
 
@@ -77,7 +81,8 @@ def test_digits_features_tell_a_gaussian_from_digits(digits):
 
 @pytest.mark.parametrize(
     "name, accuracy, resize, size",
-    [("digits", 0.98, "none", 300_000), ("fashion", 0.9, "crop28", 1_000_000)],
+    [("digits", 0.98, "none", 300_000), ("fashion", 0.9, "crop28", 1_000_000),
+     ("mnist", 0.99, "crop28", 1_000_000)],
 )  # fmt: skip
 def test_shipped_file_is_the_one_that_is_named(name, accuracy, resize, size):
     features, path = load_features(name), weights_file(name)
@@ -90,7 +95,9 @@ def test_shipped_file_is_the_one_that_is_named(name, accuracy, resize, size):
     assert path.stat().st_size < size
 
 
-@pytest.mark.parametrize("name, data, accuracy", [("fashion", "fashion_mnist", 0.9)])
+@pytest.mark.parametrize(
+    "name, data, accuracy", [("fashion", "fashion_mnist", 0.9), ("mnist", "mnist", 0.985)]
+)
 def test_net_of_28_pixels_knows_its_images(name, data, accuracy):
     try:
         images, labels = load_split(DataConfig(name=data), "test")
@@ -168,7 +175,7 @@ def test_a_net_always_sees_a_full_batch_in_its_own_precision():
         seen.append((len(images), rows.dtype, *tf32))
         return rows
 
-    features = features_module.Features("mine", None, "none", 2, net)
+    features = Features("mine", None, "none", 2, net)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
@@ -179,6 +186,100 @@ def test_a_net_always_sees_a_full_batch_in_its_own_precision():
         torch.set_float32_matmul_precision(before)
     assert seen == [(4, torch.float32, False, "highest")] * 3
     assert rows.shape == (10, 2) and rows.dtype == torch.float32 and not rows.requires_grad
+
+
+def test_fast_mode_is_measured_against_the_exact_one(digits):
+    images, exact = digits[0][:200], load_features("digits")
+    fast = load_features("digits", mode="fast")
+    assert (fast.mode, fast.exact.mode) == ("fast", "exact") and fast.sha256 == exact.sha256
+    a, b = (extract(net, images[:50]).double() for net in (fast, exact))
+    truth = float((a - b).norm() / (b - b.mean(0)).norm())
+    assert 0 < truth < 1e-5
+    assert mode_difference(fast, images, num=50) == pytest.approx(truth, rel=1e-9)
+    assert mode_difference(exact, images) is None
+    with pytest.raises(ValueError, match="mode=quick: choose exact or fast"):
+        load_features("digits", mode="quick")
+
+
+def test_any_callable_gives_named_outputs_of_one_pass():
+    calls = []
+
+    def net(images):
+        calls.append(len(images))
+        x = images.float()
+        return {"mean": x.mean(dim=(2, 3)), "top": x.amax(dim=(2, 3)), "more": None}
+
+    features = Features("mine", "0" * 64, "none", 3, net, batch=4, outputs=("mean", "top"))
+    assert load_features(features) is features
+    images = pictures(6, 3, 5, 5)
+    rows = extract(features, images, outputs=("top", "mean"))
+    assert list(rows) == ["top", "mean"] and calls == [4, 4]
+    assert torch.equal(rows["top"], images.amax(dim=(2, 3)).float())
+    assert torch.equal(extract(features, images), rows["mean"])
+    with pytest.raises(ValueError, match="features=mine has no more, only mean, top"):
+        extract(features, images, outputs=("more",))
+    with pytest.raises(ValueError, match=r"one row per image, \(B,D\), got NoneType for 2 images"):
+        Features("mine", None, "none", 3, net, outputs=("more",))(images[:2])
+
+
+def test_rows_that_are_not_finite_are_named():
+    def net(images):
+        return images.flatten(1).float() / images[:, 0, :1, 0]  # 0/0 for a black corner
+
+    images = pictures(8, 1, 2, 2).clamp(min=1)
+    images[5] = 0
+    message = "mine: features of images from 4 on must be finite, got NaN or infinite .* 1 of 4"
+    with pytest.raises(ValueError, match=message):
+        extract(Features("mine", None, "none", 4, net, batch=4), images)
+    with pytest.raises(ValueError, match="weights=.*: sha256 is .*, not 12345678"):
+        load_features("digits", sha256="12345678")
+
+
+# --- DINOv2 --------------------------------------------------------------------------------------
+
+
+def test_dinov2_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match="features=dinov2 needs timm: pip install timm"):
+        load_features("dinov2", "file")
+
+
+def test_position_embeddings_follow_the_shifted_grid():
+    # Torch's cubic keeps a ramp within 0.05: target i reads source (i + 1/2) 37/16.1 - 1/2.
+    ramp = torch.arange(37.0).expand(37, 37)
+    grid = torch.stack([ramp, ramp.T, torch.ones(37, 37)], dim=-1).reshape(1, 37 * 37, 3)
+    token = torch.full((1, 1, 3), 7.0)
+    whole = dinov2.positions(torch.cat([token, grid], dim=1), 16)
+    assert whole.shape == (1, 257, 3) and torch.equal(whole[:, :1], token)
+    got = whole[0, 1:].reshape(16, 16, 3)
+    truth = (torch.arange(16) + 0.5) * 37 / 16.1 - 0.5
+    size = (torch.arange(16) + 0.5) * 37 / 16 - 0.5  # what asking for the size would read
+    for line in (got[5, 1:-1, 0], got[1:-1, 5, 1]):
+        assert (line - truth[1:-1]).abs().max() < 0.06 < 0.15 < (line - size[1:-1]).abs().max()
+    torch.testing.assert_close(got[..., 2], torch.ones(16, 16))
+    assert torch.equal(dinov2.positions(whole, 16), whole)
+
+
+def test_dinov2_is_timms_network_on_pillows_resize(monkeypatch, tmp_path):
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    monkeypatch.setattr(dinov2, "NAME", "vit_small_patch14_dinov2")
+    torch.manual_seed(0)
+    state = timm.create_model(dinov2.NAME, num_classes=0).state_dict()  # for 37 x 37 patches
+    torch.save(state | {"mask_token": torch.zeros(1, 384)}, tmp_path / "dinov2.pth")
+    images = pictures(2, 3, 40, 32)
+    rows = extract(load_features("dinov2", tmp_path / "dinov2.pth"), images, batch=2)
+    x = np.stack(
+        [Image.fromarray(np.asarray(image.permute(1, 2, 0))).resize((224, 224), Image.BICUBIC)
+         for image in images]
+    )  # fmt: skip
+    x = (x / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    net = timm.create_model(dinov2.NAME, num_classes=0, img_size=224).eval()
+    net.load_state_dict(state | {"pos_embed": dinov2.positions(state["pos_embed"], 16)})
+    truth = net(torch.from_numpy(x).permute(0, 3, 1, 2).float()).detach()
+    torch.testing.assert_close(rows, truth, rtol=1e-4, atol=1e-5)
+    torch.save({"cls_token": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="weights=: not DINOv2 ViT-L/14 as published"):
+        load_features("dinov2", tmp_path / "other.pth")
 
 
 def test_pixels_are_values_between_zero_and_one():
@@ -218,6 +319,6 @@ def test_features_refuse():
         extract(load_features("pixels"), grey[:0])
     with pytest.raises(ValueError, match="batch must be >= 1, got 0"):
         extract(load_features("pixels"), grey, batch=0)
-    scalar = features_module.Features("scalar", None, "none", 1, lambda x: x.float().mean())
+    scalar = Features("scalar", None, "none", 1, lambda x: x.float().mean())
     with pytest.raises(ValueError, match="one row per image"):
         extract(scalar, grey)

@@ -11,6 +11,7 @@ from genmodels.metrics.features import (
     extract,
     feature_rows,
     load_features,
+    mode_difference,
 )
 from genmodels.metrics.frechet import Frechet, Moments, frechet_distance
 from genmodels.metrics.manifold import memorised, nn1, nn1_sides
@@ -28,6 +29,7 @@ __all__ = [
     "frechet_distance",
     "load_features",
     "memorised",
+    "mode_difference",
     "nn1",
     "nn1_sides",
     "resampled",

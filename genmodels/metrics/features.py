@@ -1,234 +1,177 @@
-"""Feature extractors: uint8 images (N,C,H,W) in, rows (N,D) out, named and hashed.
+"""The feature extractors by name: load_features("inception", weights=FILE) and the like.
 
 A score is only comparable with another one when net, weights and preprocessing agree, so the three
 travel together: `Features` carries its name, the sha256 of its weights and the name of its resize.
 """
 
 import difflib
-import hashlib
 import warnings
-from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 
+from genmodels.metrics import dinov2, inception
+from genmodels.metrics import weights as files
 from genmodels.metrics.grey_nets import DIGITS_SHA256, GREY_NETS, grey_net, weights_file
+from genmodels.metrics.rows import (
+    Features,
+    check_rows,
+    extract,
+    feature_rows,
+    mode_difference,
+)
 
 __all__ = ["DIGITS_SHA256", "FEATURES", "Features", "check_rows", "extract", "feature_rows"]
-__all__ += ["load_features"]
+__all__ += ["load_features", "mode_difference"]
+
+MODES = ("exact", "fast")
 
 
-@dataclass(frozen=True)
-class Features:
-    """A feature extractor: calling it with uint8 (B,C,H,W) returns float32 (B,D) rows.
-
-    Args:
-        name: what a report calls it.
-        sha256: of the weights file; None where there are no weights.
-        resize: name of the preprocessing; "none" = images are taken as they are.
-        dim: D; None where it depends on the images.
-        net: the callable behind it, uint8 (B,C,H,W) -> (B,D,...).
-        shapes: the (C,H,W) it takes; () = any.
-        device: where it computes.
-        batch: images per call unless told otherwise: what suits the net's memory and speed.
-    """
-
-    name: str
-    sha256: str | None
-    resize: str
-    dim: int | None
-    net: Callable
-    shapes: tuple = ()
-    device: torch.device = torch.device("cpu")
-    batch: int = 256
-
-    @torch.no_grad()
-    def __call__(self, images):
-        """Return (B,D) float32 rows on `device`.
-
-        Raises:
-            ValueError: images that are not uint8 (B,C,H,W) or not of the size the net was made for;
-                a net that does not give one row per image.
-        """
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            raise ValueError(
-                f"images must be uint8 of shape (B,C,H,W), got {images.dtype} of shape "
-                f"{tuple(images.shape)}: convert to 0..255 first"
-            )
-        if self.shapes and tuple(images.shape[1:]) not in self.shapes:
-            raise ValueError(
-                f"features={self.name} takes images of shape (C,H,W) = "
-                f"{' or '.join(map(str, self.shapes))}, got "
-                f"{tuple(images.shape[1:])}: choose other features, for example features=pixels"
-            )
-        with _exact(self.device):
-            rows = self.net(images.to(self.device))
-        if not isinstance(rows, torch.Tensor) or rows.ndim < 2 or len(rows) != len(images):
-            got = tuple(rows.shape) if isinstance(rows, torch.Tensor) else type(rows).__name__
-            raise ValueError(
-                f"features={self.name} must return one row per image, (B,D), got {got} for "
-                f"{len(images)} images: wrap the net so that it returns its features only"
-            )
-        return rows.flatten(1).float()
-
-
-def _pixels(weights, device):
+def _pixels(weights, device, mode, resize):
     """Return the pixels themselves as features: values in [0,1], flattened in (C,H,W) order."""
     if weights is not None:
         raise ValueError(f"features=pixels has no weights, got weights={weights}: leave it out")
-    return Features("pixels", None, "none", None, lambda x: x.flatten(1).float() / 255, (), device)
+
+    def net(images):
+        return images.flatten(1).float() / 255
+
+    return Features("pixels", None, "none", None, net, device=device)
 
 
-def _grey(name, weights, device):
-    """Return an in-tree net, from the shipped file or a copy of it."""
+def _grey(name, weights, device, mode, resize):
+    """Return an in-tree net, from the shipped file or a copy of it; float32 in fast mode."""
     spec = GREY_NETS[name]
-    net = grey_net(name, _read(weights or weights_file(name)))
+    data, _ = files.read(weights or weights_file(name))
+    net = grey_net(name, data).eval().requires_grad_(False).to(device)
+    net = net.float() if mode == "fast" else net
     shapes = tuple((1, side, side) for side in sorted({spec.side, spec.side + 2 * spec.pad}))
     resize = f"crop{spec.side}" if spec.pad else "none"
-    net = net.eval().requires_grad_(False).to(device)
     # On a CPU a small batch stays in its cache: twice the speed of 256.
     batch = 32 if device.type == "cpu" else 1024
     return Features(name, spec.sha256, resize, spec.dim, net, shapes, device, batch)
 
 
-def _file(path, device):
-    """Return the TorchScript net in a file; its resize, if any, is inside the file."""
-    sha256 = hashlib.sha256(_read(path)).hexdigest()
-    try:
-        with warnings.catch_warnings():
-            # Deprecated in torch in favour of torch.export, but what published nets come as.
-            warnings.simplefilter("ignore", FutureWarning)
-            net = torch.jit.load(str(path), map_location=device).eval()
-    except (RuntimeError, ValueError) as error:
+def half(device):
+    """Return the fast dtype of a device: float16 on GPUs, bfloat16 on CPUs with matrix units."""
+    if device.type != "cpu":
+        return torch.float16
+    # Without matrix units (AMX) bfloat16 convolutions are slower than float32 ones.
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+
+
+def _inception(weights, device, mode, resize):
+    """Return FID's Inception-v3 from a state dict or a TorchScript file, or from the internet."""
+    if weights is None:
         raise ValueError(
-            f"features={path} is not a TorchScript file: save the net with torch.jit.save "
-            f"({str(error).splitlines()[0][:100]})"
-        ) from None
-    return Features(Path(path).stem, sha256, "in-file", None, net, (), device)
+            f"weights= is missing: features=inception needs a file, {inception.URL} "
+            f"(sha256 {inception.SHA256[:8]}...), or weights=download to fetch it"
+        )
+    path = weights
+    if str(weights) == "download":
+        path = files.download(inception.URL, inception.SHA256)
+    sha256 = files.read(path)[1]
+    if sha256 not in inception.PUBLISHED:
+        warnings.warn(
+            f"weights={weights}: sha256 {sha256[:8]}... is none of FID's published Inception "
+            "networks: call the distance FD and name the hash, not FID",
+            stacklevel=3,
+        )
+    if files.is_script(path):
+        net = inception.ScriptInception(files.load_script(path, device), resize)
+    else:
+        net = inception.from_state(files.load_state(path), resize)
+        net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        if mode == "fast":
+            net.to(half(device))
+            if device.type == "cuda":
+                net.net = torch.compile(net.net)
+    standard = resize == "tf1" and sha256 in inception.PUBLISHED
+    # A CPU is fastest where one layer's images fit its cache; 256 images take 4 GB.
+    batch = 16 if device.type == "cpu" else 256
+    outputs = ("features", "logits")
+    return Features("inception", sha256, resize, 2048, net, device=device, batch=batch,
+                    outputs=outputs, standard=standard)  # fmt: skip
 
 
-FEATURES = {name: partial(_grey, name) for name in GREY_NETS} | {"pixels": _pixels}
+def _dinov2(weights, device, mode, resize):
+    """Return DINOv2 ViT-L/14, the features of FD-DINOv2."""
+    path = files.download(dinov2.URL, None) if str(weights) == "download" else weights
+    net = dinov2.DINOv2()
+    if path is None:
+        raise ValueError(
+            f"weights= is missing: features=dinov2 needs a file, {dinov2.URL}, or weights=download "
+            "to fetch it"
+        )
+    sha256 = files.read(path)[1]
+    net.load(files.load_state(path))
+    net.eval().requires_grad_(False).to(device)
+    net = net.to(half(device)) if mode == "fast" else net
+    batch = 8 if device.type == "cpu" else 128
+    return Features("dinov2", sha256, "pil-bicubic-224", 1024, net, device=device, batch=batch)
 
 
-def load_features(name, weights=None, device="cpu"):
+def _file(path, device, mode):
+    """Return the TorchScript net in a file; its resize, if any, is inside the file."""
+    net, sha256 = files.load_script(path, device), files.read(path)[1]
+    return Features(Path(path).stem, sha256, "in-file", None, net, device=device)
+
+
+FEATURES = {name: partial(_grey, name) for name in GREY_NETS}
+FEATURES |= {"inception": _inception, "dinov2": _dinov2, "pixels": _pixels}
+RESIZES = {"inception": ("tf1", "clean")}  # where there is a choice; the first is the default
+
+
+def load_features(name, weights=None, device="cpu", *, mode="exact", resize=None, sha256=None):
     """Return the feature extractor called `name`.
 
     Args:
         name: a key of FEATURES, or the path of a TorchScript file that maps uint8 (B,C,H,W) to
-            (B,D). "pixels" = values in [0,1], flattened; "digits" (8x8), "fashion" and "mnist"
-            (28x28, or padded to 32x32 and cropped back) = the in-tree nets on grey images.
-        weights: a file to read the weights from in place of the shipped one; its hash must agree.
+            (B,D), or a Features, which is returned as it is. "pixels" = values in [0,1], flattened;
+            "digits" (8x8), "fashion" and "mnist" (28x28, or padded to 32x32 and cropped back) = the
+            in-tree nets on grey images; "inception" = FID's network; "dinov2" = FD-DINOv2's.
+        weights: the file of weights; "download" = fetch the published one (inception, dinov2). The
+            in-tree nets ship with theirs; a copy must have its hash.
         device: where to compute.
+        mode: "exact" = float32 without TF32 (in-tree nets: float64), deterministic; "fast" = half
+            precision (in-tree nets: float32), TF32, compiled on a GPU. What it costs is to be
+            measured with mode_difference and told.
+        resize: inception: "tf1" (FID) or "clean" (clean-fid's).
+        sha256: what the hash of the weights must begin with (8 digits or more); None = any.
 
     Raises:
-        ValueError: unknown name, a missing file, not TorchScript, or weights with another sha256.
+        ValueError: unknown name, mode or resize, a missing or unfit file, another sha256, no
+            connection, or a package that is not installed.
     """
-    device = torch.device(device)
-    if str(name) in FEATURES:
-        return FEATURES[str(name)](weights, device)
-    if Path(name).is_file():
+    if isinstance(name, Features):
+        return name
+    if mode not in MODES:
+        raise ValueError(f"mode={mode}: choose exact or fast")
+    name, device = str(name), torch.device(device)
+    choices = RESIZES.get(name, ())
+    if resize is not None and resize not in choices:
+        remedy = f"choose from {', '.join(choices)}" if choices else "there is no choice, leave out"
+        raise ValueError(f"resize={resize} of features={name}: {remedy}")
+    resize = resize or (choices or (None,))[0]
+    if name in FEATURES:
+        load = partial(FEATURES[name], weights, device, resize=resize)
+    elif Path(name).is_file():
         if weights is not None:
             raise ValueError(f"features={name} holds its weights: leave out weights={weights}")
-        return _file(name, device)
-    near = difflib.get_close_matches(str(name), FEATURES, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(
-        f"features must be one of {', '.join(FEATURES)} or an existing TorchScript file, "
-        f"got {str(name)!r}{hint}"
-    )
-
-
-def feature_rows(features, images, batch=None):
-    """Yield (B,D) float32 rows of uint8 images, block by block in their order, on the CPU.
-
-    Every call of the net sees exactly `batch` images, the last one padded with black ones: the
-    library then picks the same algorithm throughout, and a row does not depend on what else, or how
-    much else, was scored with it.
-
-    Args:
-        features: what load_features returns.
-        images: uint8 (N,C,H,W), or an iterable of such blocks of any length: they are joined and
-            cut anew, so that no more than one block and one batch are held at a time.
-        batch: images per call; None = features.batch.
-
-    Raises:
-        ValueError: no images, batch < 1, or what `features` refuses.
-    """
-    batch = features.batch if batch is None else batch
-    if batch < 1:
-        raise ValueError(f"batch must be >= 1, got {batch}")
-    empty = True
-    for part in _batches([images] if isinstance(images, torch.Tensor) else images, batch):
-        padded = F.pad(part, (0,) * (2 * part.ndim - 1) + (batch - len(part),))
-        yield features(padded)[: len(part)].cpu()
-        empty = False
-    if empty:
-        raise ValueError("images must hold at least one image, got 0")
-
-
-def _batches(blocks, batch):
-    """Yield the images of the blocks, `batch` at a time; the last time what is left."""
-    rest = None
-    for block in blocks:
-        if rest is not None and rest.shape[1:] != block.shape[1:]:
-            raise ValueError(
-                f"images must all have one shape, got {tuple(rest.shape[1:])} and "
-                f"{tuple(block.shape[1:])}: resize or crop them first"
-            )
-        rest = block if rest is None or not len(rest) else torch.cat([rest, block])
-        whole = len(rest) - len(rest) % batch
-        yield from rest[:whole].split(batch) if whole else ()
-        rest = rest[whole:]
-    if rest is not None and len(rest):
-        yield rest
-
-
-def extract(features, images, batch=None):
-    """Return (N,D) float32 rows of uint8 images (N,C,H,W), on the CPU; see feature_rows."""
-    return torch.cat(list(feature_rows(features, images, batch)))
-
-
-def check_rows(rows, name="features"):
-    """Return rows as a float64 (N,D) tensor.
-
-    Raises:
-        ValueError: not two-dimensional, no column, or a NaN or infinite value among them.
-    """
-    rows = torch.as_tensor(rows).detach()
-    if rows.ndim != 2 or rows.shape[1] == 0:
-        raise ValueError(f"{name} must have shape (N,D) with D >= 1, got {tuple(rows.shape)}")
-    rows = rows.double()
-    bad = int((~rows.isfinite()).any(dim=1).sum())
-    if bad:
+        load = partial(_file, name, device)
+    else:
+        near = difflib.get_close_matches(name, FEATURES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"{name} must be finite, got NaN or infinite values in {bad} of {len(rows)} rows: "
-            "look at the images (or the feature net) that gave them"
+            f"features must be one of {', '.join(FEATURES)} or an existing TorchScript file, "
+            f"got {name!r}{hint}"
         )
-    return rows
-
-
-@contextmanager
-def _exact(device):
-    """Compute in the net's own precision whatever the caller has set: no autocast, no TF32."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with (
-            torch.autocast(device.type, enabled=False),
-            torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False),
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
-def _read(path):
-    """Return the bytes of a file."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"weights={path} cannot be read: {error.strerror}") from None
+    features = load(mode=mode)
+    if features.sha256 is not None:
+        files.check_sha256(weights or name, features.sha256, sha256)
+    if mode == "exact":
+        return features
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # said already
+        return replace(features, mode="fast", exact=load(mode="exact"))

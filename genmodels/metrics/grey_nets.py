@@ -38,10 +38,12 @@ class Spec:
 
 DIGITS_SHA256 = "39f3321754d1fdbef4e0fb33edb84bb57a26261639d994c82790004268d3f9db"
 FASHION_SHA256 = "218e9be58f7c200a0cbef6cbd55c3a15101d557f14734e952f3e5bfe965d443d"
+MNIST_SHA256 = "8cd6269e0b09447f7d142cbb72c70f9bcf828bccc486410c9ed9c6f39c65d4d2"
 _LAYERS_28 = ((32, 2), (64, 1), (48, 2))
 GREY_NETS = {
     "digits": Spec(DIGITS_SHA256, 8, ((32, 1), (32, 2)), 32),
     "fashion": Spec(FASHION_SHA256, 28, _LAYERS_28, 64, pad=2),
+    "mnist": Spec(MNIST_SHA256, 28, _LAYERS_28, 64, pad=2),
 }
 
 
