@@ -20,6 +20,11 @@ class Stream(IntEnum):
     LABEL_DROP = 4
     AUGMENT = 5
     TORCH = 6
+    CHAIN = 16  # Langevin noise; 17: its Metropolis decisions
+    INITIALIZER = 18
+    PAIR = 19
+    KNOWN = 20
+    CHOICE = 21
 
 
 def permutation(seed, index, size):
