@@ -194,11 +194,12 @@ class Spectral:
         """Return W / sigma, or the weight that fixed_weights() has laid ready."""
         if self.used is not None or not self.norm:
             return self.weight if self.used is None else self.used
-        rows = self.weight.flatten(1)
-        with torch.no_grad():
-            v = F.normalize(rows.T @ self.u, dim=0)
-        sigma = torch.dot(self.u, torch.mv(rows, v))
-        return self.weight / (sigma.clamp(min=1) if self.bounded else sigma)
+        with torch.autocast(self.weight.device.type, enabled=False):
+            rows = self.weight.flatten(1)
+            with torch.no_grad():
+                v = F.normalize(rows.T @ self.u, dim=0)
+            sigma = torch.dot(self.u, torch.mv(rows, v))
+            return self.weight / (sigma.clamp(min=1) if self.bounded else sigma)
 
 
 class Conv(Spectral, nn.Conv2d):
