@@ -118,6 +118,7 @@ class Embedding(nn.Module):
     def __init__(self, channels, classes, act, **options):
         super().__init__()
         self.classes, self.act, self.dim = classes, act, 4 * channels
+        self.memo = None  # (noise, labels, value) of the latest call inside fixed_weights()
         half = channels // 2
         self.register_buffer("frequencies", 1e-4 ** (torch.arange(half) / max(1, half - 1)),
                              persistent=False)  # fmt: skip
@@ -128,6 +129,13 @@ class Embedding(nn.Module):
 
     def forward(self, noise, labels=None):
         """Return (B, dim); noise (B,), labels int64 (B,) with -1 = none, or None."""
+        if self.memo is None:
+            return self._embed(noise, labels)
+        if self.memo[0] is not noise or self.memo[1] is not labels:
+            self.memo = (noise, labels, self._embed(noise, labels).detach())
+        return self.memo[2]
+
+    def _embed(self, noise, labels):
         angles = noise.float()[:, None] * self.frequencies
         x = self.outer(self.act(self.hidden(torch.cat([angles.sin(), angles.cos()], dim=1))))
         if self.label is not None:
@@ -235,13 +243,21 @@ def power_iteration(net):
 
 @contextlib.contextmanager
 def fixed_weights(net):
-    """Compute every W / sigma once, without gradient, for all calls inside: for chains."""
+    """Compute every W / sigma once, without gradient, for all calls inside: for chains.
+
+    The embedding too is computed once for a chain, as long as the very same tensors come in.
+    """
     layers = [layer for layer in net.modules() if isinstance(layer, Spectral) and layer.norm]
+    embeddings = [layer for layer in net.modules() if isinstance(layer, Embedding)]
     try:
         with torch.no_grad():
             for layer in layers:
                 layer.used = layer.effective_weight()
+        for layer in embeddings:
+            layer.memo = (None, None, None)
         yield
     finally:
         for layer in layers:
             layer.used = None
+        for layer in embeddings:
+            layer.memo = None

@@ -79,6 +79,8 @@ class Blend(NamedTuple):
         if self.labels is None:
             return net(y, noise, None, **options)[None]
         m = len(self.labels)
+        if m == 1:
+            return net(y, noise, self.labels[0], **options)[None]
         values = net(y.repeat(m, 1, 1, 1), noise.repeat(m), self.labels.flatten(), **options)
         return values.reshape(m, len(y), *values.shape[1:])
 
