@@ -46,6 +46,13 @@ def torch_seed(seed, step, rank):
     return (int(words[0]) << 31) | (int(words[1]) >> 1)
 
 
+def keys(seed, n, stream):
+    """Return a key of its own for each image index, int64 (B,), to draw a whole chain with."""
+    zero = torch.zeros_like(n)
+    words = philox(zero + seed, n & 0xFFFFFFFF, n >> 32, zero, zero + int(stream))
+    return (words[0] << 31) | (words[1] >> 1)
+
+
 class ImageGenerators:
     """One torch generator for each generated image: its noise does not depend on its neighbours.
 

@@ -67,7 +67,9 @@ def test_the_first_pair_of_drl():
     assert float(level.s) == pytest.approx(math.sqrt(2e-4) * math.sqrt(1 - 0.94617**2), rel=1e-4)
     constant = RecoverySchedule("cdrl", 6, 2e-3, "constant")
     assert constant.exact.c.tolist() == pytest.approx([134.29] * 7, abs=0.01)
-    assert float(Level64(constant, 3).s) == pytest.approx((2e-3 * 134.29) ** 0.5 * 0.55053, rel=1e-4)
+    assert float(Level64(constant, 3).s) == pytest.approx(
+        (2e-3 * 134.29) ** 0.5 * 0.55053, rel=1e-4
+    )
 
 
 # ------------------------------------------------------------------------------------------------

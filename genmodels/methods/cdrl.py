@@ -25,12 +25,11 @@ import torch
 
 from genmodels import seeding
 from genmodels.config import check, setting
-from genmodels.kernels.philox import philox, philox_normal
+from genmodels.kernels.philox import philox_normal
 from genmodels.methods.base import GenerativeModule
 from genmodels.networks import NETWORKS
 from genmodels.networks.ebm import fixed_weights, power_iteration
-from genmodels.networks.edm_unet import EDMUNet, EDMUNetConfig
-from genmodels.networks.mlp import MLP, MLPConfig
+from genmodels.networks.initializer import build_initializer
 from genmodels.sampling.composition import blend_of, parse_compose
 from genmodels.sampling.recovery import (
     ANGLES,
@@ -136,7 +135,8 @@ class CDRL(GenerativeModule):
         with fixed_weights(self.net):
             chain = recovery_chain(
                 lambda y: self.net(y, level.noise_clean, labels), start.detach(), x_t, level,
-                steps=self.cfg.method.steps, seed=chain_keys(seed, n), freeze=(self.net,),
+                steps=self.cfg.method.steps, seed=seeding.keys(seed, n, Stream.CHAIN),
+                freeze=(self.net,),
             )  # fmt: skip
         both = torch.cat([data, chain.y])
         f = self.net(both, level.noise_clean.repeat(2), None if labels is None else
@@ -312,27 +312,6 @@ class CDRL(GenerativeModule):
         check(labels is None, "compose", compose, "names the classes itself; leave labels out")
         check(cfg.guidance == 0, "compose", compose, "weights take guidance's place; leave it out")
         return blend_of(parse_compose(compose, self.classes), drawn, choice)
-
-
-def build_initializer(cfg, shape, classes):
-    """Return the network of g(x) - x, at first zero, or None."""
-    if cfg.initializer == "none":
-        return None
-    if cfg.initializer == "mlp":
-        return MLP(MLPConfig(width=cfg.initializer_channels), shape, classes, energy=False)
-    network = EDMUNetConfig(
-        kind="adm", channels=cfg.initializer_channels, multipliers=cfg.initializer_multipliers,
-        blocks=cfg.initializer_blocks, attention=cfg.initializer_attention,
-        dropout=cfg.initializer_dropout, augment=False,
-    )  # fmt: skip
-    return EDMUNet(network, shape, classes)
-
-
-def chain_keys(seed, n):
-    """Return the key of each training image's chain, int64 (B,), a function of (seed, n)."""
-    zero = torch.zeros_like(n)
-    words = philox(zero + seed, n & 0xFFFFFFFF, n >> 32, zero, zero + int(Stream.CHAIN))
-    return (words[0] << 31) | (words[1] >> 1)
 
 
 def _known(known, mask, keys, device):
