@@ -2,18 +2,20 @@
 
     python evaluate.py MODEL data=NAME[:SPLIT] num=N metrics=fd,nn1 features=digits [out=FILE.json]
     python evaluate.py images=A reference=B metrics=fd [out=FILE.json]
+    python evaluate.py MODEL likelihood=true [data=NAME[:SPLIT]] [num=N] [out=FILE.json]
 
 MODEL is a run folder, a .ckpt or an exported folder. A and B are a folder, .zip or .npz of images,
 or a data set with a split (digits:test); the split is train if none is named, as in the published
-protocols. Prints a table; out= also writes the numbers as JSON, with the keys given, the features
-and the versions that reproduce them.
+protocols (test for likelihoods, which take its first num= images). Prints a table; out= also
+writes the numbers as JSON, with the keys given, the features and the versions that reproduce them.
 """
 
+import math
 import sys
 import time
 from pathlib import Path
 
-from genmodels import benchmark, checkpoint, cli, images
+from genmodels import benchmark, checkpoint, cli, images, likelihood
 from genmodels.config import DataConfig
 from genmodels.data import DATASETS, load_split
 
@@ -21,6 +23,7 @@ SCHEMA = {
     "data": (str, "", "data set the model is scored against, NAME or NAME:SPLIT"),
     "images": (str, "", "images to score in place of a model's"),
     "reference": (str, "", "what they are scored against"),
+    "likelihood": (bool, False, "bits per dimension of data= under the model, every kind it has"),
     "metrics": (list[str], ["fd"], "; ".join(f"{k}: {v}" for k, v in benchmark.METRICS.items())),
     "features": (str, "pixels", "pixels, digits, or a TorchScript file"),
     "weights": (str, "", "file of the feature network's weights"),
@@ -60,6 +63,8 @@ def evaluate(argv):
     state, started = benchmark.process_state(), time.monotonic()
     device = benchmark.pick_device(options["device"])
     model = checkpoint.load(positionals[0], device=device) if positionals else None
+    if model and options["likelihood"]:
+        return score_likelihood(model, positionals[0], options, common, words, started)
     extra = cli.typed_words(words, model.SAMPLE_OPTIONS if model else {}, also=SCHEMA)
     given = {key: (options | extra)[key] for key in [*common, *words] if key not in FILES}
     checkpoint.load_guide(extra, device)
@@ -102,6 +107,45 @@ def check(options, positionals):
         cli.one_model(positionals)
     elif not (options["images"] and options["reference"]):
         raise ValueError("images=: give a MODEL and data=, or images= and reference=")
+
+
+def score_likelihood(model, name, options, common, words, started):
+    """Report the bits per dimension of real images under the model, every kind it offers."""
+    if not model.LIKELIHOODS:
+        raise ValueError(f"likelihood=true: {type(model).__name__} has no likelihood; leave it out")
+    extra = cli.typed_words(words, model.LIKELIHOOD_OPTIONS, also=SCHEMA)
+    source = options["data"] or model.cfg.data.name
+    source = source if ":" in source else f"{source}:test"
+    pixels, labels = read_labelled(source, options, model.cfg.data)
+    num = min(options["num"] or len(pixels), len(pixels))
+    check_shape(source, pixels, model)
+    given = {key: value for key, value in extra.items() if value is not None}
+    scores, rows = {}, [{"index": i} for i in range(num)]
+    for kind in model.LIKELIHOODS:
+        bits = likelihood.bits_per_dim(
+            model, pixels[:num], labels[:num] if model.classes else None, kind=kind,
+            seed=options["seed"], batch=options["batch"], **given,
+        )  # fmt: skip
+        metric = likelihood.metric_name(kind)
+        stderr = float(bits.std() / num**0.5) if num > 1 else math.nan
+        scores[metric] = {"value": float(bits.mean()), "stderr": stderr}
+        for row, value in zip(rows, bits.tolist()):
+            row[metric] = value
+    if benchmark.process_state().is_main_process:
+        written = {key: (options | extra)[key] for key in [*common, *words] if key not in FILES}
+        cli.print_table(
+            f"{name} on {source}: {num} images, bits per dimension",
+            ("metric", "value", "standard error"),
+            [
+                (k, *("-" if v is None else f"{v:.4f}" for v in s.values()))
+                for k, s in scores.items()
+            ],
+        )
+        if options["out"]:
+            benchmark.write_report(options["out"], scores, started, model=name, data=source,
+                                   num=num, seed=options["seed"], device=model.device.type,
+                                   options=written, rows=rows)  # fmt: skip
+            print(f"written: {options['out']}")
 
 
 def check_shape(source, reference, model):
@@ -160,6 +204,15 @@ def read_source(source, options, trained_on=None):
     if "memorised" in options["metrics"]:
         sets = {"train": load_split(cfg, "train")[0], "held_out": load_split(cfg, "test")[0]}
     return load_split(cfg, split or "train")[0], sets
+
+
+def read_labelled(source, options, trained_on):
+    """Return (images, labels) of a data set NAME:SPLIT; arguments as read_source."""
+    name, _, split = source.partition(":")
+    cfg = DataConfig(**vars(trained_on)) if name == trained_on.name else DataConfig(name=name)
+    cfg.root = options["root"] or cfg.root
+    cfg.pad = cfg.pad if options["pad"] < 0 else options["pad"]
+    return load_split(cfg, split)
 
 
 def main(argv=None):

@@ -20,6 +20,9 @@ class Stream(IntEnum):
     LABEL_DROP = 4
     AUGMENT = 5
     TORCH = 6
+    PROBE = 7
+    DEQUANTISE = 8
+    IMAGE = 9
     CHAIN = 16  # Langevin noise; 17: its Metropolis decisions
     INITIALIZER = 18
     PAIR = 19
@@ -37,6 +40,17 @@ def permutation(seed, index, size):
 def uniform(seed, n, stream):
     """Return one uniform in [0, 1) for each image index, float32 (B,); n is int64 (B,)."""
     return philox_uniform((), seed, n, stream=int(stream), device=n.device)
+
+
+def signs(seed, n, count, shape):
+    """Return random signs, float32 (count, B, *shape), of images with seeds (B,) at index n."""
+    u = philox_uniform((count, *shape), seed, n, stream=int(Stream.PROBE), device=seed.device)
+    return (u >= 0.5).float().mul(2).sub(1).transpose(0, 1)
+
+
+def image_seeds(seed, n):
+    """Return one seed below 2^63 for each image index n, int64 (B,), a function of (seed, n)."""
+    return keys(seed, n, Stream.IMAGE)
 
 
 def torch_seed(seed, step, rank):

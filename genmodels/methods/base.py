@@ -30,6 +30,8 @@ class GenerativeModule(L.LightningModule):
     ENERGY = False  # whether its network is an energy, (B,) for (B, C, H, W)
     INPAINTS = False  # whether sample() takes known= and mask=
     SAMPLE_OPTIONS = {}  # what sample() takes beyond seeds and labels: {key: (type, default, doc)}
+    LIKELIHOODS = ()  # the kinds log_prob() offers: "ode" first where there is one, then bounds
+    LIKELIHOOD_OPTIONS = {}  # what log_prob() takes beyond these, as SAMPLE_OPTIONS
 
     def __init__(self, cfg):
         super().__init__()
@@ -51,6 +53,18 @@ class GenerativeModule(L.LightningModule):
 
     def sample(self, seeds, labels=None):
         """Return generated images in [-1, 1], float32 (N, C, H, W); see the class."""
+        raise NotImplementedError
+
+    def log_prob(self, x, labels=None, *, kind, seeds, **options):
+        """Return log densities in nats, float64 (B,), of images on the [-1, 1] scale.
+
+        Args:
+            x: (B, C, H, W), float32 or float64; uint8 data are made continuous by the caller.
+            labels: int64 (B,) of a conditional model, -1 = none; or None.
+            kind: one of LIKELIHOODS.
+            seeds: (B,) int64: image k's own randomness depends on seeds[k] alone.
+            options: see LIKELIHOOD_OPTIONS.
+        """
         raise NotImplementedError
 
     def image_labels(self, generators, labels=None):

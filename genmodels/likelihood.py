@@ -1,0 +1,79 @@
+"""Bits per dimension of 8-bit images under a method's log density.
+
+    x = (v + u - 1/2) / 127.5 - 1,  u uniform in [0, 1)
+    bits/dim = -log p(x) / (D ln 2) + log2(127.5)
+
+v is the 8-bit level, D the number of levels in an image. Its mean over u bounds the discrete
+model's bits per dimension from above (Theis et al. 2016, arXiv 1511.01844, section 3.1).
+"""
+
+import math
+
+import torch
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from genmodels import seeding
+from genmodels.benchmark import process_state, tf32
+from genmodels.kernels.philox import philox_uniform
+from genmodels.seeding import Stream
+
+__all__ = ["bits_per_dim", "dequantise", "metric_name"]
+
+
+def dequantise(pixels, seed, index):
+    """Return uint8 images (B, C, H, W) as continuous ones on the [-1, 1] scale, float64.
+
+    Args:
+        pixels: uint8 (B, C, H, W).
+        seed: whole number.
+        index: int64 (B,), the images' places in their set; u is a function of (seed, index).
+    """
+    u = philox_uniform(pixels.shape[1:], seed, index, stream=int(Stream.DEQUANTISE))
+    return (pixels.double() + u.double() - 0.5) / 127.5 - 1
+
+
+def metric_name(kind):
+    """Return what a report calls the bits per dimension of this kind of likelihood."""
+    return "bpd" if kind == "ode" else f"bpd_{kind}"
+
+
+def bits_per_dim(model, pixels, labels=None, *, kind, seed=0, batch=64, progress=True, **options):
+    """Return the bits per dimension of each image, float64 (N,), on every process.
+
+    Each process takes its share; the batch changes no number beyond rounding.
+
+    Args:
+        model: a method in eval mode with this kind among its LIKELIHOODS.
+        pixels: uint8 (N, C, H, W) of the model's shape.
+        labels: int64 (N,) for a conditional model, or None.
+        kind, options: passed on to model.log_prob.
+        seed: of the dequantisation and of the method's own randomness.
+        batch: images at a time.
+        progress: show a bar.
+
+    Raises:
+        ValueError: what log_prob refuses.
+    """
+    state, device = process_state(), model.device
+    dim, own = (
+        math.prod(pixels.shape[1:]),
+        range(len(pixels))[state.process_index :: state.num_processes],
+    )
+    values = []
+    bar = tqdm(total=len(own), desc=metric_name(kind), unit="img", delay=0.5,
+               disable=not (progress and state.is_main_process))  # fmt: skip
+    with bar, tf32(False):
+        for start in range(0, len(own), batch):
+            index = torch.tensor(own[start : start + batch])
+            x = dequantise(pixels[index], seed, index).to(device)
+            told = None if labels is None else labels[index].to(device)
+            seeds = seeding.image_seeds(seed, index).to(device)
+            log_p = model.log_prob(x, told, kind=kind, seeds=seeds, **options).detach().cpu()
+            values.append(-log_p / (dim * math.log(2)) + math.log2(127.5))
+            bar.update(len(index))
+    shares = gather_object([torch.cat(values) if values else torch.empty(0).double()])
+    whole = torch.empty(len(pixels), dtype=torch.float64)
+    for rank, share in enumerate(shares):
+        whole[rank :: state.num_processes] = share
+    return whole
