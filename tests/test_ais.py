@@ -51,6 +51,7 @@ def test_the_two_bounds_bracket_the_true_normaliser(density, samples):
     # The gaps are the chains' imperfection: seen, and small.
     assert low + 2 * low_error < LOG_C < high - 2 * high_error
     assert high - low < 1.5
+    assert low < below.log_z < LOG_C + 0.15 and LOG_C - 0.15 < above.log_z < high
     # Forwards E[w] = Z exactly, in reverse E[1 / w] = 1 / Z.
     ratio = (below.log_w - LOG_C).exp()
     assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / N**0.5

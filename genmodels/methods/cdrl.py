@@ -19,6 +19,7 @@ models by diffusion recovery likelihood", ICLR 2021, arXiv 2012.08125 (initializ
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import torch
@@ -30,11 +31,15 @@ from genmodels.methods.base import GenerativeModule
 from genmodels.networks import NETWORKS
 from genmodels.networks.ebm import fixed_weights, power_iteration
 from genmodels.networks.initializer import build_initializer
+from genmodels.sampling.ais import Base, ais_forward, ais_reverse, sigmoid_path, step_sizes
 from genmodels.sampling.composition import blend_of, parse_compose
+from genmodels.sampling.langevin import frozen
 from genmodels.sampling.recovery import (
     ANGLES,
+    LevelMeans,
     RecoverySchedule,
     recovery_chain,
+    recovery_mala,
     sample_recovery,
     tweedie,
 )
@@ -42,8 +47,6 @@ from genmodels.seeding import Stream
 
 # Settings that sample() and sample.py may override.
 SAMPLING = ("steps", "guidance", "tweedie_scale", "noise_scale", "mala")
-# What is logged for each level, in this order.
-DIAGNOSTICS = ("f_data", "f_chain", "gap", "grad_norm", "displacement", "distance")
 
 
 @dataclass
@@ -107,6 +110,15 @@ class CDRL(GenerativeModule):
         if name in SAMPLING
     } | {"compose": (str, None, 'terms "3:1.5,5|6,!7:0.5": class or classes (OR), ! NOT, :weight')}
 
+    LIKELIHOODS = ("ais_lower", "ais_upper")
+    LIKELIHOOD_OPTIONS = {
+        "ais_steps": (int, 200, "densities between the base and the model"),
+        "ais_chains": (int, 64, "chains"),
+        "ais_moves": (int, 1, "Metropolis steps at each density"),
+        "ais_step": (float, 1.0, "factor on their step size"),
+        "ais_refine": (int, 100, "Metropolis steps that refine samples before the reverse chains"),
+    }
+
     def __init__(self, cfg):
         super().__init__(cfg)
         method = cfg.method
@@ -117,7 +129,8 @@ class CDRL(GenerativeModule):
         self.schedule = RecoverySchedule(
             method.angles, method.levels, method.step_size, method.growth
         )
-        self.level_logs = None  # (levels, len(DIAGNOSTICS)) of the latest loss()
+        self.log_z = {}  # bounds that log_prob() has made
+        self.levels = None  # LevelMeans of the latest loss()
 
     # --------------------------------------------------------------------------------------------
     # Training
@@ -144,7 +157,7 @@ class CDRL(GenerativeModule):
         f_data, f_chain = f.chunk(2)
         loss_f = -(level.w * (f_data - f_chain)).mean()
         loss_g = (chain.y - start).square().sum(dim=(1, 2, 3)).mean()
-        self._keep_logs(t, f_data, f_chain, chain, data)
+        self.levels = LevelMeans(self.cfg.method.levels, t, f_data, f_chain, chain, data)
         logs = {"loss": loss_f.detach(), "loss_initializer": loss_g.detach()}
         return loss_f + loss_g, logs
 
@@ -181,25 +194,10 @@ class CDRL(GenerativeModule):
         hidden = seeding.uniform(self.cfg.seed, n, Stream.LABEL_DROP)
         return torch.where(hidden < self.cfg.method.label_dropout, -1, labels)
 
-    @torch.no_grad()
-    def _keep_logs(self, t, f_data, f_chain, chain, data):
-        """Keep the means of DIAGNOSTICS over each level's images, on the device."""
-        distance = (chain.y - data).flatten(1).norm(dim=1)
-        rows = torch.stack([f_data, f_chain, f_data - f_chain, chain.grad_norm.mean(0),
-                            chain.displacement, distance], dim=1)  # fmt: skip
-        levels = self.cfg.method.levels
-        sums = rows.new_zeros(levels, rows.shape[1]).index_add_(0, t - 1, rows)
-        counts = torch.bincount(t - 1, minlength=levels)
-        self.level_logs = sums / counts[:, None]  # NaN where a batch has no such pair
-        self.level_counts = counts
-
     def training_step(self, batch, batch_idx):
         """Return the loss; log the diagnostics of each level beside it."""
         loss = super().training_step(batch, batch_idx)
-        self.log_dict({
-            f"levels/{name}_{t + 1}": self.level_logs[t, i]
-            for i, name in enumerate(DIAGNOSTICS) for t in range(len(self.level_logs))
-        })  # fmt: skip
+        self.log_dict({f"levels/{name}": value for name, value in self.levels.logs().items()})
         return loss
 
     def parameter_groups(self):
@@ -221,23 +219,14 @@ class CDRL(GenerativeModule):
         Raises:
             FloatingPointError: method.divergence exceeded, or too many non-finite steps.
         """
-        here = self.level_counts > 0
-        bad = here & ~(self.level_logs[:, 2].abs() <= self.cfg.method.divergence)
-        if bad.any():
-            lines = "; ".join(self._describe(t) for t in bad.nonzero().flatten().tolist())
-            if not torch.isfinite(self.level_logs[bad]).all():
-                self.print(f"step {self.global_step}: not finite at {lines}")
-            else:
-                raise FloatingPointError(
-                    f"method.divergence={self.cfg.method.divergence:g}: exceeded at step "
-                    f"{self.global_step} by {lines}"
-                )
+        limit = self.cfg.method.divergence
+        lines, finite = self.levels.beyond(limit)
+        where = f"step {self.global_step} at {'; '.join(lines)}"
+        if lines and finite:
+            raise FloatingPointError(f"method.divergence={limit:g}: exceeded in {where}")
+        if lines:  # the base class skips and counts such steps
+            self.print(f"not finite in {where}")
         super().configure_gradient_clipping(optimizer, *args, **kwargs)
-
-    def _describe(self, t):
-        pairs = zip(DIAGNOSTICS, self.level_logs[t].tolist())
-        values = ", ".join(f"{name} {value:.4g}" for name, value in pairs)
-        return f"level {t + 1} of {self.cfg.method.levels} ({values})"
 
     # --------------------------------------------------------------------------------------------
     # Sampling
@@ -272,6 +261,13 @@ class CDRL(GenerativeModule):
         if known is not None:
             known, mask = _known(known, mask, keys, self.device)
 
+        y, level, energy = self._draw(keys, blend, cfg, known, mask, callback)
+        x = tweedie(lambda y: energy(y, level), y, level, cfg.tweedie_scale).clamp(-1, 1)
+        return x if mask is None else torch.where(mask, known, x)
+
+    def _draw(self, keys, blend, cfg, known=None, mask=None, callback=None):
+        """Return samples y of the first pair, their Level, and the energy; counts self.nfe."""
+
         def energy(y, level, dtype=torch.float32):
             self.nfe += blend.evaluations
             return blend.energy(self.net, y, level.noise_clean, level.s.to(dtype) ** 2, dtype=dtype)
@@ -287,9 +283,7 @@ class CDRL(GenerativeModule):
                 rate=self.cfg.method.steps / cfg.steps, noise_scale=cfg.noise_scale,
                 mala=cfg.mala, known=known, mask=mask, freeze=(self.net,), callback=callback,
             )  # fmt: skip
-            x = tweedie(lambda y: energy(y, level), y, level, cfg.tweedie_scale)
-        x = x.clamp(-1, 1)
-        return x if mask is None else torch.where(mask, known, x)
+        return y, level, energy
 
     def _settings(self, options):
         """Return the method's config with the given options in place of its own."""
@@ -312,6 +306,99 @@ class CDRL(GenerativeModule):
         check(labels is None, "compose", compose, "names the classes itself; leave labels out")
         check(cfg.guidance == 0, "compose", compose, "weights take guidance's place; leave it out")
         return blend_of(parse_compose(compose, self.classes), drawn, choice)
+
+    # --------------------------------------------------------------------------------------------
+    # What the energy says of an image
+
+    def energy(self, x, labels=None):
+        """Return E = -log p + const, LOWER = likelier, float64 (B,), of images in [-1, 1].
+
+        p is the density of the lowest noise level, 0.0075 on the scale of [-1, 1].
+        """
+        y, level, labels = self._lowest(x, labels)
+        f = self.net(y, level.noise_clean, labels, dtype=torch.float64)
+        return -f / level.s.double() ** 2
+
+    def ood_scores(self, x, labels=None):
+        """Return {name: float32 (B,)}, HIGHER = more like the training data, of images in [-1, 1].
+
+        f: the energy's f at the lowest noise level. f_levels: its mean over all levels, the images
+        noised with the same noise e at each. grad_norm: minus the norm of its gradient.
+        """
+        y, level, labels = self._lowest(x, labels)
+        with torch.enable_grad(), frozen(self.net):
+            y.requires_grad_(True)
+            f = self.net(y, level.noise_clean, labels, dtype=torch.float64)
+            (grad,) = torch.autograd.grad(f.sum(), y)
+        total, index = 0.0, torch.arange(len(x), device=x.device)
+        with torch.no_grad():
+            for t in range(1, self.schedule.levels + 1):
+                level = self.schedule.at(torch.full_like(index, t))
+                _, y = self.pair(x.float(), index, level)
+                total = total + self.net(y, level.noise_clean, labels, dtype=torch.float64)
+        scores = {"f": f.detach(), "f_levels": total / self.schedule.levels,
+                  "grad_norm": -grad.flatten(1).norm(dim=1)}  # fmt: skip
+        return {name: value.float() for name, value in scores.items()}
+
+    @torch.no_grad()
+    def log_prob(self, x, labels=None, *, kind, seeds, **options):
+        """Return bounds on the log density of images in [-1, 1], in nats, float64 (B,).
+
+        log p(x) = f(y) / s_1^2 - log Z + D log sqrt(a_1), y = sqrt(a_1) x: the density of the
+        lowest noise level, with the Jacobian of y. Z is bounded by annealed importance sampling
+        between a normal fitted to samples and exp(f / s_1^2), once for each label: from below
+        (which bounds log p from above, "ais_upper"), and from above ("ais_lower"), where the
+        chains start at samples refined by MALA. That they are exact samples is an assumption.
+
+        Args:
+            kind: ais_lower or ais_upper.
+            seeds: unused: nothing here is random for an image.
+            x, labels: as in the base class. options: see LIKELIHOOD_OPTIONS.
+        """
+        check(kind in self.LIKELIHOODS, "kind", kind, f"choose from {', '.join(self.LIKELIHOODS)}")
+        settings = {key: default for key, (_, default, _) in self.LIKELIHOOD_OPTIONS.items()}
+        settings |= {key: value for key, value in options.items() if value is not None}
+        for key, value in settings.items():
+            check(value > 0, key, value, "must be > 0")
+        own = torch.full((len(x),), -1, device=x.device) if labels is None else labels
+        log_z = {int(c): self._log_z(int(c), kind, settings) for c in own.unique()}
+        log_z = torch.tensor([log_z[int(c)] for c in own], dtype=torch.float64, device=x.device)
+        scale = float(self.schedule.exact.scale[1])
+        return -self.energy(x, labels) - log_z + math.prod(self.shape) * math.log(scale)
+
+    def _log_z(self, label, kind, settings):
+        """Return the bound on log Z of a label that bounds log p from the side of `kind`."""
+        versions = tuple(p._version for p in self.net.parameters())
+        key = (label, kind, *settings.values(), versions)
+        if key in self.log_z:
+            return self.log_z[key]
+        keys = torch.arange(settings["ais_chains"], device=self.device)
+        labels = torch.full_like(keys, label) if self.classes else None
+        blend = blend_of(0.0, labels, torch.zeros(len(keys), device=self.device))
+        y, level, energy = self._draw(keys, blend, self.cfg.method)
+        s2 = level.s.double() ** 2
+        base = Base(y.mean(0), y.var(0) + (level.scale * level.sin_clean)[0] ** 2)
+        betas = sigmoid_path(settings["ais_steps"])
+        step = step_sizes(betas, base, float(s2[0]), settings["ais_step"])
+        options = {"betas": betas, "step": step, "moves": settings["ais_moves"]}
+        density = lambda y: energy(y, level, torch.float64) / s2  # noqa: E731
+        with fixed_weights(self.net), frozen(self.net):
+            if kind == "ais_upper":
+                bound = ais_forward(density, base, keys, **options)
+            else:
+                start = recovery_mala(
+                    lambda y: energy(y, level, torch.float64), y, None, level, seed=keys,
+                    steps=settings["ais_refine"], stream=int(Stream.CHAIN), diagnostics=False,
+                ).y  # fmt: skip
+                bound = ais_reverse(density, base, start, keys, **options)
+        self.log_z[key] = bound.log_z
+        return bound.log_z
+
+    def _lowest(self, x, labels):
+        """Return (y, Level of pair 1, labels) of images x, no gradient attached."""
+        level = self.schedule.at(torch.ones(len(x), dtype=torch.int64, device=x.device))
+        y = (_column(level.scale) * x.detach()).float()
+        return y, level, labels if self.classes else None
 
 
 def _known(known, mask, keys, device):

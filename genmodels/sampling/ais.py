@@ -23,7 +23,7 @@ import torch
 from genmodels.kernels.philox import philox_normal
 from genmodels.sampling.langevin import mala_chain
 
-__all__ = ["Base", "Bound", "ais_forward", "ais_reverse", "sigmoid_path"]
+__all__ = ["Base", "Bound", "ais_forward", "ais_reverse", "sigmoid_path", "step_sizes"]
 
 
 class Base(NamedTuple):
@@ -51,17 +51,29 @@ class Bound(NamedTuple):
         log_w: float64 (B,), one for each chain.
         y: the chains' last states.
         acceptance: share of accepted proposals over the whole path.
+        above: whether it bounds log Z from above (reverse) or from below.
     """
 
     log_w: torch.Tensor
     y: torch.Tensor
     acceptance: float
+    above: bool
 
     @property
     def mean(self):
-        """Mean of log w: the bound on log Z, and its standard error."""
+        """Mean of log w: a bound on log Z, and its standard error."""
         spread = float(self.log_w.std()) / math.sqrt(len(self.log_w))
         return float(self.log_w.mean()), spread
+
+    @property
+    def log_z(self):
+        """Log of the mean of w (reverse: -log of the mean of 1 / w): the nearer bound.
+
+        By Jensen's inequality its expectation too lies below (above) log Z.
+        """
+        sign = -1.0 if self.above else 1.0
+        total = torch.logsumexp(sign * self.log_w, dim=0) - math.log(len(self.log_w))
+        return sign * float(total)
 
 
 def sigmoid_path(steps, sharpness=4.0):
@@ -72,6 +84,15 @@ def sigmoid_path(steps, sharpness=4.0):
     u = torch.linspace(-1, 1, steps + 1, dtype=torch.float64) * sharpness
     s = u.sigmoid()
     return (s - s[0]) / (s[-1] - s[0])
+
+
+def step_sizes(betas, base, variance, factor=1.0):
+    """Return a Langevin step a for each b: the best one of the base, passing into variance / 2.
+
+    1.36 v D^(-1/3) is the best a of a D-dimensional normal of variance v (acceptance 0.574).
+    """
+    wide = 1.36 * float(base.variance.mean()) * base.mean.numel() ** (-1 / 3)
+    return [factor / ((1 - float(b)) / wide + 2 * float(b) / variance) for b in betas]
 
 
 def ais_forward(log_density, base, seeds, *, betas, step, moves=1):
@@ -122,4 +143,4 @@ def _anneal(log_density, base, y, seeds, betas, step, moves, reverse):
             accepted.append(chain.accepted.double().mean())
         log_w += (betas[k + 1] - betas[k]) * (log_density(y).double() - base.log_prob(y))
     acceptance = float(torch.stack(accepted).mean()) if accepted else float("nan")
-    return Bound(log_w, y, acceptance)
+    return Bound(log_w, y, acceptance, reverse)

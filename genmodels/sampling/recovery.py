@@ -26,7 +26,7 @@ from genmodels.sampling.langevin import langevin_chain, mala_chain
 from genmodels.seeding import Stream
 
 __all__ = ["ANGLES", "Level", "RecoverySchedule", "angles_cdrl", "angles_drl", "recovery_chain",
-           "recovery_mala", "sample_recovery", "tweedie"]  # fmt: skip
+           "LevelMeans", "recovery_mala", "sample_recovery", "tweedie"]  # fmt: skip
 
 
 def angles_cdrl(levels):
@@ -132,14 +132,14 @@ def recovery_chain(f, y, x_t, level, *, steps, rate=1.0, noise_scale=1.0, mask=N
 def recovery_mala(f, y, x_t, level, *, steps, rate=1.0, mask=None, **options):
     """Return the Chain after `steps` Metropolis-adjusted steps: exact for log p(y | x_t).
 
-    The ratio is made in float64, and f should return float64: f / s_1^2 is 39,000 f. A step size
-    `rate` changes the step alone, not the law. Arguments as for recovery_chain.
+    The ratio is made in float64, and f should return float64: f / s_1^2 is 39,000 f. The step
+    size `rate` does not change the law. Arguments as for recovery_chain; without x_t no tether.
     """
     # Target exp(f / s^2): temperature s^2, step rate / 2, so the noise is sqrt(rate) s.
+    scale = None if x_t is None else level.k.double() * rate
     return mala_chain(
         lambda y: -f(y), y, steps=steps, step=0.5 * rate, temperature=level.s.double() ** 2,
-        tether=x_t, tether_scale=level.k.double() * rate, mask=mask, accumulate=torch.float64,
-        **options,
+        tether=x_t, tether_scale=scale, mask=mask, accumulate=torch.float64, **options,
     )  # fmt: skip
 
 
@@ -207,3 +207,40 @@ def tweedie(f, y, level, scale=1.0):
         (grad,) = torch.autograd.grad(f(y).sum(), y)
     x, score = y.detach() / level.scale, level.scale * grad / level.s**2
     return (x + scale * level.sin_clean**2 * score) / level.cos_clean
+
+
+class LevelMeans:
+    """Means over the images of each pair of levels in a batch, on the device: who is at fault.
+
+    Attributes:
+        names: f_data and f_chain (the energy's f of both sides), their gap, grad_norm (mean over
+            the chain of |grad f|), displacement |y_K - y_0|, distance |y_K - y+|.
+        values: (levels, names); NaN where the batch has no such pair.
+    """
+
+    names = ("f_data", "f_chain", "gap", "grad_norm", "displacement", "distance")
+
+    @torch.no_grad()
+    def __init__(self, levels, t, f_data, f_chain, chain, data):
+        distance = (chain.y - data).flatten(1).norm(dim=1)
+        rows = torch.stack([f_data, f_chain, f_data - f_chain, chain.grad_norm.mean(0),
+                            chain.displacement, distance], dim=1)  # fmt: skip
+        sums = rows.new_zeros(levels, rows.shape[1]).index_add_(0, t - 1, rows)
+        self.present = torch.bincount(t - 1, minlength=levels) > 0
+        self.values = sums / torch.bincount(t - 1, minlength=levels)[:, None]
+
+    def logs(self):
+        """Return {"name_t": value}."""
+        pairs = enumerate(self.names)
+        return {f"{name}_{t + 1}": row[i] for i, name in pairs for t, row in enumerate(self.values)}
+
+    def beyond(self, limit):
+        """Return a line for each pair whose |gap| exceeds the limit or is not finite, and whether
+        all values there are finite."""
+        wrong = self.present & ~(self.values[:, 2].abs() <= limit)
+        lines = []
+        for t in wrong.nonzero().flatten().tolist():
+            values = zip(self.names, self.values[t].tolist())
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in values)
+            lines.append(f"level {t + 1} of {len(self.values)} ({shown})")
+        return lines, bool(torch.isfinite(self.values[wrong]).all())
