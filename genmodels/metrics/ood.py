@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-__all__ = ["SYNTHETIC", "ood_metrics", "synthetic", "typicality"]
+from genmodels.images import from_uint8
+
+__all__ = ["SYNTHETIC", "compare", "first", "image_scores", "ood_metrics", "synthetic",
+           "typicality"]  # fmt: skip
 
 SYNTHETIC = ("interpolation", "noise", "constant")
 
@@ -77,3 +80,33 @@ def synthetic(name, images, seed=0):
     order = torch.randperm(len(images), generator=generator)
     first, second = images[order].short(), images[order.roll(1)].short()
     return ((first + second + 1) // 2).to(torch.uint8)
+
+
+def first(images, num):
+    """Return the first num images; all of them where num is 0."""
+    return images[:num] if num else images
+
+
+def image_scores(model, images, batch=64):
+    """Return {name: float32 (N,)} on the CPU: model.ood_scores of uint8 images (N, C, H, W)."""
+    parts = [model.ood_scores(from_uint8(part).to(model.device)) for part in images.split(batch)]
+    return {name: torch.cat([part[name].detach().cpu() for part in parts]) for name in parts[0]}
+
+
+def compare(scores, names):
+    """Return {"auroc_SET_SCORE": {"value": ...}, "aupr_...", "fpr95_..."} of every set and score.
+
+    Args:
+        scores: {"inside": ..., "train": ..., set: ...}, each what image_scores returns.
+        names: the sets. To each score comes its typicality, SCORE_typicality.
+    """
+    found = {}
+    for name in names:
+        for score, inside in scores["inside"].items():
+            pairs = {score: (inside, scores[name][score])}
+            median = scores["train"][score]
+            pairs[f"{score}_typicality"] = [typicality(part, median) for part in pairs[score]]
+            for key, (one, other) in pairs.items():
+                for metric, value in ood_metrics(one, other).items():
+                    found[f"{metric}_{name}_{key}"] = {"value": value}
+    return found
