@@ -4,6 +4,7 @@
     python evaluate.py images=A reference=B metrics=fd [out=FILE.json]
     python evaluate.py MODEL likelihood=true [data=NAME[:SPLIT]] [num=N] [out=FILE.json]
     python evaluate.py MODEL cluster=NAME[:SPLIT] [metrics=nmi,acc,ari,ami,fd] [out=FILE.json]
+    python evaluate.py MODEL ood=NAME[:SPLIT],interpolation,noise,constant [num=N] [out=FILE.json]
 
 MODEL is a run folder, a .ckpt or an exported folder. A and B are a folder, .zip or .npz of images,
 or a data set with a split (digits:test); the split is train if none is named, as in the published
@@ -20,13 +21,21 @@ from pathlib import Path
 from genmodels import benchmark, checkpoint, cli, clusters, images, likelihood
 from genmodels.config import DataConfig
 from genmodels.data import DATASETS, load_split
+from genmodels.metrics import ood
 from genmodels.metrics.clustering import CLUSTERING, clustering_scores
+from genmodels.metrics.ood import SYNTHETIC, synthetic
 
 SCHEMA = {
     "data": (str, "", "data set the model is scored against, NAME or NAME:SPLIT"),
     "images": (str, "", "images to score in place of a model's"),
     "reference": (str, "", "what they are scored against"),
     "likelihood": (bool, False, "bits per dimension of data= under the model, every kind it has"),
+    "ood": (
+        list[str],
+        [],
+        "sets to tell from the model's own test images by its scores: AUROC, "
+        f"AUPR, FPR95; data sets or {', '.join(SYNTHETIC)}",
+    ),
     "metrics": (list[str], ["fd"], "; ".join(f"{k}: {v}" for k, v in benchmark.METRICS.items())),
     "features": (str, "pixels", "pixels, digits, or a TorchScript file"),
     "weights": (str, "", "file of the feature network's weights"),
@@ -67,6 +76,8 @@ def evaluate(argv):
     state, started = benchmark.process_state(), time.monotonic()
     device = benchmark.pick_device(options["device"])
     model = checkpoint.load(positionals[0], device=device) if positionals else None
+    if model and options["ood"]:
+        return score_ood(model, positionals[0], options, common, words, started)
     if model and options["likelihood"]:
         return score_likelihood(model, positionals[0], options, common, words, started)
     clustered = {}
@@ -190,6 +201,39 @@ def report_clusters(scores, name, model, options, common, started):
                                seed=options["seed"], device=model.device.type, options=written,
                                rows=[])  # fmt: skip
         print(f"written: {options['out']}")
+
+
+def score_ood(model, name, options, common, words, started):
+    """Report how well each of the model's scores tells its test images from those of other sets."""
+    cli.typed_words(words, {}, also=SCHEMA)
+    if not hasattr(model, "ood_scores"):
+        raise ValueError(f"ood={','.join(options['ood'])}: {type(model).__name__} has no scores")
+    own = model.cfg.data.name
+    train = ood.first(read_labelled(f"{own}:train", options, model.cfg.data)[0], 2000)
+    inside = ood.first(read_labelled(f"{own}:test", options, model.cfg.data)[0], options["num"])
+    pixels = {"inside": inside, "train": train}
+    for source in options["ood"]:
+        if source in SYNTHETIC:
+            pixels[source] = synthetic(source, inside, options["seed"])
+        else:
+            other, _ = read_source(source if ":" in source else f"{source}:test", options,
+                                   model.cfg.data)  # fmt: skip
+            check_shape(source, other, model)
+            pixels[source] = ood.first(other, options["num"])
+    scores = {key: ood.image_scores(model, value, options["batch"]) for key, value in
+              pixels.items()}  # fmt: skip
+    found = ood.compare(scores, options["ood"])
+    if benchmark.process_state().is_main_process:
+        rows = [(key, f"{score['value']:.4f}") for key, score in found.items()]
+        cli.print_table(f"{name}: {len(inside)} test images of {own} inside", ("metric", "value"),
+                        rows)  # fmt: skip
+        if options["out"]:
+            given = {key: options[key] for key in common if key not in FILES}
+            nums = {key: len(value) for key, value in pixels.items()}
+            benchmark.write_report(options["out"], found, started, model=name, data=own, num=nums,
+                                   seed=options["seed"], device=model.device.type, options=given,
+                                   rows=[])  # fmt: skip
+            print(f"written: {options['out']}")
 
 
 def check_shape(source, reference, model):

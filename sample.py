@@ -3,6 +3,7 @@
     python sample.py MODEL num=64 seed=0 out=DIR             seeds 0..63
     python sample.py MODEL seeds=0-63,100 labels=3 out=DIR   labels: 3 | 3,5 | balanced
     python sample.py MODEL cluster=IMAGES out=DIR            clusters.csv and exemplars.png
+    python sample.py MODEL inpaint=PATH mask=PATH out=DIR    seed k completes image k (in turn)
     torchrun --nproc_per_node 2 sample.py MODEL num=64 out=DIR
 
 MODEL is a run folder, a .ckpt or an exported folder. Writes DIR/000000.png ... named by seed and
@@ -29,6 +30,8 @@ SCHEMA = {
         "classes: 3, or 3,5 (seed k gets entry k mod 2), or balanced; empty: random",
     ),
     "cluster": (str, "", "assign these images to the model's clusters in place of generating"),
+    "inpaint": (str, "", "images to complete: a picture, folder, .zip or .npz"),
+    "mask": (str, "", "one picture, or one for each of them: white (>= 128) = known, black = made"),
     "out": (str, "samples", "folder to write to"),
     "format": (str, "png", "png or npz"),
     "batch": (int, 64, "images at a time; changes no image"),
@@ -64,6 +67,7 @@ def sample(argv):
     settings = {key: value for key, value in extra.items() if value is not None}
     checkpoint.load_guide(settings, device)
     settings |= {key: options[key] for key in ("batch", "precision", "noise")}
+    settings |= known_pixels(model, options["inpaint"], options["mask"])
     if options["format"] == "npz":
         write_npz(out, model, seeds, labels, settings, state)
     else:
@@ -94,6 +98,41 @@ def cluster_images(path, words, options):
     clusters.write_report(out, pixels, names, probabilities)
     sizes = torch.bincount(probabilities.argmax(dim=1), minlength=probabilities.shape[1]).tolist()
     print(f"{len(pixels)} images in clusters of {', '.join(map(str, sizes))}: {out}")
+
+
+def known_pixels(model, inpaint, mask):
+    """Return sample()'s known= and mask= of inpaint= and mask=, or nothing if neither is given.
+
+    Raises:
+        ValueError: one without the other, a model that does not complete images, a wrong shape.
+    """
+    if not inpaint and not mask:
+        return {}
+    if not inpaint or not mask:
+        raise ValueError(f"inpaint={inpaint}, mask={mask}: give both")
+    if not model.INPAINTS:
+        raise ValueError(f"inpaint={inpaint}: {type(model).__name__} does not complete images")
+    known, masks = read_pictures(inpaint, model), read_pictures(mask, model)
+    if len(masks) not in (1, len(known)):
+        raise ValueError(f"mask={mask}: {len(masks)} pictures for {len(known)}; give 1 or as many")
+    return {"known": images.from_uint8(known), "mask": masks >= 128}
+
+
+def read_pictures(path, model):
+    """Return uint8 images (N, C, H, W) of the model's shape.
+
+    Raises:
+        ValueError: another size.
+    """
+    if Path(path).is_file() and Path(path).suffix.lower() not in (".zip", ".npz"):
+        pixels = images.read_image(Path(path), model.shape[0])[None]
+    else:
+        pixels = images.read_images(path)
+        pixels = pixels.expand(-1, model.shape[0], -1, -1) if pixels.shape[1] == 1 else pixels
+    if tuple(pixels.shape[1:]) != tuple(model.shape):
+        shapes = f"{tuple(pixels.shape[1:])}, the model makes {tuple(model.shape)}"
+        raise ValueError(f"{path}: has images of shape {shapes}")
+    return pixels
 
 
 def check_folder(out, seeds, kind):

@@ -23,12 +23,17 @@ class Stream(IntEnum):
     PROBE = 7
     DEQUANTISE = 8
     IMAGE = 9
-    VIEW = 20
-    VIEW_NOISE = 21
-    SLOT = 22
-    REINIT = 23
-    CHAIN_START = 24
-    CHAIN_NOISE = 25
+    CHAIN = 16  # Langevin noise; 17: its Metropolis decisions
+    INITIALIZER = 18
+    PAIR = 19
+    KNOWN = 20
+    CHOICE = 21
+    VIEW = 30
+    VIEW_NOISE = 31
+    SLOT = 32
+    REINIT = 33
+    CHAIN_START = 34
+    CHAIN_NOISE = 35
 
 
 def permutation(seed, index, size, group=0):
@@ -59,9 +64,7 @@ def signs(seed, n, count, shape):
 
 def image_seeds(seed, n):
     """Return one seed below 2^63 for each image index n, int64 (B,), a function of (seed, n)."""
-    zero = torch.zeros_like(n)
-    words = philox(zero + seed, n, zero, zero, zero + int(Stream.IMAGE))
-    return (words[0] << 31) | (words[1] >> 1)
+    return keys(seed, n, Stream.IMAGE)
 
 
 def torch_seed(seed, step, rank):
@@ -69,6 +72,13 @@ def torch_seed(seed, step, rank):
     counters = [torch.tensor(v) for v in (seed, rank, step & 0xFFFFFFFF, step >> 32, Stream.TORCH)]
     words = philox(*counters)
     return (int(words[0]) << 31) | (int(words[1]) >> 1)
+
+
+def keys(seed, n, stream):
+    """Return a key of its own for each image index, int64 (B,), to draw a whole chain with."""
+    zero = torch.zeros_like(n)
+    words = philox(zero + seed, n & 0xFFFFFFFF, n >> 32, zero, zero + int(stream))
+    return (words[0] << 31) | (words[1] >> 1)
 
 
 class ImageGenerators:
