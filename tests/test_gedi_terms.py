@@ -251,3 +251,44 @@ def test_only_the_identity_explains_all_sums():
 )  # fmt: skip
 def test_collapse_in_words(numbers, words):
     assert words in collapse(*numbers, C) and bool(collapse(*numbers, C)) == bool(words)
+
+
+# ------------------------------------------------------------------------------------------------
+# Two processes
+
+
+def _of_one_process(rank, address, parts, queue):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", address, rank=rank, world_size=2)
+    weight = torch.ones(C, C, dtype=torch.float64).requires_grad_(True)
+    log_pbar = log_marginal(parts[rank] @ weight.tril())
+    prior_cross_entropy(log_pbar).backward()
+    torch.distributed.all_reduce(weight.grad)  # DDP's mean over processes
+    queue.put((rank, log_pbar.detach().numpy(), (weight.grad / 2).numpy()))
+    torch.distributed.destroy_process_group()
+
+
+def test_the_marginal_is_that_of_all_processes_with_its_gradient(tmp_path, pair):
+    """Two gloo processes with half of the batch each, averaged as DDP does, are one with all."""
+    z = pair[0].detach()
+    z[16:, 1] += 40  # the halves disagree: a mean of logs would be far from the log of the mean
+    z[16:, 0] -= 200  # and this cluster is dead beyond exp's range in one of them
+    context = torch.multiprocessing.get_context("fork")
+    queue = context.Queue()
+    jobs = [
+        context.Process(target=_of_one_process,
+                        args=(rank, f"file://{tmp_path}/store", z.split(16), queue))
+        for rank in range(2)
+    ]  # fmt: skip
+    for job in jobs:
+        job.start()
+    results = dict((rank, found) for rank, *found in (queue.get(timeout=120) for _ in jobs))
+    for job in jobs:
+        job.join()
+    weight = torch.ones(C, C, dtype=torch.float64).requires_grad_(True)
+    log_pbar = log_marginal(z @ weight.tril())
+    prior_cross_entropy(log_pbar).backward()
+    for found, grad in results.values():
+        torch.testing.assert_close(torch.from_numpy(found), log_pbar.detach())
+        torch.testing.assert_close(torch.from_numpy(grad), weight.grad)
+    assert weight.grad.abs().max() > 1e-3
