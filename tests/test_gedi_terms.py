@@ -7,6 +7,7 @@ import torch
 from torch.func import hessian
 
 from genmodels.methods.gedi_terms import (
+    Marginal,
     collapse,
     invariance,
     log_marginal,
@@ -134,6 +135,23 @@ def test_detached_target_has_the_same_value_and_half_the_gradient(pair):
     grads = torch.autograd.grad(invariance(z, z_view, True).sum(), (z, z_view), allow_unused=True)
     torch.testing.assert_close(grads[0], z.softmax(1) - z_view.softmax(1))
     assert grads[1] is None
+
+
+def test_the_averaged_marginal_counts_earlier_batches():
+    """Value: mean over batches with weights 0.9^k; gradient: that of one large batch."""
+    marginal = Marginal(0.9)
+    p = torch.tensor([[0.8, 0.2], [0.5, 0.5], [0.1, 0.9]])
+    mean = p[0].clone()
+    for row in p:
+        log_pbar = row.log().requires_grad_(True)
+        averaged = marginal.average(log_pbar)
+        mean = 0.9 * mean + 0.1 * row
+        torch.testing.assert_close(averaged.detach().exp(), mean)
+        (grad,) = torch.autograd.grad(-averaged.mean(), log_pbar)
+        torch.testing.assert_close(grad, -0.5 * row / mean)
+    z = p.log()
+    torch.testing.assert_close(marginal(z, update=False), log_marginal(z))
+    torch.testing.assert_close(Marginal(0)(z), log_marginal(z))
 
 
 # ------------------------------------------------------------------------------------------------

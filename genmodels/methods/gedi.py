@@ -30,11 +30,11 @@ from genmodels.config import check, setting
 from genmodels.kernels.philox import philox_uniform
 from genmodels.methods.base import GenerativeModule
 from genmodels.methods.gedi_terms import (
+    Marginal,
     collapse,
     invariance,
-    log_marginal,
-    log_sum,
     prior_cross_entropy,
+    sum_loss,
 )
 from genmodels.networks import NETWORKS
 from genmodels.sampling.langevin import frozen, langevin_chain
@@ -91,12 +91,11 @@ class GEDIConfig:
     def __post_init__(self):
         for key in ("clusters", "head_width", "inv_start", "inv_ramp", "gen_ramp", "l2", "retry",
                     "data_noise", "view_noise", "view_affine", "view_crop", "noise_scale",
-                    "grad_clip", "w_gen", "w_inv", "w_prior_mean", "w_label", "w_sum"):  # fmt: skip
+                    "grad_clip", "w_gen", "w_inv", "w_prior_mean", "w_label", "w_sum",
+                    "steps"):  # fmt: skip
             check(getattr(self, key) >= 0, f"method.{key}", getattr(self, key), "must be >= 0")
-        for key in ("tau", "step", "max_gap"):
+        for key in ("tau", "step", "max_gap", "chain_steps", "buffer"):
             check(getattr(self, key) > 0, f"method.{key}", getattr(self, key), "must be > 0")
-        for key in ("chain_steps", "buffer"):
-            check(getattr(self, key) >= 1, f"method.{key}", getattr(self, key), "must be >= 1")
         for key in ("reinit", "view_jitter", "view_grey"):
             check(0 <= getattr(self, key) <= 1, f"method.{key}", getattr(self, key),
                   "must be in [0, 1]")  # fmt: skip
@@ -105,7 +104,6 @@ class GEDIConfig:
         check(self.energy in ("logits", "scalar"), "method.energy", self.energy,
               "choose from logits, scalar")  # fmt: skip
         check(self.start in STARTS, "method.start", self.start, f"choose from {', '.join(STARTS)}")
-        check(self.steps >= 0, "method.steps", self.steps, "must be >= 0")
         if self.prior:
             check(min(self.prior) > 0 and abs(sum(self.prior) - 1) < 1e-3, "method.prior",
                   self.prior, "must be positive and sum to 1")  # fmt: skip
@@ -143,7 +141,7 @@ class GEDI(GenerativeModule):
         self.head = nn.Sequential(layers[0], *(nn.Sequential(nn.SiLU(), x) for x in layers[1:]))
         self.scalar = nn.Linear(self.net.width, 1) if method.energy == "scalar" else None
         self.replay = Replay(method.buffer, self.shape, method.reinit, cfg.seed, method.retry)
-        self.log_ema = None  # log of the averaged pbar, (C,)
+        self.marginal = Marginal(method.marginal_ema)
         self.mean_gap, self.warned = 0.0, ""
         self.chains = ""  # where the latest samples came from, in words
 
@@ -183,12 +181,8 @@ class GEDI(GenerativeModule):
         with torch.enable_grad(), frozen(self):
             z, f = self.outputs(x)
             (grad,) = torch.autograd.grad(f.sum(), x)
-        confidence = z.detach().softmax(dim=1).amax(dim=1)
-        return {
-            "f": f.detach(),
-            "confidence": confidence,
-            "grad_norm": -grad.flatten(1).norm(dim=1),
-        }
+        sure = z.detach().softmax(dim=1).amax(dim=1)
+        return {"f": f.detach(), "confidence": sure, "grad_norm": -grad.flatten(1).norm(dim=1)}
 
     def loss(self, batch):
         """Return (scalar to minimise, logs); the equation stands in the module's docstring."""
@@ -205,7 +199,7 @@ class GEDI(GenerativeModule):
         z_real, z_view, *z_other = z.split(len(x))[: len(parts)]
         f_real, f_fake = f[: len(x)], f[len(x) * len(parts) :]
         z_first = z_other[0] if cfg.two_views else z_real
-        log_pbar = self._averaged(log_marginal(z_first))
+        log_pbar = self.marginal(z_first, self.training)
         w_gen, w_inv = self._weights(self.global_step)
         inv = invariance(z_first, z_view, cfg.detach_target).mean()
         prior = torch.tensor(cfg.prior, device=x.device) if cfg.prior else None
@@ -226,7 +220,7 @@ class GEDI(GenerativeModule):
             logs["label"] = F.cross_entropy(z_real, batch["label"])
             loss = loss + cfg.w_label * logs["label"]
         if cfg.w_sum:
-            logs["sum"] = self._sum_loss(z_real, batch["label"])
+            logs["sum"] = sum_loss(z_real, batch["label"])
             loss = loss + cfg.w_sum * logs["sum"]
         logs = {"loss": loss.detach()} | {key: value.detach() for key, value in logs.items()}
         if self.training:
@@ -242,35 +236,14 @@ class GEDI(GenerativeModule):
             inv = min(1.0, max(0.0, (step - cfg.inv_start) / cfg.inv_ramp))
         return cfg.w_gen * gen, cfg.w_inv * inv
 
-    def _averaged(self, log_pbar):
-        """Return log pbar averaged over batches (marginal_ema), as if they were one batch.
-
-        Its value is the average's; its gradient is this batch's at the average, not scaled down.
-        """
-        memory = self.cfg.method.marginal_ema
-        if not memory or not self.training:
-            return log_pbar
-        with torch.no_grad():
-            old = log_pbar if self.log_ema is None else self.log_ema.to(log_pbar)
-            self.log_ema = torch.logaddexp(old + math.log(memory), log_pbar + math.log1p(-memory))
-        ratio = (log_pbar - self.log_ema).exp()
-        return self.log_ema + ratio - ratio.detach()
-
-    def _sum_loss(self, z, labels):
-        """Return -log P(sum of labels) of the pairs of neighbours, a mean over pairs."""
-        check(len(z) % 2 == 0, "data.batch_size", self.cfg.data.batch_size,
-              "must give every process an even number of images (w_sum pairs them)")  # fmt: skip
-        log_p = z.log_softmax(dim=1)
-        sums = labels[0::2] + labels[1::2]
-        return F.nll_loss(log_sum(log_p[0::2], log_p[1::2]), sums)
-
     # --------------------------------------------------------------------------------------------
     # Chains
 
     def _fakes(self, n):
         """Return samples of p(x), (B, C, H, W): chains of the buffer, moved on while training."""
         cfg = self.cfg.method
-        self._fill()
+        if self.replay.entries is None:
+            self.replay.fill(*self._place(), self.device)
         if not self.training:
             return self.replay.entries[: len(n)]
         batch = int(n[0]) // len(n)  # its number in the stream: of the step, micro-batch and rank
@@ -279,11 +252,6 @@ class GEDI(GenerativeModule):
         if torch.isfinite(x).all():
             self.replay.put(slots, x)
         return x
-
-    def _fill(self):
-        """Start the buffer if there is none yet; each process owns its share."""
-        if self.replay.entries is None:
-            self.replay.fill(*self._place(), self.device)
 
     def _place(self):
         """Return (rank, number of processes)."""
@@ -383,19 +351,15 @@ class GEDI(GenerativeModule):
 
     def on_save_checkpoint(self, checkpoint):
         """Add the buffer of all processes and the averaged marginal."""
-        if self.replay.entries is None:
-            return
         state = self.replay.state()
-        if self._place()[1] > 1:
+        if state and self._place()[1] > 1:
             gathered = self.all_gather({k: v.to(self.device) for k, v in state.items()})
             state = {key: value.flatten(0, 1).cpu() for key, value in gathered.items()}
-        state["log_ema"] = None if self.log_ema is None else self.log_ema.cpu()
-        checkpoint["replay"] = state
+        checkpoint["replay"] = state | {"log_ema": self.marginal.log_ema}
 
     def on_load_checkpoint(self, checkpoint):
         """Take over this process's share of the buffer, and the averaged marginal."""
-        state = checkpoint.get("replay")
-        if state is None:
-            return
-        self.replay.load(state, *self._place(), self.device)
-        self.log_ema = state["log_ema"]
+        state = checkpoint["replay"]
+        if "entries" in state:
+            self.replay.load(state, *self._place(), self.device)
+        self.marginal.log_ema = state["log_ema"]

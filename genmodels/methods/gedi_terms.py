@@ -11,9 +11,11 @@ import math
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch.distributed.nn.functional import all_reduce
 
-__all__ = ["collapse", "invariance", "log_marginal", "log_sum", "prior_cross_entropy"]
+__all__ = ["Marginal", "collapse", "invariance", "log_marginal", "log_sum"]
+__all__ += ["prior_cross_entropy", "sum_loss"]
 
 
 def invariance(z, z_view, detach_target=False):
@@ -40,6 +42,36 @@ def log_marginal(z):
     return (all_reduce((log_p - top).exp()) / dist.get_world_size()).log() + top
 
 
+class Marginal:
+    """log pbar, (C,), of a batch, or averaged over batches as if they were one.
+
+    Args:
+        memory: m in [0, 1): pbar <- m pbar + (1 - m) pbar of the batch; 0: no average.
+
+    Attributes:
+        log_ema: log of the average so far, or None; a checkpoint has to hold it.
+    """
+
+    def __init__(self, memory):
+        self.memory, self.log_ema = memory, None
+
+    def __call__(self, z, update=True):
+        """Return log pbar of logits (B, C); the average moves on if `update`.
+
+        Its value is the average's; its gradient is the batch's at the average, not scaled down.
+        """
+        return self.average(log_marginal(z)) if self.memory and update else log_marginal(z)
+
+    def average(self, log_pbar):
+        """Take in a batch's log pbar and return the average's."""
+        with torch.no_grad():
+            old = log_pbar if self.log_ema is None else self.log_ema.to(log_pbar)
+            more = math.log(self.memory), math.log1p(-self.memory)
+            self.log_ema = torch.logaddexp(old + more[0], log_pbar + more[1])
+        ratio = (log_pbar - self.log_ema).exp()
+        return self.log_ema + ratio - ratio.detach()
+
+
 def prior_cross_entropy(log_pbar, prior=None):
     """Return CE(p(y), pbar) >= H(p(y)), a scalar; prior (C,), None = uniform."""
     return -log_pbar.mean() if prior is None else -(prior * log_pbar).sum()
@@ -52,6 +84,21 @@ def log_sum(log_p, log_q):
     rest = rest.to(log_p.device)
     joint = log_p[:, None] + log_q[:, rest.clamp(0, clusters - 1)]
     return joint.masked_fill((rest < 0) | (rest >= clusters), -math.inf).logsumexp(dim=2)
+
+
+def sum_loss(z, labels):
+    """Return -log P(label 2i + label 2i+1) of the pairs of neighbours in the batch, their mean.
+
+    Raises:
+        ValueError: an odd number of images.
+    """
+    if len(z) % 2:
+        raise ValueError(
+            f"data.batch_size: gives a process {len(z)} images; w_sum pairs them, so the share of "
+            "each must be even"
+        )
+    log_p = z.log_softmax(dim=1)
+    return F.nll_loss(log_sum(log_p[0::2], log_p[1::2]), labels[0::2] + labels[1::2])
 
 
 def collapse(inv, prior_gap, largest, clusters):

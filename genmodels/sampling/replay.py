@@ -99,7 +99,9 @@ class Replay:
         self.entries[slots] = states.detach().to(self.entries)
 
     def state(self):
-        """Return what a checkpoint has to hold; tensors on the CPU."""
+        """Return what a checkpoint has to hold; tensors on the CPU. Nothing before fill()."""
+        if self.entries is None:
+            return {}
         return {"entries": self.entries.cpu(), "visits": self.visits.cpu()}
 
     def load(self, state, rank=0, world=1, device="cpu"):
