@@ -1,6 +1,6 @@
 """What makes GEDI stable on the toys: every variant of benchmarks.gedi, all runs trained at once.
 
-    python -m benchmarks.gedi_ablation [seeds=10-12] [out=benchmarks/results] [key=value ...]
+    python -m benchmarks.gedi_ablation [seeds=10-12] [variants=gedi,no-gen] [out=...] [key=value ...]
 
 The networks of all runs of a data set are stacked and trained by batched products, ten times
 quicker than one after the other. So this is a second implementation of the same step: settings,
@@ -108,9 +108,9 @@ class Runs:
         return setting.w_inv * (number >= setting.inv_start)
 
 
-def train_all(data, seeds, words):
+def train_all(data, variants, seeds, words):
     """Return rows of scores on held-out points for every variant and seed."""
-    names = [(variant, seed) for variant in VARIANTS for seed in seeds]
+    names = [(variant, seed) for variant in variants for seed in seeds]
     models = [genmodels.build(f"configs/gedi_{data}.yaml", f"seed={seed}", *VARIANTS[variant],
                               *words) for variant, seed in names]  # fmt: skip
     cfg = models[0].cfg
@@ -137,10 +137,11 @@ def ablation(argv):
         return
     out = Path(words.pop("out", "benchmarks/results")) / "gedi_ablation.json"
     seeds = parse_seeds(words.pop("seeds", "10-12"))
+    variants = parse_value("variants", words.pop("variants", ""), list[str]) or list(VARIANTS)
     chosen = parse_value("data", words.pop("data", ",".join(DATA)), list[str])
     changed, rows = [f"{key}={text}" for key, text in words.items()], []
     for data in chosen:
-        rows += train_all(data, seeds, changed)
+        rows += train_all(data, variants, seeds, changed)
         groups = {}
         for row in rows:
             groups.setdefault((row["data"], row["variant"]), []).append(row["nmi"])

@@ -28,21 +28,15 @@ from torch import nn
 
 from genmodels.config import check, setting
 from genmodels.kernels.philox import philox_uniform
+from genmodels.methods import gedi_terms as terms
 from genmodels.methods.base import GenerativeModule
-from genmodels.methods.gedi_terms import (
-    Marginal,
-    collapse,
-    invariance,
-    prior_cross_entropy,
-    sum_loss,
-)
 from genmodels.networks import NETWORKS
 from genmodels.sampling.langevin import frozen, langevin_chain
 from genmodels.sampling.replay import Replay
 from genmodels.seeding import Stream
 from genmodels.views import add_noise, view
 
-STARTS = ("fresh", "buffer")
+ENERGIES, STARTS = ("logits", "scalar"), ("fresh", "buffer")
 
 
 @dataclass
@@ -92,18 +86,17 @@ class GEDIConfig:
         for key in ("clusters", "head_width", "inv_start", "inv_ramp", "gen_ramp", "l2", "retry",
                     "data_noise", "view_noise", "view_affine", "view_crop", "noise_scale",
                     "grad_clip", "w_gen", "w_inv", "w_prior_mean", "w_label", "w_sum",
-                    "steps"):  # fmt: skip
+                    "steps", "marginal_ema"):  # fmt: skip
             check(getattr(self, key) >= 0, f"method.{key}", getattr(self, key), "must be >= 0")
         for key in ("tau", "step", "max_gap", "chain_steps", "buffer"):
             check(getattr(self, key) > 0, f"method.{key}", getattr(self, key), "must be > 0")
         for key in ("reinit", "view_jitter", "view_grey"):
             check(0 <= getattr(self, key) <= 1, f"method.{key}", getattr(self, key),
                   "must be in [0, 1]")  # fmt: skip
-        check(0 <= self.marginal_ema < 1, "method.marginal_ema", self.marginal_ema,
-              "must be in [0, 1)")  # fmt: skip
-        check(self.energy in ("logits", "scalar"), "method.energy", self.energy,
-              "choose from logits, scalar")  # fmt: skip
-        check(self.start in STARTS, "method.start", self.start, f"choose from {', '.join(STARTS)}")
+        check(self.marginal_ema < 1, "method.marginal_ema", self.marginal_ema, "must be < 1")
+        for key, names in (("energy", ENERGIES), ("start", STARTS)):
+            check(getattr(self, key) in names, f"method.{key}", getattr(self, key),
+                  f"choose from {', '.join(names)}")  # fmt: skip
         if self.prior:
             check(min(self.prior) > 0 and abs(sum(self.prior) - 1) < 1e-3, "method.prior",
                   self.prior, "must be positive and sum to 1")  # fmt: skip
@@ -141,7 +134,7 @@ class GEDI(GenerativeModule):
         self.head = nn.Sequential(layers[0], *(nn.Sequential(nn.SiLU(), x) for x in layers[1:]))
         self.scalar = nn.Linear(self.net.width, 1) if method.energy == "scalar" else None
         self.replay = Replay(method.buffer, self.shape, method.reinit, cfg.seed, method.retry)
-        self.marginal = Marginal(method.marginal_ema)
+        self.marginal = terms.Marginal(method.marginal_ema)
         self.mean_gap, self.warned = 0.0, ""
         self.chains = ""  # where the latest samples came from, in words
 
@@ -201,9 +194,9 @@ class GEDI(GenerativeModule):
         z_first = z_other[0] if cfg.two_views else z_real
         log_pbar = self.marginal(z_first, self.training)
         w_gen, w_inv = self._weights(self.global_step)
-        inv = invariance(z_first, z_view, cfg.detach_target).mean()
+        inv = terms.invariance(z_first, z_view, cfg.detach_target).mean()
         prior = torch.tensor(cfg.prior, device=x.device) if cfg.prior else None
-        ce_prior = prior_cross_entropy(log_pbar, prior)
+        ce_prior = terms.prior_cross_entropy(log_pbar, prior)
         loss = w_inv * inv + cfg.w_prior_mean * ce_prior
         logs = {"inv": inv / math.log(max(2, self.clusters))}
         least = math.log(self.clusters) if prior is None else -(prior * prior.log()).sum()
@@ -220,7 +213,7 @@ class GEDI(GenerativeModule):
             logs["label"] = F.cross_entropy(z_real, batch["label"])
             loss = loss + cfg.w_label * logs["label"]
         if cfg.w_sum:
-            logs["sum"] = sum_loss(z_real, batch["label"])
+            logs["sum"] = terms.sum_loss(z_real, batch["label"])
             loss = loss + cfg.w_sum * logs["sum"]
         logs = {"loss": loss.detach()} | {key: value.detach() for key, value in logs.items()}
         if self.training:
@@ -301,9 +294,8 @@ class GEDI(GenerativeModule):
             x = 2 * philox_uniform(self.shape, keys, 0, stream=int(Stream.CHAIN_START),
                                    device=device) - 1  # fmt: skip
         self.nfe = steps
-        self.chains = f"fresh chains of {steps} steps"
-        if start == "buffer":
-            self.chains = f"the replay buffer's chains, {steps} steps on"
+        own = f"the replay buffer's chains, {steps} steps on"
+        self.chains = f"fresh chains of {steps} steps" if start == "fresh" else own
         return self._chain(x, steps, keys, labels, callback)
 
     def _labels(self, labels, count):
@@ -339,7 +331,7 @@ class GEDI(GenerativeModule):
                 )
         settled = self._weights(self.global_step)[1] == self.cfg.method.w_inv
         if self._trainer is not None and settled and self.global_step % 100 == 99:
-            words = collapse(*(float(logs[key]) for key in ("inv", "prior_gap", "largest")),
+            words = terms.collapse(*(float(logs[key]) for key in ("inv", "prior_gap", "largest")),
                              self.clusters)  # fmt: skip
             if words and words != self.warned:
                 self.print(f"step {self.global_step + 1}: {words}")
