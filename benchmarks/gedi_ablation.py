@@ -1,6 +1,6 @@
 """What makes GEDI stable on the toys: every variant of benchmarks.gedi, all runs trained at once.
 
-    python -m benchmarks.gedi_ablation [seeds=10-12] [variants=gedi,no-gen] [out=...] [key=value ...]
+    python -m benchmarks.gedi_ablation [seeds=10-12] [variants=gedi,no-gen] [key=value ...]
 
 The networks of all runs of a data set are stacked and trained by batched products, ten times
 quicker than one after the other. So this is a second implementation of the same step: settings,
