@@ -434,7 +434,8 @@ def test_chains_that_are_not_finite_stop_the_run_and_spare_the_buffer(x):
 
 
 def test_a_collapsed_run_says_so(tmp_path, capsys):
-    words = ("trainer.max_steps=100", "method.w_gen=0", "method.w_inv=0", "method.tau=1000")
+    words = ("trainer.max_steps=100", "method.w_gen=0", "method.w_inv=0", "method.tau=1000",
+             "trainer.log_every=100")  # fmt: skip
     run_of(tmp_path, *words)
     assert capsys.readouterr().out.count("every prediction is uniform") == 1
 
@@ -537,6 +538,23 @@ def test_out_of_distribution_scores(digits_run):
     direction = direction / direction.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
     slope = (model.energy(x + step * direction) - model.energy(x - step * direction)) / (2 * step)
     assert (slope.detach().abs() <= -scores["grad_norm"] * 1.01).all()
+
+
+def test_pairs_of_training_images_stay_together():
+    """Images 2k and 2k + 1 are neighbours at an even n; every pass holds each once, reordered."""
+    from genmodels.data import TrainStream
+
+    pixels = torch.arange(11, dtype=torch.uint8).reshape(11, 1, 1, 1)
+    stream = TrainStream(pixels, torch.arange(11), 0, 4, lambda: 0, pairs=True)
+    batches = [batch for batch, _ in zip(stream, range(10))]
+    numbers = torch.cat([batch["label"] for batch in batches])
+    assert torch.equal(numbers[0::2] % 2, torch.zeros(20, dtype=torch.int64))
+    assert torch.equal(numbers[1::2], numbers[0::2] + 1)
+    passes = numbers.reshape(4, 10)  # the odd one, image 10, is left out
+    assert all(sorted(row.tolist()) == list(range(10)) for row in passes)
+    assert len({tuple(row.tolist()) for row in passes}) == 4
+    with pytest.raises(ValueError, match="data.pairs=True: does not go with data.balanced"):
+        build("data.pairs=true", "data.balanced=true")
 
 
 # ------------------------------------------------------------------------------------------------
