@@ -55,5 +55,6 @@ setup(
             "wheel",
         ],
         "wandb": ["wandb"],
+        "hf": ["datasets"],
     },
 )

@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
-from genmodels import benchmark, callbacks, checkpoint, cli, runs
+from genmodels import callbacks, checkpoint, cli, runs, scoring
 from genmodels.config import save_config, to_plain
 from genmodels.data import ImageDataModule
 from genmodels.methods import METHODS
@@ -76,7 +76,8 @@ def fit(cfg, run, model, data, last, step):
         model.net.compile()
     trainer = make_trainer(cfg, run, step)
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
+        with runs.spelled_out(cfg, run):
+            trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
     except FloatingPointError as error:
         raise RuntimeError(
             f"{error}; start again from the last good checkpoint: {restart(cfg, run)}"
@@ -105,7 +106,7 @@ def check_machine(cfg):
     if "wandb" in cfg.trainer.loggers and find_spec("wandb") is None:
         raise ValueError("trainer.loggers=wandb: not installed; pip install wandb")
     if cfg.eval.every:
-        benchmark.check_metrics(cfg.eval.metrics)
+        scoring.expand(cfg.eval.metrics)
         load_features(cfg.eval.features)
 
 

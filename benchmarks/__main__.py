@@ -1,7 +1,8 @@
 """Time the kernels against torch eager and torch.compile, and write the table.
 
 python -m benchmarks [--device auto|cpu|cuda] [--suite kernels,chain,eval] [--budget SECONDS]
-                     [--json OUT.json] [--markdown OUT.md] [--compare OLD.json]
+                     [--sizes cuda|cpu|tiny] [--json OUT.json] [--markdown OUT.md]
+                     [--compare OLD.json]
 python -m benchmarks --markdown OUT.md --read RESULT.json        the table of an earlier run
 """
 
@@ -16,10 +17,10 @@ from pathlib import Path
 import torch
 
 from . import report, timing
-from .cases import SUITES, cases
+from .cases import SIZES, SUITES, cases
 
 
-def run(device, suites, budget, command):
+def run(device, suites, budget, command, sizes=None):
     """Return the record of one run: machine, roofline and a row per case."""
     start = time.perf_counter()
     torch.manual_seed(0)
@@ -35,7 +36,7 @@ def run(device, suites, budget, command):
         "roofline": timing.roofline(device),
         "rows": [],
     }
-    builders = list(cases(device, suites))
+    builders = list(cases(device, suites, sizes))
     for i, build in enumerate(builders):
         left = budget - (time.perf_counter() - start)
         case = build()
@@ -44,7 +45,7 @@ def run(device, suites, budget, command):
             raise SystemExit(f"{case.name} {case.size}: error {error:.3g} > {case.tolerance:.3g}")
         # Compiling counts against the budget: what it took is missing for the cases that follow.
         share = max(0.2, 0.6 * left / (len(builders) - i))
-        variants = timing.measure(case.variants, device, share)
+        variants = timing.measure(case.variants, device, share, case.graph)
         row = {"name": case.name, "size": case.size, "dtype": case.dtype, "bytes": case.bytes,
                "flops": case.flops, "error": error, "variants": variants}  # fmt: skip
         record["rows"].append(row)
@@ -63,6 +64,7 @@ def main(argv=None):
                                      formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--suite", default=",".join(SUITES))
+    parser.add_argument("--sizes", choices=SIZES, help="default: those of the device")
     parser.add_argument("--budget", type=float, default=420, help="seconds in all")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
@@ -81,7 +83,7 @@ def main(argv=None):
         command = shlex.join(
             ["python", "-m", "benchmarks", *(sys.argv[1:] if argv is None else argv)]
         )
-        record = run(device, suites, arguments.budget, command)
+        record = run(device, suites, arguments.budget, command, arguments.sizes)
     table = report.markdown(record)
     if arguments.json:
         rows = ",\n".join(json.dumps(row) for row in record["rows"])  # one line per case

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import genmodels
 import train
-from genmodels import benchmark, checkpoint, cli, images
+from genmodels import benchmark, checkpoint, cli, images, scoring
 from genmodels.data import load_split
 from genmodels.metrics.features import DIGITS_SHA256
 
@@ -120,7 +120,7 @@ def score_rows(rows, real, held_out):
         ("FD (pixels)", "fd", "pixels"),
         ("memorised", "memorised", "pixels"),
     ):
-        columns[column] = metric, benchmark.Scorer(
+        columns[column] = metric, scoring.Scorer(
             [metric], features, reference=held_out, train=real, held_out=held_out, equal=True,
             resamples=40,
         )  # fmt: skip

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import genmodels
 import train
 from benchmarks.demo import machine
-from genmodels import benchmark, checkpoint, cli, images
+from genmodels import benchmark, checkpoint, cli, images, scoring
 from genmodels.config import parse_value
 from genmodels.data import load_split
 
@@ -57,7 +57,7 @@ def measure(argv):
     generated, _ = benchmark.generate_all(model, range(num), batch=500, precision="bf16")
     sample_seconds = time.monotonic() - started
     real = load_split(model.cfg.data, "test")[0]
-    scorer = benchmark.Scorer(["fd", "nn1"], "pixels", reference=real, equal=True, device=device)
+    scorer = scoring.Scorer(["fd", "nn1"], "pixels", reference=real, equal=True, device=device)
     images.write_png(out / "edm_fashion.png", images.grid(generated[:100], 10))
     result = {
         "command": " ".join(["python -m benchmarks.edm_fashion", *argv]),

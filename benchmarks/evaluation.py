@@ -217,7 +217,8 @@ def measure(argv):
         ]  # fmt: skip
         title = f"{what}; {row.get('ratios_are', '')}"
         cli.print_table(title, ("", "images/s", "seconds", "ratio", ""), table)
-    command = " ".join(["python -m benchmarks.evaluation", *argv])
+    shown = [word for word in argv if not word.startswith("out=")]
+    command = " ".join(["python -m benchmarks.evaluation", *shown])
     facts = {"command": command, "seed": 0, "device": device, "machine": timing.machine(device)}
     facts |= {"versions": benchmark.versions(), "timed": "CPU time of one thread, medians"
               if device == "cpu" else "wall time by events, medians"}  # fmt: skip

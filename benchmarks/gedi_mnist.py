@@ -24,7 +24,7 @@ from sklearn.cluster import MiniBatchKMeans
 import genmodels
 import train
 from benchmarks.demo import machine
-from genmodels import benchmark, cli, clusters
+from genmodels import benchmark, cli, clusters, scoring
 from genmodels.cli import parse_seeds
 from genmodels.config import DataConfig
 from genmodels.data import load_split
@@ -70,7 +70,7 @@ def distance(model, start, num, test):
     """Return the Frechet distance of generated images to the test split, in the net for MNIST."""
     options = {"start": start, "batch": 500, "progress": False}
     pictures, _ = benchmark.generate_all(model, range(num), **options)
-    scorer = benchmark.Scorer(["fd"], "mnist", reference=test, device=model.device)
+    scorer = scoring.Scorer(["fd"], "mnist", reference=test, device=model.device)
     return scorer(pictures)["fd"]["value"]
 
 

@@ -2,7 +2,7 @@
 
 __all__ = ["markdown", "compare"]
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def _time(milliseconds):
@@ -27,16 +27,43 @@ def share(row, peak):
     return max(parts) / seconds if max(parts) > 0 else None
 
 
-def ratio(row, name):
-    """Return time of `name` / time of ours, or None."""
-    ours, other = row["variants"][_ours(row)], row["variants"].get(name, {})
+def ratio(row, name, suffix=""):
+    """Return time of `name` / time of ours, both with the suffix, or None."""
+    ours, other = (row["variants"].get(n + suffix, {}) for n in (_ours(row), name))
     return other["median"] / ours["median"] if "median" in ours and "median" in other else None
+
+
+def _cells(row, peak, gpu):
+    """Return the cells of a case."""
+    result = row["variants"][_ours(row)]
+    spread = 50 * (result["high"] - result["low"]) / result["median"]
+    part = share(row, peak)
+    cells = [row["name"], row["size"], row["dtype"],
+             f"{_time(result['median'])} +-{spread:.0f}%"]  # fmt: skip
+    cells.append("-" if part is None else f"{100 * part:.0f} %")
+    cells += [_times(ratio(row, name)) for name in ("eager", "compile")]
+    if gpu:
+        graphed = row["variants"].get(_ours(row) + " (graph)", {})
+        cells.append(_time(graphed["median"]) if "median" in graphed else "-")
+        cells += [_times(ratio(row, name, " (graph)")) for name in ("eager", "compile")]
+        extra = [row["variants"].get(name, {}).get("extra_mb") for name in (_ours(row), "eager")]
+        cells.append(" / ".join("-" if mb is None else f"{mb:.0f}" for mb in extra))
+    return [*cells, f"{row['error']:.1e}"]
+
+
+def _times(value):
+    return "-" if value is None else f"{value:.2f}x"
 
 
 def markdown(record):
     """Return the table of a record (the JSON of one run) with its machine, as text."""
-    info, peak = record["machine"], record["roofline"]
+    info, peak, gpu = record["machine"], record["roofline"], record["device"] == "cuda"
     where = info.get("gpu") or f"{info['cpu']}, {info['threads']} thread"
+    names = ["case", "size", "dtype", "ours", "of roofline", "eager / ours", "compile / ours"]
+    if gpu:
+        names += ["ours, graph", "eager / ours, graphs", "compile / ours, graphs",
+                  "extra MB, ours / eager"]  # fmt: skip
+    names.append("error")
     lines = [
         f"Measured {info['date']} on {where}; torch {info['torch']}, triton {info['triton']}, "
         f"Python {info['python']}, commit {info['commit']}"
@@ -44,44 +71,29 @@ def markdown(record):
         f"Command: `{record['command']}` ({record['seconds']:.0f} s). Copy "
         f"{peak['copy_gb_s']:.0f} GB/s, {peak['matmul_dtype']} matmul "
         f"{peak['matmul_tflop_s']:.3g} TFLOP/s, measured in the same run. Times are medians "
-        + ("by CUDA events, L2 flushed" if record["device"] == "cuda" else "of CPU time")
-        + "; +- is half the interquartile range.",
+        + ("by CUDA events, L2 flushed" if gpu else "of CPU time")
+        + "; +- is half the interquartile range. error: ours against float64, the largest "
+        "difference over the largest magnitude.",
         "",
-        "| case | size | dtype | ours | of roofline | eager / ours | compile / ours | error |",
-        "|---|---|---|---|---|---|---|---|",
+        "| " + " | ".join(names) + " |",
+        "|" + "---|" * len(names),
     ]
     notes = []
     for row in record["rows"]:
         for name, result in row["variants"].items():
             if "error" in result:
                 notes.append(f"- {row['name']} ({row['size']}), {name}: {result['error']}")
-        result = row["variants"][_ours(row)]
-        if "median" not in result:
+        if "median" not in row["variants"][_ours(row)]:
             continue
-        spread = 50 * (result["high"] - result["low"]) / result["median"]
-        part = share(row, peak)
-        cells = [
-            row["name"],
-            row["size"],
-            row["dtype"],
-            f"{_time(result['median'])} +-{spread:.0f}%",
-        ]
-        cells.append("-" if part is None else f"{100 * part:.0f} %")
-        for name in ("eager", "compile"):
-            value = ratio(row, name)
-            cells.append("-" if value is None else f"{value:.2f}x")
-        cells.append(f"{row['error']:.1e}")
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(_cells(row, peak, gpu)) + " |")
         for name, other in row["variants"].items():
-            if name.startswith("ours") and name != _ours(row) and "median" in other:
+            more = name.startswith("ours") and name != _ours(row) and not name.endswith("(graph)")
+            if more and "median" in other and "median" in row["variants"].get("eager", {}):
                 value = row["variants"]["eager"]["median"] / other["median"]
-                cells = [
-                    f"{row['name']}: {name}",
-                    row["size"],
-                    row["dtype"],
-                    _time(other["median"]),
-                ]
-                lines.append("| " + " | ".join([*cells, "-", f"{value:.2f}x", "-", "-"]) + " |")
+                cells = [f"{row['name']}: {name}", row["size"], row["dtype"],
+                         _time(other["median"]), "-", _times(value)]  # fmt: skip
+                cells += ["-"] * (len(names) - len(cells))
+                lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, *(["", "Did not run:", *notes] if notes else [])]) + "\n"
 
 

@@ -35,33 +35,62 @@ def _cpu_timer(function):
     return 1e3 * (time.process_time() - start)
 
 
-def measure(variants, device, seconds):
-    """Return {name: {"median", "low", "high", "samples"}} in milliseconds, or {"error": why}.
+def _first_calls(function, device):
+    """Call twice (the first compiles); return MB taken beyond what was held, None on a CPU."""
+    function()
+    if device != "cuda":
+        function()
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    function()
+    torch.cuda.synchronize()
+    return round((torch.cuda.max_memory_allocated() - held) / 1e6, 1)
 
-    The variants take turns, so that clocks and neighbours touch all alike; stops when the quartiles
-    of each lie within 2 % of its median, after 300 rounds, or after `seconds`. The first call
-    compiles and is not counted. low and high are the quartiles.
+
+def _graphed(function):
+    """Return the replay of a CUDA graph of one call: the call without its launches."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    graph.replay()
+    torch.cuda.synchronize()
+    return graph.replay
+
+
+def measure(variants, device, seconds, graph=False):
+    """Return {name: {"median", "low", "high", "samples", "extra_mb"}}, or {name: {"error": why}}.
+
+    Times are in milliseconds. The variants take turns, so that clocks and neighbours touch all
+    alike; stops when the quartiles of each lie within 2 % of its median, after 300 rounds, or after
+    `seconds`. The first call compiles and is not counted. low and high are the quartiles, extra_mb
+    the memory of a call with its result, on a GPU.
 
     Args:
         variants: {name: function without arguments}.
         device: "cuda" or "cpu".
         seconds: time for all variants together, first calls not counted.
+        graph: whether to time each variant once more as a CUDA graph, as "NAME (graph)".
     """
     timer = _CudaTimer() if device == "cuda" else _cpu_timer
-    results, samples = {}, {}
-    for name, function in variants.items():
+    results, samples, calls = {}, {}, {}
+
+    def begin(name, make):
         try:
-            for _ in range(2):
-                function()
-                if device == "cuda":
-                    torch.cuda.synchronize()
-            samples[name] = []
+            calls[name], extra = make()
+            samples[name], results[name] = [], {"extra_mb": extra}
         except Exception as error:  # a variant that cannot run is reported, not dropped
             results[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"}
+
+    for name, function in variants.items():
+        begin(name, lambda f=function: (f, _first_calls(f, device)))
+        if graph and device == "cuda" and name in calls:
+            begin(f"{name} (graph)", lambda f=function: (_graphed(f), None))
     end = time.perf_counter() + seconds
     while samples:
-        for name in samples:
-            samples[name].append(round(timer(variants[name]), 6))
+        for name, values in samples.items():
+            values.append(round(timer(calls[name]), 6))
         rounds = min(map(len, samples.values()))
         if time.perf_counter() > end and rounds >= 3:
             break
@@ -71,8 +100,8 @@ def measure(variants, device, seconds):
             break
     for name, values in samples.items():
         low, median, high = _quartiles(values)
-        results[name] = {"median": median, "low": low, "high": high, "samples": values}
-    return {name: results[name] for name in variants}
+        results[name] |= {"median": median, "low": low, "high": high, "samples": values}
+    return results
 
 
 def _quartiles(values):

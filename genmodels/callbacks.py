@@ -1,5 +1,6 @@
 """Around training: EMA, saving, picture grids, metrics, metrics.csv, the progress bar."""
 
+import contextlib
 import csv
 import io
 import os
@@ -15,8 +16,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from genmodels import benchmark, images
+from genmodels import benchmark, images, scoring
 from genmodels.config import seconds
+from genmodels.sources import Generated
 
 
 class EMA(WeightAveraging):
@@ -193,10 +195,10 @@ class SampleGrid(Callback):
 
 
 class GeneratedMetrics(Callback):
-    """Logs eval/<metric> of freshly generated images against the training set (EMA weights).
+    """Logs eval/<metric>_<num> of freshly generated images against the training set (EMA weights).
 
-    The number of images is small and stands in the name's place, metrics.csv's eval/num: never
-    set these beside a published number.
+    One pass gives all metrics; every rank generates and scores its share. The number of images is
+    small and stands in the name: never set these beside a published number.
 
     Args:
         cfg: EvalConfig.
@@ -207,21 +209,22 @@ class GeneratedMetrics(Callback):
         self.cfg, self.seed, self.scorer = cfg, seed, None
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        """Generate, score and log if it is due; every rank generates its share."""
+        """Generate, score and log if it is due."""
         if not _due(trainer, batch_idx, self.cfg.every):
             return
-        if self.scorer is None and trainer.is_global_zero:
+        if self.scorer is None:
             data = trainer.datamodule
-            self.scorer = benchmark.Scorer(
+            self.scorer = scoring.Scorer(
                 self.cfg.metrics, self.cfg.features, reference=data.train[0],
                 train=data.train[0], held_out=data.held_out[0], device=module.device,
             )  # fmt: skip
-        pictures = _generate(trainer, module, range(self.cfg.num))
+        with _evaluated(trainer, module) as model:
+            source = Generated(model, range(self.cfg.num))
+            scores = self.scorer(source, seed=self.seed)
         if trainer.is_global_zero:
-            scores = self.scorer(pictures, seed=self.seed)
-            logs = {f"eval/{name}": score["value"] for name, score in scores.items()}
+            logs = {f"eval/{k}_{self.cfg.num}": score["value"] for k, score in scores.items()}
             for logger in trainer.loggers:
-                logger.log_metrics(logs | {"eval/num": self.cfg.num}, trainer.global_step - 1)
+                logger.log_metrics(logs, trainer.global_step - 1)
 
 
 class Throughput(Callback):
@@ -289,7 +292,12 @@ class CSVMetrics(Logger):
         if self.path.exists():
             with open(self.path, newline="") as file:
                 rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
-            self.rows = {int(row["step"]): row for row in rows if int(row["step"]) <= first_step}
+            try:
+                self.rows = {int(r["step"]): r for r in rows if int(r["step"]) <= first_step}
+            except (KeyError, ValueError):
+                raise ValueError(
+                    f"metrics.csv={path}: cannot be read; delete it or mend it"
+                ) from None
 
     name = version = None
 
@@ -322,17 +330,26 @@ def _due(trainer, batch_idx, every):
     return bool(every) and stepped and trainer.global_step % every == 0
 
 
-def _generate(trainer, module, seeds):
-    """Return uint8 images of all seeds on every rank, with the EMA weights if there are any."""
+@contextlib.contextmanager
+def _evaluated(trainer, module):
+    """Give the EMA copy of the model, or the model where there is none, in eval mode."""
     ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
     model = ema.module if ema else module
     training = model.training
+    try:
+        yield model.eval()
+    finally:
+        model.train(training)
+
+
+def _generate(trainer, module, seeds):
+    """Return uint8 images of all seeds on every rank, with the EMA weights if there are any."""
     rank, world = trainer.global_rank, trainer.world_size
     share = -(-len(seeds) // world)
     # Every rank makes equally many, so that they can be gathered; the surplus is cut off below.
     own = [seeds[min(i, len(seeds) - 1)] for i in range(rank * share, (rank + 1) * share)]
-    pictures = benchmark.generate_all(model.eval(), own, progress=False)[0].to(module.device)
-    model.train(training)
+    with _evaluated(trainer, module) as model:
+        pictures = benchmark.generate_all(model, own, progress=False)[0].to(module.device)
     if world > 1:
         pictures = trainer.strategy.all_gather(pictures).flatten(0, 1)
     return pictures[: len(seeds)].cpu()

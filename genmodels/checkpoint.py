@@ -40,6 +40,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
+        except (OSError, RuntimeError) as error:  # torch.save hides a full disk behind its own
+            reason = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(reason, OSError) or reason.errno is None:
+                raise
+            raise OSError(reason.errno, reason.strerror, str(path)) from None
         finally:
             partial.unlink(missing_ok=True)
 
@@ -125,7 +130,7 @@ def read_checkpoint(path):
         raise ValueError(f"model={path}: no such file; the run has saved no checkpoint yet")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        checkpoint["hyper_parameters"]["config"]["method"]["name"]
+        checkpoint["hyper_parameters"]["config"]["method"]["name"], checkpoint["state_dict"].keys()
     except Exception as error:  # torch.load raises many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"model={path}: not a checkpoint of genmodels ({reason[:120]})") from None
@@ -135,7 +140,7 @@ def read_checkpoint(path):
 def _read_export(path):
     try:
         description = json.loads((path / "config.json").read_text())
-        version, plain = description["genmodels_format"], description["config"]
+        version, plain = int(description["genmodels_format"]), dict(description["config"])
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"model={path}: config.json is not one of genmodels' exports") from None
     if version > FORMAT:
@@ -155,7 +160,8 @@ def _load_state(model, state, path):
     """Load a state dict; the first disagreement becomes one line."""
     own = model.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    wrong = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    shapes = {key: getattr(value, "shape", None) for key, value in state.items()}
+    wrong = sorted(key for key in own.keys() & shapes.keys() if own[key].shape != shapes[key])
     for what, keys in (
         ("lacks", missing),
         ("has the unknown", extra),

@@ -1,10 +1,13 @@
 """Command lines: key=value words, one-line errors, exit codes, tables."""
 
+import contextlib
 import dataclasses
 import difflib
+import errno
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import torch
@@ -163,22 +166,24 @@ class Stopped(Exception):
 def run(main, argv=None):
     """Return the exit code of main(argv): 0 done, 2 the user's mistake, 1 anything else.
 
-    A run that was stopped by a signal returns 128 + its number, as shells do.
+    A run that was stopped by a signal returns 128 + its number, as shells do; where main itself
+    returns a whole number, that is the code.
 
     A ValueError or OSError raised by this package's own code is addressed to the user and becomes
     one line on stderr; one raised elsewhere is a defect and keeps its traceback.
     """
     try:
-        main(sys.argv[1:] if argv is None else list(argv))
+        code = main(sys.argv[1:] if argv is None else list(argv))
     except Stopped as stopped:
         return 128 + stopped.signal
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         if not _raised_here(error):
             traceback.print_exc()
             return 1
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(_spelled_out(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
@@ -186,7 +191,38 @@ def run(main, argv=None):
     except Exception:
         traceback.print_exc()
         return 1
-    return 0
+    return code if isinstance(code, int) else 0
+
+
+# What a user can do about a file that cannot be written or read.
+REMEDIES = {
+    errno.ENOSPC: "free some space there, or write to another disk",
+    errno.EDQUOT: "free some space there, or write to another disk",
+    errno.EROFS: "write to another folder",
+    errno.EACCES: "make it accessible, or name another",
+    errno.EPERM: "make it accessible, or name another",
+}
+
+
+def _spelled_out(error):
+    """Return the text of an error; of a file's error the name, the reason and a remedy."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        remedy = REMEDIES.get(error.errno, "")
+        return f"{error.filename}: {error.strerror}{'; ' if remedy else ''}{remedy}"
+    return str(error)
+
+
+@contextlib.contextmanager
+def fits_memory(line):
+    """Raise ValueError(line) in place of torch's many ways to say that memory does not suffice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # On a CPU and on MPS it is a RuntimeError that only its text tells from others.
+        said = ("DefaultCPUAllocator", "out of memory", "Unable to allocate")
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in said):
+            raise
+        raise ValueError(line) from None
 
 
 def _raised_here(error):
@@ -199,14 +235,34 @@ def _raised_here(error):
     return ours or (isinstance(error, OSError) and error.filename is not None)
 
 
+@contextlib.contextmanager
+def told_warnings():
+    """Print what this package warns of as one line each; the block gets the list of them."""
+    told, show = [], warnings.showwarning
+
+    def tell(message, category, filename, *rest):
+        if not any(Path(filename).resolve().is_relative_to(folder) for folder in OURS):
+            return show(message, category, filename, *rest)
+        if str(message) not in told:
+            told.append(str(message))
+            print(f"note: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = tell
+        yield told
+
+
 def print_table(title, columns, rows):
     """Print a table; every cell is shown with str()."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    # As Text: a :train: in a name is no emoji, and a [b] no markup.
+    table = Table(title=Text(title), title_justify="left", min_width=min(len(title), 100))
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
-        table.add_row(*map(str, row))
+        table.add_row(*(Text(str(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else 120).print(table)

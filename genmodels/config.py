@@ -82,7 +82,7 @@ class OptimConfig:
     clip: float = setting(0.0, "largest gradient norm; 0: no clipping")
 
     def __post_init__(self):
-        check(self.lr > 0, "optim.lr", self.lr, "must be > 0")
+        check(0 < self.lr < math.inf, "optim.lr", self.lr, "must be > 0 and finite")
         check(
             len(self.betas) == 2, "optim.betas", self.betas, "must be two numbers, e.g. 0.9,0.999"
         )
@@ -241,9 +241,13 @@ def load_config(sources, overrides=(), *, methods, networks):
     words = dict(_split_word(word) for word in overrides)
     schema = {}
     for slot, choices in (("method", methods), ("network", networks)):
+        section = OmegaConf.select(values, slot)
+        check(section is None or OmegaConf.is_dict(section), slot, section,
+              f"is a section; set {slot}.KEY")  # fmt: skip
         name = words.get(f"{slot}.name") or OmegaConf.select(values, f"{slot}.name")
         check(name is not None, f"{slot}.name", "", f"is missing; choose {', '.join(choices)}")
-        check(name in choices, f"{slot}.name", name, _nearest(str(name), choices))
+        known = isinstance(name, str) and name in choices
+        check(known, f"{slot}.name", name, _nearest(str(name), choices))
         schema[slot] = choices[name].Config
     for key, text in words.items():
         OmegaConf.update(values, key, parse_value(key, text, _type_of(key, schema)))

@@ -59,6 +59,7 @@ class TrainStream:
         batch_size: G, over all processes and micro-batches.
         first_step: called when iteration starts.
         accumulate, rank, world: micro-batches per step, this process and how many there are.
+        order: which of the random streams draws the order.
         balanced: every run of K images, K the number of classes, holds each class once.
         workers: processes that read OnDisk images ahead of time.
         pairs: images 2k and 2k + 1 stay next to each other, at an even n; an odd last one is left.
@@ -68,7 +69,7 @@ class TrainStream:
     """
 
     def __init__(self, pixels, labels, seed, batch_size, first_step, accumulate=1, rank=0, world=1,
-                 balanced=False, workers=0, pairs=False):  # fmt: skip
+                 order=seeding.Stream.ORDER, balanced=False, workers=0, pairs=False):  # fmt: skip
         if batch_size % (accumulate * world):
             nearest = -(-batch_size // (accumulate * world)) * accumulate * world
             raise ValueError(
@@ -80,7 +81,7 @@ class TrainStream:
         self.pixels, self.labels, self.seed = pixels, labels, seed
         self.batch_size, self.first_step = batch_size, first_step
         self.accumulate, self.rank, self.world = accumulate, rank, world
-        self.workers = workers
+        self.order, self.workers = order, workers
         self.pairs = pairs
         # The images by class, or all together.
         self.members = [torch.arange(len(labels) // 2 * 2 if pairs else len(labels))]
@@ -120,31 +121,26 @@ class TrainStream:
         classes, turns = len(self.members), n // len(self.members)
         which = torch.zeros_like(n)
         if classes > 1:
-            for turn in turns.unique().tolist():
-                order = self._order(orders, turn, classes, 0)
-                which[turns == turn] = order[n[turns == turn] % classes]
-        index = torch.empty_like(n)
-        for number in which.unique().tolist():
-            members, own = self.members[number], which == number
-            passes = turns // len(members)
-            for number_of_pass in passes[own].unique().tolist():
-                # Group 0 also is that of the one order of unbalanced data.
-                group = number + 1 if classes > 1 else 0
-                order = self._order(orders, number_of_pass, len(members), group)
-                here = own & (passes == number_of_pass)
-                index[here] = members[order[turns[here] % len(members)]]
-        return index
+            rounds = torch.arange(int(turns[0]), int(turns[-1]) + 1)
+            rows = seeding.permutation(self.seed, rounds, classes, self.order)
+            which = rows[turns - turns[0], n % classes]
+        index = []
+        for number, turn in zip(which.tolist(), turns.tolist()):
+            number_of_pass, place = divmod(turn, len(self.members[number]))
+            index.append(self._order(orders, number, number_of_pass)[place])
+        return torch.tensor(index)
 
-    def _order(self, orders, number, size, group):
-        """Return the number-th order of this group, from the small store or anew."""
-        if (group, number) not in orders:
-            for old in [key for key in orders if key[0] == group and key[1] < number - 1]:
-                del orders[old]
-            order = seeding.permutation(self.seed, number, size // (1 + self.pairs), group)
+    def _order(self, orders, number, number_of_pass):
+        """Return the images of a class in the order of this pass, from the store or anew."""
+        if orders.get(number, (None,))[0] != number_of_pass:
+            members = self.members[number]
+            group = number + 1 if len(self.members) > 1 else 0  # group 0 orders the classes then
+            size = len(members) // (1 + self.pairs)
+            row = seeding.permutation(self.seed, number_of_pass, size, self.order, group)
             if self.pairs:
-                order = torch.stack([2 * order, 2 * order + 1], dim=1).flatten()
-            orders[group, number] = order
-        return orders[group, number]
+                row = torch.stack([2 * row, 2 * row + 1], dim=1).flatten()
+            orders[number] = number_of_pass, members[row].numpy()
+        return orders[number][1]
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -164,6 +160,12 @@ class ImageDataModule(L.LightningDataModule):
         if not len(self.train[0]):
             raise ValueError(f"data.holdout={cfg.holdout}: leaves no image to train on")
         fill_in(cfg, *self.train)
+        shapes = [tuple(part[0].shape[1:]) for part in (self.train, self.held_out)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"data.root={data_root(cfg)}: training images are {shapes[0]}, held-out ones "
+                f"{shapes[1]}; make them alike, or crop pictures with data.resolution=SIDE"
+            )
         if cfg.balanced and self.train[1].min() < 0:
             raise ValueError(f"data.balanced=true: {cfg.name} has images without a class label")
         top = max(self.held_out[1].tolist(), default=-1)
@@ -183,7 +185,8 @@ class ImageDataModule(L.LightningDataModule):
         first_step = lambda: trainer.global_step  # noqa: E731  read when iteration starts
         return TrainStream(
             pixels, labels, self.seed, self.cfg.batch_size, first_step, self.accumulate, rank,
-            world, self.cfg.balanced, self.cfg.workers, self.cfg.pairs,
+            world, balanced=self.cfg.balanced, workers=self.cfg.workers,
+            pairs=self.cfg.pairs,
         )  # fmt: skip
 
     def val_dataloader(self):

@@ -13,6 +13,7 @@ from genmodels.own_data import OnDisk, data_root, held_out_share
 from genmodels.toys import TOYS, points
 
 SPLITS = ("train", "test")
+ON_DISK = ("imagefolder", "zip", "npy", "hf")  # what data.device=disk can read as it is needed
 
 
 def _digits(cfg, split):
@@ -241,7 +242,9 @@ def fill_in(cfg, pixels=None, labels=None):
         return cfg  # as saved with a model: its data need not be there
     if shape is None:
         if pixels is None:
-            pixels, labels = load_split(cfg, "train")
+            # The shape is in the header of one file.
+            quick = replace(cfg, device="disk") if cfg.name in ON_DISK else cfg
+            pixels, labels = load_split(quick, "train")
         shape, classes = tuple(pixels.shape[1:]), int(labels.max()) + 1
     else:
         shape = (shape[0], shape[1] + 2 * cfg.pad, shape[2] + 2 * cfg.pad)

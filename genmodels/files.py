@@ -195,7 +195,7 @@ def read_images(path, channels=None):
     if path.suffix == ".npy" and path.is_file():
         return torch.from_numpy(np.array(npy_images(path)[0])).permute(0, 3, 1, 2).contiguous()
     if not path.is_dir() and not (path.suffix.lower() == ".zip" and path.is_file()):
-        raise ValueError(f"images={path}: no such folder, .zip, .npz or .npy")
+        raise ValueError(f"images={path}: no such folder, .zip or .npz (or .npy)")
     tree = Tree(path)
     names = [name for name in tree.names if PurePath(name).name != "grid.png"]
     if not names:

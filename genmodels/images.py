@@ -1,5 +1,6 @@
 """Images as tensors: ranges, crops, contact sheets, and writing them whole. Reading: files.py."""
 
+import contextlib
 import io
 import os
 from pathlib import Path
@@ -11,8 +12,16 @@ from torchvision.utils import make_grid
 
 from genmodels.files import read_image, read_images
 
-__all__ = ["CROPS", "enlarge", "fit", "from_uint8", "grid", "mean_and_std", "png_bytes"]
-__all__ += ["read_image", "read_images", "to_uint8", "write_bytes", "write_npz", "write_png"]
+__all__ = ["CROPS", "as_bytes", "enlarge", "fit", "from_uint8", "grid", "mean_and_std"]
+__all__ += [
+    "read_image",
+    "read_images",
+    "to_uint8",
+    "whole_file",
+    "write_bytes",
+    "write_npz",
+    "write_png",
+]
 
 
 def to_uint8(x):
@@ -23,6 +32,11 @@ def to_uint8(x):
 def from_uint8(images):
     """Return uint8 images as float32 in [-1, 1]: u / 127.5 - 1."""
     return images.to(torch.float32) / 127.5 - 1
+
+
+def as_bytes(pixels):
+    """Return images as uint8 for metrics: bytes as they are, points in the plane rounded."""
+    return to_uint8(pixels) if pixels.is_floating_point() else pixels
 
 
 def mean_and_std(pixels):
@@ -135,14 +149,31 @@ def write_npz(path, **arrays):
 
 
 def write_bytes(path, data):
-    """Write a file through a temporary name in the same folder: a kill leaves old or new."""
+    """Write a file, all or nothing."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """Open a binary file under a temporary name in the same folder: a kill leaves old or new.
+
+    The temporary name is that of the file, so that the next attempt takes a killed one's place.
+
+    Raises:
+        OSError: with the file's name also where the system gives none (a full disk).
+    """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.partial")
     try:
         with open(partial, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         partial.unlink(missing_ok=True)

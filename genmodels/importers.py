@@ -17,7 +17,7 @@ import torch
 
 from genmodels import checkpoint, cli
 from genmodels.inert_pickle import Array, Record, load_pickle
-from genmodels.networks.edm_unet import EDMUNet, EDMUNetConfig
+from genmodels.networks.edm_unet import FAMILIES, EDMUNet, EDMUNetConfig
 
 __all__ = ["convert", "read_released", "released_names", "state_from_released"]
 
@@ -31,7 +31,7 @@ PRECONDITIONINGS = {
 # not made by the released code, and would be denoised wrongly.
 _CONSTANTS = {
     "edm": {},
-    "vp": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000},
+    "vp": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000, "epsilon_t": 1e-5},
     "ve": {"sigma_min": 0.02, "sigma_max": 100},
     "iddpm": {"C_1": 0.001, "C_2": 0.008, "M": 1000},
 }
@@ -129,7 +129,9 @@ def _specify(net, kind):
         raise ValueError(f"its model must be a SongUNet or DhariwalUNet, found {model.name}")
     tensors, dropout = {}, [0.0]
     _collect(model, "", tensors, dropout, set())
+    filters = {key: tensors.pop(key) for key in [*tensors] if key.endswith("resample_filter")}
     spec = _architecture(model.name, tensors)
+    _check_filters(filters, spec["network"]["kind"])
     spec["network"]["dropout"] = max(dropout)
     for name, value in _CONSTANTS[kind].items():
         if net.state[name] != value:
@@ -152,11 +154,20 @@ def _collect(record, prefix, tensors, dropout, seen):
         dropout.append(float(record.state["dropout"]))
     for group in ("_parameters", "_buffers"):
         for name, tensor in (record.state.get(group) or {}).items():
-            if isinstance(tensor, Array) and name != "resample_filter":
+            if isinstance(tensor, Array):
                 tensors[f"{prefix}{name}"] = tensor.value.float()
     for name, child in (record.state.get("_modules") or {}).items():
         if isinstance(child, Record):
             _collect(child, f"{prefix}{name}.", tensors, dropout, seen)
+
+
+def _check_filters(filters, kind):
+    """Raise ValueError unless every resampling filter is the one that this kind is built with."""
+    taps = torch.tensor(FAMILIES[kind].filter, dtype=torch.float32)
+    expected = torch.outer(taps, taps) / taps.sum() ** 2
+    for key, found in filters.items():
+        if found.shape[-2:] != expected.shape or not torch.allclose(found, expected, atol=1e-6):
+            raise ValueError(f"{key} must be the filter {taps.int().tolist()} of {kind}")
 
 
 def _architecture(name, tensors):

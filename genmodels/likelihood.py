@@ -18,7 +18,7 @@ from genmodels.benchmark import process_state, tf32
 from genmodels.kernels.philox import philox_uniform
 from genmodels.seeding import Stream
 
-__all__ = ["bits_per_dim", "dequantise", "metric_name"]
+__all__ = ["bits_per_dim", "dequantise", "score"]
 
 
 def dequantise(pixels, seed, index):
@@ -33,8 +33,25 @@ def dequantise(pixels, seed, index):
     return (pixels.double() + u.double() - 0.5) / 127.5 - 1
 
 
-def metric_name(kind):
-    """Return what a report calls the bits per dimension of this kind of likelihood."""
+def score(model, pixels, labels=None, *, seed=0, batch=64, **options):
+    """Return ({metric: {"value", "stderr"}}, one dict for each image) of every kind there is.
+
+    The standard error is over images. Arguments as for bits_per_dim; "bpd" is the kind "ode",
+    "bpd_KIND" any other.
+    """
+    scores, rows = {}, [{"index": i} for i in range(len(pixels))]
+    for kind in model.LIKELIHOODS:
+        bits = bits_per_dim(model, pixels, labels, kind=kind, seed=seed, batch=batch, **options)
+        name = _metric(kind)
+        scores[name] = {"value": float(bits.mean())}
+        if len(bits) > 1:
+            scores[name]["stderr"] = float(bits.std() / len(bits) ** 0.5)
+        for row, value in zip(rows, bits.tolist()):
+            row[name] = value
+    return scores, rows
+
+
+def _metric(kind):
     return "bpd" if kind == "ode" else f"bpd_{kind}"
 
 
@@ -61,7 +78,7 @@ def bits_per_dim(model, pixels, labels=None, *, kind, seed=0, batch=64, progress
         range(len(pixels))[state.process_index :: state.num_processes],
     )
     values = []
-    bar = tqdm(total=len(own), desc=metric_name(kind), unit="img", delay=0.5,
+    bar = tqdm(total=len(own), desc=_metric(kind), unit="img", delay=0.5,
                disable=not (progress and state.is_main_process))  # fmt: skip
     with bar, tf32(False):
         for start in range(0, len(own), batch):

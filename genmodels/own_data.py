@@ -83,10 +83,10 @@ def data_root(cfg):
 
 
 def held_out_share(cfg, split, size):
-    """Return the image numbers in a split of a set without splits: data.holdout is held out."""
+    """Return the image numbers in a split of a set without splits, in order of size."""
     order = torch.from_numpy(np.random.default_rng(0).permutation(size))
     count = round(size * cfg.holdout)
-    return order[: size - count] if split == "train" else order[size - count :]
+    return (order[: size - count] if split == "train" else order[size - count :]).sort().values
 
 
 def pictures(cfg, split):

@@ -4,7 +4,6 @@ import difflib
 import hashlib
 import io
 import json
-import os
 import zipfile
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 
 from genmodels import cli, images
 from genmodels.config import DataConfig
-from genmodels.datasets import DATASETS, PUBLIC, SPLITS, TERMS, load_split
+from genmodels.datasets import DATASETS, ON_DISK, PUBLIC, SPLITS, TERMS, load_split
 from genmodels.images import CROPS
 
 READING = {
@@ -28,7 +27,7 @@ READING = {
 }
 CONVERTING = READING | {
     "out": (str, "", "what to write: X.zip (PNG and dataset.json, as EDM's) or X.npy"),
-    "holdout": (float, 0.0, "share to put into test/; only a set with a test part has one without"),
+    "holdout": (float, 0.0, "share put into test/ of a set without a test part"),
     "split": (str, "all", "all, train or test; an .npy takes one of the two"),
 }
 GETTING = {"root": (str, "data", "folder to put it in")}
@@ -85,7 +84,7 @@ def read_config(source, options):
 
 def _one_pass(cfg):
     """Have files read as they are needed, for all of them may not fit into memory."""
-    if cfg.name in ("imagefolder", "zip", "npy", "hf"):
+    if cfg.name in ON_DISK:
         cfg.device = "disk"
 
 
@@ -143,22 +142,18 @@ def convert(sources, words):
 
 def _write_zip(out, parts):
     """Return how many images went into the zip; the same images give the same bytes."""
-    partial, entries = out.with_name(f".{out.name}.{os.getpid()}.partial"), []
-    try:
-        with zipfile.ZipFile(partial, "w") as archive:  # stored: PNG is packed already
-            for split, (pixels, labels) in parts.items():
-                prefix = f"{split}/" if len(parts) > 1 else ""
-                numbered = zip(_one_by_one(pixels), labels.tolist())
-                for number, (image, label) in enumerate(numbered):
-                    name = f"{prefix}{number // 1000:05d}/img{number:08d}.png"
-                    archive.writestr(zipfile.ZipInfo(name), images.png_bytes(image))
-                    entries.append([name, label])
-            known = [label for _, label in entries if label >= 0]
-            text = json.dumps({"labels": entries if known else None})
-            archive.writestr(zipfile.ZipInfo("dataset.json"), text)
-        _finish(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    entries = []
+    # Stored, for PNG is packed already.
+    with images.whole_file(out) as file, zipfile.ZipFile(file, "w") as archive:
+        for split, (pixels, labels) in parts.items():
+            prefix = f"{split}/" if len(parts) > 1 else ""
+            for number, (image, label) in enumerate(zip(_one_by_one(pixels), labels.tolist())):
+                name = f"{prefix}{number // 1000:05d}/img{number:08d}.png"
+                archive.writestr(zipfile.ZipInfo(name), images.png_bytes(image))
+                entries.append([name, label])
+        known = any(label >= 0 for _, label in entries)
+        text = json.dumps({"labels": entries if known else None})
+        archive.writestr(zipfile.ZipInfo("dataset.json"), text)
     return len(entries)
 
 
@@ -167,34 +162,22 @@ def _write_npy(out, parts):
     if len(parts) > 1:
         raise ValueError(f"out={out}: an .npy holds one part; add split=train or split=test")
     ((pixels, labels),) = parts.values()
-    channels, height, width = pixels.shape[1:]
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        array = np.lib.format.open_memmap(
-            partial, "w+", np.uint8, (len(pixels), height, width, channels)
-        )
-        for number, image in enumerate(_one_by_one(pixels)):
-            array[number] = image.permute(1, 2, 0).numpy()
-        array.flush()
-        if labels.max() >= 0:
-            buffer = io.BytesIO()
-            np.save(buffer, labels.numpy())
-            images.write_bytes(out.with_name(f"{out.stem}_labels.npy"), buffer.getvalue())
-        _finish(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
-    return len(pixels)
+    count, channels, height, width = pixels.shape
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, height, width, channels)}
+    if labels.max() >= 0:
+        buffer = io.BytesIO()
+        np.save(buffer, labels.numpy())
+        images.write_bytes(out.with_name(f"{out.stem}_labels.npy"), buffer.getvalue())
+    with images.whole_file(out) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for image in _one_by_one(pixels):  # not through a memory map: a full disk would be SIGBUS
+            file.write(image.permute(1, 2, 0).contiguous().numpy())
+    return count
 
 
 def _one_by_one(pixels):
     for part in pixels.split(64):
         yield from part
-
-
-def _finish(partial, out):
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, out)
 
 
 def get(sources, words):
@@ -203,7 +186,8 @@ def get(sources, words):
     if not sources:
         rows = [(name, PUBLIC[name][0], TERMS[name]) for name in PUBLIC]
         rows += [(name, page, terms) for name, (page, terms, _) in BY_HAND.items()]
-        cli.print_table("public sets: get NAME [root=DIR]", ("name", "from", "terms"), rows)
+        for name, page, terms in rows:
+            print(f"{name:14} {page}\n{'':14} {terms}")
         return
     name = _only(sources, "get NAME [root=DIR]")
     if name in BY_HAND:
@@ -214,7 +198,6 @@ def get(sources, words):
     cli.check_choice("name", name, (*PUBLIC, *BY_HAND))
     root = Path(options["root"]).expanduser()
     print(f"{name}: {PUBLIC[name][0]}\n{TERMS[name]}")
-    root.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         pixels, _ = load_split(DataConfig(name=name, root=str(root), download=True), split)
         print(f"{split}: {len(pixels)} images {tuple(pixels.shape[1:])} in {root}")

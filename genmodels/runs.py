@@ -1,10 +1,13 @@
 """A run folder OUT_DIR/NAME/TIME: made anew, or gone on with under its own config."""
 
+import contextlib
 import time
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from genmodels import cli
+from genmodels.callbacks import CSVMetrics
 from genmodels.checkpoint import read_checkpoint
 from genmodels.config import load_config, to_plain
 from genmodels.methods import METHODS
@@ -56,6 +59,13 @@ def check_same(cfg, last):
         ValueError: its config differs in more than a resumed run may change.
     """
     saved = read_checkpoint(last)
+    for key in ("optimizer_states", "lr_schedulers", "loops", "global_step"):
+        if key not in saved:
+            raise ValueError(
+                f"resume={last}: holds no {key}, so training cannot go on; start a new run with "
+                f"init={last}"
+            )
+    CSVMetrics(last.parent.parent / "metrics.csv")  # raises now rather than after a write
     old, new = (_flat(plain) for plain in (saved["hyper_parameters"]["config"], to_plain(cfg)))
     for key in new:
         # A key that the checkpoint does not know is younger than it.
@@ -80,6 +90,33 @@ def make_folder(cfg):
             return run
         except FileExistsError:  # two runs in one second
             run, number = base.with_name(f"{base.name}-{number}"), number + 1
+
+
+@contextlib.contextmanager
+def spelled_out(cfg, run):
+    """Raise ValueError with a remedy in place of a full disk's or memory's own error.
+
+    Args:
+        cfg: Config of the run.
+        run: its folder.
+    """
+    parts, size = cfg.trainer.accumulate, cfg.data.batch_size
+    more = [n for n in range(parts + 1, size + 1) if size % (n * cfg.trainer.devices) == 0]
+    accumulate = f"trainer.accumulate={more[0]} (the same batch in parts) or " if more else ""
+    too_large = (
+        f"data.batch_size={size}: does not fit into memory; try {accumulate}"
+        f"data.batch_size={max(1, size // 2)} with python train.py {run}/config.yaml"
+    )
+    try:
+        with cli.fits_memory(too_large):
+            yield
+    except OSError as error:
+        if error.errno not in cli.REMEDIES:
+            raise
+        raise ValueError(
+            f"out_dir={cfg.out_dir}: {error.strerror} ({error.filename or run}); "
+            f"{cli.REMEDIES[error.errno]}, then go on with python train.py resume={run}"
+        ) from None
 
 
 def _flat(plain, prefix=""):

@@ -36,17 +36,22 @@ class Stream(IntEnum):
     CHAIN_NOISE = 35
 
 
-def permutation(seed, index, size, group=0):
+def permutation(seed, index, size, stream=Stream.ORDER, group=0):
     """Return the index-th random order of range(size) under this seed, int64 (size,).
 
     Args:
-        seed, index: whole numbers.
+        seed: whole number.
+        index: whole number, or int64 (P,) for P orders at once, int64 (P, size).
         size: how many things are put in order.
-        group: which of the independent families of orders.
+        stream, group: which of the independent families of orders.
     """
-    zero = torch.zeros(size, dtype=torch.int64)
+    index = torch.as_tensor(index).unsqueeze(-1)
     words = philox(
-        zero + seed, torch.arange(size), zero + index, zero + group, zero + int(Stream.ORDER)
+        torch.tensor(seed),
+        torch.arange(size),
+        index,
+        torch.tensor(group),
+        torch.tensor(int(stream)),
     )
     return torch.argsort((words[0] << 31) | (words[1] >> 1), stable=True)
 

@@ -345,13 +345,15 @@ def module_tree(name, tensors, buffers=("freqs", "resample_filter"), **attribute
     return root
 
 
-def released_pickle(weights, cfg, precond="EDMPrecond", dropout=0.13, **attributes):
+def released_pickle(weights, cfg, precond="EDMPrecond", dropout=0.13, taps=None, **attributes):
     """Return the bytes of a released-format pickle around the named tensors."""
     tensors = OrderedDict(weights)
+    taps = torch.tensor(taps or ([1, 3, 3, 1] if cfg["kind"] == "ncsnpp" else [1, 1])).float()
     for name in list(tensors):
         if name.endswith(("_down.conv0.weight", "_up.conv0.weight")):
             stem = name.removesuffix(".weight")
-            tensors[f"{stem}.resample_filter"] = torch.ones(1, 1, 2, 2) / 4
+            kernel = taps[:, None] * taps / taps.sum() ** 2
+            tensors[f"{stem}.resample_filter"] = kernel[None, None]
     inner = "DhariwalUNet" if cfg["kind"] == "adm" else "SongUNet"
     model = module_tree(inner, tensors, label_dropout=0, img_resolution=cfg["size"])
     for module in model.modules():

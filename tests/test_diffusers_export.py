@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         export_diffusers(tmp_path / "oblong", tmp_path / "x")
     other = genmodels.build(
         {"data": {"name": "digits"}, "method": {"name": "edm"},
-         "network": {"name": "edm_unet", "channels": 16, "blocks": 1}}
+         "network": {"name": "edm_unet", "channels": 16, "blocks": 1, "attention": []}}
     )  # fmt: skip
     checkpoint.write_export(other, tmp_path / "edm_unet", "card")
     with pytest.raises(ValueError, match="network edm_unet; diffusers has a place for"):

@@ -111,7 +111,8 @@ def test_start_is_nearly_zero_and_every_parameter_learns(kind):
 def test_initial_weights_have_the_published_spread(kind):
     """Xavier for DDPM++ and NCSN++, uniform; PyTorch's default for ADM, N(0, 1) for its labels."""
     torch.manual_seed(0)
-    net = EDMUNet(EDMUNetConfig(kind=kind, channels=64, multipliers=[1], blocks=1), (3, 8, 8), 100)
+    cfg = EDMUNetConfig(kind=kind, channels=64, multipliers=[1], blocks=1, attention=[])
+    net = EDMUNet(cfg, (3, 8, 8), 100)
     qkv, label, conv = net.middle[0].attention.qkv, net.embedding.label, net.middle[0].conv_in
     if kind == "adm":  # uniform in +-1/sqrt(inputs): variance 1/(3 inputs)
         limits = {conv.weight: 1 / (3 * 64 * 9), qkv.weight: 1 / (3 * 64), label.weight: 1.0}
@@ -161,6 +162,11 @@ def test_any_size_is_reflected_and_cropped():
         torch.testing.assert_close(y, net(padded, noise)[..., :7, :10])
 
 
+def test_a_height_of_attention_that_no_level_has_is_refused():
+    with pytest.raises(ValueError, match=r"network.attention=\[16\]: must be heights .*\[28, 14"):
+        EDMUNet(EDMUNetConfig(channels=16, blocks=1, attention=[16]), (1, 28, 28))
+
+
 def test_attention_is_global_and_convolutions_are_not():
     x = torch.zeros(1, 3, 16, 16)
     x[..., 0, 0] = 1
@@ -179,7 +185,7 @@ def test_attention_is_global_and_convolutions_are_not():
 
 
 def test_dropout_acts_in_training_only():
-    net = fill(EDMUNet(EDMUNetConfig(channels=16, blocks=1, dropout=0.5), (3, 8, 8)))
+    net = fill(EDMUNet(EDMUNetConfig(channels=16, blocks=1, attention=[], dropout=0.5), (3, 8, 8)))
     x, noise, *_ = inputs()
     with torch.no_grad():
         assert torch.equal(net(x, noise), net(x, noise))
@@ -204,7 +210,7 @@ def test_wrong_fields_are_named(fields, words):
 
 
 def test_augmentation_without_an_input_for_it_is_an_error():
-    net = EDMUNet(EDMUNetConfig(channels=16, blocks=1, augment=False), (3, 8, 8))
+    net = EDMUNet(EDMUNetConfig(channels=16, blocks=1, attention=[], augment=False), (3, 8, 8))
     x, noise, _, augment = inputs()
     with pytest.raises(ValueError, match="network.augment is false"):
         net(x, noise, None, augment)

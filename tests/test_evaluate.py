@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from conftest import ROOT
 import evaluate
 import genmodels
 from benchmarks import demo
-from genmodels import benchmark, images
+from genmodels import images, scoring
 from genmodels.config import DataConfig
 from genmodels.data import load_split
 from genmodels.metrics.frechet import Moments, frechet_distance
@@ -77,7 +80,7 @@ def test_the_batch_changes_no_number(tiny_run, tmp_path):
 
 def test_real_digits_score_as_real_and_a_gaussian_does_not(digits):
     """The demo's controls: training digits at the floor, the pixels' Gaussian far from it."""
-    scorer = benchmark.Scorer(["nn1", "fd"], "digits", reference=digits[1], equal=True)
+    scorer = scoring.Scorer(["nn1", "fd"], "digits", reference=digits[1], equal=True)
     real = scorer(digits[0])
     fake = scorer(demo.gaussian_twin(digits[0], 720))
     assert abs(real["nn1"]["value"] - 0.5) < 0.05 and fake["nn1"]["value"] > 0.85
@@ -89,7 +92,7 @@ def test_both_sides_of_nn1_see_noise_that_nn1_itself_passes(digits):
     noise = 100 * torch.randn(360, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     noisy = (digits[0][:360] + noise).round().clip(0, 255).to(torch.uint8)
     names = ["nn1", "nn1_fake", "nn1_real"]
-    scorer = benchmark.Scorer(names, "pixels", reference=digits[1])
+    scorer = scoring.Scorer(names, "pixels", reference=digits[1])
     mean, fake, real = (scorer(noisy)[name]["value"] for name in names)
     assert mean == pytest.approx((fake + real) / 2) and mean < 0.58
     assert fake < 0.15 and real > 0.95
@@ -100,12 +103,12 @@ def test_the_order_of_files_does_not_bias_nn1(digits):
     labels = load_split(DataConfig(), "train")[1]
     by_class = digits[0][labels.argsort(stable=True)]
     for reference in (digits[0], by_class):
-        scorer = benchmark.Scorer(["nn1"], "digits", reference=reference)
+        scorer = scoring.Scorer(["nn1"], "digits", reference=reference)
         assert abs(scorer(digits[1][:300])["nn1"]["value"] - 0.5) < 0.07
 
 
 def test_memorised_knows_a_copy(digits):
-    scorer = benchmark.Scorer(
+    scorer = scoring.Scorer(
         ["memorised"], "pixels", reference=digits[1], train=digits[0], held_out=digits[1]
     )
     assert scorer(digits[0][:100])["memorised"]["value"] == 1
@@ -114,7 +117,7 @@ def test_memorised_knows_a_copy(digits):
 
 def test_equal_takes_the_mean_over_blocks(digits):
     small = digits[1][:100]
-    scorer = benchmark.Scorer(["fd"], "digits", reference=small, equal=True)
+    scorer = scoring.Scorer(["fd"], "digits", reference=small, equal=True)
     together = scorer(digits[0][:300])["fd"]["value"]
     order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
     apart = [scorer(digits[0][order[i : i + 100]])["fd"]["value"] for i in (0, 100, 200)]
@@ -135,7 +138,7 @@ def test_equal_takes_the_mean_over_blocks(digits):
         (["resamples=1"], "resamples=1: must be >= 2, or 0 for no error bars"),
         (["resamples=-3"], "resamples=-3: must be >= 2"),
         (["out=."], "out=.: is a folder; name a file in it"),
-        (["save_images=."], "save_images=.: is a folder"),
+        (["plot=."], "plot=.: is a folder"),
         (["device=cuda"], "device=cuda: torch finds no such device here; write auto"),
         (["noise=cuda"], "noise=cuda: torch finds no such device here; write cpu"),
         (["noise=tpu"], "noise=tpu: choose from cpu, cuda, mps"),
@@ -146,7 +149,7 @@ def test_bad_input_is_one_line_and_exit_2(words, message, tiny_run, capsys, tmp_
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if words != ["num=1"]:  # all else is refused before the work
-        monkeypatch.setattr(evaluate, "generate", None)
+        monkeypatch.setattr(evaluate.scoring, "Scorer", None)
     assert evaluate.main([str(tiny_run), "steps=1", "num=4", "resamples=0", *words]) == 2
     errors = capsys.readouterr().err
     assert message in errors and errors.count("\n") == 1
@@ -176,6 +179,172 @@ def test_bad_images_are_one_line_and_exit_2(tmp_path, capsys):
         assert message in errors and errors.count("\n") == 1, errors
     assert evaluate.main(["metrics=fd"]) == 2
     assert "give a MODEL and data=, or images= and reference=" in capsys.readouterr().err
+
+
+def test_statistics_take_the_place_of_the_reference(tmp_path, digits, capsys):
+    stats = tmp_path / "s.npz"
+    words = ["stats", "data=digits:train", "features=digits", f"out={stats}"]
+    assert evaluate.main(words) == 0
+    pictures = ["images=digits:test", "features=digits", "metrics=fd,fd_inf"]
+    from_file = scores([*pictures, f"reference={stats}"], tmp_path)
+    from_images = scores([*pictures, "reference=digits:train"], tmp_path)
+    for name in ("fd", "fd_inf"):
+        for key, value in from_images["metrics"][name].items():
+            assert from_file["metrics"][name][key] == pytest.approx(value, rel=1e-9)
+    assert from_file["reference_num"] == 1437 and from_file["warnings"] == []
+    found = from_file["metrics"]
+    assert found["fd_inf"]["low"] < found["fd_inf"]["value"] < found["fd_inf"]["high"]
+    assert found["fd_inf"]["value"] < found["fd"]["value"] - found["fd"]["stderr"]
+    # Another program's file: mu and sigma alone.
+    with np.load(stats) as file:
+        np.savez(tmp_path / "edm.npz", mu=file["mu"], sigma=file["sigma"])
+    foreign = scores([*pictures, f"reference={tmp_path}/edm.npz"], tmp_path)
+    assert foreign["metrics"] == from_file["metrics"] and foreign["reference_num"] is None
+    assert "names no features" in foreign["warnings"][0]
+    assert "note: reference=" in capsys.readouterr().err
+
+
+def test_one_pass_gives_every_score(tmp_path, digits):
+    words = ["images=digits:test", "reference=digits:train", "features=digits", "resamples=2"]
+    metrics = "metrics=fd,fd_inf,kid,prc,density,nn1,nn1_fake,nn1_real,memorised"
+    report = scores([*words, metrics, f"plot={tmp_path}/p.png"], tmp_path)
+    found = report["metrics"]
+    assert list(found) == ["fd", "fd_inf", "kid", "precision", "recall", "density", "coverage",
+                           "nn1", "nn1_fake", "nn1_real", "memorised"]  # fmt: skip
+    assert all(np.isfinite(s["value"]) and s["stderr"] >= 0 for s in found.values())
+    assert abs(found["kid"]["value"]) < 3 * found["kid"]["stderr"]
+    assert 0.85 < found["precision"]["value"] < 1 and 0.9 < found["density"]["value"] < 1.1
+    # Precision is a mean over the 360 images: its error is the binomial one.
+    p = found["precision"]["value"]
+    assert found["precision"]["stderr"] == pytest.approx((p * (1 - p) / 360) ** 0.5, rel=0.01)
+    assert set(report["stages"]) == {"reference", "train", "held_out", "images", "scores"}
+    assert images.read_image(tmp_path / "p.png").shape[-1] > 800  # two panels
+
+
+def test_few_images_are_warned_of_and_have_no_error_bar(tmp_path, digits, capsys):
+    few = tmp_path / "few.npz"
+    images.write_npz(few, images=digits[0][:20].permute(0, 2, 3, 1).numpy())
+    words = [f"images={few}", "reference=digits:test", "features=digits"]
+    report = scores([*words, "metrics=fd"], tmp_path)
+    assert set(report["metrics"]["fd"]) == {"value"}
+    assert "20 images in 32 dimensions" in report["warnings"][0]
+    assert "note: a Frechet distance from 20 images" in capsys.readouterr().err
+    assert evaluate.main([*words, "metrics=fd_inf"]) == 2
+    assert (
+        "metrics=fd_inf: needs more than 98 images for features of dimension 32"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_killed_evaluation_goes_on(tiny_run, tmp_path, capsys, monkeypatch):
+    from genmodels.metrics.rows import Features
+
+    words = [str(tiny_run), "data=digits:test", "metrics=fd,kid", "features=digits", "steps=2",
+             "num=150", "resamples=0", "batch=10", "feature_batch=10"]  # fmt: skip
+    whole = scores(words, tmp_path)
+    (tmp_path / "r.json").unlink()
+    calls, original = [], Features.all
+
+    def killed(self, pictures):
+        calls.append(1)
+        if len(calls) == 36 + 8:  # the reference is done, and half of the images
+            raise KeyboardInterrupt
+        return original(self, pictures)
+
+    monkeypatch.setattr(Features, "all", killed)
+    assert evaluate.main([*words, f"out={tmp_path}/r.json"]) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json.blocks"]  # no half report
+    for other in ("seed=1", "steps=3", "metrics=fd", "features=pixels"):
+        calls.clear()
+        assert evaluate.main([*words, other, f"out={tmp_path}/r.json"]) == 2
+        assert "left by another evaluation; delete" in capsys.readouterr().err
+    calls.clear()
+    again = scores(words, tmp_path)
+    assert len(calls) < 10 and again["metrics"] == whole["metrics"]
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_two_processes_agree_with_one(tiny_run, tmp_path):
+    words = [str(tiny_run), "data=digits:test", "metrics=fd,fd_inf,kid,memorised", "steps=2",
+             "features=digits", "num=150", "resamples=2", "batch=10"]  # fmt: skip
+    bits = [str(tiny_run), "likelihood=true", "num=9", "steps=2", "batch=2"]
+    one = [scores(argv, tmp_path) for argv in (words, bits)]
+    driver = tmp_path / "driver.py"  # both in one start of the processes
+    driver.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import evaluate\n"
+        f"evaluate.main([*{words!r}, 'out={tmp_path}/a.json', 'save_images={tmp_path}/a.npz'])\n"
+        f"sys.exit(evaluate.main([*{bits!r}, 'out={tmp_path}/b.json']))\n"
+    )
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", driver],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True,
+    )  # fmt: skip
+    two = [json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json")]
+    for name, score in one[0]["metrics"].items():
+        for key, value in score.items():
+            assert two[0]["metrics"][name][key] == pytest.approx(value, rel=1e-10, abs=1e-14)
+    rows = [[row["bpd"] for row in report["rows"]] for report in (one[1], two[1])]
+    assert rows[0] == pytest.approx(rows[1], rel=1e-6)
+    made = images.read_images(tmp_path / "a.npz")
+    expected = images.to_uint8(genmodels.load(tiny_run).sample(range(150), steps=2))
+    assert torch.equal(made, expected)
+
+
+def test_images_are_saved_on_the_way(tiny_run, tmp_path):
+    words = [str(tiny_run), "data=digits:test", "features=digits", "steps=2", "num=40"]
+    folder = tmp_path / "pictures"
+    report = scores([*words, f"save_images={folder}"], tmp_path)
+    assert len(list(folder.iterdir())) == 40
+    again = scores([f"images={folder}", "reference=digits:test", "features=digits"], tmp_path)
+    assert again["metrics"] == report["metrics"]
+
+
+def test_features_that_fail_are_one_line_and_exit_2(tmp_path, capsys, digits):
+    class Spoiled(torch.nn.Module):
+        def forward(self, pictures):
+            rows = pictures.flatten(1).float()
+            return torch.where(rows.sum(1, keepdim=True) > 6_000, torch.nan, rows)
+
+    torch.jit.script(Spoiled()).save(str(tmp_path / "spoiled.pt"))
+    one = tmp_path / "one.npz"
+    images.write_npz(one, images=digits[0][:1].permute(0, 2, 3, 1).numpy())
+    (tmp_path / "bad.safetensors").write_bytes(b"not the weights")
+    real = ["images=digits:test", "reference=digits:train"]
+    for words, message in (
+        ([*real, f"features={tmp_path}/spoiled.pt"], "finite, got NaN or infinite values"),
+        ([f"images={one}", "reference=digits:test"], "num=1: scores need at least 4 images"),
+        (["images=digits:test", f"reference={one}"], "360 images, 1 in the reference"),
+        ([*real, "features=digits", f"weights={tmp_path}/bad.safetensors"], "sha256"),
+        ([*real, "metrics=fid"], "metrics=fid: is kept for features=inception"),
+        ([*real, "metrics=is"], "metrics=is: features=pixels gives no class scores"),
+        ([*real, "metrics=kid_subsets"], "needs at least 1000 images on each side, got 360"),
+        ([*real, "features=inception"], "weights= is missing: features=inception needs a file"),
+        ([*real, "num=50"], "num=50: images= scores all its images; leave it out"),
+        (["stats", "data=digits"], "out=: stats writes a file; name it, out=STATS.npz"),
+        (["stats", "out=s.npz"], "data=: name a data set"),
+    ):
+        words = [*words, f"out={tmp_path}/r.json"] if words[0] != "stats" else words
+        assert evaluate.main([*words, "resamples=0"]) == 2, words
+        errors = capsys.readouterr().err
+        assert message in errors and not list(tmp_path.glob("r.json*")), errors
+
+
+def test_selftest_passes_and_fails(capsys, tmp_path):
+    assert evaluate.main(["selftest"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("pass") >= 12 and "FAIL" not in shown
+
+    class Drifting(torch.nn.Module):
+        """Rows that depend on their place in the batch."""
+
+        def forward(self, pictures):
+            rows = pictures.flatten(1).float()[:, 20:30] / 255
+            return rows + torch.arange(len(rows)).unsqueeze(1) * 0.01
+
+    torch.jit.script(Drifting()).save(str(tmp_path / "drifting.pt"))
+    assert evaluate.main(["selftest", f"features={tmp_path}/drifting.pt"]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("FAIL") >= 2 and "another batch of the net" in shown
 
 
 def test_demo_writes_its_pictures_and_report(tmp_path, monkeypatch, capsys):

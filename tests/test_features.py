@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from genmodels.config import DataConfig
@@ -154,6 +155,18 @@ def test_rows_come_block_by_block_whatever_the_blocks_are(digits):
         list(feature_rows(features, [images, pictures(2, 1, 9, 8)], batch=64))
     with pytest.raises(ValueError, match="at least one image, got 0"):
         list(feature_rows(features, []))
+
+
+@pytest.mark.slow
+def test_the_script_still_makes_the_shipped_digits_net(tmp_path):
+    from benchmarks import feature_nets
+
+    out = tmp_path / "digits.safetensors"
+    assert feature_nets.main(["digits", f"out={out}"]) == 0
+    made, shipped = load_file(out), load_file(weights_file("digits"))
+    for key, value in shipped.items():  # another processor: other last digits
+        torch.testing.assert_close(made[key], value, rtol=1e-4, atol=1e-5)
+    assert feature_nets.main(["digit"]) == 2
 
 
 @pytest.mark.parametrize("name", ["digits", "pixels"])

@@ -128,8 +128,16 @@ def test_the_table_of_noise_levels_is_the_file_s(tmp_path):
 
 
 def test_constants_that_differ_are_refused(tmp_path):
-    *_, data = released("ddpmpp", "VPPrecond", beta_d=18.0)
-    with pytest.raises(ValueError, match="beta_d must be 19.9, found 18.0"):
+    for name, right, wrong in (("beta_d", "19.9", 18.0), ("epsilon_t", "1e-05", 1e-3)):
+        *_, data = released("ddpmpp", "VPPrecond", **{name: wrong})
+        with pytest.raises(ValueError, match=f"{name} must be {right}, found {wrong}"):
+            read_released(write(tmp_path, data))
+
+
+@pytest.mark.parametrize("kind, taps", [("ddpmpp", [1, 3, 3, 1]), ("ncsnpp", [1, 1])])
+def test_resampling_filters_of_another_kind_are_refused(kind, taps, tmp_path):
+    *_, data = released(kind, taps=taps)
+    with pytest.raises(ValueError, match=f"resample_filter must be the filter .* of {kind}"):
         read_released(write(tmp_path, data))
 
 

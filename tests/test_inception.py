@@ -256,3 +256,13 @@ def test_fast_mode_says_what_it_costs(weights, ours):
     assert mode_difference(ours, images) is None
     half = fast.net.fc.weight.dtype != torch.float32  # where the CPU has it
     assert 0 < difference < 0.1 if half else difference == 0
+
+
+@pytest.mark.gpu
+def test_gpu_gives_the_same_rows_and_fast_mode_nearly(weights, ours):
+    images = varied(12)
+    fast = load_features("inception", weights, "cuda", mode="fast")
+    truth, rows = extract(ours, images).double(), extract(fast.exact, images).double()
+    assert (rows - truth).norm() < 1e-4 * (truth - truth.mean(0)).norm()
+    assert torch.equal(extract(fast.exact, images[:3]).double(), rows[:3])
+    assert 0 < mode_difference(fast, images) < 0.05

@@ -137,6 +137,12 @@ def test_pairwise(both, dtype):
         assert torch.allclose(cpu, gpu, rtol=2e-6 if function is not knn_radius else 1e-4)
         again = function(*(a.cuda() for a in args), **options)
         assert torch.equal(gpu, again.cpu())  # bit for bit
+    for function, options in ((polynomial_sums, {}), (rbf_sums, {"bandwidth": 17.0})):
+        for a, b in zip(
+            function(x, y, columns=True, **options),
+            function(x.cuda(), y.cuda(), columns=True, **options),
+        ):
+            assert torch.allclose(a, b.cpu(), rtol=2e-6)
     cpu, gpu = both(ball_count, x, y, torch.full((900,), 24.5))
     assert (cpu - gpu).abs().max() <= 1
 
@@ -151,3 +157,71 @@ def test_resize_normalize(both, mode, quantize):
             resize_normalize, pixels, size, mode=mode, quantize=bool(quantize), mean=0, std=1
         )
         assert (cpu - gpu).abs().max() <= (0 if quantize else 0.002)
+
+
+def test_nothing_waits_for_the_device():
+    y, lp, seeds = draw(64, 3, 8, 8).cuda(), draw(64).cuda(), torch.arange(64).cuda()
+    pixels = torch.zeros(2, 3, 9, 9, dtype=torch.uint8, device="cuda")
+    for _ in range(2):  # compiled, and tables copied, in the first round
+        langevin_step(y, y, step=0.1, seed=seeds, grad_norm=1.0, out=y.clone())
+        gbm_step(y.exp(), y, variance=0.1, seed=seeds)
+        mala_accept(y, y, y, y, lp, lp, step=0.1, seed=seeds)
+        langevin_chain(y, DoubleWell(), steps=3, step=0.1, seed=seeds)
+        polynomial_sums(y.flatten(1))
+        knn_radius(y.flatten(1), k=3)
+        resize_normalize(pixels, 5)
+        torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def test_channels_last_is_not_copied():
+    """Beside the result nothing of the state's size is allocated."""
+    y, g = (draw(64, 3, 128, 128, seed=i).cuda().to(memory_format=torch.channels_last)
+            for i in range(2))  # fmt: skip
+    out, size = torch.empty_like(y), y.numel() * 4
+    langevin_step(y, g, step=0.1, noise=g, out=out)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    langevin_step(y, g, step=0.1, noise=g, out=out)
+    assert torch.cuda.max_memory_allocated() - before < size / 4
+    assert torch.allclose(out, y + 0.1 * g + 0.2**0.5 * g, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", [resize_normalize, polynomial_sums])
+def test_captured_in_a_graph(function):
+    x, args = draw(300, 64).cuda(), ()
+    if function is resize_normalize:
+        x = torch.randint(0, 256, (2, 3, 17, 17), dtype=torch.uint8, device="cuda")
+        args = (11,)
+    expected = function(x, *args)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function(x, *args)
+    graph.replay()
+    assert torch.equal(torch.as_tensor(result), expected)
+
+
+def test_more_than_two_to_the_31_elements():
+    items, numel = 40, 3 * 4352**2  # 2.27e9 elements of float16, three such tensors
+    if torch.cuda.mem_get_info()[0] < 16e9:
+        pytest.skip("needs 16 GB of free memory on the device")
+    y = torch.zeros(items, numel, dtype=torch.float16, device="cuda")
+    seeds = torch.arange(items, device="cuda")
+    langevin_step(y, y, step=0.5, seed=seeds, out=y)  # y is now its noise
+    for item in (0, 37, 38, 39):
+        expected = philox_normal((numel,), seeds[item : item + 1])[0].half()
+        assert (y[item] - expected).abs().max() < 0.005
+    y.zero_()
+    langevin_step(y, y, step=0.5, seed=7, out=y)  # one stream for all
+    last = philox_normal((4,), 7, device="cuda")
+    assert (y[0, :4] - last[0]).abs().max() < 0.005
+    assert 0.99 < y[-1, -(10**6) :].float().std() < 1.01
+
+
+def test_kid_takes_little_memory():
+    x, y = (torch.randn(20_000, 256, device="cuda") for _ in "ab")
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    polynomial_sums(x), polynomial_sums(x, y, columns=True)
+    assert torch.cuda.max_memory_allocated() - before < 1e8

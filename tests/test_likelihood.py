@@ -164,6 +164,10 @@ def test_bits_per_dim_of_gaussian_pixels(model, monkeypatch):
     x = c * torch.randn(300, 1, 8, 8, dtype=torch.float64, generator=generator)
     pixels = ((x + 1) * 127.5).round().clip(0, 255).to(torch.uint8)
     bits = likelihood.bits_per_dim(model, pixels, kind="ode", steps=24, progress=False)
+    # Image by image, from the flow in closed form.
+    flow = gaussian_flow(likelihood.dequantise(pixels, 0, torch.arange(300)), c)
+    expected = -flow / (64 * math.log(2)) + math.log2(127.5)
+    torch.testing.assert_close(bits, expected, rtol=0, atol=1e-3)
     entropy = 0.5 * math.log2(2 * math.pi * math.e * c**2) + math.log2(127.5)
     # A Gaussian's bits have standard deviation 1 / (sqrt(2) ln 2) for each element.
     assert abs(float(bits.mean()) - entropy) < 4 * 1.02 / (300 * 64) ** 0.5 + 0.01
@@ -192,6 +196,8 @@ def test_evaluate_reports_bits_per_dim(tiny_run, tmp_path, capsys):
     found = report["metrics"]["bpd"]
     assert found["value"] == pytest.approx(sum(rows) / 5)
     assert found["stderr"] == pytest.approx(torch.tensor(rows).std().item() / 5**0.5, rel=1e-4)
+    assert evaluate.main([*words, "metrics=fd"]) == 2
+    assert "metrics=fd: likelihood=true is a run of its own" in capsys.readouterr().err
     assert evaluate.main([*words, "probe=2"]) == 2
     assert "unknown key probe=2: did you mean probes?" in capsys.readouterr().err
     assert evaluate.main([*words, "trace=ful"]) == 2

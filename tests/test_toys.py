@@ -5,6 +5,8 @@ import torch
 from genmodels import images, toys
 from genmodels.config import DataConfig
 from genmodels.data import ImageDataModule, fill_in, load_split
+from genmodels.images import as_bytes
+from genmodels.scoring import Scorer
 
 
 def part(name, number, count=40_000):
@@ -84,3 +86,11 @@ def test_points_are_no_png(tmp_path):
     with pytest.raises(ValueError, match="format=png: .* not 2; write format=npz"):
         images.write_png(tmp_path / "a.png", torch.zeros(2, 1, 1, dtype=torch.uint8))
     assert not list(tmp_path.iterdir())
+
+
+def test_scores_take_points_as_the_bytes_a_model_makes():
+    points = load_split(DataConfig(name="moons"), "train")[0][:200]
+    scorer = Scorer(["fd"], "pixels", reference=points)
+    assert scorer(as_bytes(points))["fd"]["value"] == pytest.approx(0, abs=1e-9)
+    shifted = scorer(points + 0.1)["fd"]["value"]
+    assert shifted == pytest.approx(2 * (0.1 / 2) ** 2, rel=0.05)  # features are in [0, 1]

@@ -145,8 +145,10 @@ def test_one_and_two_processes_train_the_same_weights(train_tiny, tmp_path):
     # The two sum their gradients in another order, and Adam turns the rounding of a gradient near
     # zero into a step of up to lr (1e-5 apart after five steps at its usual eps); a larger eps
     # keeps rounding what it is. A wrong image, noise or scale is off by 1e-2 either way.
-    words = ("data.batch_size=16", "trainer.accumulate=2", "trainer.max_steps=5", "optim.eps=1e-2")
-    one = state(train_tiny(*words))
+    words = ("data.batch_size=16", "trainer.accumulate=2", "trainer.max_steps=5", "optim.eps=1e-2",
+             "eval.every=5", "eval.num=40", "eval.features=digits", "method.steps=2")  # fmt: skip
+    single = train_tiny(*words)
+    one = state(single)
     process = start(tmp_path, *words, "trainer.devices=2", "trainer.strategy=ddp")
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
@@ -157,6 +159,10 @@ def test_one_and_two_processes_train_the_same_weights(train_tiny, tmp_path):
     for name, tensor in one["ema"].items():
         torch.testing.assert_close(two["ema"][name], tensor, rtol=0, atol=1e-6)
     assert output.count("run: ") == 1
+    # Each rank scored its half of the images with weights that differ by rounding.
+    fd = [float(list(csv.DictReader(open(r / "metrics.csv")))[-1]["eval/fd_40"])
+          for r in (single, run)]  # fmt: skip
+    assert fd[0] == pytest.approx(fd[1], rel=1e-3)
 
 
 def test_keeps_only_the_newest_checkpoints(train_tiny):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from genmodels.kernels.resize_normalize import resize_normalize
 from genmodels.metrics.inception import rgb
 
-__all__ = ["DINOv2", "URL"]
+__all__ = ["DINOv2", "URL", "need_timm"]
 
 URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 NAME = "vit_large_patch14_dinov2"
@@ -20,20 +20,25 @@ MEAN = [255 * value for value in (0.485, 0.456, 0.406)]  # of ImageNet, in grey 
 STD = [255 * value for value in (0.229, 0.224, 0.225)]
 
 
-class DINOv2(nn.Module):
-    """The class token (B,1024) of uint8 images (B,1 or 3,H,W), resized to 224 as Pillow does.
+def need_timm():
+    """Return timm.
 
     Raises:
-        ValueError: timm is not installed.
+        ValueError: it is not installed.
     """
+    try:
+        import timm
+    except ImportError:
+        raise ValueError("features=dinov2 needs timm: pip install timm") from None
+    return timm
+
+
+class DINOv2(nn.Module):
+    """The class token (B,1024) of uint8 images (B,1 or 3,H,W), resized to 224 as Pillow does."""
 
     def __init__(self):
         super().__init__()
-        try:
-            import timm
-        except ImportError:
-            raise ValueError("features=dinov2 needs timm: pip install timm") from None
-        self.vit = timm.create_model(NAME, pretrained=False, img_size=SIZE, num_classes=0)
+        self.vit = need_timm().create_model(NAME, pretrained=False, img_size=SIZE, num_classes=0)
 
     def load(self, state):
         """Take over a published state dict, its position embeddings brought to 16 x 16 patches.

@@ -97,15 +97,16 @@ def _inception(weights, device, mode, resize):
 
 def _dinov2(weights, device, mode, resize):
     """Return DINOv2 ViT-L/14, the features of FD-DINOv2."""
-    path = files.download(dinov2.URL, None) if str(weights) == "download" else weights
-    net = dinov2.DINOv2()
-    if path is None:
+    dinov2.need_timm()
+    if weights is None:
         raise ValueError(
             f"weights= is missing: features=dinov2 needs a file, {dinov2.URL}, or weights=download "
             "to fetch it"
         )
-    sha256 = files.read(path)[1]
-    net.load(files.load_state(path))
+    path = files.download(dinov2.URL, None) if str(weights) == "download" else weights
+    sha256, state = files.read(path)[1], files.load_state(path)
+    net = dinov2.DINOv2()
+    net.load(state)
     net.eval().requires_grad_(False).to(device)
     net = net.to(half(device)) if mode == "fast" else net
     batch = 8 if device.type == "cpu" else 128
@@ -121,6 +122,31 @@ def _file(path, device, mode):
 FEATURES = {name: partial(_grey, name) for name in GREY_NETS}
 FEATURES |= {"inception": _inception, "dinov2": _dinov2, "pixels": _pixels}
 RESIZES = {"inception": ("tf1", "clean")}  # where there is a choice; the first is the default
+
+
+def _resize(name, resize):
+    """Return the resize of the net called `name`: the one asked for, its default, or None."""
+    choices = RESIZES.get(name, ())
+    if resize is not None and resize not in choices:
+        remedy = f"choose from {', '.join(choices)}" if choices else "there is no choice, leave out"
+        raise ValueError(f"resize={resize} of features={name}: {remedy}")
+    return resize or (choices or (None,))[0]
+
+
+def _loader(name, weights, device, resize):
+    """Return load(mode=...) of the net called `name`."""
+    if name in FEATURES:
+        return partial(FEATURES[name], weights, device, resize=resize)
+    if Path(name).is_file():
+        if weights is not None:
+            raise ValueError(f"features={name} holds its weights: leave out weights={weights}")
+        return partial(_file, name, device)
+    near = difflib.get_close_matches(name, FEATURES, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"features must be one of {', '.join(FEATURES)} or an existing TorchScript file, "
+        f"got {name!r}{hint}"
+    )
 
 
 def load_features(name, weights=None, device="cpu", *, mode="exact", resize=None, sha256=None):
@@ -149,24 +175,7 @@ def load_features(name, weights=None, device="cpu", *, mode="exact", resize=None
     if mode not in MODES:
         raise ValueError(f"mode={mode}: choose exact or fast")
     name, device = str(name), torch.device(device)
-    choices = RESIZES.get(name, ())
-    if resize is not None and resize not in choices:
-        remedy = f"choose from {', '.join(choices)}" if choices else "there is no choice, leave out"
-        raise ValueError(f"resize={resize} of features={name}: {remedy}")
-    resize = resize or (choices or (None,))[0]
-    if name in FEATURES:
-        load = partial(FEATURES[name], weights, device, resize=resize)
-    elif Path(name).is_file():
-        if weights is not None:
-            raise ValueError(f"features={name} holds its weights: leave out weights={weights}")
-        load = partial(_file, name, device)
-    else:
-        near = difflib.get_close_matches(name, FEATURES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"features must be one of {', '.join(FEATURES)} or an existing TorchScript file, "
-            f"got {name!r}{hint}"
-        )
+    load = _loader(name, weights, device, _resize(name, resize))
     features = load(mode=mode)
     if features.sha256 is not None:
         files.check_sha256(weights or name, features.sha256, sha256)

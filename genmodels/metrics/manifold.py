@@ -1,13 +1,16 @@
-"""Scores from nearest neighbours: two-sample accuracy and memorisation.
+"""Scores from nearest neighbours: two-sample accuracy, precision and recall, memorisation.
 
-Distances are Euclidean, in float64, in blocks of rows: memory grows with N, not with N^2.
+Distances are Euclidean, in blocks of rows: memory grows with N, not with N^2. Two-sample accuracy
+and memorisation compute them in float64; precision, recall, density and coverage in the rows' own
+precision, as the published code does.
 """
 
 import torch
 
+from genmodels.kernels.pairwise import ball_count, knn_radius
 from genmodels.metrics.features import check_rows
 
-__all__ = ["memorised", "nn1", "nn1_sides"]
+__all__ = ["density_coverage", "memorised", "nn1", "nn1_sides", "precision_recall"]
 
 _BLOCK = 2**24  # distances held at a time: 128 MB
 _QUANTILE = 0.05
@@ -100,6 +103,61 @@ def memorised(samples, train, heldout):
     threshold = _nearest(heldout, train).kthvalue(rank).values
     near = _nearest(samples, train) <= threshold + _tolerance(train)
     return float(near.double().mean())
+
+
+def precision_recall(samples, real, k=3):
+    """Return (precision, recall), each as a bool per row: (N,) of samples, (M,) of real rows.
+
+    A sample is precise if it lies within the distance of some real row to its k-th nearest other
+    real row; a real row is recalled if it lies so near to some sample. The means are the scores.
+
+    Args:
+        samples: (N,D) rows, N > k. real: (M,D) rows, M > k.
+        k: 3 in the published protocols, 1..16.
+
+    Raises:
+        ValueError: too few rows, different D, values that are not finite.
+
+    Reference: Kynkaanniemi et al. 2019, arXiv 1904.06991, equations 1 and 2.
+    """
+    samples, real = _two_sets(samples, real, k, "prc")
+    precise = ball_count(samples, real, knn_radius(real, k=k)) > 0
+    recalled = ball_count(real, samples, knn_radius(samples, k=k)) > 0
+    return precise, recalled
+
+
+def density_coverage(samples, real, k=5):
+    """Return (density, coverage), each per row: float64 (N,) of samples, bool (M,) of real rows.
+
+    Density counts the real balls a sample lies in, over k (1 on average for equal laws); a real row
+    is covered if a sample lies in its ball. Both are steadier against single outliers than
+    precision and recall.
+
+    Args:
+        samples, real: as for precision_recall.
+        k: 5 in the published protocol.
+
+    Reference: Naeem et al. 2020, arXiv 2002.09797, equations 3 and 4.
+    """
+    samples, real = _two_sets(samples, real, k, "density")
+    radius = knn_radius(real, k=k)
+    inside = ball_count(samples, real, radius)
+    covered = ball_count(real, samples, radius, owner="x") > 0
+    return inside.double() / k, covered
+
+
+def _two_sets(samples, real, k, name):
+    if min(len(samples), len(real)) <= k:
+        raise ValueError(
+            f"metrics={name}: needs more than {k} images on each side, got {len(samples)} and "
+            f"{len(real)}"
+        )
+    if samples.shape[1:] != real.shape[1:]:
+        raise ValueError(
+            f"features must have one dimension, got {samples.shape[1]} and {real.shape[1]}"
+        )
+    check_rows(samples, "samples"), check_rows(real, "real")
+    return samples, real
 
 
 def _nearest(queries, base):

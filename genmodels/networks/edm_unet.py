@@ -6,7 +6,7 @@
     decoder:  per level [double,] `blocks` + 1 residual blocks, each fed one skip
     output:   norm, SiLU, 3x3 conv
 
-What the families do differently stands in `_FAMILIES`. Released weights are mapped onto these
+What the families do differently stands in `FAMILIES`. Released weights are mapped onto these
 parameter names by genmodels/importers.py.
 
 References: Song et al. 2021, arXiv 2011.13456, appendix H (DDPM++, NCSN++); Dhariwal and Nichol
@@ -24,7 +24,7 @@ from torch import nn
 from genmodels.config import check, setting
 from genmodels.networks.unet import pad_to_multiple
 
-__all__ = ["EDMUNet", "EDMUNetConfig"]
+__all__ = ["FAMILIES", "EDMUNet", "EDMUNetConfig"]
 
 AUGMENT_DIM = 9  # width of the augmentation vector, see genmodels/augment.py
 
@@ -43,8 +43,8 @@ class EDMUNetConfig:
     augment: bool = setting(True, "take the 9 augmentation values as an input")
 
     def __post_init__(self):
-        check(self.kind in _FAMILIES, "network.kind", self.kind,
-              f"choose from {', '.join(_FAMILIES)}")  # fmt: skip
+        check(self.kind in FAMILIES, "network.kind", self.kind,
+              f"choose from {', '.join(FAMILIES)}")  # fmt: skip
         check(self.multipliers and min(self.multipliers) > 0, "network.multipliers",
               self.multipliers, "must be positive whole numbers, one for each level")  # fmt: skip
         check(self.channels >= 4, "network.channels", self.channels, "must be >= 4")
@@ -72,7 +72,7 @@ class _Family(NamedTuple):
     pyramid: bool  # a second encoder path carries the downsampled image to each level
 
 
-_FAMILIES = {
+FAMILIES = {
     "ddpmpp": _Family((1, 1), math.sqrt(0.5), 1e-6, False, 0, False, True, False, False),
     "ncsnpp": _Family((1, 3, 3, 1), math.sqrt(0.5), 1e-6, False, 0, False, True, True, True),
     "adm": _Family((1, 1), 1.0, 1e-5, True, 64, True, False, False, False),
@@ -91,18 +91,21 @@ class EDMUNet(nn.Module):
         classes: number of class labels; 0 makes the network unconditional.
 
     Raises:
-        ValueError: augmentation values given to a network built without them.
+        ValueError: a height of attention that no level has; augmentation values given to a network
+            built without them.
     """
 
     Config = EDMUNetConfig
 
     def __init__(self, cfg, shape, classes=0):
         super().__init__()
-        family = _FAMILIES[cfg.kind]
+        family = FAMILIES[cfg.kind]
         widths = [cfg.channels * multiplier for multiplier in cfg.multipliers]
         self.multiple = 2 ** (len(widths) - 1)
         self.scale = family.scale
         heights = [math.ceil(shape[-2] / 2**level) for level in range(len(widths))]
+        check(set(cfg.attention) <= set(heights), "network.attention", cfg.attention,
+              f"must be heights of the levels, {heights} for images {shape[-2]} high")  # fmt: skip
         attended = [height in cfg.attention for height in heights]
         self.embedding = Embedding(cfg.kind, cfg.channels, classes, cfg.augment)
         dim = self.embedding.dim
@@ -197,14 +200,14 @@ class Embedding(nn.Module):
     def __init__(self, kind, channels, classes, augment):
         super().__init__()
         self.adm, self.classes, self.dim = kind == "adm", classes, 4 * channels
-        features = channels * (2 if _FAMILIES[kind].fourier else 1)
+        features = channels * (2 if FAMILIES[kind].fourier else 1)
         half = features // 2
-        if _FAMILIES[kind].fourier:
+        if FAMILIES[kind].fourier:
             frequencies = 2 * math.pi * 16 * torch.randn(half)  # random, fixed; scale 16
         else:
             # DDPM++ spans 1 ... 1e-4 with both ends, ADM stops one step before 1e-4.
             frequencies = 1e-4 ** (torch.arange(half) / (half - (not self.adm)))
-        self.register_buffer("frequencies", frequencies, persistent=_FAMILIES[kind].fourier)
+        self.register_buffer("frequencies", frequencies, persistent=FAMILIES[kind].fourier)
         self.hidden = nn.Linear(features, self.dim)
         self.outer = nn.Linear(self.dim, self.dim)
         self.label = self.augment = None

@@ -306,16 +306,17 @@ class GraphedChain:
         counter = torch.as_tensor(counter, dtype=torch.int64, device=y.device)
         self._counter = counter.reshape(-1).clone()
         options.update(seed=self._seed, counter=self._counter, steps=steps)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # compile kernels and settle cuDNN outside the capture
-            for _ in range(3):
-                chain(energy, self._y, **options)
-        torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._result = chain(energy, self._y, **options)
-            self._counter += steps
+        with torch.cuda.device(y.device):  # streams and graphs belong to the current device
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # compile kernels and settle cuDNN outside the capture
+                for _ in range(3):
+                    chain(energy, self._y, **options)
+            torch.cuda.current_stream().wait_stream(side)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._result = chain(energy, self._y, **options)
+                self._counter += steps
 
     def __call__(self, y=None, *, seed=None, counter=None):
         """Return the Chain from start y; its tensors are overwritten by the next call.
@@ -336,5 +337,6 @@ class GraphedChain:
             self._seed.copy_(seed.reshape(self._seed.shape))
         if counter is not None:
             self._counter.copy_(torch.as_tensor(counter).reshape(-1))
-        self._graph.replay()
+        with torch.cuda.device(self._y.device):
+            self._graph.replay()
         return self._result

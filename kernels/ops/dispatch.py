@@ -31,7 +31,9 @@ __all__ = [
     "FLOATS",
     "HAS_TRITON",
     "INTERPRETING",
+    "arrange",
     "check_chain",
+    "check_counter",
     "chunks",
     "coefficient",
     "column",
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_LARGEST = 1 << 30  # elements of an item: kernels count them in 32 bits
 
 # TRITON_INTERPRET=1, read when the kernels are defined, as Triton does.
 INTERPRETING = HAS_TRITON and bool(triton.knobs.runtime.interpret)
@@ -102,25 +105,76 @@ def column(value, part, state):
     return value.reshape(-1, *[1] * (state.dim() - 1))
 
 
+def _dense(x):
+    """Whether items follow one another in memory and each fills its part, in any order of axes."""
+    expected = 1
+    for stride, size in sorted(zip(x.stride()[1:], x.shape[1:])):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return len(x) <= 1 or x.stride(0) == expected
+
+
+def arrange(y, *others, ordered):
+    """Return y and others (None stays) in one memory layout, copying only what has another one.
+
+    A kernel walks over memory, so the layout is free, channels last for one, as long as all
+    tensors share it. Noise drawn in the kernel belongs to elements in logical order and asks for
+    `ordered`: contiguous tensors.
+    """
+    if ordered or y.is_contiguous() or not _dense(y):
+        return [x if x is None else x.contiguous() for x in (y, *others)]
+
+    def same(x):
+        return x is None or x.stride() == y.stride()
+
+    return [x if same(x) else torch.empty_like(y, dtype=x.dtype).copy_(x) for x in (y, *others)]
+
+
+def check_counter(op, name, counter, items, device):
+    """Raise ValueError unless `counter` is None or contiguous int32 (items,) on the device."""
+    if counter is not None and (
+        counter.dtype != torch.int32
+        or counter.shape != (items,)
+        or counter.device != device
+        or not counter.is_contiguous()
+    ):
+        raise ValueError(
+            f"{op}: {name} must be contiguous int32 ({items},) on {device}, got {counter.dtype} "
+            f"{tuple(counter.shape)}, strides {counter.stride()}, on {counter.device}"
+        )
+
+
 def check_chain(op, y, others, numbers, mask=None, **per_item):
     """Raise ValueError unless `others` look like y and `numbers` are positive and finite.
 
     Args:
         op: name of the op.
-        y: the state (B, ...), a floating dtype.
-        others: {name: tensor or None} that must have y's shape and device.
+        y: the state (B, ...), a floating dtype, at most 2^30 elements per item.
+        others: {name: tensor or None} that must have y's shape and device; "out" also y's dtype,
+            and no input that needs a gradient beside it.
         numbers: {name: value or None}; tensors are not looked into (that would wait for a device).
         mask: bool or uint8, broadcastable to y, or None.
         per_item: further arguments that are one number or one per item of y.
     """
     if y.dim() == 0 or not y.is_floating_point():
         raise ValueError(f"{op}: y must be floating, (B, ...), got {y.dtype} {tuple(y.shape)}")
+    if y[:1].numel() > _LARGEST:
+        raise ValueError(f"{op}: an item of y may have 2^30 elements, got {y[:1].numel()}")
     for name, tensor in others.items():
         if tensor is not None and (tensor.shape != y.shape or tensor.device != y.device):
             raise ValueError(
                 f"{op}: {name} must be like y, {tuple(y.shape)} on {y.device}, "
                 f"got {tuple(tensor.shape)} on {tensor.device}"
             )
+    out = others.get("out")
+    if out is not None and out.dtype != y.dtype:
+        raise ValueError(f"{op}: out must be like y, {y.dtype}, got {out.dtype}")
+    given = [x for x in (y, *others.values(), *numbers.values(), *per_item.values())
+             if isinstance(x, torch.Tensor)]  # fmt: skip
+    if out is not None and torch.is_grad_enabled() and any(x.requires_grad for x in given):
+        raise ValueError(f"{op}: out= cannot be given where an input needs a gradient: "
+                         "drop out=, or detach the inputs")  # fmt: skip
     for name, value in numbers.items():
         if isinstance(value, (int, float)) and not (0 < value < math.inf):
             raise ValueError(f"{op}: {name} must be > 0 and finite, got {value}")
@@ -134,6 +188,8 @@ def check_chain(op, y, others, numbers, mask=None, **per_item):
             )
     if mask is not None and mask.dtype not in (torch.bool, torch.uint8):
         raise ValueError(f"{op}: mask must be bool or uint8, got {mask.dtype}: use mask > 0.5")
+    if mask is not None and mask.device != y.device:
+        raise ValueError(f"{op}: mask must be on {y.device}, got {mask.device}")
 
 
 def chunks(items, numel, limit=1 << 18):

@@ -15,26 +15,25 @@ of g^2 = sigma^2 x^2 is 2 sigma^2 x); Ito's correction -sigma^2 / 2 turns 2 into
 import torch
 
 from .dispatch import (
+    arrange,
     check_chain,
-    chunks,
+    check_counter,
     coefficient,
-    column,
-    launch_options,
     on_device,
     tl,
     triton,
     use_triton,
 )
-from .groups import locate, per_element, plan, spread
-from .philox import chain_normals, tile_normals
+from .groups import key_arguments, locate, per_element, plan, spread
+from .philox import by_items, tile_normals
 
 __all__ = ["gbm_step"]
 
 FORMS = ("dls", "ums", "log")
 
 
-def _reference(x, score, noise, variance, drift, noise_scale, form):
-    """Return (x', flips per item); the coefficients broadcast against x, noise is z or None."""
+def _reference(x, *, score, noise, variance, drift, noise_scale, form, flips):
+    """The formula above; numbers broadcast against x, noise is z or None; adds to flips."""
     state = x if x.dtype == torch.float64 else x.float()
     ito = 2.0 if form == "ums" else 1.5
     exponent = variance * score.to(state.dtype) + (ito * variance - drift)
@@ -42,9 +41,11 @@ def _reference(x, score, noise, variance, drift, noise_scale, form):
         exponent = exponent + noise_scale * noise
     if form == "ums":
         factor = 1 + exponent
-        return (state * factor).to(x.dtype), (factor <= 0).reshape(len(x), -1).sum(1)
+        if flips is not None:
+            flips += (factor <= 0).reshape(len(x), -1).sum(1).reshape(flips.shape)
+        return (state * factor).to(x.dtype)
     new = state + exponent if form == "log" else state * exponent.exp()
-    return new.to(x.dtype), 0
+    return new.to(x.dtype)
 
 
 @triton.jit(do_not_specialize=["seed", "counter", "lane", "items"])
@@ -110,60 +111,27 @@ def gbm_kernel(
 
 
 @on_device
-def _kernel(x, score, *, noise, coefficients, form, key, flips, out, block=None):
-    """Launch; coefficients = (variance, drift, noise_scale), key = (seed, counter, stream)."""
+def _kernel(x, *, key, out, form, block=None, **arguments):
+    """Launch; arguments as for _reference, key = (seed, counter, stream) or None."""
     device, items = x.device, len(x)
-    x, score = x.contiguous(), score.contiguous()
-    noise = None if noise is None else noise.contiguous()
-    (v, V), (m, M), (s, S) = (coefficient(value, items, device) for value in coefficients)
-    seed, counter, stream = key or (0, 0, 0)
-    seed, seed_stride = coefficient(seed, items, device, torch.int64)
-    counter, counter_stride = coefficient(counter, items, device, torch.int64)
+    x, score, noise = arrange(
+        x, arguments["score"], arguments["noise"], ordered=key is not None
+    )  # fmt: skip
+    arguments |= {"score": score, "noise": noise}
+    for name, flag in (("variance", "V"), ("drift", "M"), ("noise_scale", "S")):
+        arguments[name], arguments[flag] = coefficient(arguments[name], items, device)
     grid, layout = plan(items, x[:1].numel(), block)
-    out = torch.empty_like(x) if out is None else out
-    target = out if out.is_contiguous() else torch.empty_like(x)
+    target = out if out is not None and out.stride() == x.stride() else torch.empty_like(x)
     gbm_kernel[grid](
-        target,
-        x,
-        score,
-        noise,
-        flips,
-        v,
-        m,
-        s,
-        seed,
-        counter,
-        stream,
+        out=target,
+        x=x,
+        **arguments,
+        **key_arguments(key, items, device),
         **layout,
-        V=V,
-        M=M,
-        S=S,
         FORM=form,
         NOISE=1 if noise is not None else 2 if key is not None else 0,
-        SEED=seed_stride,
-        COUNTER=counter_stride,
-        **launch_options(num_warps=max(1, min(16, layout["GROUPS"] // 64))),
     )
-    return target if target is out else out.copy_(target)
-
-
-def _in_chunks(x, score, *, noise, coefficients, form, key, flips, out):
-    """Return _reference over the whole state, some items at a time, drawing the noise."""
-    whole = torch.is_grad_enabled() and (x.requires_grad or score.requires_grad)
-    out = torch.empty_like(x) if out is None else out
-    for part in [slice(0, len(x))] if whole else chunks(len(x), x[:1].numel()):
-        z = None if noise is None else noise[part]
-        if key is not None:
-            keys = [k[part] if isinstance(k, torch.Tensor) and k.numel() > 1 else k for k in key]
-            z = chain_normals(x[part], *keys, first=part.start)
-        values = [column(value, part, x) for value in coefficients]
-        new, flipped = _reference(x[part], score[part], z, *values, form)
-        if flips is not None:
-            flips[part] += flipped
-        if whole:
-            return new
-        out[part] = new
-    return out
+    return target if out is None or target is out else out.copy_(target)
 
 
 def gbm_step(
@@ -192,32 +160,34 @@ def gbm_step(
         form: "dls", "ums", or "log" (dls with log x as the state).
         noise: z like x, in place of drawing it.
         seed, counter, stream: as for langevin_step.
-        flips: int32 (B,); the elements whose ums factor was <= 0 are added to it, per item.
+        flips: contiguous int32 (B,); counts the elements of each item whose ums factor was <= 0.
         out: where to write, x itself for in place; default a new tensor.
 
     Raises:
-        ValueError: for shapes that differ, an unknown form, a noise without a seed.
+        ValueError: for shapes that differ, an unknown form, a noise without a seed, an out= beside
+            an input that needs a gradient.
     Reference: module docstring; docs/kernels.md.
     """
     op = "gbm_step"
     if form not in FORMS:
         raise ValueError(f"{op}: form must be one of {', '.join(FORMS)}, got {form!r}")
-    if flips is not None and (flips.dtype != torch.int32 or flips.shape != x.shape[:1]):
-        raise ValueError(f"{op}: flips must be int32 ({len(x)},), got {flips.dtype} {flips.shape}")
     like, more = {"score": score, "noise": noise, "out": out}, {"seed": seed, "counter": counter}
     check_chain(op, x, like, {"variance": variance}, drift=drift, noise_scale=noise_scale, **more)
+    check_counter(op, "flips", flips, len(x), x.device)
     noise_scale = variance**0.5 if noise_scale is None else noise_scale
     quiet = not isinstance(noise_scale, torch.Tensor) and noise_scale == 0
     if not quiet and noise is None and seed is None:
         raise ValueError(f"{op}: seed must be given where noise_scale > 0: an int or one per item")
     kernel = use_triton(op, x, score, noise, out) and x.numel() > 0
-    return (_kernel if kernel else _in_chunks)(
-        x,
-        score,
-        noise=None if quiet else noise,
-        coefficients=(variance, drift, noise_scale),
-        form=form,
-        key=None if quiet or noise is not None else (seed, counter, stream),
-        flips=flips,
-        out=out,
-    )
+    arguments = {
+        "score": score,
+        "noise": None if quiet else noise,
+        "variance": variance,
+        "drift": drift,
+        "noise_scale": noise_scale,
+        "form": form,
+        "flips": flips,
+        "key": None if quiet or noise is not None else (seed, counter, stream),
+        "out": out,
+    }
+    return _kernel(x, **arguments) if kernel else by_items(_reference, x, **arguments)

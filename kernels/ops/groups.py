@@ -4,9 +4,19 @@ Items (chains, images) of `numel` elements have ceil(numel / 4) groups each, the
 a program works on GROUPS of them. What a kernel computes does not depend on that number.
 """
 
-from .dispatch import INTERPRETING, tl, triton
+import torch
 
-__all__ = ["interleave", "locate", "per_element", "per_item", "plan", "spread"]
+from .dispatch import INTERPRETING, coefficient, launch_options, tl, triton
+
+__all__ = [
+    "interleave",
+    "key_arguments",
+    "locate",
+    "per_element",
+    "per_item",
+    "plan",
+    "spread",
+]
 
 
 @triton.jit
@@ -92,7 +102,7 @@ def per_element(value, item, STRIDE: tl.constexpr, GROUPS: tl.constexpr, ROW: tl
 
 
 def plan(items, numel, block=None):
-    """Return (grid, arguments) of a launch over `items` items of `numel` elements.
+    """Return (grid, arguments and options) of a launch over `items` items of `numel` elements.
 
     Args:
         items, numel: the size of the state.
@@ -114,5 +124,18 @@ def plan(items, numel, block=None):
         "ROW": row,
         "PACKED": numel % 4 == 0,
         "WIDE": 4 * items * groups >= 2**31,
+        **launch_options(num_warps=max(1, min(16, block // 64))),
     }
     return (programs,), arguments
+
+
+def key_arguments(key, items, device):
+    """Return a kernel's arguments for the noise of key = (seed, counter, stream) or None.
+
+    `lane` is the stream: Triton keeps that name for itself.
+    """
+    seed, counter, lane = key or (0, 0, 0)
+    seed, seed_stride = coefficient(seed, items, device, torch.int64)
+    counter, counter_stride = coefficient(counter, items, device, torch.int64)
+    return {"seed": seed, "counter": counter, "lane": lane,
+            "SEED": seed_stride, "COUNTER": counter_stride}  # fmt: skip

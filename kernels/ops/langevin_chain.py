@@ -8,8 +8,9 @@ for three targets with known answers, elementwise or of few dimensions:
     Mixture      log p = log sum_k w_k N(y; m_k, v_k I)
     DoubleWell   log p = -h sum_d (y_d^2 - c^2)^2
 
-Memory is touched twice per chain instead of three times per step. Step i draws the noise of
-langevin_step with counter + i, so the two agree but for rounding.
+Memory is touched twice per chain instead of three times per step. The state is float32 over the
+whole chain (float64 stays, reference only) and rounded once, to y's dtype, at the end. Step i draws
+the noise of langevin_step with counter + i, so the two agree but for rounding.
 
 Source: Parisi, "Correlation functions and computer simulations", 1981; module langevin_step.
 """
@@ -29,7 +30,7 @@ from .dispatch import (
     triton,
     use_triton,
 )
-from .groups import per_item
+from .groups import key_arguments, per_item
 from .langevin_step import langevin_step
 from .philox import group_normals
 
@@ -101,7 +102,7 @@ class DoubleWell:
 
 
 def _reference(y, energy, *, steps, a, s, seed, counter, stream):
-    """The formula above, as `steps` calls of langevin_step in place."""
+    """The formula above, as `steps` calls of langevin_step in place on the state y."""
     for i in range(steps):
         score = energy.score(y)
         langevin_step(
@@ -254,8 +255,6 @@ def _kernel(y, energy, *, steps, a, s, seed, counter, stream, tile=None):
     items, numel = len(y), y[:1].numel()
     kind, first, second, third, components = _parameters(energy, y)
     (a, A), (s, S) = (coefficient(value, items, y.device) for value in (a, s))
-    seed, SEED = coefficient(seed, items, y.device, torch.int64)
-    counter, COUNTER = coefficient(counter, items, y.device, torch.int64)
     groups = (numel + 3) // 4
     if tile is None:
         wide = triton.next_power_of_2(groups)
@@ -266,28 +265,24 @@ def _kernel(y, energy, *, steps, a, s, seed, counter, stream, tile=None):
         tile = (rows, wide)
     grid = (-(-items // tile[0]), -(-groups // tile[1]))
     chain_kernel[grid](
-        y,
-        y,
-        first,
-        second,
-        third,
-        a,
-        s,
-        seed,
-        counter,
-        stream,
-        items,
-        numel,
-        groups,
-        steps,
-        components,
+        out=y,
+        y=y,
+        first=first,
+        second=second,
+        third=third,
+        step=a,
+        noise_scale=s,
+        **key_arguments((seed, counter, stream), items, y.device),
+        items=items,
+        numel=numel,
+        groups=groups,
+        steps=steps,
+        components=components,
         KIND=kind,
         FIRST=isinstance(first, torch.Tensor),
         SECOND=isinstance(second, torch.Tensor),
         A=A,
         S=S,
-        SEED=SEED,
-        COUNTER=COUNTER,
         ROWS=tile[0],
         GROUPS=tile[1],
         **launch_options(num_warps=max(1, min(8, tile[0] * tile[1] // 32))),
@@ -325,13 +320,11 @@ def langevin_chain(
     numel = y[:1].numel()
     if isinstance(energy, Mixture) and (energy.means.shape[1] != numel or numel > 4096):
         raise ValueError(f"{op}: means must be (K, {numel}), got {tuple(energy.means.shape)}")
-    state = y.clone(memory_format=torch.contiguous_format) if out is None else out
-    if out is not None and out is not y:
-        out.copy_(y)
-    kernel = use_triton(op, state) and state.numel() > 0
-    work = state.contiguous() if kernel else state
+    kernel = use_triton(op, y, out) and y.numel() > 0
+    dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
+    state = y.detach().to(dtype, memory_format=torch.contiguous_format, copy=True)
     (_kernel if kernel else _reference)(
-        work,
+        state,
         energy,
         steps=steps,
         a=step,
@@ -340,4 +333,4 @@ def langevin_chain(
         counter=counter,
         stream=stream,
     )
-    return state if work is state else state.copy_(work)
+    return state.to(y.dtype) if out is None else out.copy_(state)

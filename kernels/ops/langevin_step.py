@@ -15,29 +15,36 @@ import torch
 
 from .dispatch import (
     INTERPRETING,
+    arrange,
     check_chain,
-    chunks,
     coefficient,
-    column,
     launch_options,
     on_device,
     tl,
     triton,
     use_triton,
 )
-from .groups import locate, per_element, plan
-from .philox import chain_normals, tile_normals
+from .groups import key_arguments, locate, per_element, per_item, plan
+from .philox import by_items, tile_normals
 
 __all__ = ["langevin_step"]
 
 _SPAN = 1 << 14  # elements whose squares one program adds up
+# Numbers of a step, each one for all or one per item, and the kernel's flag for which.
+_FLAGS = {
+    "step": "A",
+    "noise_scale": "S",
+    "tether_scale": "K",
+    "grad_clip": "C",
+    "grad_norm": "N",
+}
 
 
 def _reference(
     y, grad, *, step, noise_scale, noise, tether, tether_scale, mask, known, clamp, grad_clip,
     grad_norm,
 ):  # fmt: skip
-    """The formula above; coefficients broadcast against y, noise is z or None."""
+    """The formula above; numbers broadcast against y, noise is z or None."""
     state = y if y.dtype == torch.float64 else y.float()
     drift = grad.to(state.dtype)
     if grad_clip is not None:
@@ -53,29 +60,9 @@ def _reference(
     if clamp is not None:
         new = new.clamp(*clamp)
     new = new.to(y.dtype)
-    return new if mask is None else torch.where(mask.bool(), new, y if known is None else known)
-
-
-def _in_chunks(y, grad, *, key, out, **arguments):
-    """Return _reference over the whole state, some items at a time, drawing the noise."""
-    inputs = [x for x in (y, grad, *arguments.values()) if isinstance(x, torch.Tensor)]
-    whole = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    out = torch.empty_like(y) if out is None else out
-    for part in [slice(0, len(y))] if whole else chunks(len(y), y[:1].numel()):
-        some = dict(arguments)
-        for name, value in arguments.items():
-            if name in ("step", "noise_scale", "tether_scale"):
-                some[name] = column(value, part, y)
-            elif isinstance(value, torch.Tensor):
-                some[name] = value[part]
-        if key is not None:
-            keys = [x[part] if isinstance(x, torch.Tensor) and x.numel() > 1 else x for x in key]
-            some["noise"] = chain_normals(y[part], *keys, first=part.start)
-        new = _reference(y[part], grad[part], **some)
-        if whole:
-            return new
-        out[part] = new
-    return out
+    if mask is None:
+        return new
+    return torch.where(mask.bool(), new, y if known is None else known.to(y.dtype))
 
 
 @triton.jit
@@ -94,6 +81,7 @@ def squares_kernel(
     parts,
     limit,
     CLIP: tl.constexpr,
+    LIMIT: tl.constexpr,
     SPAN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -103,12 +91,14 @@ def squares_kernel(
     part = tl.program_id(0) % parts
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     base = row.to(tl.int64)[:, None] * numel
+    largest = tl.zeros((ROWS, 1), dtype=tl.float32)
+    largest += per_item(limit, tl.minimum(row, items - 1)[:, None], LIMIT)
     for start in range(0, SPAN, COLUMNS):
         element = part * SPAN + start + tl.arange(0, COLUMNS)
         inside = (row < items)[:, None] & (element < numel)[None, :]
         g = tl.load(grad + base + element[None, :], mask=inside, other=0.0).to(tl.float32)
         if CLIP:
-            g = clip(g, -limit, limit)
+            g = clip(g, -largest, largest)
         total += g * g
     tl.store(out + row.to(tl.int64) * parts + part, tl.sum(total, axis=1), mask=row < items)
 
@@ -128,8 +118,8 @@ def langevin_kernel(
     tether_scale,
     low,
     high,
-    clip_limit,
-    norm_limit,
+    grad_clip,
+    grad_norm,
     seed,
     counter,
     lane,
@@ -141,6 +131,8 @@ def langevin_kernel(
     A: tl.constexpr,
     S: tl.constexpr,
     K: tl.constexpr,
+    C: tl.constexpr,
+    N: tl.constexpr,
     NOISE: tl.constexpr,
     CLAMP: tl.constexpr,
     CLIP: tl.constexpr,
@@ -160,16 +152,19 @@ def langevin_kernel(
     state = old.to(tl.float32)
     drift = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32)
     if CLIP:
-        drift = clip(drift, -clip_limit, clip_limit)
+        limit = per_element(grad_clip, item, C, GROUPS, ROW)
+        drift = clip(drift, -limit, limit)
     if NORM == 1:  # the whole item is in this program
-        drift *= clip(norm_limit / tl.sqrt(tl.sum(drift * drift)), 0.0, 1.0)
+        limit = per_item(grad_norm, item, N)
+        drift *= clip(limit / tl.sqrt(tl.sum(drift * drift)), 0.0, 1.0)
     if NORM == 2:
         if ROW:
             part = tl.arange(0, PARTS)
             total = tl.sum(tl.load(norms + item * parts + part, mask=part < parts, other=0.0))
         else:
             total = per_element(norms, item, 1, GROUPS, ROW)
-        drift *= clip(norm_limit / tl.sqrt(total), 0.0, 1.0)
+        limit = per_element(grad_norm, item, N, GROUPS, ROW)
+        drift *= clip(limit / tl.sqrt(total), 0.0, 1.0)
     new = state + per_element(step, item, A, GROUPS, ROW) * drift
     if tether is not None:
         target = tl.load(tether + offset, mask=inside, other=0.0).to(tl.float32)
@@ -191,8 +186,8 @@ def langevin_kernel(
     tl.store(out + offset, new, mask=inside)
 
 
-def _squares(grad, items, numel, grad_clip):
-    """Return (items, parts) sums of squares of the gradient."""
+def _squares(grad, items, numel, limit, stride):
+    """Return (items, parts) sums of squares of the gradient; limit, stride: its clip or None."""
     columns = min(triton.next_power_of_2(numel), 4096)
     rows = max(1, 4096 // columns)
     rows = min(rows, triton.next_power_of_2(items))
@@ -205,8 +200,9 @@ def _squares(grad, items, numel, grad_clip):
         items,
         numel,
         parts,
-        0.0 if grad_clip is None else float(grad_clip),
-        CLIP=grad_clip is not None,
+        0.0 if limit is None else limit,
+        CLIP=limit is not None,
+        LIMIT=stride,
         SPAN=span,
         ROWS=rows,
         COLUMNS=columns,
@@ -216,56 +212,48 @@ def _squares(grad, items, numel, grad_clip):
 
 
 @on_device
-def _kernel(y, grad, *, key, out, clamp, grad_clip, grad_norm, block=None, **arguments):
-    """Launch; arguments as for langevin_step, key = (seed, counter, stream) or None.
+def _kernel(y, *, key, out, clamp, block=None, **arguments):
+    """Launch; arguments as for _reference, key = (seed, counter, stream) or None.
 
     block: groups per program, for tests.
     """
     device, items, numel = y.device, len(y), y[:1].numel()
-    y, grad = y.contiguous(), grad.contiguous()
-    for name in ("tether", "mask", "known", "noise"):
-        if arguments[name] is not None:
-            arguments[name] = arguments[name].contiguous()
-    if arguments["mask"] is not None:
-        arguments["mask"] = arguments["mask"].view(torch.uint8)
-    for name, flag in (("step", "A"), ("noise_scale", "S"), ("tether_scale", "K")):
+    clips = {name: arguments[name] is not None for name in ("grad_clip", "grad_norm")}
+    names = ("grad", "tether", "mask", "known", "noise")
+    y, *states = arrange(y, *(arguments[n] for n in names), ordered=key is not None)
+    arguments |= dict(zip(names, states))
+    for name, flag in _FLAGS.items():
         value = 0.0 if arguments[name] is None else arguments[name]
         arguments[name], arguments[flag] = coefficient(value, items, device)
-    drawn = key is not None
-    for name, flag, value in zip(("seed", "counter"), ("SEED", "COUNTER"), key or (0, 0)):
-        arguments[name], arguments[flag] = coefficient(value, items, device, torch.int64)
     grid, layout = plan(items, numel, block)
     norms, norm = None, 0
-    if grad_norm is not None:
+    if clips["grad_norm"]:
         whole = triton.next_power_of_2(layout["groups"])
         if 256 <= whole <= 1024 and 4 * layout["groups"] >= 3 * whole and not INTERPRETING:
             grid, layout = plan(items, numel, whole)
         norm = 1 if layout["ROW"] and layout["tiles"] == 1 else 2
-        norms = _squares(grad, items, numel, grad_clip) if norm == 2 else None
-    out = torch.empty_like(y) if out is None else out
-    target = out if out.is_contiguous() else torch.empty_like(y)
+        limit = arguments["grad_clip"] if clips["grad_clip"] else None
+        if norm == 2:
+            norms = _squares(arguments["grad"], items, numel, limit, arguments["C"])
+    target = out if out is not None and out.stride() == y.stride() else torch.empty_like(y)
     low, high = (0.0, 0.0) if clamp is None else clamp
     langevin_kernel[grid](
         out=target,
         y=y,
-        grad=grad,
         norms=norms,
         low=float(low),
         high=float(high),
-        clip_limit=float(grad_clip or 0.0),
-        norm_limit=float(grad_norm or 0.0),
-        lane=key[2] if drawn else 0,  # Triton keeps the name `stream` for itself
         parts=1 if norms is None else norms.shape[1],
         **arguments,
+        **key_arguments(key, items, device),
         **layout,
-        NOISE=1 if arguments["noise"] is not None else 2 if drawn else 0,
+        NOISE=1 if arguments["noise"] is not None else 2 if key is not None else 0,
         CLAMP=clamp is not None,
-        CLIP=grad_clip is not None,
+        CLIP=clips["grad_clip"],
         NORM=norm,
         PARTS=1 if norms is None else triton.next_power_of_2(norms.shape[1]),
-        **launch_options(num_warps=max(1, min(16, layout["GROUPS"] // 64))),
     )
-    return target if target is out else out.copy_(target)
+    return target if out is None or target is out else out.copy_(target)
 
 
 def langevin_step(
@@ -300,8 +288,8 @@ def langevin_step(
         mask: bool or uint8, broadcastable to y: True where the element moves.
         known: values where it does not, like y; default y itself.
         clamp: (low, high) for the result; NaN stays NaN.
-        grad_clip: largest magnitude of an element of the gradient, number.
-        grad_norm: largest L2 norm of an item's gradient (after grad_clip), number.
+        grad_clip: largest magnitude of an element of the gradient, a number or (B,).
+        grad_norm: largest L2 norm of an item's gradient (after grad_clip), a number or (B,).
         noise: z like y, in place of drawing it.
         seed: key of the noise: an int, or int64 (B,), one per chain. One int for all: chains take
             consecutive parts of one stream, so their noise then depends on their place in y.
@@ -310,7 +298,8 @@ def langevin_step(
         out: where to write, y itself for in place; default a new tensor.
 
     Raises:
-        ValueError: for shapes that differ, a step that is not positive, a noise without a seed.
+        ValueError: for shapes that differ, a step that is not positive, a noise without a seed,
+            an out= beside an input that needs a gradient.
     Reference: module docstring; Parisi 1981; Roberts and Tweedie 1996 for the default scale.
     """
     op = "langevin_step"
@@ -326,12 +315,13 @@ def langevin_step(
     if not quiet and noise is None and seed is None:
         raise ValueError(f"{op}: seed must be given where noise_scale > 0: an int or one per chain")
     arguments = {
+        "grad": grad,
         "step": step,
         "noise_scale": noise_scale,
         "noise": None if quiet else noise,
         "tether": tether,
         "tether_scale": tether_scale,
-        "mask": None if mask is None else mask.expand_as(y),
+        "mask": None if mask is None else mask.view(torch.uint8).expand_as(y),
         "known": known,
         "clamp": clamp,
         "grad_clip": grad_clip,
@@ -340,4 +330,4 @@ def langevin_step(
         "out": out,
     }
     kernel = use_triton(op, y, grad, tether, known, noise, out) and y.numel() > 0
-    return (_kernel if kernel else _in_chunks)(y, grad, **arguments)
+    return _kernel(y, **arguments) if kernel else by_items(_reference, y, **arguments)

@@ -19,7 +19,9 @@ import torch
 
 from .dispatch import (
     FLOATS,
+    arrange,
     check_chain,
+    check_counter,
     chunks,
     coefficient,
     column,
@@ -29,7 +31,7 @@ from .dispatch import (
     triton,
     use_triton,
 )
-from .groups import per_item
+from .groups import key_arguments, per_item
 from .langevin_step import langevin_step
 from .philox import chain_uniforms, random_words
 
@@ -190,9 +192,11 @@ def accept_kernel(
 def _kernel(y, y2, g, g2, lp, lp2, *, coefficients, tether, mask, uniform, key, count, acc, outs):
     """Launch; outs = (y, g) to write into; return (y, g, log_prob, accepted, ratio)."""
     device, items, numel = y.device, len(y), y[:1].numel()
+    y, y2, g, g2, tether, mask = arrange(y, y2, g, g2, tether, mask, ordered=False)
+    targets = [
+        out if out.stride() == x.stride() else torch.empty_like(x) for out, x in zip(outs, (y, g))
+    ]
     (a, A), (s, S), (k, K) = (coefficient(value, items, device) for value in coefficients)
-    seed, SEED = coefficient(key[0], items, device, torch.int64)
-    counter, COUNTER = coefficient(key[1], items, device, torch.int64)
     columns = min(triton.next_power_of_2(numel), 4096)
     whole = numel <= columns
     columns = columns if whole else 1024  # keeps the sums of six arrays in registers
@@ -206,36 +210,32 @@ def _kernel(y, y2, g, g2, lp, lp2, *, coefficients, tether, mask, uniform, key, 
     accepted = torch.empty(items, dtype=torch.uint8, device=device)
     for stage in (0,) if whole else (1, 2):
         accept_kernel[(-(-items // rows) * parts,)](
-            outs[0],
-            outs[1],
-            out_lp,
-            ratio,
-            accepted,
-            count,
-            sums,
-            y,
-            y2,
-            g,
-            g2,
-            lp,
-            lp2,
-            tether,
-            mask,
-            uniform,
-            a,
-            s,
-            k,
-            seed,
-            counter,
-            key[2],
-            items,
-            numel,
-            parts,
+            out_y=targets[0],
+            out_g=targets[1],
+            out_log_prob=out_lp,
+            ratio=ratio,
+            accepted=accepted,
+            count=count,
+            sums=sums,
+            y=y,
+            y2=y2,
+            g=g,
+            g2=g2,
+            log_prob=lp,
+            log_prob2=lp2,
+            tether=tether,
+            mask=mask,
+            uniform=uniform,
+            step=a,
+            noise_scale=s,
+            tether_scale=k,
+            items=items,
+            numel=numel,
+            parts=parts,
             A=A,
             S=S,
             K=K,
-            SEED=SEED,
-            COUNTER=COUNTER,
+            **key_arguments(key, items, device),
             ACC=tl.float64 if acc == torch.float64 else tl.float32,
             STAGE=stage,
             PARTS=padded,
@@ -244,7 +244,8 @@ def _kernel(y, y2, g, g2, lp, lp2, *, coefficients, tether, mask, uniform, key, 
             COLUMNS=columns,
             **launch_options(num_warps=8),
         )
-    return (*outs, out_lp, accepted.view(torch.bool), ratio)
+    final = [out if out is made else out.copy_(made) for out, made in zip(outs, targets)]
+    return (*final, out_lp, accepted.view(torch.bool), ratio)
 
 
 def _in_chunks(
@@ -302,7 +303,7 @@ def mala_accept(
         step, noise_scale, tether, tether_scale, mask: as given to mala_propose.
         uniform: float32 (B,) in [0, 1), in place of drawing it.
         seed, counter, stream: as for langevin_step; the stream must not be the proposal's.
-        count: int32 (B,); acceptances are added to it.
+        count: contiguous int32 (B,); acceptances are added to it.
         accumulate: torch.float32, or torch.float64 for sums whose error must stay below 1e-3
             (more than about 1e7 elements, or step sizes at which the ratio is far from zero).
         inplace: write the state and the gradient into y and grad.
@@ -315,35 +316,33 @@ def mala_accept(
     like = {"proposal": proposal, "grad": grad, "proposal_grad": proposal_grad, "tether": tether}
     more = {"tether_scale": tether_scale, "seed": seed, "counter": counter}
     check_chain(op, y, like, {"step": step, "noise_scale": noise_scale}, mask, **more)
-    for name, value in (("log_prob", log_prob), ("proposal_log_prob", proposal_log_prob)):
-        if value.shape != y.shape[:1]:
-            raise ValueError(f"{op}: {name} must be ({len(y)},), got {tuple(value.shape)}")
+    check_counter(op, "count", count, len(y), y.device)
+    per_item = {"log_prob": log_prob, "proposal_log_prob": proposal_log_prob, "uniform": uniform}
+    for name, value in per_item.items():
+        if value is not None and (value.shape != y.shape[:1] or value.device != y.device):
+            raise ValueError(
+                f"{op}: {name} must be ({len(y)},) on {y.device}, "
+                f"got {tuple(value.shape)} on {value.device}"
+            )
     if (tether is None) != (tether_scale is None) or (uniform is None and seed is None):
         raise ValueError(f"{op}: tether needs tether_scale, and the decision a seed or uniform")
     noise_scale = (2 * step) ** 0.5 if noise_scale is None else noise_scale
-    states = [y, proposal, grad, proposal_grad, tether]
-    mask = None if mask is None else mask.expand_as(y).contiguous().view(torch.uint8)
-    kernel = use_triton(op, *states, uniform) and y.numel() > 0
+    states = (y, proposal, grad, proposal_grad)
+    kernel = use_triton(op, *states, tether, uniform) and y.numel() > 0
     kernel = kernel and use_triton(
         op, log_prob, count, dtypes=(*FLOATS, torch.float64, torch.int32)
     )
-    flat = [None if x is None else x.contiguous() for x in states] if kernel else states
     outs = (y, grad) if inplace else (torch.empty_like(y), torch.empty_like(grad))
-    targets = [o if o.is_contiguous() else torch.empty_like(x) for o, x in zip(outs, flat[::2])]
-    results = (_kernel if kernel else _in_chunks)(
-        *flat[:4],
+    return (_kernel if kernel else _in_chunks)(
+        *states,
         log_prob.contiguous(),
         proposal_log_prob.contiguous(),
         coefficients=(step, noise_scale, 0.0 if tether_scale is None else tether_scale),
-        tether=flat[4],
-        mask=mask,
-        uniform=uniform,
+        tether=tether,
+        mask=None if mask is None else mask.view(torch.uint8).expand_as(y),
+        uniform=None if uniform is None else uniform.contiguous(),
         key=(0 if seed is None else seed, counter, stream),
         count=count,
         acc=accumulate,
-        outs=targets if kernel else outs,
+        outs=outs,
     )
-    if not kernel:
-        return results
-    final = [out if out is made else out.copy_(made) for out, made in zip(outs, results)]
-    return (*final, *results[2:])

@@ -20,10 +20,17 @@ import math
 
 import torch
 
-from .dispatch import coefficient, launch_options, on_device, tl, triton, use_triton
-from .groups import interleave, locate, per_item, plan
+from .dispatch import chunks, column, on_device, tl, triton, use_triton
+from .groups import interleave, key_arguments, locate, per_item, plan
 
-__all__ = ["chain_normals", "chain_uniforms", "philox", "philox_normal", "philox_uniform"]
+__all__ = [
+    "by_items",
+    "chain_normals",
+    "chain_uniforms",
+    "philox",
+    "philox_normal",
+    "philox_uniform",
+]
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -125,6 +132,37 @@ def chain_uniforms(chains, seed, counter=0, stream=0, device=None):
     """Return one uniform per chain, float32 (chains,); arguments as for chain_normals."""
     base = _chain_base(chains, 1, seed, counter, 0, device)
     return _reference(_uniforms, (), seed, counter, stream, device, base).expand(chains)
+
+
+def by_items(reference, y, *, key, out, **arguments):
+    """Return reference(y, noise=z, **arguments) of a whole state, a few items at a time.
+
+    A CPU's cache then holds the temporaries, noise included. With a gradient to compute it is one
+    call. Tensors like y are cut by items; all others are numbers, or one number per item.
+
+    Args:
+        reference: function of the state, elementwise over items.
+        y: the state, (B, ...).
+        key: (seed, counter, stream) of the noise, or None to leave arguments["noise"] as it is.
+        out: where to write, or None for a new tensor.
+    """
+    tensors = [x for x in (y, *arguments.values()) if isinstance(x, torch.Tensor)]
+    whole = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    out = torch.empty_like(y) if out is None else out
+    for part in [slice(0, len(y))] if whole else chunks(len(y), y[:1].numel()):
+        some = {
+            name: x[part] if isinstance(x, torch.Tensor) and x.shape == y.shape
+            else column(x, part, y)
+            for name, x in arguments.items()
+        }  # fmt: skip
+        if key is not None:
+            keys = [x[part] if isinstance(x, torch.Tensor) and x.numel() > 1 else x for x in key]
+            some["noise"] = chain_normals(y[part], *keys, first=part.start)
+        new = reference(y[part], **some)
+        if whole:
+            return new
+        out[part] = new
+    return out
 
 
 @triton.jit
@@ -232,20 +270,9 @@ def _kernel(uniform, shape, seed, step, stream, device, block=None):
     out = torch.empty(items, *shape, dtype=torch.float32, device=device)
     if out.numel() == 0:
         return out
-    seed, seed_stride = coefficient(seed, items, device, torch.int64)
-    step, step_stride = coefficient(step, items, device, torch.int64)
     grid, arguments = plan(items, numel, block)
-    fill_kernel[grid](
-        out,
-        seed,
-        step,
-        stream,
-        **arguments,
-        SEED=seed_stride,
-        COUNTER=step_stride,
-        UNIFORM=uniform,
-        **launch_options(num_warps=4),
-    )
+    arguments |= key_arguments((seed, step, stream), items, device)
+    fill_kernel[grid](out=out, UNIFORM=uniform, **arguments)
     return out
 
 

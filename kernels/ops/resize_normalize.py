@@ -16,7 +16,7 @@ Sources: Keys, "Cubic convolution interpolation for digital image processing", I
 Parmar, Zhang and Zhu, "On aliased resizing", arXiv 2104.11222, for why the grid matters.
 """
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 
@@ -100,8 +100,24 @@ def _reference(images, size, mode, quantize, mean, std, dtype):
         pixels = down @ pixels
         if quantize:
             pixels = ((pixels + 2 ** (_BITS - 1)) / 2**_BITS).floor().clamp(0, 255)
-        out[part] = ((pixels - mean.to(work)) / std.to(work)).to(dtype)
+        out[part] = ((pixels - mean[:, None, None]) / std[:, None, None]).to(dtype)
     return out
+
+
+@cache
+def _device_taps(size, target, mode, quantize, device):
+    """Return _taps as the kernel reads them, on a device: copied there once.
+
+    A CUDA graph can so be captured after a first call, and goes on reading what it captured.
+    """
+    first, weights = _taps(size, target, mode, quantize)
+    return first.to(device), weights.to(device, torch.int32 if quantize else torch.float32)
+
+
+@cache
+def _device_numbers(values, device):
+    """Return a tuple of numbers as a float32 tensor, copied to the device once as well."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -168,9 +184,8 @@ def _kernel(images, size, mode, quantize, mean, std, dtype, block=None):
     out = torch.empty(
         batch, channels, *size, dtype=dtype, device=images.device, memory_format=torch.channels_last
     )
-    weight_dtype = torch.int32 if quantize else torch.float32
     (top, down), (left, right) = (
-        [x.to(images.device) for x in _taps(source, target, mode, quantize)]
+        _device_taps(source, target, mode, quantize, images.device)
         for source, target in zip((height, width), size)
     )
     elements = channels * size[0] * size[1]
@@ -182,10 +197,10 @@ def _kernel(images, size, mode, quantize, mean, std, dtype, block=None):
         images,
         top,
         left,
-        down.to(weight_dtype),
-        right.to(weight_dtype),
-        mean.reshape(-1),
-        std.reshape(-1),
+        down,
+        right,
+        mean,
+        std,
         batch,
         height,
         width,
@@ -201,6 +216,21 @@ def _kernel(images, size, mode, quantize, mean, std, dtype, block=None):
         **launch_options(num_warps=4),
     )
     return out
+
+
+def _per_channel(op, name, value, images):
+    """Return mean or std as float32 (C,) on the images' device."""
+    channels = images.shape[1]
+    if isinstance(value, torch.Tensor):
+        value = value.to(images.device, torch.float32).reshape(-1)
+    else:
+        numbers = (value,) if isinstance(value, (int, float)) else tuple(value)
+        value = _device_numbers(tuple(map(float, numbers)), images.device)
+    if len(value) not in (1, channels):
+        raise ValueError(
+            f"{op}: {name} must be a number or one per channel ({channels}), got {len(value)}"
+        )
+    return value.expand(channels).contiguous()
 
 
 @torch.no_grad()
@@ -228,7 +258,7 @@ def resize_normalize(
         dtype: torch.float32, float16 or bfloat16.
 
     Raises:
-        ValueError: for another dtype, mode, layout or a size that is not positive.
+        ValueError: for another dtype, mode, layout, number of means or a size that is not positive.
     Reference: module docstring.
     """
     op = "resize_normalize"
@@ -247,12 +277,7 @@ def resize_normalize(
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"{op}: size must be two positive integers, got {size}")
     images = images.permute(0, 3, 1, 2) if layout == "nhwc" else images
-    mean, std = (
-        torch.as_tensor(value, dtype=torch.float32, device=images.device)
-        .reshape(-1, 1, 1)
-        .expand(images.shape[1], 1, 1)
-        .contiguous()
-        for value in (mean, std)
-    )
+    mean, std = (_per_channel(op, name, value, images) for name, value in
+                 (("mean", mean), ("std", std)))  # fmt: skip
     kernel = use_triton(op, images, dtypes=(torch.uint8,))
     return (_kernel if kernel else _reference)(images, size, mode, quantize, mean, std, dtype)

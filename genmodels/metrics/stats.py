@@ -1,0 +1,105 @@
+"""Reference statistics in a file: mean and covariance of the features of a data set.
+
+Our own npz holds `mu` (D,), `sigma` (D,D; denominator n - 1) and `meta`, a JSON text that says of
+what: number of images, feature net (name, sha256, resize, mode), data set, split, sha256 of the
+pixels, version. Programs that read `mu` and `sigma` (pytorch-fid, EDM) can read it too.
+"""
+
+import io
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from genmodels.metrics.frechet import Moments
+
+__all__ = ["describe", "is_stats", "load_stats", "stats_bytes"]
+
+_UNKNOWN = 2**31  # number of images where a file does not say it
+
+
+def describe(features):
+    """Return what must agree between two sets of features: name, sha256, resize and mode."""
+    keys = {"name": features.name, "sha256": features.sha256, "resize": features.resize}
+    return keys | {"mode": features.mode}
+
+
+def stats_bytes(moments, features, **facts):
+    """Return the bytes of a statistics file.
+
+    Args:
+        moments: Moments of the data.
+        features: the Features that made them.
+        facts: what else to tell: data, data_sha256, shape, version...
+    """
+    meta = {"num": moments.count, "features": describe(features)} | facts
+    buffer = io.BytesIO()
+    arrays = {"mu": moments.mean.cpu().numpy(), "sigma": moments.cov.cpu().numpy()}
+    np.savez(buffer, **arrays, meta=np.array(json.dumps(meta)))
+    return buffer.getvalue()
+
+
+def is_stats(path):
+    """Return whether a path is an npz of statistics (`mu` and `sigma`) rather than of images."""
+    path = Path(path)
+    if path.suffix != ".npz" or not path.is_file():
+        return False
+    with _open(path) as file:
+        return {"mu", "sigma"} <= set(file.files)
+
+
+def load_stats(path, features):
+    """Return (Moments, meta dict) of a statistics file, ours or another program's.
+
+    Files of pytorch-fid and EDM (`mu`, `sigma`) and ADM (with `mu_s`, `sigma_s` besides) do not say
+    which net made them: a UserWarning says so, and meta is empty.
+
+    Raises:
+        ValueError: not such a file; made with another net, resize or weights; another dimension.
+    """
+    with _open(path) as file:
+        try:
+            mean, cov = (torch.from_numpy(np.asarray(file[k], np.float64)) for k in ("mu", "sigma"))
+            meta = json.loads(str(file["meta"])) if "meta" in file.files else {}
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise ValueError(f"reference={path}: cannot be read ({error}); make it again") from None
+    if meta:
+        _agree(path, meta, features)
+    else:
+        warnings.warn(
+            f"reference={path} names no features: make sure that it was made with {features.name}, "
+            f"resize {features.resize}, or the distance means nothing",
+            stacklevel=2,
+        )
+    if cov.shape != (len(mean), len(mean)) or features.dim not in (None, len(mean)):
+        raise ValueError(
+            f"reference={path}: mu has shape {tuple(mean.shape)} and sigma {tuple(cov.shape)}, "
+            f"features={features.name} has dimension {features.dim}: statistics of another net"
+        )
+    return Moments.from_stats(mean, cov, meta.get("num", _UNKNOWN)), meta
+
+
+def _agree(path, meta, features):
+    """Raise ValueError where the file was made with other features; warn of another mode."""
+    theirs, ours = meta.get("features", {}), describe(features)
+    for key in ("name", "sha256", "resize"):
+        if theirs.get(key) != ours[key]:
+            raise ValueError(
+                f"reference={path}: made with features' {key} {theirs.get(key)}, these have "
+                f"{ours[key]}: give the same features= and weights=, or make the file again"
+            )
+    if theirs.get("mode") != ours["mode"]:
+        warnings.warn(
+            f"reference={path} was made in mode={theirs.get('mode')}, the images are scored in "
+            f"mode={ours['mode']}",
+            stacklevel=3,
+        )
+
+
+def _open(path):
+    try:
+        return np.load(path, allow_pickle=False)
+    except Exception as error:  # numpy raises nearly anything
+        raise ValueError(f"reference={path}: cannot be read ({error}); make it again") from None

@@ -1,0 +1,168 @@
+"""Images to score: real ones, or a model's, read or made only when they are looked at."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from genmodels import benchmark
+from genmodels.config import DataConfig
+from genmodels.data import DATASETS, load_split
+from genmodels.images import as_bytes, read_images, write_npz, write_png
+
+__all__ = ["Generated", "Pictures", "gather", "ranks", "read_source", "sha256_of"]
+
+
+class Pictures:
+    """Images that exist: a uint8 tensor (N, C, H, W), or what stands in for one.
+
+    Points in the plane, float32 in [-1, 1], are read as bytes too, as a model's are.
+    """
+
+    def __init__(self, pixels):
+        self.pixels, self.shape = pixels, tuple(pixels.shape[1:])
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def read(self, index, batch=64):
+        """Yield the images of these places, uint8 (B, C, H, W)."""
+        for part in index.split(batch):
+            yield as_bytes(self.pixels[part])
+
+    def identity(self):
+        """Return what tells this set from another: the sha256 of its pixels."""
+        return sha256_of(*self.read(torch.arange(len(self))))
+
+
+class Generated:
+    """Images that a model makes when they are read; image k depends on seeds[k] alone.
+
+    Args:
+        model: a method in eval mode.
+        seeds: one for each image.
+        labels: one for each seed, or None.
+        save: "" or where to keep the images: a folder for SEED.png, or an .npz that write_npz()
+            writes in the end.
+        settings: of benchmark.generate.
+
+    Raises:
+        ValueError: the folder holds images of other seeds.
+    """
+
+    def __init__(self, model, seeds, labels=None, *, save="", **settings):
+        self.model, self.seeds, self.labels = model, list(seeds), labels
+        self.shape, self.settings, self.save, self.held = tuple(model.shape), settings, save, {}
+        if save and not save.endswith(".npz"):
+            check_folder("save_images", Path(save), self.seeds)
+
+    def __len__(self):
+        return len(self.seeds)
+
+    def read(self, index):
+        """Yield the images of these places, uint8 (B, C, H, W)."""
+        places, labels = index.tolist(), None
+        seeds = [self.seeds[i] for i in places]
+        if self.labels is not None:
+            labels = [self.labels[i] for i in places]
+        settings = {"progress": False} | self.settings
+        for own, _, pictures in benchmark.generate(self.model, seeds, labels, **settings):
+            if self.save.endswith(".npz"):
+                self.held |= dict(zip(places, pictures.numpy()))
+                places = places[len(own) :]
+            elif self.save:
+                Path(self.save).mkdir(exist_ok=True)
+                for seed, picture in zip(own, pictures):
+                    write_png(Path(self.save) / f"{seed:06d}.png", picture)
+            yield pictures
+
+    def write_npz(self):
+        """Write the images of all processes in the order of the seeds, if an .npz was named."""
+        if not self.save.endswith(".npz"):
+            return
+        held = gather(self.held)
+        if held is not None:
+            together = {place: picture for part in held for place, picture in part.items()}
+            table = np.stack([together[i] for i in range(len(self))]).transpose(0, 2, 3, 1)
+            write_npz(self.save, images=table, seeds=np.array(self.seeds))
+
+    def identity(self):
+        """Return what tells this set from another: weights, seeds, labels and settings."""
+        settings = {key: _named(value) for key, value in self.settings.items()}
+        words = [self.seeds, self.labels, settings]
+        return [sha256_of(*self.model.state_dict().values()), words]
+
+
+def _named(value):
+    """Return a setting as plain data; a guide becomes the hash of its weights."""
+    is_model = isinstance(value, torch.nn.Module)
+    return sha256_of(*value.state_dict().values()) if is_model else value
+
+
+def sha256_of(*tensors):
+    """Return the sha256 of the tensors' bytes and shapes."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        array = tensor.detach().cpu().contiguous()
+        digest.update(str(tuple(array.shape[1:])).encode())
+        digest.update(array.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_folder(key, folder, seeds):
+    """Raise ValueError if PNGs of these seeds in this folder would mix with those of others."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{key}={folder}: is a file; name a folder")
+    asked = {f"{seed:06d}" for seed in seeds}
+    numbered = folder.glob("[0-9]*.png")
+    strange = sorted(p.name for p in numbered if p.stem.isdecimal() and p.stem not in asked)
+    if strange:
+        raise ValueError(
+            f"{key}={folder}: holds images of {len(strange)} other seeds ({strange[0]}, ...); "
+            "name an empty folder or delete them"
+        )
+
+
+def read_source(source, *, root="", pad=-1, trained_on=None):
+    """Return (images, labels or None, callable giving {"train": ..., "held_out": ...}).
+
+    Args:
+        source: NAME or NAME:SPLIT of a data set, or the path of a folder, .zip or .npz.
+        root: where the data set lies; "" = as in training, else $GENMODELS_DATA, else ./data.
+        pad: background pixels on each side of its images; -1 = as in training, else 0.
+        trained_on: DataConfig of a model, used for its own data set.
+
+    Raises:
+        ValueError: no such data set, split or path; broken or mixed images.
+    """
+    name, _, split = source.partition(":")
+    if trained_on is not None and name == trained_on.name:
+        cfg = DataConfig(**vars(trained_on))
+    elif name in DATASETS:
+        cfg = DataConfig(name=name)
+    else:
+        return read_images(source), None, dict
+    cfg.root, cfg.pad = root or cfg.root, cfg.pad if pad < 0 else pad
+    pixels, labels = load_split(cfg, split or "train")
+    return pixels, labels, lambda: {
+        "train": load_split(cfg, "train")[0], "held_out": load_split(cfg, "test")[0]
+    }  # fmt: skip
+
+
+def gather(thing):
+    """Return the things of all processes in their order on the first, None on the others."""
+    rank, world = ranks()
+    if world == 1:
+        return [thing]
+    things = [None] * world if rank == 0 else None
+    dist.gather_object(thing, things)
+    return things
+
+
+def ranks():
+    """Return (rank, number of processes)."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
