@@ -3,13 +3,16 @@
     python evaluate.py MODEL data=NAME[:SPLIT] num=N metrics=fd,kid features=digits [out=FILE.json]
     python evaluate.py images=A reference=B metrics=fd,prc [out=FILE.json]
     python evaluate.py MODEL likelihood=true [data=NAME[:SPLIT]] [num=N] [out=FILE.json]
+    python evaluate.py MODEL ood=NAME[:SPLIT],interpolation,noise,constant [num=N] [out=FILE.json]
+    python evaluate.py MODEL cluster=NAME[:SPLIT] [metrics=nmi,acc,ari,ami,fd] [out=FILE.json]
     python evaluate.py stats data=NAME[:SPLIT] features=inception weights=FILE out=STATS.npz
     python evaluate.py selftest [features=digits]
 
 MODEL is a run folder, a .ckpt or an exported folder. A and B are a folder, .zip or .npz of images,
 or a data set with a split (digits:test); the split is train if none is named, as in the published
-protocols (test for likelihoods, which take its first num= images). B may also be a file that
-`stats` wrote, or the mu and sigma of pytorch-fid, EDM or ADM; MODEL takes reference= too.
+protocols (test for likelihoods, which take its first num= images, and for clusters). B may also be
+a file that `stats` wrote, or the mu and sigma of pytorch-fid, EDM or ADM; MODEL takes reference=
+too.
 
 Prints a table; out= also writes the numbers as JSON, with the keys given, the features and the
 versions that reproduce them. Finished parts are kept in OUT.blocks until then: the same command
@@ -20,8 +23,10 @@ import sys
 import time
 from pathlib import Path
 
-from genmodels import benchmark, checkpoint, cli, likelihood, plots, scoring, selftest
+from genmodels import benchmark, checkpoint, cli, clusters, likelihood, plots, scoring, selftest
 from genmodels.images import write_bytes
+from genmodels.metrics import ood
+from genmodels.metrics.clustering import CLUSTERING, clustering_scores
 from genmodels.metrics.features import load_features
 from genmodels.metrics.stats import describe, stats_bytes
 from genmodels.passes import Store, score_pass
@@ -32,6 +37,10 @@ SCHEMA = {
     "images": (str, "", "images to score in place of a model's"),
     "reference": (str, "", "what they are scored against: images, or an npz of statistics"),
     "likelihood": (bool, False, "bits per dimension of data= under the model, every kind it has"),
+    "ood": (list[str], [], "sets to tell from the model's own test images by its scores: AUROC, "
+            f"AUPR, FPR95; data sets or {', '.join(ood.SYNTHETIC)}"),
+    "cluster": (str, "", "score the model's clusters of this data set against its classes: "
+                f"metrics={','.join(CLUSTERING)}"),
     "metrics": (list[str], ["fd"], "; ".join(f"{k}: {v}" for k, v in scoring.METRICS.items())
                 + "; prc: precision and recall; density comes with coverage"),
     "features": (str, "pixels", "pixels, digits, fashion, inception, ... or a TorchScript file"),
@@ -73,6 +82,7 @@ def evaluate(argv):
     options = cli.typed_words(common, SCHEMA)
     if command == "selftest" and "features" not in common:
         options["features"] = "digits"
+    clustering = split_metrics(options, "metrics" in common)
     check(options, positionals, command)
     if options["likelihood"] and "metrics" in common:
         raise ValueError(f"metrics={common['metrics']}: likelihood=true is a run of its own")
@@ -87,7 +97,11 @@ def evaluate(argv):
     given = {key: (options | extra)[key] for key in [*common, *words] if key not in FILES}
     with cli.told_warnings() as told:
         work = score_likelihood if options["likelihood"] else score_images
-        scores, facts, title = work(model, options, extra, device)
+        work = score_ood if options["ood"] else work
+        scores, facts, title = score_clusters(model, options, clustering)
+        if options["metrics"] or options["likelihood"] or options["ood"]:
+            more, facts, title = work(model, options, extra, device)
+            scores |= more
     if not benchmark.process_state().is_main_process:
         return 0
     name = positionals[0] if positionals else options["images"]
@@ -102,6 +116,60 @@ def evaluate(argv):
         plots.draw(options["plot"], scorer)
         print(f"written: {options['plot']}")
     return 0
+
+
+def split_metrics(options, chosen):
+    """Return the clustering scores asked for and leave the others in the options.
+
+    Args:
+        options: of the command line.
+        chosen: whether metrics= was given; if not, all clustering scores and no others are meant.
+    """
+    if not options["cluster"]:
+        return []
+    asked = options["metrics"] if chosen else CLUSTERING
+    options["metrics"] = [name for name in asked if name not in CLUSTERING]
+    return [name for name in asked if name in CLUSTERING]
+
+
+def score_clusters(model, options, metrics):
+    """Return (scores, facts, title) of the model's clusters of a data set; nothing without any."""
+    source = options["cluster"]
+    if not source:
+        return {}, {}, ""
+    if not hasattr(model, "cluster"):
+        raise ValueError(f"cluster={source}: needs a MODEL whose method makes clusters")
+    source = source if ":" in source else f"{source}:test"
+    pixels, labels, _ = read_source(source, **where(options, model))
+    check_shape(source, pixels.shape[1:], model)
+    if labels is None:
+        raise ValueError(f"cluster={source}: has no classes to compare with")
+    found = clusters.assign(model, pixels, options["batch"]).argmax(dim=1)
+    scores = clustering_scores(found, labels, metrics)
+    facts = {"data": source, "num": len(pixels), "rows": []}
+    return {k: {"value": v} for k, v in scores.items()}, facts, f"clusters of {source}"
+
+
+def score_ood(model, options, extra, device):
+    """Return (scores, facts, title): how the model's scores tell its test images from others."""
+    if not hasattr(model, "ood_scores"):
+        raise ValueError(
+            f"ood={','.join(options['ood'])}: needs a MODEL whose method scores images"
+        )
+    own, num = model.cfg.data.name, options["num"]
+    kept = where(options, model)
+    inside = ood.first(read_source(f"{own}:test", **kept)[0], num)
+    pixels = {"inside": inside, "train": ood.first(read_source(f"{own}:train", **kept)[0], 2000)}
+    for source in options["ood"]:
+        if source in ood.SYNTHETIC:
+            pixels[source] = ood.synthetic(source, inside, options["seed"])
+        else:
+            other = read_source(source if ":" in source else f"{source}:test", **kept)[0]
+            check_shape(source, other.shape[1:], model)
+            pixels[source] = ood.first(other, num)
+    scores = {k: ood.image_scores(model, v, options["batch"]) for k, v in pixels.items()}
+    facts = {"data": own, "num": {key: len(value) for key, value in pixels.items()}, "rows": []}
+    return ood.compare(scores, options["ood"]), facts, f"{len(inside)} test images of {own} inside"
 
 
 def check(options, positionals, command):

@@ -2,13 +2,15 @@
 
     python sample.py MODEL num=64 seed=0 out=DIR             seeds 0..63
     python sample.py MODEL seeds=0-63,100 labels=3 out=DIR   labels: 3 | 3,5 | balanced
+    python sample.py MODEL cluster=IMAGES out=DIR            clusters.csv and exemplars.png
+    python sample.py MODEL inpaint=PATH mask=PATH out=DIR    seed k completes image k (in turn)
     torchrun --nproc_per_node 2 sample.py MODEL num=64 out=DIR
     python sample.py MODEL denoise=PATH law=lognormal level=0.3 out=DIR     level=auto estimates it
 
 MODEL is a run folder, a .ckpt or an exported folder. Writes DIR/000000.png ... named by seed and
 DIR/grid.png; a DIR that holds images of other seeds is refused. With format=npz DIR/images.npz
 (uint8 NHWC images, seeds, labels). Image k depends on seed k alone: not on batch=, on the number of
-processes, or on the other seeds.
+processes, or on the other seeds. IMAGES to cluster are a folder, .zip, .npz or NAME[:SPLIT].
 
 denoise= takes a picture, a folder, .zip or .npz of them, or an .npy of floats (N, H, W, C) on the
 scale 0..255, not clipped, which keeps what 8 bits cut off; DIR/000000.png ... follow their order.
@@ -20,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genmodels import benchmark, checkpoint, cli, files, images
+from genmodels import benchmark, checkpoint, cli, clusters, files, images
 
 SCHEMA = {
     "num": (int, 64, "how many images"),
@@ -34,6 +36,9 @@ SCHEMA = {
     "denoise": (str, "", "noisy images to restore, in place of generating"),
     "law": (str, "", "denoise: law of the noise, one that the method knows (GBM: lognormal)"),
     "level": (str, "auto", "denoise: its level in the law's unit, or auto"),
+    "cluster": (str, "", "assign these images to the model's clusters in place of generating"),
+    "inpaint": (str, "", "images to complete: a picture, folder, .zip or .npz"),
+    "mask": (str, "", "one picture, or one for each of them: white (>= 128) = known, black = made"),
     "out": (str, "samples", "folder to write to"),
     "format": (str, "png", "png or npz"),
     "batch": (int, 64, "images at a time; changes no image"),
@@ -58,6 +63,8 @@ def sample(argv):
     cli.check_choice("precision", options["precision"], ("fp32", "bf16"))
     cli.check_device("device", options["device"], ("auto", "cpu", "cuda", "mps"))
     cli.check_device("noise", options["noise"], ("cpu", "cuda", "mps"))
+    if options["cluster"]:
+        return cluster_images(model, words, options)
     seeds, out = cli.seed_list(options), Path(options["out"])
     if not options["denoise"]:
         check_folder(out, seeds, options["format"])
@@ -70,12 +77,72 @@ def sample(argv):
     settings = {key: value for key, value in extra.items() if value is not None}
     checkpoint.load_guide(settings, device)
     settings |= {key: options[key] for key in ("batch", "precision", "noise")}
+    settings |= known_pixels(model, options["inpaint"], options["mask"])
     if options["format"] == "npz":
         write_npz(out, model, seeds, labels, settings, state)
     else:
         write_pngs(out, model, seeds, labels, settings, state)
     if state.is_main_process:
-        print(f"{len(seeds)} images, {model.nfe} network evaluations each: {out}")
+        chains = f", {model.chains}" if getattr(model, "chains", "") else ""
+        print(f"{len(seeds)} images{chains}, {model.nfe} network evaluations each: {out}")
+
+
+def cluster_images(path, words, options):
+    """Write which cluster each image belongs to, and the most certain ones of every cluster."""
+    cli.typed_words(words, {}, also=SCHEMA)
+    out = Path(options["out"])
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={out}: is a file; name a folder")
+    model = checkpoint.load(
+        path, ema=options["ema"], device=benchmark.pick_device(options["device"])
+    )
+    if not hasattr(model, "cluster"):
+        raise ValueError(f"cluster={options['cluster']}: {type(model).__name__} has no clusters")
+    pixels, names = clusters.read_named(options["cluster"], model.cfg.data)
+    if tuple(pixels.shape[1:]) != model.shape:
+        raise ValueError(
+            f"cluster={options['cluster']}: images of shape {tuple(pixels.shape[1:])}, the model "
+            f"knows {model.shape}"
+        )
+    probabilities = clusters.assign(model, pixels, options["batch"])
+    clusters.write_report(out, pixels, names, probabilities)
+    sizes = torch.bincount(probabilities.argmax(dim=1), minlength=probabilities.shape[1]).tolist()
+    print(f"{len(pixels)} images in clusters of {', '.join(map(str, sizes))}: {out}")
+
+
+def known_pixels(model, inpaint, mask):
+    """Return sample()'s known= and mask= of inpaint= and mask=, or nothing if neither is given.
+
+    Raises:
+        ValueError: one without the other, a model that does not complete images, a wrong shape.
+    """
+    if not inpaint and not mask:
+        return {}
+    if not inpaint or not mask:
+        raise ValueError(f"inpaint={inpaint}, mask={mask}: give both")
+    if not model.INPAINTS:
+        raise ValueError(f"inpaint={inpaint}: {type(model).__name__} does not complete images")
+    known, masks = read_pictures(inpaint, model), read_pictures(mask, model)
+    if len(masks) not in (1, len(known)):
+        raise ValueError(f"mask={mask}: {len(masks)} pictures for {len(known)}; give 1 or as many")
+    return {"known": images.from_uint8(known), "mask": masks >= 128}
+
+
+def read_pictures(path, model):
+    """Return uint8 images (N, C, H, W) of the model's shape.
+
+    Raises:
+        ValueError: another size.
+    """
+    if Path(path).is_file() and Path(path).suffix.lower() not in (".zip", ".npz"):
+        pixels = images.read_image(Path(path), model.shape[0])[None]
+    else:
+        pixels = images.read_images(path)
+        pixels = pixels.expand(-1, model.shape[0], -1, -1) if pixels.shape[1] == 1 else pixels
+    if tuple(pixels.shape[1:]) != tuple(model.shape):
+        shapes = f"{tuple(pixels.shape[1:])}, the model makes {tuple(model.shape)}"
+        raise ValueError(f"{path}: has images of shape {shapes}")
+    return pixels
 
 
 def denoise(model, options, words, out, state):

@@ -68,10 +68,8 @@ def train(argv):
     try:
         trainer = fit(cfg, run, model, data, last, step)
     except FloatingPointError as error:
-        lr = cfg.optim.lr / 2
         raise RuntimeError(
-            f"{error}; start again from the last good checkpoint: python train.py "
-            f"{run}/config.yaml init={run}/checkpoints/last.ckpt optim.lr={lr:g}"
+            f"{error}; start again from the last good checkpoint: {restart(cfg, run)}"
         ) from None
     return finish(run, trainer.callbacks[-1].signal)
 
@@ -109,6 +107,14 @@ def fit(cfg, run, model, data, last, step, whole=None):
     with runs.spelled_out(cfg, whole or run):
         trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
     return trainer
+
+
+def restart(cfg, run):
+    """Return the command that goes on after a divergence, with half the learning rate."""
+    if hasattr(cfg.method, "retry"):  # chains: their buffer goes on too, with other noise
+        return f"python train.py resume={run} method.retry={cfg.method.retry + 1}"
+    lr = cfg.optim.lr / 2
+    return f"python train.py {run}/config.yaml init={run}/checkpoints/last.ckpt optim.lr={lr:g}"
 
 
 def check_machine(cfg):

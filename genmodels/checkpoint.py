@@ -106,7 +106,7 @@ def load(path, *, ema=True, device="cpu"):
     Raises:
         ValueError: not a model of this package, broken, or from a newer version.
     """
-    path = Path(path)
+    path, checkpoint = Path(path), None
     if (path / "config.json").is_file():
         plain, state = _read_export(path)
     elif path.suffix == ".ckpt" or (path / "checkpoints").is_dir():
@@ -122,6 +122,8 @@ def load(path, *, ema=True, device="cpu"):
     except ValueError as error:
         raise ValueError(f"model={path}: its config does not fit this version: {error}") from None
     _load_state(model, state, path)
+    if checkpoint is not None:
+        model.on_load_checkpoint(checkpoint)  # what a method keeps beside its weights
     return model.to(device).eval()
 
 

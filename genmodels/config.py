@@ -45,6 +45,7 @@ class DataConfig:
     pad: int = setting(0, "background pixels added on each side (MNIST to 32x32: 2)")
     flip: bool = setting(False, "mirror every second training image at random")
     balanced: bool = setting(False, "draw every class equally often")
+    pairs: bool = setting(False, "keep training images 2k and 2k + 1 next to each other")
     holdout: float = setting(0.05, "own data without a test part: share held out")
     points: int = setting(10_000, "2-D toys: training points (a fifth as many are held out)")
     device: str = setting("auto", "where the uint8 images live: auto, cpu, cuda or disk")
@@ -57,6 +58,8 @@ class DataConfig:
         check(self.pad >= 0, "data.pad", self.pad, "must be >= 0")
         check(0 <= self.holdout < 1, "data.holdout", self.holdout, "must be in [0, 1)")
         check(self.channels in (0, 1, 3), "data.channels", self.channels, "must be 0, 1 or 3")
+        check(not (self.pairs and self.balanced), "data.pairs", self.pairs,
+              "does not go with data.balanced=true")  # fmt: skip
         check(self.points >= 1, "data.points", self.points, "must be >= 1")
         check(self.device in ("auto", "cpu", "cuda", "disk"), "data.device", self.device,
               "must be auto, cpu, cuda or disk")  # fmt: skip

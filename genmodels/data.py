@@ -62,13 +62,14 @@ class TrainStream:
         order: which of the random streams draws the order.
         balanced: every run of K images, K the number of classes, holds each class once.
         workers: processes that read OnDisk images ahead of time.
+        pairs: images 2k and 2k + 1 stay next to each other, at an even n; an odd last one is left.
 
     Raises:
         ValueError: a batch that cannot be shared out, or balanced without labels; a broken file.
     """
 
     def __init__(self, pixels, labels, seed, batch_size, first_step, accumulate=1, rank=0, world=1,
-                 order=seeding.Stream.ORDER, balanced=False, workers=0):  # fmt: skip
+                 order=seeding.Stream.ORDER, balanced=False, workers=0, pairs=False):  # fmt: skip
         if batch_size % (accumulate * world):
             nearest = -(-batch_size // (accumulate * world)) * accumulate * world
             raise ValueError(
@@ -81,7 +82,9 @@ class TrainStream:
         self.batch_size, self.first_step = batch_size, first_step
         self.accumulate, self.rank, self.world = accumulate, rank, world
         self.order, self.workers = order, workers
-        self.members = [torch.arange(len(labels))]  # the images by class, or all together
+        self.pairs = pairs
+        # The images by class, or all together.
+        self.members = [torch.arange(len(labels) // 2 * 2 if pairs else len(labels))]
         if balanced:
             self.members = [(labels.cpu() == c).nonzero()[:, 0] for c in labels.unique().cpu()]
 
@@ -132,7 +135,10 @@ class TrainStream:
         if orders.get(number, (None,))[0] != number_of_pass:
             members = self.members[number]
             group = number + 1 if len(self.members) > 1 else 0  # group 0 orders the classes then
-            row = seeding.permutation(self.seed, number_of_pass, len(members), self.order, group)
+            size = len(members) // (1 + self.pairs)
+            row = seeding.permutation(self.seed, number_of_pass, size, self.order, group)
+            if self.pairs:
+                row = torch.stack([2 * row, 2 * row + 1], dim=1).flatten()
             orders[number] = number_of_pass, members[row].numpy()
         return orders[number][1]
 
@@ -180,6 +186,7 @@ class ImageDataModule(L.LightningDataModule):
         return TrainStream(
             pixels, labels, self.seed, self.cfg.batch_size, first_step, self.accumulate, rank,
             world, balanced=self.cfg.balanced, workers=self.cfg.workers,
+            pairs=self.cfg.pairs,
         )  # fmt: skip
 
     def val_dataloader(self):

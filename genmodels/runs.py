@@ -18,7 +18,7 @@ from genmodels.networks import NETWORKS
 # What a resumed run may change; anything else would be ignored or would make another run of it.
 CHANGEABLE = ("trainer.max_steps", "trainer.max_time", "trainer.log_every", "trainer.loggers",
               "trainer.progress", "checkpoint.", "sample.", "eval.", "data.root", "data.device",
-              "data.download", "data.workers", "method.rounds")  # fmt: skip
+              "data.download", "data.workers", "method.rounds", "method.retry")  # fmt: skip
 
 
 def fresh(paths, words):

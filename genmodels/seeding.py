@@ -26,6 +26,17 @@ class Stream(IntEnum):
     SAMPLER = 10
     LEVEL = 11
     FAKE_ORDER = 12
+    CHAIN = 16  # Langevin noise; 17: its Metropolis decisions
+    INITIALIZER = 18
+    PAIR = 19
+    KNOWN = 20
+    CHOICE = 21
+    VIEW = 30
+    VIEW_NOISE = 31
+    SLOT = 32
+    REINIT = 33
+    CHAIN_START = 34
+    CHAIN_NOISE = 35
 
 
 def permutation(seed, index, size, stream=Stream.ORDER, group=0):
@@ -61,9 +72,7 @@ def signs(seed, n, count, shape):
 
 def image_seeds(seed, n):
     """Return one seed below 2^63 for each image index n, int64 (B,), a function of (seed, n)."""
-    zero = torch.zeros_like(n)
-    words = philox(zero + seed, n, zero, zero, zero + int(Stream.IMAGE))
-    return (words[0] << 31) | (words[1] >> 1)
+    return keys(seed, n, Stream.IMAGE)
 
 
 def torch_seed(seed, step, rank):
@@ -71,6 +80,13 @@ def torch_seed(seed, step, rank):
     counters = [torch.tensor(v) for v in (seed, rank, step & 0xFFFFFFFF, step >> 32, Stream.TORCH)]
     words = philox(*counters)
     return (int(words[0]) << 31) | (int(words[1]) >> 1)
+
+
+def keys(seed, n, stream):
+    """Return a key of its own for each image index, int64 (B,), to draw a whole chain with."""
+    zero = torch.zeros_like(n)
+    words = philox(zero + seed, n & 0xFFFFFFFF, n >> 32, zero, zero + int(stream))
+    return (words[0] << 31) | (words[1] >> 1)
 
 
 class ImageGenerators:

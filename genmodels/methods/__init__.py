@@ -1,7 +1,9 @@
 """Methods: one file for each paper. METHODS maps method.name to its class."""
 
+from genmodels.methods.cdrl import CDRL
 from genmodels.methods.ddo import DDO
 from genmodels.methods.edm import EDM
 from genmodels.methods.gbm import GBM
+from genmodels.methods.gedi import GEDI
 
-METHODS = {"edm": EDM, "ddo": DDO, "gbm": GBM}
+METHODS = {"edm": EDM, "ddo": DDO, "cdrl": CDRL, "gbm": GBM, "gedi": GEDI}

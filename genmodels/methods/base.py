@@ -6,7 +6,8 @@ import lightning as L
 import torch
 
 from genmodels import seeding
-from genmodels.config import to_plain
+from genmodels.config import check, to_plain
+from genmodels.networks import NETWORKS
 
 
 class GenerativeModule(L.LightningModule):
@@ -26,6 +27,8 @@ class GenerativeModule(L.LightningModule):
     """
 
     NEEDS = ()  # keyword arguments beyond cfg, e.g. ("reference",)
+    ENERGY = False  # whether its network is an energy, (B,) for (B, C, H, W)
+    INPAINTS = False  # whether sample() takes known= and mask=
     SAMPLE_OPTIONS = {}  # what sample() takes beyond seeds and labels: {key: (type, default, doc)}
     DENOISE_LAWS = {}  # noise laws that restore() knows: {law: what its level is}
     LIKELIHOODS = ()  # the kinds log_prob() offers: "ode" first where there is one, then bounds
@@ -33,6 +36,11 @@ class GenerativeModule(L.LightningModule):
 
     def __init__(self, cfg):
         super().__init__()
+        kind = "an energy" if self.ENERGY else "a denoiser"
+        fitting = [name for name, net in NETWORKS.items()
+                   if getattr(net, "ENERGY", False) == self.ENERGY]  # fmt: skip
+        check(cfg.network.name in fitting, "network.name", cfg.network.name,
+              f"method.name={cfg.method.name} needs {kind}: {', '.join(fitting)}")  # fmt: skip
         self.cfg = cfg
         self.shape = tuple(cfg.data.shape)
         self.classes = cfg.data.classes if cfg.data.labels else 0
@@ -155,15 +163,20 @@ class GenerativeModule(L.LightningModule):
         return factor
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val, gradient_clip_algorithm):
-        """Clip to optim.clip; a non-finite gradient skips the step, too many in a row stop the run.
+        """Clip each parameter group's norm to optim.clip; skip the step if it is not finite.
+
+        Too many such steps in a row stop the run.
 
         Returning None from training_step would break DDP; so the gradients are dropped here.
 
         Raises:
             FloatingPointError: trainer.max_nonfinite skipped steps in a row.
         """
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.cfg.optim.clip or math.inf)
+        limit = self.cfg.optim.clip or math.inf
+        clip = torch.nn.utils.clip_grad_norm_
+        norm = torch.stack(
+            [clip(group["params"], limit) for group in optimizer.param_groups]
+        ).norm()
         if torch.isfinite(norm):
             self.nonfinite = 0
             self.log("train/grad_norm", norm)

@@ -116,6 +116,8 @@ class EDM(GenerativeModule):
               cfg.method.augment, "needs network.name=edm_unet, network.augment=true")  # fmt: skip
         check(cfg.method.guidance == 1 or self.classes, "method.guidance", cfg.method.guidance,
               "needs a conditional model (data.labels=true)")  # fmt: skip
+        check(not getattr(NETWORKS[cfg.network.name], "ENCODER", False), "network.name",
+              cfg.network.name, "needs a network that makes images: unet, edm_unet")  # fmt: skip
         raw = NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes)
         self.net = PRECONDS[cfg.method.precond](raw, cfg.method.sigma_data)
         self.uncertainty = Uncertainty() if cfg.method.uncertainty else None

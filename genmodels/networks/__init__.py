@@ -1,9 +1,21 @@
 """Networks: one file each. NETWORKS maps network.name to its class."""
 
+from genmodels.networks.ebm import EBM
 from genmodels.networks.edm_unet import EDMUNet
+from genmodels.networks.encoder import Perceptron, ResNet8
+from genmodels.networks.mlp import MLP
 from genmodels.networks.unet import UNet
 
 # A class here has `Config`, `__init__(cfg, shape, classes)` and
 # `forward(x, noise, labels=None, augment=None) -> (B, C, H, W)`: x (B, C, H, W), noise (B,) the
-# encoded noise level, labels int64 (B,) with -1 = none, augment (B, 9) where supported.
-NETWORKS = {"unet": UNet, "edm_unet": EDMUNet}
+# encoded noise level, labels int64 (B,) with -1 = none, augment (B, 9) where supported. Energies
+# (ENERGY = True) return f = -E, (B,), higher = likelier. Encoders (ENCODER = True) have
+# `forward(x) -> (B, width)` and the attribute width.
+NETWORKS = {
+    "unet": UNet,
+    "edm_unet": EDMUNet,
+    "ebm": EBM,
+    "mlp": MLP,
+    "resnet8": ResNet8,
+    "perceptron": Perceptron,
+}

@@ -1,0 +1,262 @@
+"""GEDI on points in the plane: clusters and density over seeds, and what makes them stable.
+
+    python -m benchmarks.gedi toys [seeds=0-4] [ablation_seeds=0-2] [out=benchmarks/results]
+    python -m benchmarks.gedi time [device=cuda] [rounds=5] [out=...]
+
+toys: trains configs/gedi_moons.yaml and gedi_circles.yaml for every seed, then every variant below
+with one setting changed, and scores the clusters on held-out points. Writes OUT/gedi_toys.json,
+after each run, so that an interrupted command goes on (limit=: trainings at a time), and draws
+docs/gedi_{moons,circles}.png (figures=: another folder).
+time: a training step with K = 20 chains against the plain eager loop, in turns. Writes
+OUT/gedi_time_DEVICE.json.
+"""
+
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+import genmodels
+import train
+from benchmarks.demo import machine
+from genmodels import benchmark, cli, clusters
+from genmodels.cli import parse_seeds
+from genmodels.data import load_split
+from genmodels.images import write_bytes
+from genmodels.metrics.clustering import clustering_scores
+
+# name -> what differs from the config
+VARIANTS = {
+    "gedi": (),
+    "no-gen": ("method.w_gen=0",),
+    "energy alone": ("method.w_inv=0", "method.w_prior_mean=0"),
+    "invariance from the start": ("method.inv_start=0", "method.inv_ramp=0"),
+    "w_inv = w_prior = 10": ("method.w_inv=10", "method.w_prior_mean=10"),
+    "w_inv = 50, w_prior = 10": ("method.w_inv=50", "method.w_prior_mean=10"),
+    "tau = 0.5": ("method.tau=0.5",),
+    "no L2 on f": ("method.l2=0",),
+    "input scale 1": ("network.input_scale=1",),
+    "chains 25 times slower": ("method.step=5e-5",),
+    "detached target": ("method.detach_target=true",),
+}
+DATA = ("moons", "circles")
+
+
+def toys(words):
+    """Train and score; see the module's docstring."""
+    out = Path(words.pop("out", "benchmarks/results")) / "gedi_toys.json"
+    figures = Path(words.pop("figures", "docs"))
+    seeds = parse_seeds(words.pop("seeds", "0-4"))
+    limit = int(words.pop("limit", 10**9))
+    few = parse_seeds(words.pop("ablation_seeds", "0-2"), "ablation_seeds")
+    changed = [f"{key}={text}" for key, text in words.items()]
+    jobs = [(data, "gedi", seed) for data in DATA for seed in seeds]
+    jobs += [(data, name, seed) for seed in few for name in VARIANTS for data in DATA]
+    rows = json.loads(out.read_text())["rows"] if out.exists() else []
+    known = {(row["data"], row["variant"], row["seed"]) for row in rows}
+    todo = [job for job in dict.fromkeys(jobs) if job not in known]
+    for data, variant, seed in todo[:limit]:
+        row, model = train_one(data, [*VARIANTS[variant], *changed, f"seed={seed}"])
+        rows.append({"data": data, "variant": variant, "seed": seed} | row)
+        print({key: rows[-1][key] for key in ("data", "variant", "seed", "nmi", "seconds")})
+        if variant == "gedi" and seed == seeds[0]:
+            draw(model, figures / f"gedi_{data}.png")
+        result = {
+            "command": " ".join(["python -m benchmarks.gedi toys", *changed]),
+            "machine": machine(),
+            "versions": benchmark.versions(),
+            "summary": summary(rows),
+            "rows": rows,
+        }
+        write_bytes(out, json.dumps(result, indent=1).encode())
+    print_summary(rows)
+
+
+def train_one(data, words):
+    """Return (scores on held-out points, model) of one training of the data's config."""
+    with tempfile.TemporaryDirectory() as folder:
+        quiet = ["trainer.progress=false", "trainer.loggers=csv", "sample.every=0"]
+        started = time.monotonic()
+        argv = [f"configs/gedi_{data}.yaml", f"out_dir={folder}", "checkpoint.keep=1", *quiet]
+        run = train.train([*argv, *words])
+        seconds = time.monotonic() - started
+        model = genmodels.load(run)
+    points, labels = load_split(model.cfg.data, "test")
+    probabilities = clusters.assign(model, points, 1000)
+    row = clustering_scores(probabilities.argmax(dim=1), labels)
+    row |= {"confidence": float(probabilities.amax(dim=1).mean())}
+    log_gamma = density(model)[2]
+    with torch.no_grad():
+        f = -model.energy(points)
+    row |= {"mean_log_density": float((f - log_gamma).mean()), "num": len(points)}
+    return row | {"seconds": round(seconds, 1)}, model
+
+
+def density(model, side=200):
+    """Return (log p on a grid over [-1, 1]^2 (side, side), p(y = 1 | x), log Gamma).
+
+    Rows are y, from below; Gamma is the integral of exp(f) over the box by the midpoint rule.
+    """
+    axis = (torch.arange(side) + 0.5) / side * 2 - 1
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    grid = torch.stack([x, y], dim=-1).reshape(-1, 2, 1, 1)
+    with torch.no_grad():
+        f = -model.energy(grid)
+    log_gamma = float(f.logsumexp(dim=0)) + 2 * math.log(2 / side)
+    log_p = (f - log_gamma).reshape(side, side)
+    return log_p, model.cluster(grid)[:, 1].reshape(side, side), log_gamma
+
+
+def draw(model, path):
+    """Draw density, clusters and held-out points."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    log_p, side_of, _ = density(model)
+    points, _ = load_split(model.cfg.data, "test")
+    found = clusters.assign(model, points, 1000).argmax(dim=1)
+    figure, axes = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
+    box = {"origin": "lower", "extent": (-1, 1, -1, 1)}
+    axes[0].imshow(log_p.clamp(min=float(log_p.max()) - 20), cmap="magma", **box)
+    axes[0].set_title("log density (20 nats from the top)")
+    axes[1].imshow(side_of, cmap="coolwarm", alpha=0.4, vmin=0, vmax=1, **box)
+    x, y = points.flatten(1).T
+    axes[1].scatter(x, y, c=found, cmap="coolwarm", s=3)
+    axes[1].set_title("clusters and held-out points")
+    for axis in axes:
+        axis.set(xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def summary(rows):
+    """Return {"data: variant": mean, least and standard deviation of NMI, seeds}."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(f"{row['data']}: {row['variant']}", []).append(row["nmi"])
+    return {
+        key: {"nmi": statistics.mean(values), "min": min(values), "seeds": len(values),
+              "std": statistics.stdev(values) if len(values) > 1 else 0.0}
+        for key, values in groups.items()
+    }  # fmt: skip
+
+
+def print_summary(rows):
+    """Print a table of the variants."""
+    table = [(key, f"{s['nmi']:.3f}", f"{s['std']:.3f}", f"{s['min']:.3f}", s["seeds"])
+             for key, s in summary(rows).items()]  # fmt: skip
+    cli.print_table("NMI on held-out points", ("variant", "mean", "std", "least", "seeds"), table)
+
+
+# ------------------------------------------------------------------------------------------------
+# Time per step
+
+
+def plain_step(model, optimizer, buffer, x, steps):
+    """Do a training step as commonly written.
+
+    The whole graph is kept in each chain step, indices are drawn with replacement, one
+    pass of the network for each kind of image.
+    """
+    cfg = model.cfg.method
+    index = torch.randint(len(buffer), (len(x),), device=x.device)
+    fresh = 2 * torch.rand_like(x) - 1
+    keep = (torch.rand(len(x), 1, 1, 1, device=x.device) > cfg.reinit).float()
+    fake = (keep * buffer[index] + (1 - keep) * fresh).requires_grad_(True)
+    for _ in range(steps):
+        f = -model.energy(fake).sum()
+        (grad,) = torch.autograd.grad(f, fake, retain_graph=True)
+        fake.data += cfg.step * grad + cfg.noise_scale * torch.randn_like(fake)
+    fake = fake.detach()
+    buffer[index] = fake
+    real = x + cfg.data_noise * torch.randn_like(x)
+    z = model.outputs(real)[0]
+    z_view = model.outputs(x + cfg.view_noise * torch.randn_like(x))[0]
+    inv = -(z_view.softmax(1) * z.log_softmax(1)).sum(1).mean()
+    prior = -z.softmax(1).mean(0).log().mean()
+    gap = model.energy(fake).mean() - model.energy(real).mean()
+    loss = -cfg.w_gen * gap + cfg.w_inv * inv + cfg.w_prior_mean * prior
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def step_times(words):
+    """Measure both steps in turns and write the ratio; see the module's docstring."""
+    device = words.pop("device", "cuda" if torch.cuda.is_available() else "cpu")
+    out, rounds = Path(words.pop("out", "benchmarks/results")), int(words.pop("rounds", 5))
+    config = words.pop("config", "configs/gedi_mnist.yaml")
+    changed = [f"{key}={text}" for key, text in words.items()]
+    # Without view distortions and with chains of 20 steps, which both sides then share.
+    same = ("method.chain_steps=20", "method.view_affine=0", "method.view_crop=0",
+            "method.view_flip=false", "method.view_jitter=0", "method.view_grey=0",
+            "method.two_views=false", "method.l2=0", "method.clamp=false",
+            "method.grad_clip=0")  # fmt: skip
+    model = genmodels.build(config, *same, *changed).to(device).train()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+    count, state = model.cfg.data.batch_size, {"n": 0}
+    x = 2 * torch.rand(count, *model.shape, device=device) - 1
+    buffer = 2 * torch.rand(model.cfg.method.buffer, *model.shape, device=device) - 1
+
+    def ours():
+        n = state["n"] + torch.arange(count, device=device)
+        state["n"] += count
+        loss, _ = model.loss({"image": x, "label": torch.zeros_like(n), "n": n})
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    sides = {"ours": ours, "plain": lambda: plain_step(model, optimizer, buffer, x, 20)}
+    times = {name: [] for name in sides}
+    # CPU time on the CPU: what other work on the machine takes is not counted.
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    for i in range(rounds + 1):
+        for name, side in sides.items():
+            started = clock()
+            side()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if i:  # the first is a warm-up
+                times[name].append(clock() - started)
+    result = {
+        "command": " ".join(["python -m benchmarks.gedi time", f"rounds={rounds}", *changed]),
+        "machine": machine(),
+        "versions": benchmark.versions(),
+        "config": config,
+        "batch": count,
+        "clock": clock.__name__,
+        "chain_steps": 20,
+        "milliseconds": {name: 1e3 * statistics.median(values) for name, values in times.items()},
+        "ratio_plain_to_ours": statistics.median(
+            p / o for p, o in zip(times["plain"], times["ours"])
+        ),
+    }
+    write_bytes(out / f"gedi_time_{device}.json", json.dumps(result, indent=1).encode())
+    print(json.dumps(result, indent=1))
+
+
+def run(argv):
+    """Run one of the two; see the module's docstring."""
+    positionals, words, flags = cli.split_words(argv)
+    cli.check_flags(flags, ("--help",))
+    commands = {"toys": toys, "time": step_times}
+    if flags or len(positionals) != 1 or positionals[0] not in commands:
+        print(__doc__.strip())
+        return
+    commands[positionals[0]](words)
+
+
+def main(argv=None):
+    """Return the exit code: 0 done, 2 the user's mistake, 1 anything else."""
+    return cli.run(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""What makes GEDI stable on the toys: every variant of benchmarks.gedi, all runs trained at once.
+
+    python -m benchmarks.gedi_ablation [seeds=10-12] [variants=gedi,no-gen] [key=value ...]
+
+The networks of all runs of a data set are stacked and trained by batched products, ten times
+quicker than one after the other. So this is a second implementation of the same step: settings,
+initial weights and data are those of configs/gedi_{moons,circles}.yaml, the noise is torch's own.
+Writes OUT/gedi_ablation.json, after each data set.
+"""
+
+import json
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import genmodels
+from benchmarks.demo import machine
+from benchmarks.gedi import DATA, VARIANTS
+from genmodels import benchmark, cli
+from genmodels.cli import parse_seeds
+from genmodels.config import parse_value
+from genmodels.data import load_split
+from genmodels.images import write_bytes
+from genmodels.metrics.clustering import clustering_scores
+
+
+class Runs:
+    """R trainings at once: parameters, settings and chains have a first dimension R."""
+
+    def __init__(self, models, seed):
+        self.settings = [model.cfg.method for model in models]
+        states = [list(model.parameters()) for model in models]
+        self.parameters = [torch.stack([p.detach() for p in group]) for group in zip(*states)]
+        self.scale = self.column([model.cfg.network.input_scale for model in models])
+        self.random = torch.Generator().manual_seed(seed)
+        shape = (len(models), self.settings[0].buffer, 2)
+        self.buffer = 2 * torch.rand(shape, generator=self.random) - 1
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+        self.optimizer = torch.optim.Adam(self.parameters, models[0].cfg.optim.lr)
+
+    def column(self, values):
+        """Return one number for each run, (R, 1, 1)."""
+        return torch.tensor([float(v) for v in values]).reshape(-1, 1, 1)
+
+    def of(self, key):
+        """Return a setting of all runs, (R, 1, 1)."""
+        return self.column([getattr(setting, key) for setting in self.settings])
+
+    def logits(self, x):
+        """Return z / tau, (R, B, C), of points (R, B, 2)."""
+        h = self.scale * x
+        layers = list(zip(self.parameters[0::2], self.parameters[1::2]))
+        for weight, bias in layers[:-1]:
+            h = torch.relu(torch.baddbmm(bias[:, None], h, weight.mT))
+        weight, bias = layers[-1]
+        return torch.baddbmm(bias[:, None], h, weight.mT) / self.of("tau")
+
+    def normal(self, like):
+        """Return standard normals."""
+        return torch.randn(like.shape, generator=self.random)
+
+    def chains(self, count):
+        """Return `count` chains of each run after one Langevin step at temperature 1."""
+        slots = torch.randperm(self.buffer.shape[1], generator=self.random)[:count]
+        x = self.buffer[:, slots]
+        new = torch.rand(*x.shape[:2], 1, generator=self.random) < self.of("reinit")
+        x = torch.where(new, 2 * torch.rand(x.shape, generator=self.random) - 1, x)
+        step = self.of("step")
+        x.requires_grad_(True)
+        (grad,) = torch.autograd.grad(self.logits(x).logsumexp(2).sum(), x)
+        x = (x.detach() + step * grad + (2 * step).sqrt() * self.normal(x)).clamp(-1, 1)
+        self.buffer[:, slots] = x
+        return x
+
+    def step(self, x, number):
+        """Do one training step of every run on points (R, B, 2)."""
+        real = x + self.of("data_noise") * self.normal(x)
+        view = x + self.of("view_noise") * self.normal(x)
+        z = self.logits(torch.cat([real, view, self.chains(x.shape[1])], dim=1))
+        z_real, z_view, z_fake = z.split(x.shape[1], dim=1)
+        f_real, f_fake = z_real.logsumexp(2), z_fake.logsumexp(2)
+        target = z_view.softmax(2)
+        target = torch.where(self.of("detach_target") > 0, target.detach(), target)
+        inv = (z_real.logsumexp(2) - (target * z_real).sum(2)).mean(1)
+        log_pbar = z_real.log_softmax(2).logsumexp(1) - math.log(x.shape[1])
+        weights = [self.rise(setting, number) for setting in self.settings]
+        loss = (self.of("w_gen").flatten() * (f_fake.mean(1) - f_real.mean(1))
+                + torch.tensor(weights) * inv
+                - self.of("w_prior_mean").flatten() * log_pbar.mean(1)
+                + self.of("l2").flatten()
+                * (f_real.square().mean(1) + f_fake.square().mean(1))
+                * (self.of("w_gen").flatten() > 0))  # fmt: skip
+        self.optimizer.zero_grad()
+        loss.sum().backward()  # the runs share nothing
+        self.optimizer.step()
+
+    @staticmethod
+    def rise(setting, number):
+        """Return the weight of the invariance term at this step."""
+        if setting.inv_ramp:
+            passed = (number - setting.inv_start) / setting.inv_ramp
+            return setting.w_inv * min(1.0, max(0.0, passed))
+        return setting.w_inv * (number >= setting.inv_start)
+
+
+def train_all(data, variants, seeds, words):
+    """Return rows of scores on held-out points for every variant and seed."""
+    names = [(variant, seed) for variant in variants for seed in seeds]
+    models = [genmodels.build(f"configs/gedi_{data}.yaml", f"seed={seed}", *VARIANTS[variant],
+                              *words) for variant, seed in names]  # fmt: skip
+    cfg = models[0].cfg
+    points = load_split(cfg.data, "train")[0].flatten(1)
+    held_out, labels = load_split(cfg.data, "test")
+    runs, started = Runs(models, seeds[0]), time.process_time()
+    for number in range(cfg.trainer.max_steps):
+        pick = torch.randint(len(points), (len(names), cfg.data.batch_size), generator=runs.random)
+        runs.step(points[pick], number)
+    with torch.no_grad():
+        z = runs.logits(held_out.flatten(1).expand(len(names), -1, -1))
+    seconds = (time.process_time() - started) / len(names)
+    return [{"data": data, "variant": variant, "seed": seed, "cpu_seconds": round(seconds, 1)}
+            | clustering_scores(own.argmax(1), labels)
+            for (variant, seed), own in zip(names, z)]  # fmt: skip
+
+
+def ablation(argv):
+    """Train, score and write; see the module's docstring."""
+    _, words, flags = cli.split_words(argv)
+    cli.check_flags(flags, ("--help",))
+    if flags:
+        print(__doc__.strip())
+        return
+    out = Path(words.pop("out", "benchmarks/results")) / "gedi_ablation.json"
+    seeds = parse_seeds(words.pop("seeds", "10-12"))
+    variants = parse_value("variants", words.pop("variants", ""), list[str]) or list(VARIANTS)
+    chosen = parse_value("data", words.pop("data", ",".join(DATA)), list[str])
+    changed, rows = [f"{key}={text}" for key, text in words.items()], []
+    for data in chosen:
+        rows += train_all(data, variants, seeds, changed)
+        groups = {}
+        for row in rows:
+            groups.setdefault((row["data"], row["variant"]), []).append(row["nmi"])
+        table = [(*key, f"{statistics.mean(v):.3f}", f"{min(v):.3f}") for key, v in groups.items()]
+        cli.print_table("NMI on held-out points", ("data", "variant", "mean", "least"), table)
+        result = {
+            "command": " ".join(["python -m benchmarks.gedi_ablation", *argv]),
+            "machine": machine(),
+            "versions": benchmark.versions(),
+            "seeds": seeds,
+            "rows": rows,
+        }
+        write_bytes(out, json.dumps(result, indent=1).encode())
+
+
+def main(argv=None):
+    """Return the exit code: 0 done, 2 the user's mistake, 1 anything else."""
+    return cli.run(ablation, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""GEDI on MNIST over seeds: clusters, generation, out-of-distribution scores; and addition.
+
+    python -m benchmarks.gedi_mnist clusters [seeds=0-2] [config=configs/gedi_mnist.yaml] [num=2000]
+    python -m benchmarks.gedi_mnist addition [seeds=0-2] [config=configs/gedi_addition.yaml]
+
+clusters: GEDI and the same without the generative term (no-gen), beside k-means on pixels: NMI,
+ACC, ARI, AMI on the test split; Frechet distance, in the in-tree net for MNIST, of num= fresh
+chains and of as many entries of the buffer; AUROC of test digits against Fashion-MNIST, noise and
+constants by three scores. addition: accuracy without matching, and NMI, after training on sums.
+Needs GENMODELS_DATA with MNIST and FashionMNIST. Writes OUT/gedi_mnist.json or gedi_addition.json
+after each training; an interrupted command goes on (limit=: trainings at a time). The default
+config is the reduced one, gedi_mnist_cpu.yaml.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from sklearn.cluster import MiniBatchKMeans
+
+import genmodels
+import train
+from benchmarks.demo import machine
+from genmodels import benchmark, cli, clusters, scoring
+from genmodels.cli import parse_seeds
+from genmodels.config import DataConfig
+from genmodels.data import load_split
+from genmodels.images import write_bytes
+from genmodels.metrics import ood
+from genmodels.metrics.clustering import clustering_scores
+
+OUTSIDE = ("fashion_mnist", "noise", "constant")
+
+
+def trained(config, words):
+    """Return (model, seconds) of one training."""
+    with tempfile.TemporaryDirectory() as folder:
+        quiet = ["trainer.progress=false", "trainer.loggers=csv", "sample.every=0"]
+        started = time.monotonic()
+        run = train.train([config, f"out_dir={folder}", "checkpoint.keep=1", *quiet, *words])
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return genmodels.load(run, device=device), round(time.monotonic() - started, 1)
+
+
+def of_clusters(variant, seed, config, words, num):
+    """Return one row: a training of GEDI or of no-gen, or k-means, and its scores."""
+    started = time.monotonic()
+    test, labels = load_split(DataConfig(name="mnist"), "test")
+    if variant == "k-means":
+        pixels = (load_split(DataConfig(name="mnist"), "train")[0].flatten(1) / 255).numpy()
+        means = MiniBatchKMeans(10, batch_size=4096, n_init=3, random_state=seed).fit(pixels)
+        found = means.predict((test.flatten(1) / 255).numpy())
+        return clustering_scores(found, labels) | {"seconds": round(time.monotonic() - started, 1)}
+    changed = ["method.w_gen=0"] if variant == "no-gen" else []
+    model, seconds = trained(config, [*words, *changed, f"seed={seed}"])
+    probabilities = clusters.assign(model, test, 500)
+    sizes = torch.bincount(probabilities.argmax(dim=1), minlength=10)
+    row = clustering_scores(probabilities.argmax(dim=1), labels)
+    row |= {"sizes": sizes.tolist(), "seconds": seconds}
+    if variant == "gedi":
+        row["fd"] = {start: distance(model, start, num, test) for start in ("fresh", "buffer")}
+    row["auroc"] = aurocs(model, test[:num])
+    return row
+
+
+def distance(model, start, num, test):
+    """Return the Frechet distance of generated images to the test split, in the net for MNIST."""
+    options = {"start": start, "batch": 500, "progress": False}
+    pictures, _ = benchmark.generate_all(model, range(num), **options)
+    scorer = scoring.Scorer(["fd"], "mnist", reference=test, device=model.device)
+    return scorer(pictures)["fd"]["value"]
+
+
+def aurocs(model, inside):
+    """Return {set: {score: AUROC}}, the digits being the positive class."""
+    scores, found = ood.image_scores(model, inside, 250), {}
+    for name in OUTSIDE:
+        if name in ood.SYNTHETIC:
+            other = ood.synthetic(name, inside)
+        else:
+            other = load_split(DataConfig(name=name), "test")[0][: len(inside)]
+        theirs = ood.image_scores(model, other, 250)
+        found[name] = {key: ood.ood_metrics(scores[key], theirs[key])["auroc"] for key in scores}
+    return found
+
+
+def of_addition(variant, seed, config, words, num):
+    """Return one row: digits learnt from sums; clusters are digits, so nothing is matched."""
+    changed = ["method.w_gen=0"] if variant == "no-gen" else []
+    changed += ["method.w_inv=0", "method.w_prior_mean=0"] if variant == "sums alone" else []
+    changed += ["method.w_gen=0"] if variant == "sums alone" else []
+    model, seconds = trained(config, [*words, *changed, f"seed={seed}"])
+    test, labels = load_split(DataConfig(name="mnist"), "test")
+    found = clusters.assign(model, test, 500).argmax(dim=1)
+    return {
+        "accuracy": float((found == labels).float().mean()),
+        "sums": float((found[0::2] + found[1::2] == labels[0::2] + labels[1::2]).float().mean()),
+        "seconds": seconds,
+    } | clustering_scores(found, labels)
+
+
+# command -> (config, function of a row, its variants)
+COMMANDS = {
+    "clusters": ("configs/gedi_mnist_cpu.yaml", of_clusters, ("gedi", "no-gen", "k-means")),
+    "addition": ("configs/gedi_addition.yaml", of_addition, ("gedi", "no-gen", "sums alone")),
+}
+
+
+def measure(argv):
+    """Run one command; see the module's docstring."""
+    positionals, words, flags = cli.split_words(argv)
+    cli.check_flags(flags, ("--help",))
+    if flags or len(positionals) != 1 or positionals[0] not in COMMANDS:
+        print(__doc__.strip())
+        return
+    config, measure_row, variants = COMMANDS[positionals[0]]
+    config = words.pop("config", config)
+    name = "gedi_mnist" if positionals[0] == "clusters" else "gedi_addition"
+    out = Path(words.pop("out", "benchmarks/results")) / f"{name}.json"
+    seeds, num = parse_seeds(words.pop("seeds", "0-2")), int(words.pop("num", 2000))
+    limit = int(words.pop("limit", 10**9))
+    changed = [f"{key}={text}" for key, text in words.items()]
+    rows = json.loads(out.read_text())["rows"] if out.exists() else []
+    known = {(row["variant"], row["seed"]) for row in rows}
+    todo = [(v, seed) for seed in seeds for v in variants if (v, seed) not in known]
+    for variant, seed in todo[:limit]:
+        row = measure_row(variant, seed, config, changed, num)
+        rows.append({"variant": variant, "seed": seed} | row)
+        result = {
+            "command": " ".join(["python -m benchmarks.gedi_mnist", positionals[0], *changed]),
+            "config": config,
+            "num": num,
+            "machine": machine(),
+            "versions": benchmark.versions(),
+            "rows": rows,
+        }
+        write_bytes(out, json.dumps(result, indent=1).encode())
+        print(json.dumps(rows[-1]))
+
+
+def main(argv=None):
+    """Return the exit code: 0 done, 2 the user's mistake, 1 anything else."""
+    return cli.run(measure, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

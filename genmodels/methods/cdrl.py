@@ -1,0 +1,414 @@
+"""CDRL: an energy and an initializer trained together by diffusion recovery likelihood; and DRL.
+
+For a pair of levels (t-1, t) of genmodels/sampling/recovery.py, y_0 = g(x_t) + sqrt(v_t) n is
+refined by K Langevin steps on log p(y | x_t) to y_K, and
+
+    L_f = - E w_t [ f(y+, t-1) - f(y_K, t-1) ],  y+ = sqrt(ahat_t) x_{t-1}     (energy)
+    L_g = E | y_K - y_0 |^2                                                    (initializer)
+
+with y_K held constant in L_f and in the first term of L_g: f and g share no parameter, so the sum
+of the two has the gradient of each. No second derivative is taken.
+
+x_t and x_{t-1} share one noise e: f sees only one side of the pair, so any coupling with the right
+marginals leaves the gradient unbiased, and this one makes its variance smaller
+(shared_noise=false: fresh noise from x_{t-1} to x_t, as in DRL).
+
+References: Zhu, Xie, Wu and Gao, "Learning energy-based models by cooperative diffusion recovery
+likelihood", ICLR 2024, arXiv 2309.05153; Gao, Song, Poole, Wu and Kingma, "Learning energy-based
+models by diffusion recovery likelihood", ICLR 2021, arXiv 2012.08125 (initializer=none).
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import torch
+
+from genmodels import seeding
+from genmodels.config import check, setting
+from genmodels.kernels.philox import philox_normal
+from genmodels.methods.base import GenerativeModule
+from genmodels.networks import NETWORKS
+from genmodels.networks.ebm import fixed_weights, power_iteration
+from genmodels.networks.initializer import build_initializer
+from genmodels.sampling.ais import Base, ais_forward, ais_reverse, sigmoid_path, step_sizes
+from genmodels.sampling.composition import blend_of, parse_compose
+from genmodels.sampling.langevin import frozen
+from genmodels.sampling.recovery import (
+    ANGLES,
+    LevelMeans,
+    RecoverySchedule,
+    recovery_chain,
+    recovery_mala,
+    sample_recovery,
+    tweedie,
+)
+from genmodels.seeding import Stream
+
+# Settings that sample() and sample.py may override.
+SAMPLING = ("steps", "guidance", "tweedie_scale", "noise_scale", "mala")
+
+
+@dataclass
+class CDRLConfig:
+    """CDRL (Zhu et al. 2024, arXiv 2309.05153); initializer=none, angles=drl: DRL (2012.08125)."""
+
+    name: str = setting("cdrl", "")
+    angles: str = setting("cdrl", "noise levels: cdrl (equal angles) or drl")
+    levels: int = setting(6, "pairs of noise levels, T")
+    steps: int = setting(15, "Langevin steps for each pair, K")
+    step_size: float = setting(4e-4, "b^2: squared noise of a step / sigma_t^2 at the first pair")
+    growth: str = setting("clean", "how b^2 grows with the level: clean (sbar_{t-1} / sbar_0) or "
+                          "constant (1 / sbar_0 everywhere)")  # fmt: skip
+    initializer: str = setting("unet", "unet, mlp or none (chains start at x_t)")
+    initializer_channels: int = setting(64, "channels of the U-Net, or hidden units")
+    initializer_multipliers: list[int] = setting([1, 1, 1], "channels of each level / channels")
+    initializer_blocks: int = setting(3, "residual blocks for each level")
+    initializer_attention: list[int] = setting([16, 8], "heights of levels with self-attention")
+    initializer_dropout: float = setting(0.1, "dropout of the U-Net")
+    initializer_lr: float = setting(1e-5, "learning rate of the initializer")
+    shared_noise: bool = setting(True, "one noise for both sides of a pair")
+    label_dropout: float = setting(0.1, "share of labels hidden in training (for guidance)")
+    divergence: float = setting(1e6, "stop when |f(data) - f(chain)| of a level exceeds this")
+    guidance: float = setting(0.0, "w: sample from (1 + w) f(y, label) - w f(y, none)")
+    tweedie_scale: float = setting(1.0, "last denoising step: 1 consistent, 2 as released, 0 none")
+    noise_scale: float = setting(1.0, "factor on the Langevin noise in sampling")
+    mala: bool = setting(False, "sampling: accept or reject each step (exact for the energy)")
+
+    def __post_init__(self):
+        check(self.angles in ANGLES, "method.angles", self.angles,
+              f"choose from {', '.join(ANGLES)}")  # fmt: skip
+        check(self.levels >= 2, "method.levels", self.levels, "must be >= 2")
+        check(self.steps >= 1, "method.steps", self.steps, "must be >= 1")
+        check(self.step_size > 0, "method.step_size", self.step_size, "must be > 0")
+        check(self.growth in ("clean", "constant"), "method.growth", self.growth,
+              "must be clean or constant")  # fmt: skip
+        check(self.initializer in ("unet", "mlp", "none"), "method.initializer", self.initializer,
+              "choose from unet, mlp, none")  # fmt: skip
+        check(self.initializer_lr > 0, "method.initializer_lr", self.initializer_lr, "must be > 0")
+        check(0 <= self.label_dropout <= 1, "method.label_dropout", self.label_dropout,
+              "must be in [0, 1]")  # fmt: skip
+        check(self.divergence > 0, "method.divergence", self.divergence, "must be > 0")
+        check(self.guidance >= -1, "method.guidance", self.guidance, "must be >= -1 (0: none)")
+        check(self.tweedie_scale >= 0, "method.tweedie_scale", self.tweedie_scale, "must be >= 0")
+        check(self.noise_scale >= 0, "method.noise_scale", self.noise_scale, "must be >= 0")
+
+
+class CDRL(GenerativeModule):
+    """Cooperative diffusion recovery likelihood.
+
+    Args:
+        cfg: Config whose method is a CDRLConfig and whose network is an energy (ebm, mlp).
+    """
+
+    Config = CDRLConfig
+    ENERGY = True
+    INPAINTS = True
+    SAMPLE_OPTIONS = {
+        name: (type(item.default), None, item.metadata["doc"])
+        for name, item in CDRLConfig.__dataclass_fields__.items()
+        if name in SAMPLING
+    } | {"compose": (str, None, 'terms "3:1.5,5|6,!7:0.5": class or classes (OR), ! NOT, :weight')}
+
+    LIKELIHOODS = ("ais_lower", "ais_upper")
+    LIKELIHOOD_OPTIONS = {
+        "ais_steps": (int, 200, "densities between the base and the model"),
+        "ais_chains": (int, 64, "chains"),
+        "ais_moves": (int, 1, "Metropolis steps at each density"),
+        "ais_step": (float, 1.0, "factor on their step size"),
+        "ais_refine": (int, 100, "Metropolis steps that refine samples before the reverse chains"),
+    }
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        method = cfg.method
+        check(method.guidance == 0 or self.classes, "method.guidance", method.guidance,
+              "needs a conditional model (data.labels=true)")  # fmt: skip
+        self.net = NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes)
+        self.initializer = build_initializer(method, self.shape, self.classes)
+        self.schedule = RecoverySchedule(
+            method.angles, method.levels, method.step_size, method.growth
+        )
+        self.log_z = {}  # bounds that log_prob() has made
+        self.levels = None  # LevelMeans of the latest loss()
+
+    # --------------------------------------------------------------------------------------------
+    # Training
+
+    def loss(self, batch):
+        """Return (L_f + L_g, {"loss": L_f, "loss_initializer": L_g}); see the module."""
+        x, n, seed = batch["image"], batch["n"], self.cfg.seed
+        labels = self._labels(batch["label"], n)
+        pair = seeding.uniform(seed, n, Stream.SIGMA) * self.cfg.method.levels
+        t = 1 + pair.long().clamp(max=self.cfg.method.levels - 1)
+        level = self.schedule.at(t)
+        x_t, data = self.pair(x, n, level)
+        noise = philox_normal(self.shape, seed, n, stream=int(Stream.INITIALIZER), device=x.device)
+        start = self.initial(x_t, level, labels, noise)
+        with fixed_weights(self.net):
+            chain = recovery_chain(
+                lambda y: self.net(y, level.noise_clean, labels), start.detach(), x_t, level,
+                steps=self.cfg.method.steps, seed=seeding.keys(seed, n, Stream.CHAIN),
+                freeze=(self.net,),
+            )  # fmt: skip
+        both = torch.cat([data, chain.y])
+        f = self.net(both, level.noise_clean.repeat(2), None if labels is None else
+                     labels.repeat(2))  # fmt: skip
+        f_data, f_chain = f.chunk(2)
+        loss_f = -(level.w * (f_data - f_chain)).mean()
+        loss_g = (chain.y - start).square().sum(dim=(1, 2, 3)).mean()
+        self.levels = LevelMeans(self.cfg.method.levels, t, f_data, f_chain, chain, data)
+        logs = {"loss": loss_f.detach(), "loss_initializer": loss_g.detach()}
+        return loss_f + loss_g, logs
+
+    def pair(self, x, n, level):
+        """Return (x_t, y+ = sqrt(ahat_t) x_{t-1}) of clean images x, (B, C, H, W) each."""
+        level = level._replace(**{k: _column(v) for k, v in level._asdict().items()})
+        draw = lambda stream: philox_normal(  # noqa: E731
+            self.shape, self.cfg.seed, n, stream=int(stream), device=x.device
+        )
+        e = draw(Stream.NOISE)
+        clean = level.cos_clean * x + level.sin_clean * e
+        if self.cfg.method.shared_noise:
+            x_t = level.cos * x + level.sin * e
+        else:
+            x_t = level.cos / level.cos_clean * clean + level.sigma * draw(Stream.PAIR)
+        return x_t, level.scale * clean
+
+    def initial(self, x_t, level, labels, noise, blend=None):
+        """Return the chain's start g(x_t) + sqrt(v_t) noise, like x_t (x_t without initializer)."""
+        if self.initializer is None:
+            return x_t
+        if blend is None:
+            change = self.initializer(x_t, level.noise, labels)
+        else:
+            change = blend.map(self.initializer, x_t, level.noise)
+        return x_t + change.float() + _column(level.v.sqrt()) * noise
+
+    def _labels(self, labels, n):
+        """Return the batch's labels, some hidden (-1) in training; None if unconditional."""
+        if not self.classes:
+            return None
+        if not self.training or not self.cfg.method.label_dropout:
+            return labels
+        hidden = seeding.uniform(self.cfg.seed, n, Stream.LABEL_DROP)
+        return torch.where(hidden < self.cfg.method.label_dropout, -1, labels)
+
+    def training_step(self, batch, batch_idx):
+        """Return the loss; log the diagnostics of each level beside it."""
+        loss = super().training_step(batch, batch_idx)
+        self.log_dict({f"levels/{name}": value for name, value in self.levels.logs().items()})
+        return loss
+
+    def parameter_groups(self):
+        """Return two groups, energy and initializer, each with its lr; clipped separately."""
+        groups = [{"params": list(self.net.parameters())}]
+        if self.initializer is not None:
+            lr = self.cfg.method.initializer_lr
+            groups.append({"params": list(self.initializer.parameters()), "lr": lr})
+        return groups
+
+    def optimizer_step(self, *args, **kwargs):
+        """Step, then one power iteration of the spectral norms for the new weights."""
+        super().optimizer_step(*args, **kwargs)
+        power_iteration(self.net)
+
+    def configure_gradient_clipping(self, optimizer, *args, **kwargs):
+        """Clip each group; stop where a level has diverged, and name it.
+
+        Raises:
+            FloatingPointError: method.divergence exceeded, or too many non-finite steps.
+        """
+        limit = self.cfg.method.divergence
+        lines, finite = self.levels.beyond(limit)
+        where = f"step {self.global_step} at {'; '.join(lines)}"
+        if lines and finite:
+            raise FloatingPointError(f"method.divergence={limit:g}: exceeded in {where}")
+        if lines:  # the base class skips and counts such steps
+            self.print(f"not finite in {where}")
+        super().configure_gradient_clipping(optimizer, *args, **kwargs)
+
+    # --------------------------------------------------------------------------------------------
+    # Sampling
+
+    @torch.no_grad()
+    def sample(self, seeds, labels=None, *, compose=None, known=None, mask=None, noise="cpu",
+               callback=None, **options):  # fmt: skip
+        """Return generated images in [-1, 1] (clipped), float32 (N, C, H, W).
+
+        Image k depends on seeds[k] alone, not on the others.
+
+        Args:
+            seeds: N whole numbers.
+            labels: classes of a conditional model: None (random), one int, or N ints; -1 = none.
+            compose: terms of genmodels.sampling.composition in place of labels, or None.
+            known: images (K, C, H, W) in [-1, 1] to complete; seed k gets image k modulo K.
+            mask: bool, broadcastable to (K, C, H, W): True where `known` is to be kept.
+            noise: device on which random labels are drawn; all else is the same everywhere.
+            callback: called as callback(i, x) after each level.
+            options: see SAMPLE_OPTIONS; those left at None come from the model's config. With
+                fewer steps than in training, drift and noise of each grow (recovery_chain).
+
+        Raises:
+            ValueError: an option out of range, or labels the model does not have.
+        """
+        cfg = self._settings(options)
+        keys = torch.tensor([int(seed) for seed in seeds], dtype=torch.int64, device=self.device)
+        generators = seeding.ImageGenerators(seeds, noise)
+        blend = self._blend(cfg, self.image_labels(generators, labels), labels, compose, keys)
+        if (known is None) != (mask is None):
+            raise ValueError("inpaint=, mask=: give both")
+        if known is not None:
+            known, mask = _known(known, mask, keys, self.device)
+
+        y, level, energy = self._draw(keys, blend, cfg, known, mask, callback)
+        x = tweedie(lambda y: energy(y, level), y, level, cfg.tweedie_scale).clamp(-1, 1)
+        return x if mask is None else torch.where(mask, known, x)
+
+    def _draw(self, keys, blend, cfg, known=None, mask=None, callback=None):
+        """Return samples y of the first pair, their Level, and the energy; counts self.nfe."""
+
+        def energy(y, level, dtype=torch.float32):
+            self.nfe += blend.evaluations
+            return blend.energy(self.net, y, level.noise_clean, level.s.to(dtype) ** 2, dtype=dtype)
+
+        def initial(x_t, level, noise):
+            self.nfe += 0 if self.initializer is None else blend.evaluations
+            return self.initial(x_t, level, None, noise, blend)
+
+        self.nfe = 0
+        with fixed_weights(self.net):
+            y, level = sample_recovery(
+                energy, initial, self.schedule, keys, self.shape, steps=cfg.steps,
+                rate=self.cfg.method.steps / cfg.steps, noise_scale=cfg.noise_scale,
+                mala=cfg.mala, known=known, mask=mask, freeze=(self.net,), callback=callback,
+            )  # fmt: skip
+        return y, level, energy
+
+    def _settings(self, options):
+        """Return the method's config with the given options in place of its own."""
+        for key in options:
+            check(key in SAMPLING, key, options[key], f"choose from {', '.join(SAMPLING)}")
+        given = {key: value for key, value in options.items() if value is not None}
+        try:
+            cfg = dataclasses.replace(self.cfg.method, **given)
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix("method.")) from None
+        check(cfg.guidance == 0 or self.classes, "guidance", cfg.guidance,
+              "this model is unconditional; leave it out")  # fmt: skip
+        return cfg
+
+    def _blend(self, cfg, drawn, labels, compose, keys):
+        """Return the Blend of the label of each image, guided, or of the composed terms."""
+        choice = seeding.uniform(keys, torch.zeros_like(keys), Stream.CHOICE)
+        if not compose:
+            return blend_of(float(cfg.guidance), drawn, choice)
+        check(labels is None, "compose", compose, "names the classes itself; leave labels out")
+        check(cfg.guidance == 0, "compose", compose, "weights take guidance's place; leave it out")
+        return blend_of(parse_compose(compose, self.classes), drawn, choice)
+
+    # --------------------------------------------------------------------------------------------
+    # What the energy says of an image
+
+    def energy(self, x, labels=None):
+        """Return E = -log p + const, LOWER = likelier, float64 (B,), of images in [-1, 1].
+
+        p is the density of the lowest noise level, 0.0075 on the scale of [-1, 1].
+        """
+        y, level, labels = self._lowest(x, labels)
+        f = self.net(y, level.noise_clean, labels, dtype=torch.float64)
+        return -f / level.s.double() ** 2
+
+    def ood_scores(self, x, labels=None):
+        """Return {name: float32 (B,)}, HIGHER = more like the training data, of images in [-1, 1].
+
+        f: the energy's f at the lowest noise level. f_levels: its mean over all levels, the images
+        noised with the same noise e at each. grad_norm: minus the norm of its gradient.
+        """
+        y, level, labels = self._lowest(x, labels)
+        with torch.enable_grad(), frozen(self.net):
+            y.requires_grad_(True)
+            f = self.net(y, level.noise_clean, labels, dtype=torch.float64)
+            (grad,) = torch.autograd.grad(f.sum(), y)
+        total, index = 0.0, torch.arange(len(x), device=x.device)
+        with torch.no_grad():
+            for t in range(1, self.schedule.levels + 1):
+                level = self.schedule.at(torch.full_like(index, t))
+                _, y = self.pair(x.float(), index, level)
+                total = total + self.net(y, level.noise_clean, labels, dtype=torch.float64)
+        scores = {"f": f.detach(), "f_levels": total / self.schedule.levels,
+                  "grad_norm": -grad.flatten(1).norm(dim=1)}  # fmt: skip
+        return {name: value.float() for name, value in scores.items()}
+
+    @torch.no_grad()
+    def log_prob(self, x, labels=None, *, kind, seeds, **options):
+        """Return bounds on the log density of images in [-1, 1], in nats, float64 (B,).
+
+        log p(x) = f(y) / s_1^2 - log Z + D log sqrt(a_1), y = sqrt(a_1) x: the density of the
+        lowest noise level, with the Jacobian of y. Z is bounded by annealed importance sampling
+        between a normal fitted to samples and exp(f / s_1^2), once for each label: from below
+        (which bounds log p from above, "ais_upper"), and from above ("ais_lower"), where the
+        chains start at samples refined by MALA. That they are exact samples is an assumption.
+
+        Args:
+            kind: ais_lower or ais_upper.
+            seeds: unused: nothing here is random for an image.
+            x, labels: as in the base class. options: see LIKELIHOOD_OPTIONS.
+        """
+        check(kind in self.LIKELIHOODS, "kind", kind, f"choose from {', '.join(self.LIKELIHOODS)}")
+        settings = {key: default for key, (_, default, _) in self.LIKELIHOOD_OPTIONS.items()}
+        settings |= {key: value for key, value in options.items() if value is not None}
+        for key, value in settings.items():
+            check(value > 0, key, value, "must be > 0")
+        own = torch.full((len(x),), -1, device=x.device) if labels is None else labels
+        log_z = {int(c): self._log_z(int(c), kind, settings) for c in own.unique()}
+        log_z = torch.tensor([log_z[int(c)] for c in own], dtype=torch.float64, device=x.device)
+        scale = float(self.schedule.exact.scale[1])
+        return -self.energy(x, labels) - log_z + math.prod(self.shape) * math.log(scale)
+
+    def _log_z(self, label, kind, settings):
+        """Return the bound on log Z of a label that bounds log p from the side of `kind`."""
+        versions = tuple(p._version for p in self.net.parameters())
+        key = (label, kind, *settings.values(), versions)
+        if key in self.log_z:
+            return self.log_z[key]
+        keys = torch.arange(settings["ais_chains"], device=self.device)
+        labels = torch.full_like(keys, label) if self.classes else None
+        blend = blend_of(0.0, labels, torch.zeros(len(keys), device=self.device))
+        y, level, energy = self._draw(keys, blend, self.cfg.method)
+        s2 = level.s.double() ** 2
+        base = Base(y.mean(0), y.var(0) + (level.scale * level.sin_clean)[0] ** 2)
+        betas = sigmoid_path(settings["ais_steps"])
+        step = step_sizes(betas, base, float(s2[0]), settings["ais_step"])
+        options = {"betas": betas, "step": step, "moves": settings["ais_moves"]}
+        density = lambda y: energy(y, level, torch.float64) / s2  # noqa: E731
+        with fixed_weights(self.net), frozen(self.net):
+            if kind == "ais_upper":
+                bound = ais_forward(density, base, keys, **options)
+            else:
+                start = recovery_mala(
+                    lambda y: energy(y, level, torch.float64), y, None, level, seed=keys,
+                    steps=settings["ais_refine"], stream=int(Stream.CHAIN), diagnostics=False,
+                ).y  # fmt: skip
+                bound = ais_reverse(density, base, start, keys, **options)
+        self.log_z[key] = bound.log_z
+        return bound.log_z
+
+    def _lowest(self, x, labels):
+        """Return (y, Level of pair 1, labels) of images x, no gradient attached."""
+        level = self.schedule.at(torch.ones(len(x), dtype=torch.int64, device=x.device))
+        y = (_column(level.scale) * x.detach()).float()
+        return y, level, labels if self.classes else None
+
+
+def _known(known, mask, keys, device):
+    """Return (known, mask), (N, C, H, W) each: those of image key modulo K."""
+    known = known.to(device)
+    mask = mask.to(device).expand_as(known)
+    index = keys.remainder(len(known))
+    return known[index], mask[index]
+
+
+def _column(x):
+    """Return (B,) as (B, 1, 1, 1)."""
+    return x.reshape(-1, 1, 1, 1)

@@ -1,0 +1,357 @@
+"""GEDI: clusters and an energy-based model in one backbone.
+
+An encoder and a head give logits z(x) in R^C. With the temperature tau,
+
+    p(y | x) = softmax(z(x) / tau)          E(x) = -f(x),  f(x) = logsumexp(z(x) / tau)
+    p(x) = exp(f(x)) / Gamma                log p(x, y) = z_y(x) / tau - log Gamma
+
+(energy=scalar gives f a head of its own). Minimised, with x' a view of x:
+
+    w_gen (E[f(fake)] - E[f(x)])  +  w_inv CE(p(. | x'), p(. | x))  +  w_prior_mean CE(p(y), pbar)
+
+fake is drawn from p(x) by Langevin chains that go on from a replay buffer; pbar is the mean of
+p(. | x) over the batch. With w_gen = 1 the negative is a lower bound of E log p(x), whose gap at
+the best is w_prior_mean log C. Variants are settings: w_gen=0 is the cluster loss alone (no-gen);
+w_inv=0 w_prior_mean=0 w_label=1 is JEM; w_sum=1 learns digits from sums of pairs.
+
+References: Sansone and Manhaeve, "Unifying self-supervised clustering and energy-based models",
+TMLR 2025, arXiv 2401.00873; Grathwohl et al., "Your classifier is secretly an energy based model
+and you should treat it like one", arXiv 1912.03263 (JEM); Manhaeve et al., arXiv 1805.10872 (sums).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from genmodels.config import check, setting
+from genmodels.kernels.philox import philox_uniform
+from genmodels.methods import gedi_terms as terms
+from genmodels.methods.base import GenerativeModule
+from genmodels.networks import NETWORKS
+from genmodels.sampling.langevin import frozen, langevin_chain
+from genmodels.sampling.replay import Replay
+from genmodels.seeding import Stream
+from genmodels.views import add_noise, view
+
+ENERGIES, STARTS = ("logits", "scalar"), ("fresh", "buffer")
+
+
+@dataclass
+class GEDIConfig:
+    """GEDI (Sansone and Manhaeve 2025, arXiv 2401.00873)."""
+
+    name: str = setting("gedi", "")
+    clusters: int = setting(0, "number of clusters C; 0: as many as the data have classes")
+    tau: float = setting(0.5, "temperature of the logits")
+    head_width: int = setting(0, "hidden units between features and logits; 0: linear head")
+    energy: str = setting("logits", "logits: f = logsumexp(z / tau); scalar: a head of its own")
+    w_gen: float = setting(1.0, "weight of the generative term; 0: no chains are run")
+    w_inv: float = setting(10.0, "weight of the invariance term, a cross-entropy")
+    w_prior_mean: float = setting(10.0, "weight of CE(p(y), mean prediction), a mean over clusters "
+                                  "(a sum, as others write it, is C times as much)")  # fmt: skip
+    w_label: float = setting(0.0, "weight of the cross-entropy of the class labels (JEM)")
+    w_sum: float = setting(0.0, "weight of -log P(sum of the labels of two neighbours); wants "
+                           "data.pairs=true")  # fmt: skip
+    prior: list[float] = setting([], "p(y), C numbers; empty: uniform")
+    detach_target: bool = setting(False, "no gradient through p(. | x') in the invariance term")
+    inv_start: int = setting(0, "steps before the invariance term sets in")
+    inv_ramp: int = setting(0, "steps over which its weight then rises")
+    gen_ramp: int = setting(0, "steps over which the weight of the generative term rises from 0.1")
+    marginal_ema: float = setting(0.0, "memory of pbar over batches, in [0, 1); for many clusters")
+    l2: float = setting(0.0, "weight of f(x)^2 + f(fake)^2")
+    data_noise: float = setting(0.03, "standard deviation added to the data of all terms")
+    two_views: bool = setting(False, "invariance between two views; false: between image and view")
+    view_noise: float = setting(0.03, "views: standard deviation of the noise")
+    view_affine: float = setting(0.0, "views: strength of turns, shears, scales, shifts; 1 is full")
+    view_crop: int = setting(0, "views: shift by up to this many pixels")
+    view_flip: bool = setting(False, "views: mirror left-right (not for digits)")
+    view_jitter: float = setting(0.0, "views: probability of other brightness, contrast, colour")
+    view_grey: float = setting(0.0, "views: probability of grey")
+    chain_steps: int = setting(20, "Langevin steps of each chain in a training step")
+    step: float = setting(1.0, "step size a: x <- x + a grad f + s z")
+    noise_scale: float = setting(0.01, "noise s; 0: sqrt(2 a), the temperature 1")
+    grad_clip: float = setting(0.0, "largest magnitude of an element of grad f; 0: none")
+    clamp: bool = setting(False, "keep chains within [-1, 1]")
+    buffer: int = setting(10_000, "entries of the replay buffer, over all devices")
+    reinit: float = setting(0.05, "probability that a chain starts afresh when it is visited")
+    max_gap: float = setting(1000.0, "stop when the mean |f(x) - f(fake)| passes this")
+    retry: int = setting(0, "number of restarts after a divergence: other noise, lr halved each")
+    start: str = setting("fresh", "samples: fresh chains, or go on from the buffer")
+    steps: int = setting(1000, "samples: Langevin steps of fresh chains")
+
+    def __post_init__(self):
+        for key in ("clusters", "head_width", "inv_start", "inv_ramp", "gen_ramp", "l2", "retry",
+                    "data_noise", "view_noise", "view_affine", "view_crop", "noise_scale",
+                    "grad_clip", "w_gen", "w_inv", "w_prior_mean", "w_label", "w_sum",
+                    "steps", "marginal_ema"):  # fmt: skip
+            check(getattr(self, key) >= 0, f"method.{key}", getattr(self, key), "must be >= 0")
+        for key in ("tau", "step", "max_gap", "chain_steps", "buffer"):
+            check(getattr(self, key) > 0, f"method.{key}", getattr(self, key), "must be > 0")
+        for key in ("reinit", "view_jitter", "view_grey"):
+            check(0 <= getattr(self, key) <= 1, f"method.{key}", getattr(self, key),
+                  "must be in [0, 1]")  # fmt: skip
+        check(self.marginal_ema < 1, "method.marginal_ema", self.marginal_ema, "must be < 1")
+        for key, names in (("energy", ENERGIES), ("start", STARTS)):
+            check(getattr(self, key) in names, f"method.{key}", getattr(self, key),
+                  f"choose from {', '.join(names)}")  # fmt: skip
+        if self.prior:
+            check(min(self.prior) > 0 and abs(sum(self.prior) - 1) < 1e-3, "method.prior",
+                  self.prior, "must be positive and sum to 1")  # fmt: skip
+
+
+class GEDI(GenerativeModule):
+    """Generative and discriminative model of the same logits.
+
+    Args:
+        cfg: Config whose method is a GEDIConfig.
+    """
+
+    Config = GEDIConfig
+    SAMPLE_OPTIONS = {
+        "start": (str, None, GEDIConfig.__dataclass_fields__["start"].metadata["doc"]),
+        "steps": (int, None, "Langevin steps; of the buffer's chains further ones (default 0)"),
+    }
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        method, network = cfg.method, NETWORKS[cfg.network.name]
+        self.clusters = self.classes = method.clusters or cfg.data.classes
+        check(self.clusters >= 1, "method.clusters", method.clusters,
+              f"{cfg.data.name} has no classes to count; give the number of clusters")  # fmt: skip
+        check(getattr(network, "ENCODER", False), "network.name", cfg.network.name,
+              "GEDI needs an encoder: resnet8 or perceptron")  # fmt: skip
+        check(len(method.prior) in (0, self.clusters), "method.prior", method.prior,
+              f"must have {self.clusters} numbers, one for each cluster")  # fmt: skip
+        for key in ("w_label", "w_sum"):
+            check(not getattr(method, key) or self.clusters == cfg.data.classes, f"method.{key}",
+                  getattr(method, key), "needs clusters = classes of the data")  # fmt: skip
+        self.net = network(cfg.network, self.shape)
+        sizes = [self.net.width] + [method.head_width] * bool(method.head_width) + [self.clusters]
+        layers = [nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:])]
+        self.head = nn.Sequential(layers[0], *(nn.Sequential(nn.SiLU(), x) for x in layers[1:]))
+        self.scalar = nn.Linear(self.net.width, 1) if method.energy == "scalar" else None
+        self.replay = Replay(method.buffer, self.shape, method.reinit, cfg.seed, method.retry)
+        self.marginal = terms.Marginal(method.marginal_ema)
+        self.mean_gap, self.warned = 0.0, ""
+        self.chains = ""  # where the latest samples came from, in words
+
+    def outputs(self, x):
+        """Return (z / tau (B, C), f (B,)) of x (B, C, H, W), float32; f = -E, higher = likelier."""
+        with torch.autocast(x.device.type, enabled=False):
+            features = self.net(x.float())
+            z = self.head(features) / self.cfg.method.tau
+            f = z.logsumexp(dim=1) if self.scalar is None else self.scalar(features)[:, 0]
+        return z, f
+
+    def energy(self, x, labels=None):
+        """Return E(x) = -f(x), (B,), LOWER = likelier; with labels -log p(x, y) - log Gamma.
+
+        Args:
+            x: (B, C, H, W) in [-1, 1].
+            labels: cluster of each image, int64 (B,), -1 = none.
+        """
+        z, f = self.outputs(x)
+        if labels is None:
+            return -f
+        chosen = z.log_softmax(dim=1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
+        return -f - torch.where(labels < 0, 0.0, chosen)
+
+    @torch.no_grad()
+    def cluster(self, x):
+        """Return p(y | x), float32 (B, C); the largest entry is the assignment."""
+        return self.outputs(x)[0].softmax(dim=1)
+
+    def ood_scores(self, x):
+        """Return scores of how much images belong to the data, each (B,), HIGHER = more so.
+
+        f = log p(x) + log Gamma; the largest p(y | x); -|grad f|, small where f is flat or peaks
+        (Grathwohl et al. 2020, section 5.3).
+        """
+        x = x.detach().requires_grad_(True)
+        with torch.enable_grad(), frozen(self):
+            z, f = self.outputs(x)
+            (grad,) = torch.autograd.grad(f.sum(), x)
+        sure = z.detach().softmax(dim=1).amax(dim=1)
+        return {"f": f.detach(), "confidence": sure, "grad_norm": -grad.flatten(1).norm(dim=1)}
+
+    def loss(self, batch):
+        """Return (scalar to minimise, logs); the equation stands in the module's docstring."""
+        cfg, x, n = self.cfg.method, batch["image"], batch["n"]
+        seed = self.cfg.seed
+        real = add_noise(x, cfg.data_noise, seed, n)
+        strengths = {key: getattr(cfg, f"view_{key}")
+                     for key in ("noise", "affine", "crop", "flip", "jitter", "grey")}  # fmt: skip
+        parts = [real, view(x, seed, n, **strengths)]
+        if cfg.two_views:
+            parts.append(view(x, seed, n, which=1, **strengths))
+        fake = self._fakes(n) if cfg.w_gen else x[:0]
+        z, f = self.outputs(torch.cat([*parts, fake]))
+        z_real, z_view, *z_other = z.split(len(x))[: len(parts)]
+        f_real, f_fake = f[: len(x)], f[len(x) * len(parts) :]
+        z_first = z_other[0] if cfg.two_views else z_real
+        log_pbar = self.marginal(z_first, self.training)
+        w_gen, w_inv = self._weights(self.global_step)
+        inv = terms.invariance(z_first, z_view, cfg.detach_target).mean()
+        prior = torch.tensor(cfg.prior, device=x.device) if cfg.prior else None
+        ce_prior = terms.prior_cross_entropy(log_pbar, prior)
+        loss = w_inv * inv + cfg.w_prior_mean * ce_prior
+        logs = {"inv": inv / math.log(max(2, self.clusters))}
+        least = math.log(self.clusters) if prior is None else -(prior * prior.log()).sum()
+        logs |= {"prior_gap": ce_prior - least, "largest": log_pbar.max().exp(),
+                 "smallest": log_pbar.min().exp(),
+                 "confidence": z_real.softmax(dim=1).amax(dim=1).mean()}  # fmt: skip
+        if cfg.w_gen:
+            gap = f_real.mean() - f_fake.mean()
+            loss = loss - w_gen * gap
+            loss = loss + cfg.l2 * (f_real.square().mean() + f_fake.square().mean())
+            logs |= {"gap": gap, "f_real": f_real.mean(), "f_fake": f_fake.mean(),
+                     "saturated": (fake.abs() >= 1).float().mean()}  # fmt: skip
+        if cfg.w_label:
+            logs["label"] = F.cross_entropy(z_real, batch["label"])
+            loss = loss + cfg.w_label * logs["label"]
+        if cfg.w_sum:
+            logs["sum"] = terms.sum_loss(z_real, batch["label"])
+            loss = loss + cfg.w_sum * logs["sum"]
+        logs = {"loss": loss.detach()} | {key: value.detach() for key, value in logs.items()}
+        if self.training:
+            self._watch(logs)
+        return loss, logs
+
+    def _weights(self, step):
+        """Return the weights of the generative and the invariance term at this step."""
+        cfg = self.cfg.method
+        gen = min(1.0, 0.1 + 0.9 * step / cfg.gen_ramp) if cfg.gen_ramp else 1.0
+        inv = float(step >= cfg.inv_start)
+        if cfg.inv_ramp:
+            inv = min(1.0, max(0.0, (step - cfg.inv_start) / cfg.inv_ramp))
+        return cfg.w_gen * gen, cfg.w_inv * inv
+
+    # --------------------------------------------------------------------------------------------
+    # Chains
+
+    def _fakes(self, n):
+        """Return samples of p(x), (B, C, H, W): chains of the buffer, moved on while training."""
+        cfg = self.cfg.method
+        if self.replay.entries is None:
+            self.replay.fill(*self._place(), self.device)
+        if not self.training:
+            return self.replay.entries[: len(n)]
+        batch = int(n[0]) // len(n)  # its number in the stream: of the step, micro-batch and rank
+        slots, x = self.replay.draw(len(n), batch)
+        x = self._chain(x, cfg.chain_steps, self.replay.keys(batch)[1])
+        if torch.isfinite(x).all():
+            self.replay.put(slots, x)
+        return x
+
+    def _place(self):
+        """Return (rank, number of processes)."""
+        trainer = self._trainer
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+    def _chain(self, x, steps, keys, labels=None, callback=None):
+        """Return the states after `steps` Langevin steps; keys: see langevin_chain."""
+        cfg = self.cfg.method
+        return langevin_chain(
+            lambda y: self.energy(y, labels), x, steps=steps, step=cfg.step,
+            noise_scale=cfg.noise_scale or None, seed=keys, stream=int(Stream.CHAIN_NOISE),
+            clamp=(-1.0, 1.0) if cfg.clamp else None, grad_clip=cfg.grad_clip or None,
+            freeze=(self,), diagnostics=False, callback=callback,
+        ).y  # fmt: skip
+
+    @torch.no_grad()
+    def sample(self, seeds, labels=None, *, start=None, steps=None, noise="cpu", callback=None):
+        """Return generated images, float32 (N, C, H, W), in [-1, 1] but for the chains' overshoot.
+
+        Image k depends on seeds[k] alone: a chain from uniform noise, or from the entry
+        seeds[k] mod (entries) of the training's replay buffer.
+
+        Args:
+            seeds: N whole numbers.
+            labels: clusters: None (all), one int or N ints, -1 = none; chains of log p(x, y).
+            start: "fresh" or "buffer"; default method.start.
+            steps: Langevin steps; default method.steps, and 0 from the buffer.
+            noise: ignored: the noise is the same on every device.
+            callback: called as callback(i, x) after each step.
+
+        Raises:
+            ValueError: an option out of range, a cluster that is not there, a model without buffer.
+        """
+        cfg, device = self.cfg.method, self.device
+        start = cfg.start if start is None else start
+        check(start in STARTS, "start", start, f"choose from {', '.join(STARTS)}")
+        steps = (cfg.steps if start == "fresh" else 0) if steps is None else steps
+        check(steps >= 0, "steps", steps, "must be >= 0")
+        keys = torch.tensor([int(seed) for seed in seeds], dtype=torch.int64, device=device)
+        labels = self._labels(labels, len(keys))
+        if start == "buffer":
+            check(self.replay.entries is not None, "start", start,
+                  "only a run or its .ckpt holds a buffer; use start=fresh")  # fmt: skip
+            x = self.replay.entries[keys % len(self.replay.entries)].to(device)
+        else:
+            x = 2 * philox_uniform(self.shape, keys, 0, stream=int(Stream.CHAIN_START),
+                                   device=device) - 1  # fmt: skip
+        self.nfe = steps
+        own = f"the replay buffer's chains, {steps} steps on"
+        self.chains = f"fresh chains of {steps} steps" if start == "fresh" else own
+        return self._chain(x, steps, keys, labels, callback)
+
+    def _labels(self, labels, count):
+        """Return the clusters of generated images, int64 (N,), or None."""
+        if labels is None:
+            return None
+        labels = torch.as_tensor(labels, device=self.device).to(torch.int64).reshape(-1)
+        check(len(labels) in (1, count), "labels", labels.tolist(), f"give 1 or {count}")
+        check(labels.min() >= -1 and labels.max() < self.clusters, "labels", labels.tolist(),
+              f"must be in 0..{self.clusters - 1}, -1 none")  # fmt: skip
+        return labels.expand(count)
+
+    # --------------------------------------------------------------------------------------------
+    # Watching the training, and what a checkpoint has to hold
+
+    def _watch(self, logs):
+        """Stop a run whose chains have run away; every 100 steps say which collapse it sits on.
+
+        Raises:
+            FloatingPointError: the running mean of |gap| passes max_gap, or is not finite.
+        """
+        if "gap" in logs:
+            gap = abs(float(logs["gap"]))
+            self.mean_gap += 0.02 * (gap - self.mean_gap)
+            bad = not self.mean_gap <= self.cfg.method.max_gap
+            if self._place()[1] > 1:
+                bad = self.trainer.strategy.reduce_boolean_decision(bad, all=False)
+            if bad:
+                last = {key: round(float(value), 4) for key, value in logs.items()}
+                raise FloatingPointError(
+                    f"method.max_gap={self.cfg.method.max_gap:g}: energies of data and chains ran "
+                    f"apart at step {self.global_step}, the last numbers are {last}"
+                )
+        settled = self._weights(self.global_step)[1] == self.cfg.method.w_inv
+        if self._trainer is not None and settled and self.global_step % 100 == 99:
+            words = terms.collapse(*(float(logs[key]) for key in ("inv", "prior_gap", "largest")),
+                             self.clusters)  # fmt: skip
+            if words and words != self.warned:
+                self.print(f"step {self.global_step + 1}: {words}")
+            self.warned = words
+
+    def lr_factor(self, step):
+        """Return the factor on lr: as for every method, halved at each retry."""
+        return super().lr_factor(step) * 0.5**self.cfg.method.retry
+
+    def on_save_checkpoint(self, checkpoint):
+        """Add the buffer of all processes and the averaged marginal."""
+        state = self.replay.state()
+        if state and self._place()[1] > 1:
+            gathered = self.all_gather({k: v.to(self.device) for k, v in state.items()})
+            state = {key: value.flatten(0, 1).cpu() for key, value in gathered.items()}
+        checkpoint["replay"] = state | {"log_ema": self.marginal.log_ema}
+
+    def on_load_checkpoint(self, checkpoint):
+        """Take over this process's share of the buffer, and the averaged marginal."""
+        state = checkpoint["replay"]
+        if "entries" in state:
+            self.replay.load(state, *self._place(), self.device)
+        self.marginal.log_ema = state["log_ema"]

@@ -1,0 +1,263 @@
+"""Energy networks f: image, noise level -> one number; f = -E, HIGHER = likelier.
+
+    e = MLP(sinusoids of the level) + Linear(one-hot label)            (B, 4 * channels)
+    h = conv(x);  per stage: residual blocks, then 2x2 mean (not after the last stage)
+    block:  h + g * conv(act(conv(act(h)) + Linear(act(e))))
+    f = < sum over pixels of relu(h), Linear(act(e)) >
+
+No normalisation and no attention: every weight W is divided by its largest singular value sigma
+(spectral norm), but the last one. The gradient of f in x is piecewise constant with the leaky
+ReLU; SiLU (activation=silu) makes it smooth.
+
+References: Zhu, Xie, Wu and Gao, "Learning energy-based models by cooperative diffusion recovery
+likelihood", ICLR 2024, arXiv 2309.05153; Gao et al. 2021, arXiv 2012.08125 (kind=drl); Miyato et
+al. 2018, arXiv 1802.05957 (spectral norm).
+"""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from genmodels.config import check, setting
+
+__all__ = ["EBM", "EBMConfig", "Embedding", "Linear", "fixed_weights", "power_iteration"]
+
+KINDS = ("cdrl", "drl")
+
+
+@dataclass
+class EBMConfig:
+    """Residual energy network (Zhu et al. 2024); the defaults are CIFAR-10's, 34.8 M parameters."""
+
+    name: str = setting("ebm", "")
+    kind: str = setting("cdrl", "cdrl, or drl: the second convolutions start at 0 and weights are "
+                        "divided by max(sigma, 1)")  # fmt: skip
+    channels: int = setting(128, "channels of the finest stage")
+    multipliers: list[int] = setting([1, 2, 2, 2], "channels of each stage / channels")
+    blocks: int = setting(8, "residual blocks for each stage")
+    activation: str = setting("leaky", "leaky (as released) or silu (smooth)")
+    spectral_norm: bool = setting(True, "divide weights by their largest singular value")
+
+    def __post_init__(self):
+        check(self.kind in KINDS, "network.kind", self.kind, f"choose from {', '.join(KINDS)}")
+        check(self.channels >= 2 and self.channels % 2 == 0, "network.channels", self.channels,
+              "must be even and >= 2")  # fmt: skip
+        check(self.multipliers and min(self.multipliers) > 0, "network.multipliers",
+              self.multipliers, "must be positive whole numbers, one for each stage")  # fmt: skip
+        check(self.blocks >= 1, "network.blocks", self.blocks, "must be >= 1")
+        check(self.activation in ACTIVATIONS, "network.activation", self.activation,
+              f"choose from {', '.join(ACTIVATIONS)}")  # fmt: skip
+
+
+# name -> (activation, activation of the head)
+ACTIVATIONS = {
+    "leaky": (lambda x: F.leaky_relu(x, 0.2), F.relu),
+    "silu": (F.silu, F.silu),
+}
+
+
+class EBM(nn.Module):
+    """f(x, level), (B, C, H, W) -> (B,). Any H and W: the means ignore what lies outside.
+
+    Args:
+        cfg: EBMConfig.
+        shape: (C, H, W) of the images.
+        classes: number of class labels; 0 makes the network unconditional.
+    """
+
+    Config = EBMConfig
+    ENERGY = True
+
+    def __init__(self, cfg, shape, classes=0):
+        super().__init__()
+        options = {"norm": cfg.spectral_norm, "bounded": cfg.kind == "drl"}
+        self.act, self.head_act = ACTIVATIONS[cfg.activation]
+        self.embedding = Embedding(cfg.channels, classes, self.act, **options)
+        dim = self.embedding.dim
+        self.stem = Conv(shape[0], cfg.channels, 3, padding=1, **options)
+        self.stages, width = nn.ModuleList(), cfg.channels
+        for multiplier in cfg.multipliers:
+            blocks = []
+            for _ in range(cfg.blocks):
+                blocks.append(Block(width, cfg.channels * multiplier, dim, cfg, options))
+                width = cfg.channels * multiplier
+            self.stages.append(nn.ModuleList(blocks))
+        self.head = nn.Linear(dim, width, bias=False)
+
+    def forward(self, x, noise, labels=None, augment=None, *, dtype=torch.float32):
+        """Return f, (B,), in `dtype`; the sum over pixels and channels is made in it.
+
+        Args:
+            x: (B, C, H, W).
+            noise: (B,), encoded level, 0 (clean) to 1000.
+            labels: int64 (B,), -1 or None = no label; ignored by an unconditional network.
+            augment: not supported.
+            dtype: torch.float64 for likelihood ratios: f / s^2 can be 40,000 times f.
+        """
+        if augment is not None:
+            raise ValueError("network.name=ebm: takes no augmentation values")
+        with torch.autocast(x.device.type, enabled=False):
+            embedding = self.embedding(noise, labels)
+        h = self.stem(x)
+        for i, blocks in enumerate(self.stages):
+            h = F.avg_pool2d(h, 2, ceil_mode=True) if i else h
+            for block in blocks:
+                h = block(h, embedding)
+        # Outside autocast: in bf16 one rounding of f at level 1 is thousands of nats.
+        with torch.autocast(x.device.type, enabled=False):
+            pooled = self.head_act(h.to(dtype)).sum(dim=(2, 3))
+            return (pooled * self.head(embedding).to(dtype)).sum(dim=1)
+
+
+class Embedding(nn.Module):
+    """Activated embedding of level and label, (B,), (B,) -> (B, 4 * channels)."""
+
+    def __init__(self, channels, classes, act, **options):
+        super().__init__()
+        self.classes, self.act, self.dim = classes, act, 4 * channels
+        self.memo = None  # (noise, labels, value) of the latest call inside fixed_weights()
+        half = channels // 2
+        self.register_buffer("frequencies", 1e-4 ** (torch.arange(half) / max(1, half - 1)),
+                             persistent=False)  # fmt: skip
+        self.hidden = Linear(2 * half, self.dim, **options)
+        self.outer = Linear(self.dim, self.dim, **options)
+        # The last column stands for "no label".
+        self.label = Linear(classes + 1, self.dim, bias=False, **options) if classes else None
+
+    def forward(self, noise, labels=None):
+        """Return (B, dim); noise (B,), labels int64 (B,) with -1 = none, or None."""
+        if self.memo is None:
+            return self._embed(noise, labels)
+        if self.memo[0] is not noise or self.memo[1] is not labels:
+            self.memo = (noise, labels, self._embed(noise, labels).detach())
+        return self.memo[2]
+
+    def _embed(self, noise, labels):
+        angles = noise.float()[:, None] * self.frequencies
+        x = self.outer(self.act(self.hidden(torch.cat([angles.sin(), angles.cos()], dim=1))))
+        if self.label is not None:
+            if labels is None:
+                labels = torch.full((len(x),), -1, device=x.device)
+            x = x + self.label(F.one_hot(labels % (self.classes + 1), self.classes + 1).float())
+        return self.act(x)
+
+
+class Block(nn.Module):
+    """Residual block; the embedding shifts the channels between the two convolutions."""
+
+    def __init__(self, inputs, outputs, dim, cfg, options):
+        super().__init__()
+        self.act = ACTIVATIONS[cfg.activation][0]
+        self.conv_in = Conv(inputs, outputs, 3, padding=1, **options)
+        self.shift = Linear(dim, outputs, **options)
+        self.conv_out = Conv(outputs, outputs, 3, padding=1, **options)
+        self.gain = nn.Parameter(torch.ones(outputs))
+        self.shortcut = Conv(inputs, outputs, 3, padding=1, **options)
+        if inputs == outputs:
+            self.shortcut = nn.Identity()
+        if cfg.kind == "drl":
+            nn.init.zeros_(self.conv_out.weight)
+            nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, x, embedding):
+        """Return (B, outputs, H, W) for x (B, inputs, H, W)."""
+        h = self.conv_in(self.act(x))
+        h = h + self.shift(embedding)[..., None, None].to(h.dtype)
+        h = self.conv_out(self.act(h)) * self.gain[:, None, None]
+        return h.to(x.dtype) + self.shortcut(x)
+
+
+# ------------------------------------------------------------------------------------------------
+# Spectral norm
+
+
+class Spectral:
+    """A layer whose forward uses W / sigma, sigma = u . W v, u and v from the power iteration.
+
+    sigma is differentiated through, u and v are not. Only power_iteration() moves u: a chain and
+    the two halves of a loss see the same function. Of u and v only u is stored: v = W'u / |W'u|.
+
+    Args:
+        norm: False leaves the weight as it is.
+        bounded: divide by max(sigma, 1): weights may shrink.
+    """
+
+    def _prepare(self, norm, bounded):
+        self.norm, self.bounded, self.used = norm, bounded, None
+        if norm:
+            self.register_buffer("u", F.normalize(torch.randn(self.weight.shape[0]), dim=0))
+            self.iterate(15)
+
+    @torch.no_grad()
+    def iterate(self, times=1):
+        """Do power iterations on W W'."""
+        rows = self.weight.flatten(1)
+        for _ in range(times):
+            self.u.copy_(F.normalize(rows @ F.normalize(rows.T @ self.u, dim=0), dim=0))
+
+    def effective_weight(self):
+        """Return W / sigma, or the weight that fixed_weights() has laid ready."""
+        if self.used is not None or not self.norm:
+            return self.weight if self.used is None else self.used
+        with torch.autocast(self.weight.device.type, enabled=False):
+            rows = self.weight.flatten(1)
+            with torch.no_grad():
+                v = F.normalize(rows.T @ self.u, dim=0)
+            sigma = torch.dot(self.u, torch.mv(rows, v))
+            return self.weight / (sigma.clamp(min=1) if self.bounded else sigma)
+
+
+class Conv(Spectral, nn.Conv2d):
+    """nn.Conv2d with the weight of Spectral."""
+
+    def __init__(self, *args, norm=True, bounded=False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._prepare(norm, bounded)
+
+    def forward(self, x):
+        """Return the convolution."""
+        return self._conv_forward(x, self.effective_weight(), self.bias)
+
+
+class Linear(Spectral, nn.Linear):
+    """nn.Linear with the weight of Spectral."""
+
+    def __init__(self, *args, norm=True, bounded=False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._prepare(norm, bounded)
+
+    def forward(self, x):
+        """Return the product."""
+        return F.linear(x, self.effective_weight(), self.bias)
+
+
+def power_iteration(net):
+    """Do one power iteration in every layer with a spectral norm; once per optimizer step."""
+    for layer in net.modules():
+        if isinstance(layer, Spectral) and layer.norm:
+            layer.iterate()
+
+
+@contextlib.contextmanager
+def fixed_weights(net):
+    """Compute every W / sigma once, without gradient, for all calls inside: for chains.
+
+    The embedding too is computed once for a chain, as long as the very same tensors come in.
+    """
+    layers = [layer for layer in net.modules() if isinstance(layer, Spectral) and layer.norm]
+    embeddings = [layer for layer in net.modules() if isinstance(layer, Embedding)]
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                layer.used = layer.effective_weight()
+        for layer in embeddings:
+            layer.memo = (None, None, None)
+        yield
+    finally:
+        for layer in layers:
+            layer.used = None
+        for layer in embeddings:
+            layer.memo = None

@@ -1,0 +1,82 @@
+"""Fully connected networks for small data: an energy (f = -E, higher = likelier) and a plain map.
+
+h = Linear(x);  per layer: h + Linear(act(Linear(act(h)) + Linear(act(e)))),  e the level and label
+energy:  < act(h), Linear(act(e)) > -> (B,);      map:  Linear(act(h)) -> x's shape
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from genmodels.config import check, setting
+from genmodels.networks.ebm import ACTIVATIONS, Embedding, Linear
+
+__all__ = ["MLP", "MLPConfig"]
+
+
+@dataclass
+class MLPConfig:
+    """Residual multilayer perceptron over the flattened image."""
+
+    name: str = setting("mlp", "")
+    width: int = setting(128, "hidden units")
+    layers: int = setting(2, "residual layers")
+    activation: str = setting("silu", "leaky or silu")
+    spectral_norm: bool = setting(False, "divide weights by their largest singular value")
+
+    def __post_init__(self):
+        check(self.width >= 2 and self.width % 2 == 0, "network.width", self.width,
+              "must be even and >= 2")  # fmt: skip
+        check(self.layers >= 1, "network.layers", self.layers, "must be >= 1")
+        check(self.activation in ACTIVATIONS, "network.activation", self.activation,
+              f"choose from {', '.join(ACTIVATIONS)}")  # fmt: skip
+
+
+class MLP(nn.Module):
+    """f(x, level), (B, C, H, W) -> (B,); with energy=False a map to (B, C, H, W), at first zero.
+
+    Args:
+        cfg: MLPConfig.
+        shape: (C, H, W) of the images.
+        classes: number of class labels; 0 makes the network unconditional.
+        energy: whether the output is one number.
+    """
+
+    Config = MLPConfig
+    ENERGY = True
+
+    def __init__(self, cfg, shape, classes=0, energy=True):
+        super().__init__()
+        options = {"norm": cfg.spectral_norm}
+        self.act, self.energy, self.shape = ACTIVATIONS[cfg.activation][0], energy, tuple(shape)
+        self.embedding = Embedding(max(2, cfg.width // 8 * 2), classes, self.act, **options)
+        dim, size = self.embedding.dim, math.prod(shape)
+        self.stem = Linear(size, cfg.width, **options)
+        self.layers = nn.ModuleList(
+            nn.ModuleList([
+                Linear(cfg.width, cfg.width, **options),
+                Linear(dim, cfg.width, **options),
+                Linear(cfg.width, cfg.width, **options),
+            ])
+            for _ in range(cfg.layers)
+        )  # fmt: skip
+        self.head = nn.Linear(dim if energy else cfg.width, cfg.width if energy else size)
+        if not energy:
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+    def forward(self, x, noise, labels=None, augment=None, *, dtype=torch.float32):
+        """Return f (B,) in `dtype`, or the map's value like x; arguments as for EBM."""
+        if augment is not None:
+            raise ValueError("network.name=mlp: takes no augmentation values")
+        with torch.autocast(x.device.type, enabled=False):
+            embedding = self.embedding(noise, labels)
+            h = self.stem(x.flatten(1))
+            for first, shift, second in self.layers:
+                h = h + second(self.act(first(self.act(h)) + shift(embedding)))
+            h = self.act(h)
+            if self.energy:
+                return (h.to(dtype) * self.head(embedding).to(dtype)).sum(dim=1)
+            return self.head(h).reshape(x.shape)

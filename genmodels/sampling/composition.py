@@ -1,0 +1,139 @@
+"""Composed energies: one density out of several conditional ones of one network.
+
+    f = f(y, none) + sum_i w_i [ F_i - f(y, none) ]
+    F_i = f(y, c), or s^2 logsumexp_c f(y, c) / s^2 over the classes of an OR
+
+A positive w is AND, a negative one NOT; one class with w = 1 + g is classifier-free guidance of
+weight g. f / s^2 is a log-density, so at each level this is a density again wherever it can be
+normalised, prod_i (p(y | c_i) / p(y))^w_i p(y). A map g(x) composes linearly with the same weights;
+where classes are joined by OR one of them is taken for it, for a mean would lie between them.
+
+References: Du, Li and Mordatch 2020, arXiv 2004.06030 (AND, OR, NOT of energies); Ho and Salimans
+2022, arXiv 2207.12598 (guidance); Liu et al. 2022, arXiv 2206.01714 (linear form).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from genmodels.config import check
+
+__all__ = ["Blend", "Term", "blend_of", "parse_compose"]
+
+
+class Term(NamedTuple):
+    """One term: the classes (several = OR) and the signed weight."""
+
+    classes: tuple[int, ...]
+    weight: float
+
+
+def parse_compose(text, classes):
+    """Return the Terms of "3:1.5,5|6:1.0,!7:0.5": class, OR of classes, ! for NOT, :weight (1).
+
+    Raises:
+        ValueError: another form, an unknown class, or a NOT with a weight above 1: its density
+            would be the less normalisable the larger the weight.
+    """
+    check(classes, "compose", text, "this model is unconditional")
+    terms = []
+    for part in text.split(","):
+        names, _, weight = part.strip().partition(":")
+        sign = -1.0 if names.startswith("!") else 1.0
+        names = names.removeprefix("!").split("|")
+        known = all(name.strip().isdigit() and int(name) < classes for name in names)
+        check(known, "compose", text, f"{part.strip()!r} is no term; write 3, 3:1.5, 3|5 or !7:0.5 "
+              f"with classes 0..{classes - 1}")  # fmt: skip
+        try:
+            size = float(weight or 1)
+        except ValueError:
+            size = math.nan
+        check(size > 0 and math.isfinite(size), "compose", text, "weights must be > 0")
+        check(sign > 0 or size <= 1, "compose", text, "the weight of a NOT must be <= 1")
+        terms.append(Term(tuple(int(name) for name in names), sign * size))
+    return terms
+
+
+class Blend(NamedTuple):
+    """Evaluations (columns) and how they combine, for N images.
+
+    Attributes:
+        labels: int64 (M, N), one row for each evaluation; None for an unconditional model.
+        groups: which rows belong to each term.
+        weights: one for each term.
+        chosen: int64 (len(groups), N), the row that stands for each term in a map.
+    """
+
+    labels: torch.Tensor | None
+    groups: tuple[tuple[int, ...], ...] = ((0,),)
+    weights: tuple[float, ...] = (1.0,)
+    chosen: torch.Tensor | None = None
+
+    @property
+    def evaluations(self):
+        """Network evaluations for each image."""
+        return 1 if self.labels is None else len(self.labels)
+
+    def _evaluate(self, net, y, noise, **options):
+        if self.labels is None:
+            return net(y, noise, None, **options)[None]
+        m = len(self.labels)
+        if m == 1:
+            return net(y, noise, self.labels[0], **options)[None]
+        values = net(y.repeat(m, 1, 1, 1), noise.repeat(m), self.labels.flatten(), **options)
+        return values.reshape(m, len(y), *values.shape[1:])
+
+    def energy(self, net, y, noise, temperature, **options):
+        """Return the composed f, (N,), with one backward through all evaluations.
+
+        Args:
+            net: callable (y, noise, labels) -> f.
+            y: (N, C, H, W). noise: (N,) encoded level. temperature: s^2, (N,) or a number.
+            options: passed on to net.
+        """
+        f = self._evaluate(net, y, noise, **options)
+        total = 0.0
+        for rows, weight in zip(self.groups, self.weights):
+            if len(rows) == 1:
+                total = total + weight * f[rows[0]]
+            else:
+                scaled = f[list(rows)] / temperature
+                total = total + weight * temperature * torch.logsumexp(scaled, dim=0)
+        return total
+
+    def map(self, net, x, noise):
+        """Return the linearly composed value of a map net(x, noise, labels), like x."""
+        values = self._evaluate(net, x, noise)
+        if self.labels is None:
+            return values[0]
+        own = torch.arange(len(x), device=x.device)
+        rows = zip(self.chosen, self.weights)
+        return sum(weight * values[row, own] for row, weight in rows)
+
+
+def blend_of(terms, labels, choice):
+    """Return the Blend of these terms, or of the labels alone.
+
+    Args:
+        terms: Terms; or a number, the guidance g of each image's own label.
+        labels: int64 (N,), -1 = none, or None for an unconditional model.
+        choice: uniforms in [0, 1), (N,): which class of an OR a map takes.
+    """
+    if labels is None:
+        return Blend(None)
+    if isinstance(terms, (int, float)):
+        rows, groups, weights = [labels], [(0,)], [1.0 + terms]
+    else:
+        rows, groups, weights = [], [], []
+        for term in terms:
+            groups.append(tuple(range(len(rows), len(rows) + len(term.classes))))
+            rows += [torch.full_like(labels, c) for c in term.classes]
+            weights.append(term.weight)
+    rest = 1.0 - sum(weights)
+    if rest != 0:
+        groups.append((len(rows),))
+        rows.append(torch.full_like(labels, -1))
+        weights.append(rest)
+    chosen = [group[0] + (choice * len(group)).long() for group in groups]
+    return Blend(torch.stack(rows), tuple(groups), tuple(weights), torch.stack(chosen))

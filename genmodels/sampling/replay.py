@@ -1,0 +1,121 @@
+"""Replay buffer of persistent Langevin chains (Tieleman 2008; Du and Mordatch 2019).
+
+Which entries go on at a step, and which of them start afresh, is a function of (seed, step): a
+training that resumes with the buffer's state goes on exactly.
+
+References: Tieleman, ICML 2008 (persistent contrastive divergence); Du and Mordatch, arXiv
+1903.08689 (buffer with re-initialisation); Grathwohl et al., arXiv 1912.03263 (10,000 and 0.05).
+"""
+
+import torch
+
+from genmodels.kernels.philox import philox, philox_uniform
+from genmodels.seeding import Stream
+
+__all__ = ["Replay"]
+
+
+class Replay:
+    """Chains kept between steps, on the CPU or a GPU; no module, so no average touches it.
+
+    A copy of a model shares its buffer (see __deepcopy__).
+
+    Args:
+        size: number of entries over all processes; each owns its share.
+        shape: (C, H, W) of an entry.
+        reinit: probability in [0, 1] that a visited entry starts afresh, uniform in [-1, 1].
+        seed: key of its randomness; with another `retry` it draws other numbers.
+
+    Attributes:
+        entries: float32 (own, C, H, W), None before fill() or load().
+        visits: int64 (own,), visits since the entry last started afresh.
+    """
+
+    def __init__(self, size, shape, reinit, seed, retry=0):
+        self.size, self.shape, self.reinit = size, tuple(shape), reinit
+        self.seed, self.retry = seed, retry
+        self.rank, self.entries, self.visits = 0, None, None
+
+    def fill(self, rank=0, world=1, device="cpu"):
+        """Start every entry of this process afresh.
+
+        Raises:
+            ValueError: the processes cannot have equal shares.
+        """
+        if self.size % world:
+            raise ValueError(f"method.buffer={self.size}: must be a multiple of {world} processes")
+        self.rank, own = rank, self.size // world
+        n = torch.arange(own, device=device)
+        self.entries = self.fresh(n, self.keys(-1)[0])
+        self.visits = torch.zeros(own, dtype=torch.int64, device=device)
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def keys(self, step):
+        """Return two int keys of (seed, retry, process, step): of the buffer, of the chains."""
+        who = self.rank + (self.retry << 20)
+        step, stream = step + 1, int(Stream.SLOT)  # step -1 is the first filling
+        words = philox(self.seed, who, step & 0xFFFFFFFF, step >> 32, stream)  # plain ints
+        return (words[0] << 31) | (words[1] >> 1), (words[2] << 31) | (words[3] >> 1)
+
+    def fresh(self, n, key):
+        """Return uniform starts in [-1, 1) for the slots n, float32 (len(n), C, H, W)."""
+        u = philox_uniform(self.shape, key, n, stream=int(Stream.CHAIN_START), device=n.device)
+        return 2 * u - 1
+
+    def slots(self, count, step):
+        """Return `count` different entries' numbers for this step, int64 (count,).
+
+        Raises:
+            ValueError: more than the buffer holds.
+        """
+        own = len(self.entries)
+        if count > own:
+            raise ValueError(
+                f"method.buffer={self.size}: gives {own} entries to this process, fewer than its "
+                f"batch ({count}) needs; make it larger"
+            )
+        n = torch.arange(-(-own // 4))
+        key = torch.tensor(self.keys(step)[0])
+        words = philox(key, n, 0 * n, 0 * n, 0 * n + int(Stream.SLOT))
+        order = torch.argsort(torch.stack(words, dim=1).flatten()[:own], stable=True)
+        return order[:count].to(self.entries.device)
+
+    def draw(self, count, step):
+        """Return (slots, states) that go on at this step; a share of them starts afresh."""
+        slots, key = self.slots(count, step), self.keys(step)[0]
+        u = philox_uniform((count,), key, 0, stream=int(Stream.REINIT), device=slots.device)[0]
+        new = (u < self.reinit).nonzero()[:, 0]
+        states = self.entries[slots]
+        if len(new):
+            states[new] = self.fresh(slots[new], key)
+            self.visits[slots[new]] = 0
+        self.visits[slots] += 1
+        return slots, states
+
+    def put(self, slots, states):
+        """Store the states where they came from."""
+        self.entries[slots] = states.detach().to(self.entries)
+
+    def state(self):
+        """Return what a checkpoint has to hold; tensors on the CPU. Nothing before fill()."""
+        if self.entries is None:
+            return {}
+        return {"entries": self.entries.cpu(), "visits": self.visits.cpu()}
+
+    def load(self, state, rank=0, world=1, device="cpu"):
+        """Take over this process's share of the state of all processes.
+
+        Raises:
+            ValueError: it is of another size or shape.
+        """
+        if state["entries"].shape != (self.size, *self.shape):
+            raise ValueError(
+                f"method.buffer={self.size}: the checkpoint's holds {len(state['entries'])} of "
+                f"shape {tuple(state['entries'].shape[1:])}, this model's are {self.shape}; go on "
+                "with the same buffer and number of processes"
+            )
+        self.rank, own = rank, self.size // world
+        part = slice(rank * own, (rank + 1) * own)
+        self.entries, self.visits = (state[k][part].to(device) for k in ("entries", "visits"))

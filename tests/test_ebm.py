@@ -1,0 +1,183 @@
+"""Energy networks: sizes as published, spectral norm against torch, precision, any image size."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import parametrizations
+from torch.utils.flop_counter import FlopCounterMode
+
+from genmodels.methods.cdrl import CDRLConfig
+from genmodels.networks.ebm import (
+    EBM,
+    Conv,
+    EBMConfig,
+    Linear,
+    fixed_weights,
+    power_iteration,
+)
+from genmodels.networks.initializer import build_initializer
+from genmodels.networks.mlp import MLP, MLPConfig
+
+TINY = {"channels": 8, "multipliers": [1, 2], "blocks": 1}
+
+
+def millions(net):
+    return sum(p.numel() for p in net.parameters()) / 1e6
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "count", "gmac"),
+    [
+        ({}, (3, 32, 32), 34.8, 5.59),  # CIFAR-10
+        ({"channels": 256}, (3, 32, 32), 139.3, 22.4),
+        ({"blocks": 2}, (3, 32, 32), 9.1, 1.40),
+        ({"channels": 64, "blocks": 2}, (3, 32, 32), 2.3, 0.35),
+        ({"channels": 32, "blocks": 2}, (3, 32, 32), 0.57, 0.09),
+        ({"multipliers": [1, 2, 2, 2, 4], "blocks": 6, "kind": "drl"}, (3, 64, 64), 56.3, 17.2),
+    ],
+)
+def test_energy_network_has_the_published_size(options, shape, count, gmac):
+    with FakeTensorMode():  # shapes alone
+        net = EBM(EBMConfig(spectral_norm=False, **options), shape)
+        digits = 2 if count < 1 else 1
+        assert millions(net) == pytest.approx(count, abs=0.51 * 10**-digits)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(torch.empty(1, *shape), torch.empty(1))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(gmac, rel=0.02)
+
+
+@pytest.mark.parametrize(("blocks", "classes", "count"), [(3, 0, 3.8), (2, 1000, 3.2)])
+def test_initializer_has_the_published_size(blocks, classes, count):
+    with torch.device("meta"):
+        net = build_initializer(CDRLConfig(initializer_blocks=blocks), (3, 32, 32), classes)
+    assert millions(net) == pytest.approx(count, abs=0.051)
+
+
+def test_spectral_norm_agrees_with_torch_and_the_singular_value():
+    torch.manual_seed(0)
+    conv, linear = Conv(3, 5, 3), Linear(7, 4)
+    for layer in (conv, linear):
+        layer.iterate(200)
+        largest = torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
+        torch.testing.assert_close(layer.effective_weight(), layer.weight / largest)
+    plain = torch.nn.Conv2d(3, 5, 3)
+    plain.load_state_dict({"weight": conv.weight, "bias": conv.bias})
+    theirs = parametrizations.spectral_norm(plain, n_power_iterations=200)
+    x = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(conv(x), theirs(x), rtol=1e-4, atol=1e-6)
+    # The gradient goes through sigma, not through the singular vectors.
+    conv(x).square().sum().backward()
+    theirs(x).square().sum().backward()
+    ours, other = conv.weight.grad, theirs.parametrizations.weight.original.grad
+    torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-4)
+
+
+def test_bounded_norm_lets_weights_shrink():
+    small, large = Linear(4, 4, bounded=True), Linear(4, 4, bounded=True)
+    with torch.no_grad():
+        small.weight.mul_(0.1)
+        large.weight.mul_(10)
+    assert torch.equal(small.effective_weight(), small.weight)
+    large.iterate(100)
+    assert float(torch.linalg.matrix_norm(large.effective_weight().detach(), 2)) == pytest.approx(1)
+
+
+def test_only_power_iteration_moves_the_singular_vectors():
+    net, x = EBM(EBMConfig(**TINY), (1, 8, 8)).train(), torch.randn(2, 1, 8, 8)
+    before = {k: v.clone() for k, v in net.state_dict().items() if k.endswith(".u")}
+    assert len(before) == 2 + 1 + 3 + 4  # embedding, stem, blocks (one with a shortcut)
+    net(x, torch.zeros(2)).sum().backward()
+    state = net.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in before.items())
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    power_iteration(net)
+    assert all(not torch.equal(net.state_dict()[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1), (3, 16)])
+def test_any_size_labels_and_levels_matter(size):
+    net = EBM(EBMConfig(**TINY), (3, *size), classes=4)
+    x = torch.randn(2, 3, *size)
+    f = net(x, torch.zeros(2), torch.tensor([-1, 3]))
+    assert f.shape == (2,) and f.dtype == torch.float32
+    none = net(x, torch.zeros(2))
+    assert f[0] == none[0] and f[1] != none[1]
+    assert (net(x, torch.full((2,), 300.0)) != none).all()
+    with pytest.raises(ValueError, match="takes no augmentation"):
+        net(x, torch.zeros(2), None, torch.zeros(2, 9))
+
+
+def test_odd_images_lose_no_pixel():
+    """Each pixel of a 7 x 5 image reaches f, the last row and column too."""
+    net = EBM(EBMConfig(**TINY, activation="silu"), (1, 7, 5))
+    x = torch.randn(1, 1, 7, 5, requires_grad=True)
+    net(x, torch.zeros(1)).sum().backward()
+    assert (x.grad != 0).all()
+
+
+@pytest.mark.parametrize(("activation", "second"), [("leaky", False), ("silu", True)])
+def test_second_derivative(activation, second):
+    """Leaky ReLU: the gradient is piecewise constant. SiLU: smooth."""
+    net = EBM(EBMConfig(**TINY, activation=activation), (1, 4, 4)).double()
+    x = torch.randn(1, 1, 4, 4).double().requires_grad_(True)
+    f = net(x, torch.zeros(1), dtype=torch.float64).sum()
+    (grad,) = torch.autograd.grad(f, x, create_graph=True)
+    curvature = 0.0
+    if grad.requires_grad:
+        (twice,) = torch.autograd.grad(grad.square().sum(), x, allow_unused=True)
+        curvature = 0.0 if twice is None else float(twice.abs().max())
+    assert (curvature > 1e-8) == second
+
+
+def test_head_is_exact_under_autocast_and_in_float64():
+    """The trunk may be bf16; the sum is not, and float64 adds no rounding of its own."""
+    torch.manual_seed(0)
+    net = EBM(EBMConfig(**TINY), (1, 8, 8))
+    x, level = torch.randn(64, 1, 8, 8), torch.rand(64) * 1000
+    exact = net.double()(x.double(), level.double(), dtype=torch.float64)
+    net = net.float()
+    torch.testing.assert_close(net(x, level, dtype=torch.float64), exact, rtol=1e-5, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = net(x, level)
+    assert half.dtype == torch.float32
+    assert len(half.detach().bfloat16().float().unique()) < len(half.unique())
+
+
+def test_fixed_weights_serve_all_calls_and_carry_no_gradient():
+    net, x = EBM(EBMConfig(**TINY), (1, 8, 8)), torch.randn(2, 1, 8, 8)
+    plain = net(x, torch.zeros(2))
+    with fixed_weights(net):
+        fixed = net(x, torch.zeros(2))
+        with torch.no_grad():
+            net.stem.weight.mul_(3)
+        assert torch.equal(net(x, torch.zeros(2)), fixed)
+    assert torch.equal(plain, fixed) and net.stem.used is None
+    assert not net.stem.effective_weight().detach().isnan().any()
+
+
+def test_mlp_is_an_energy_or_a_map_that_starts_at_zero():
+    x = torch.randn(3, 2, 1, 1)
+    energy = MLP(MLPConfig(width=16), (2, 1, 1), classes=3)
+    f = energy(x, torch.zeros(3), torch.tensor([0, 1, -1]))
+    assert f.shape == (3,) and energy(x, torch.zeros(3), dtype=torch.float64).dtype == torch.float64
+    change = MLP(MLPConfig(width=16), (2, 1, 1), energy=False)
+    assert torch.equal(change(x, torch.zeros(3)), torch.zeros_like(x))
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (EBMConfig, {"kind": "dlr"}, "network.kind=dlr: choose from cdrl, drl"),
+        (EBMConfig, {"channels": 3}, "network.channels=3: must be even"),
+        (EBMConfig, {"multipliers": []}, "network.multipliers="),
+        (EBMConfig, {"blocks": 0}, "network.blocks=0: must be >= 1"),
+        (EBMConfig, {"activation": "relu"}, "network.activation=relu: choose from leaky, silu"),
+        (MLPConfig, {"width": 3}, "network.width=3: must be even"),
+        (MLPConfig, {"layers": 0}, "network.layers=0: must be >= 1"),
+    ],
+)
+def test_settings_refuse(config, options, message):
+    with pytest.raises(ValueError, match=message):
+        config(**options)
