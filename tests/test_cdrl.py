@@ -214,6 +214,8 @@ def test_known_pixels_come_back_bit_for_bit():
     torch.testing.assert_close(alone[0], x[5])
     other = model.sample(range(7), 3, known=known + (~mask) * 0.5, mask=mask)
     assert torch.equal(other, x)  # what is not known is not looked at
+    unlabelled = model.sample(range(7), known=known, mask=mask)
+    assert torch.equal(unlabelled, model.sample(range(7), -1, known=known, mask=mask))
     with pytest.raises(ValueError, match="inpaint=, mask=: give both"):
         model.sample([0], 3, known=known)
 

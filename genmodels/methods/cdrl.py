@@ -240,7 +240,8 @@ class CDRL(GenerativeModule):
 
         Args:
             seeds: N whole numbers.
-            labels: classes of a conditional model: None (random), one int, or N ints; -1 = none.
+            labels: classes of a conditional model: None (random; none where images are completed),
+                one int, or N ints; -1 = none.
             compose: terms of genmodels.sampling.composition in place of labels, or None.
             known: images (K, C, H, W) in [-1, 1] to complete; seed k gets image k modulo K.
             mask: bool, broadcastable to (K, C, H, W): True where `known` is to be kept.
@@ -254,13 +255,14 @@ class CDRL(GenerativeModule):
         """
         cfg = self._settings(options)
         keys = torch.tensor([int(seed) for seed in seeds], dtype=torch.int64, device=self.device)
+        if known is not None and labels is None and self.classes and not compose:
+            labels = -1  # a random class would contradict what is known
         generators = seeding.ImageGenerators(seeds, noise)
         blend = self._blend(cfg, self.image_labels(generators, labels), labels, compose, keys)
         if (known is None) != (mask is None):
             raise ValueError("inpaint=, mask=: give both")
         if known is not None:
             known, mask = _known(known, mask, keys, self.device)
-
         y, level, energy = self._draw(keys, blend, cfg, known, mask, callback)
         x = tweedie(lambda y: energy(y, level), y, level, cfg.tweedie_scale).clamp(-1, 1)
         return x if mask is None else torch.where(mask, known, x)
