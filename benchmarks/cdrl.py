@@ -25,6 +25,7 @@ from benchmarks.demo import BLOCK, BLOCKS, markdown_table, score_rows
 from genmodels import benchmark, checkpoint, cli, images, toys
 from genmodels.data import load_split
 from genmodels.networks.ebm import fixed_weights, power_iteration
+from genmodels.sampling.langevin import GraphedChain
 from genmodels.sampling.recovery import recovery_chain
 
 RESULTS = Path("benchmarks/results")
@@ -212,8 +213,15 @@ def speed(words, out, started, facts):
     facts["fp32"] = timing.measure(variants, device, seconds)
     if device == "cuda":
         model.net.to(memory_format=torch.channels_last)
-        variants = {name: half(function) for name, function in variants.items()}
-        facts["bf16 channels-last"] = timing.measure(variants, device, seconds)
+        with fixed_weights(model.net), torch.autocast(device, torch.bfloat16):
+            graph = GraphedChain(
+                lambda y: -model.net(y, level.noise_clean), data, steps=steps, step=0.5,
+                seed=torch.arange(size), noise_scale=level.s, tether=data, tether_scale=level.k,
+                freeze=(model.net,), diagnostics=False,
+            )  # fmt: skip
+            variants = {name: half(function) for name, function in variants.items()}
+            variants["graph: chain"] = lambda: graph(data)
+            facts["bf16 channels-last"] = timing.measure(variants, device, seconds)
     facts |= {"config": config, "size": size, "steps": steps,
               "machine": timing.machine(device), "peak": timing.roofline(device)}  # fmt: skip
     for times in (facts["fp32"], facts.get("bf16 channels-last", {})):

@@ -31,7 +31,7 @@ from genmodels.methods.base import GenerativeModule
 from genmodels.networks import NETWORKS
 from genmodels.networks.ebm import fixed_weights, power_iteration
 from genmodels.networks.initializer import build_initializer
-from genmodels.sampling.ais import Base, ais_forward, ais_reverse, sigmoid_path, step_sizes
+from genmodels.sampling.ais import bound_log_z
 from genmodels.sampling.composition import blend_of, parse_compose
 from genmodels.sampling.langevin import frozen
 from genmodels.sampling.recovery import (
@@ -39,7 +39,6 @@ from genmodels.sampling.recovery import (
     LevelMeans,
     RecoverySchedule,
     recovery_chain,
-    recovery_mala,
     sample_recovery,
     tweedie,
 )
@@ -76,22 +75,18 @@ class CDRLConfig:
     mala: bool = setting(False, "sampling: accept or reject each step (exact for the energy)")
 
     def __post_init__(self):
-        check(self.angles in ANGLES, "method.angles", self.angles,
-              f"choose from {', '.join(ANGLES)}")  # fmt: skip
-        check(self.levels >= 2, "method.levels", self.levels, "must be >= 2")
-        check(self.steps >= 1, "method.steps", self.steps, "must be >= 1")
-        check(self.step_size > 0, "method.step_size", self.step_size, "must be > 0")
-        check(self.growth in ("clean", "constant"), "method.growth", self.growth,
-              "must be clean or constant")  # fmt: skip
-        check(self.initializer in ("unet", "mlp", "none"), "method.initializer", self.initializer,
-              "choose from unet, mlp, none")  # fmt: skip
-        check(self.initializer_lr > 0, "method.initializer_lr", self.initializer_lr, "must be > 0")
+        for key, choices in (("angles", ANGLES), ("growth", ("clean", "constant")),
+                             ("initializer", ("unet", "mlp", "none"))):  # fmt: skip
+            check(getattr(self, key) in choices, f"method.{key}", getattr(self, key),
+                  f"choose from {', '.join(choices)}")  # fmt: skip
+        for key, least in (("levels", 2), ("steps", 1), ("guidance", -1), ("tweedie_scale", 0),
+                           ("noise_scale", 0)):  # fmt: skip
+            check(getattr(self, key) >= least, f"method.{key}", getattr(self, key),
+                  f"must be >= {least}")  # fmt: skip
+        for key in ("step_size", "initializer_lr", "divergence"):
+            check(getattr(self, key) > 0, f"method.{key}", getattr(self, key), "must be > 0")
         check(0 <= self.label_dropout <= 1, "method.label_dropout", self.label_dropout,
               "must be in [0, 1]")  # fmt: skip
-        check(self.divergence > 0, "method.divergence", self.divergence, "must be > 0")
-        check(self.guidance >= -1, "method.guidance", self.guidance, "must be >= -1 (0: none)")
-        check(self.tweedie_scale >= 0, "method.tweedie_scale", self.tweedie_scale, "must be >= 0")
-        check(self.noise_scale >= 0, "method.noise_scale", self.noise_scale, "must be >= 0")
 
 
 class CDRL(GenerativeModule):
@@ -347,10 +342,9 @@ class CDRL(GenerativeModule):
         """Return bounds on the log density of images in [-1, 1], in nats, float64 (B,).
 
         log p(x) = f(y) / s_1^2 - log Z + D log sqrt(a_1), y = sqrt(a_1) x: the density of the
-        lowest noise level, with the Jacobian of y. Z is bounded by annealed importance sampling
-        between a normal fitted to samples and exp(f / s_1^2), once for each label: from below
-        (which bounds log p from above, "ais_upper"), and from above ("ais_lower"), where the
-        chains start at samples refined by MALA. That they are exact samples is an assumption.
+        lowest noise level. Annealed importance sampling bounds Z once for each label, from below
+        ("ais_upper") and from above ("ais_lower": its chains start at samples refined by MALA;
+        that these are exact samples is an assumption).
 
         Args:
             kind: ais_lower or ais_upper.
@@ -374,25 +368,17 @@ class CDRL(GenerativeModule):
         key = (label, kind, *settings.values(), versions)
         if key in self.log_z:
             return self.log_z[key]
-        keys = torch.arange(settings["ais_chains"], device=self.device)
+        settings = dict(settings)
+        keys = torch.arange(settings.pop("ais_chains"), device=self.device)
         labels = torch.full_like(keys, label) if self.classes else None
         blend = blend_of(0.0, labels, torch.zeros(len(keys), device=self.device))
         y, level, energy = self._draw(keys, blend, self.cfg.method)
-        s2 = level.s.double() ** 2
-        base = Base(y.mean(0), y.var(0) + (level.scale * level.sin_clean)[0] ** 2)
-        betas = sigmoid_path(settings["ais_steps"])
-        step = step_sizes(betas, base, float(s2[0]), settings["ais_step"])
-        options = {"betas": betas, "step": step, "moves": settings["ais_moves"]}
-        density = lambda y: energy(y, level, torch.float64) / s2  # noqa: E731
+        s2, noise = level.s.double() ** 2, float(level.scale[0] * level.sin_clean[0]) ** 2
         with fixed_weights(self.net), frozen(self.net):
-            if kind == "ais_upper":
-                bound = ais_forward(density, base, keys, **options)
-            else:
-                start = recovery_mala(
-                    lambda y: energy(y, level, torch.float64), y, None, level, seed=keys,
-                    steps=settings["ais_refine"], stream=int(Stream.CHAIN), diagnostics=False,
-                ).y  # fmt: skip
-                bound = ais_reverse(density, base, start, keys, **options)
+            bound = bound_log_z(
+                lambda y: energy(y, level, torch.float64) / s2, y, keys, above=kind == "ais_lower",
+                variance=float(s2[0]), noise=noise, **settings,
+            )  # fmt: skip
         self.log_z[key] = bound.log_z
         return bound.log_z
 
