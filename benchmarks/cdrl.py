@@ -38,14 +38,15 @@ def digits(run, out, pictures, started, facts):
     generated, _ = benchmark.generate_all(model, range(BLOCK * BLOCKS), batch=360)
     facts["sample_seconds"] = round(time.monotonic() - began, 1)
     (real, _), (held_out, labels) = (load_split(model.cfg.data, s) for s in ("train", "test"))
-    rows = {"CDRL (ours)": generated}
-    for scale in (0.0, 2.0):
-        name = f"tweedie_scale={scale:g}"
-        rows[name], _ = benchmark.generate_all(model, range(BLOCK), batch=360, tweedie_scale=scale)
-    for steps in sorted({model.cfg.method.steps // 3, model.cfg.method.steps // 2}):
-        key = f"steps={steps}"
-        rows[key], _ = benchmark.generate_all(model, range(BLOCK), batch=360, steps=steps)
-    scores = score_rows(rows, real, held_out)
+    scores = score_rows({"CDRL (ours)": generated}, real, held_out)
+    scorers = [benchmark.Scorer([metric], features, reference=held_out)
+               for metric, features in (("nn1", "pixels"), ("fd", "digits"))]  # fmt: skip
+    short = max(1, model.cfg.method.steps // 3)
+    facts["options"] = {}
+    for options in ({"tweedie_scale": 0.0}, {"tweedie_scale": 2.0}, {"steps": short}):
+        made, _ = benchmark.generate_all(model, range(BLOCK), batch=360, **options)
+        found = {"nn1": scorers[0](made)["nn1"], "FD (digits)": scorers[1](made)["fd"]}
+        facts["options"][str(options)] = {key: score["value"] for key, score in found.items()}
     demo = json.loads((RESULTS / "demo.json").read_text())
     others = {f"{name} (demo.json)": row for name, row in demo["rows"].items()}
     draw_digits(pictures, model, generated, held_out, labels)
