@@ -158,17 +158,11 @@ class CDRL(GenerativeModule):
 
     def pair(self, x, n, level):
         """Return (x_t, y+ = sqrt(ahat_t) x_{t-1}) of clean images x, (B, C, H, W) each."""
-        level = level._replace(**{k: _column(v) for k, v in level._asdict().items()})
         draw = lambda stream: philox_normal(  # noqa: E731
             self.shape, self.cfg.seed, n, stream=int(stream), device=x.device
         )
-        e = draw(Stream.NOISE)
-        clean = level.cos_clean * x + level.sin_clean * e
-        if self.cfg.method.shared_noise:
-            x_t = level.cos * x + level.sin * e
-        else:
-            x_t = level.cos / level.cos_clean * clean + level.sigma * draw(Stream.PAIR)
-        return x_t, level.scale * clean
+        fresh = None if self.cfg.method.shared_noise else draw(Stream.PAIR)
+        return self.schedule.pair(x, level, draw(Stream.NOISE), fresh)
 
     def initial(self, x_t, level, labels, noise, blend=None):
         """Return the chain's start g(x_t) + sqrt(v_t) noise, like x_t (x_t without initializer)."""
@@ -257,7 +251,9 @@ class CDRL(GenerativeModule):
         if (known is None) != (mask is None):
             raise ValueError("inpaint=, mask=: give both")
         if known is not None:
-            known, mask = _known(known, mask, keys, self.device)
+            index = keys.remainder(len(known)).to(known.device)
+            mask = mask.expand_as(known)[index].to(self.device)
+            known = known[index].to(self.device)
         y, level, energy = self._draw(keys, blend, cfg, known, mask, callback)
         x = tweedie(lambda y: energy(y, level), y, level, cfg.tweedie_scale).clamp(-1, 1)
         return x if mask is None else torch.where(mask, known, x)
@@ -387,14 +383,6 @@ class CDRL(GenerativeModule):
         level = self.schedule.at(torch.ones(len(x), dtype=torch.int64, device=x.device))
         y = (_column(level.scale) * x.detach()).float()
         return y, level, labels if self.classes else None
-
-
-def _known(known, mask, keys, device):
-    """Return (known, mask), (N, C, H, W) each: those of image key modulo K."""
-    known = known.to(device)
-    mask = mask.to(device).expand_as(known)
-    index = keys.remainder(len(known))
-    return known[index], mask[index]
 
 
 def _column(x):
