@@ -315,19 +315,19 @@ class CDRL(GenerativeModule):
     def ood_scores(self, x, labels=None):
         """Return {name: float32 (B,)}, HIGHER = more like the training data, of images in [-1, 1].
 
-        f: the energy's f at the lowest noise level. f_levels: its mean over all levels, the images
-        noised with the same noise e at each. grad_norm: minus the norm of its gradient.
+        f: the energy's f at the lowest noise level. f_levels: its mean over all levels, with one
+        noise e for all images and levels. grad_norm: minus the norm of f's gradient.
         """
         y, level, labels = self._lowest(x, labels)
         with torch.enable_grad(), frozen(self.net):
             y.requires_grad_(True)
             f = self.net(y, level.noise_clean, labels, dtype=torch.float64)
             (grad,) = torch.autograd.grad(f.sum(), y)
-        total, index = 0.0, torch.arange(len(x), device=x.device)
+        total, zero = 0.0, torch.zeros(len(x), dtype=torch.int64, device=x.device)
         with torch.no_grad():
             for t in range(1, self.schedule.levels + 1):
-                level = self.schedule.at(torch.full_like(index, t))
-                _, y = self.pair(x.float(), index, level)
+                level = self.schedule.at(zero + t)
+                _, y = self.pair(x.float(), zero, level)
                 total = total + self.net(y, level.noise_clean, labels, dtype=torch.float64)
         scores = {"f": f.detach(), "f_levels": total / self.schedule.levels,
                   "grad_norm": -grad.flatten(1).norm(dim=1)}  # fmt: skip
