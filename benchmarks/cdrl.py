@@ -290,7 +290,8 @@ def run_benchmark(argv):
     for folder in (out, pictures):
         folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    facts = {"command": " ".join(["python -m benchmarks.cdrl", *argv]),
+    shown = ["model=RUN" if word.startswith("model=") else word for word in argv]
+    facts = {"command": " ".join(["python -m benchmarks.cdrl", *shown]),
              "machine": timing.machine(device)}  # fmt: skip
     started = time.monotonic()
     if what in ("speed", "fashion"):
