@@ -215,7 +215,8 @@ def test_known_pixels_come_back_bit_for_bit():
     whole = mask.expand(7, 1, 8, 8)
     assert torch.equal(x[whole], expected[whole])
     assert torch.equal(to_uint8(x)[whole], levels[torch.arange(7) % 3][whole])
-    assert not torch.isclose(x[~whole], expected[~whole]).any()
+    free = torch.isclose(x[~whole], expected[~whole])
+    assert free.double().mean() < 0.05  # clipping can meet a known -1 or 1
     alone = model.sample([5], 3, known=known, mask=mask)
     torch.testing.assert_close(alone[0], x[5])
     other = model.sample(range(7), 3, known=known + (~mask) * 0.5, mask=mask)
