@@ -207,7 +207,7 @@ def init_weights(model, path):
     if is_diffusers(path):
         from diffusers import UNet2DModel
 
-        target = getattr(model.net.net, "unet", None)
+        target = getattr(getattr(model.net, "net", None), "unet", None)
         if target is None:
             raise ValueError(f"init={path}: a diffusers UNet needs network.name=unet")
         try:

@@ -1,5 +1,6 @@
 """CDRL on Gaussians, where posteriors, guided, composed and completed laws have a closed form."""
 
+import copy
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from conftest import ROOT
 from torch import nn
 
 import genmodels
+from genmodels import benchmark
 from genmodels.images import from_uint8, to_uint8
 from genmodels.sampling.composition import blend_of, parse_compose
 
@@ -30,7 +32,7 @@ class Gaussians(nn.Module):
     def __init__(self, schedule, means, covariances):
         super().__init__()
         self.level = schedule.exact
-        self.means, self.covariances = means.double(), covariances.double()
+        self.means, self.covariances, self.known = means.double(), covariances.double(), {}
 
     def moments(self, t, label=-1):
         """Return mean (D,) and covariance (D, D) of y."""
@@ -42,9 +44,13 @@ class Gaussians(nn.Module):
         )
 
     def log_prob(self, y, t, label):
-        mean, covariance = self.moments(t, label)
-        normal = torch.distributions.MultivariateNormal(mean, covariance)
-        return normal.log_prob(y.flatten(1).double())
+        if (t, label) not in self.known:
+            mean, covariance = self.moments(t, label)
+            constant = -0.5 * torch.logdet(2 * math.pi * covariance)
+            self.known[t, label] = mean, torch.linalg.inv(covariance), constant
+        mean, precision, constant = self.known[t, label]
+        d = y.flatten(1).double() - mean
+        return constant - 0.5 * ((d @ precision) * d).sum(1)
 
     def forward(self, y, noise, labels=None, *, dtype=torch.float32):
         t = 1 + int((self.level.noise_clean[1:] - noise[0].double()).abs().argmin())
@@ -209,11 +215,14 @@ def test_known_pixels_come_back_bit_for_bit():
     whole = mask.expand(7, 1, 8, 8)
     assert torch.equal(x[whole], expected[whole])
     assert torch.equal(to_uint8(x)[whole], levels[torch.arange(7) % 3][whole])
-    assert not torch.isclose(x[~whole], expected[~whole]).any()
+    free = torch.isclose(x[~whole], expected[~whole])
+    assert free.double().mean() < 0.05  # clipping can meet a known -1 or 1
     alone = model.sample([5], 3, known=known, mask=mask)
     torch.testing.assert_close(alone[0], x[5])
     other = model.sample(range(7), 3, known=known + (~mask) * 0.5, mask=mask)
     assert torch.equal(other, x)  # what is not known is not looked at
+    unlabelled = model.sample(range(7), known=known, mask=mask)
+    assert torch.equal(unlabelled, model.sample(range(7), -1, known=known, mask=mask))
     with pytest.raises(ValueError, match="inpaint=, mask=: give both"):
         model.sample([0], 3, known=known)
 
@@ -477,7 +486,7 @@ def test_energy_and_likelihood_of_a_gaussian(gaussian):
         exact = exact + 2 * math.log(float(gaussian.schedule.exact.scale[1]))
         torch.testing.assert_close(-gaussian.energy(x, labels).diff(), exact.diff(), **close)
         found = {
-            kind: gaussian.log_prob(x, labels, kind=kind, seeds=torch.arange(3), ais_steps=40,
+            kind: gaussian.log_prob(x, labels, kind=kind, seeds=torch.arange(3), ais_steps=30,
                                     ais_refine=5)
             for kind in gaussian.LIKELIHOODS
         }  # fmt: skip
@@ -503,4 +512,13 @@ def test_ood_scores_of_a_gaussian(gaussian):
     torch.testing.assert_close(scores["grad_norm"], -grad.norm(dim=1).float())
     for name in ("f", "f_levels", "grad_norm"):
         assert scores[name].dtype == torch.float32 and scores[name][0] > scores[name][1:].max()
-    assert torch.equal(scores["f_levels"], gaussian.ood_scores(x)["f_levels"])
+    for name, values in gaussian.ood_scores(x[1:]).items():  # not a matter of the batch
+        torch.testing.assert_close(values, scores[name][1:])
+
+
+@pytest.mark.gpu
+def test_a_gpu_makes_the_same_images(digits):
+    cpu = to_uint8(digits.sample(range(8), 3)).int()
+    with benchmark.tf32(False):
+        gpu = to_uint8(copy.deepcopy(digits).cuda().sample(range(8), 3)).cpu().int()
+    assert (cpu - gpu).abs().max() <= 1

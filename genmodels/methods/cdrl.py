@@ -31,7 +31,7 @@ from genmodels.methods.base import GenerativeModule
 from genmodels.networks import NETWORKS
 from genmodels.networks.ebm import fixed_weights, power_iteration
 from genmodels.networks.initializer import build_initializer
-from genmodels.sampling.ais import Base, ais_forward, ais_reverse, sigmoid_path, step_sizes
+from genmodels.sampling.ais import bound_log_z
 from genmodels.sampling.composition import blend_of, parse_compose
 from genmodels.sampling.langevin import frozen
 from genmodels.sampling.recovery import (
@@ -39,7 +39,6 @@ from genmodels.sampling.recovery import (
     LevelMeans,
     RecoverySchedule,
     recovery_chain,
-    recovery_mala,
     sample_recovery,
     tweedie,
 )
@@ -76,22 +75,18 @@ class CDRLConfig:
     mala: bool = setting(False, "sampling: accept or reject each step (exact for the energy)")
 
     def __post_init__(self):
-        check(self.angles in ANGLES, "method.angles", self.angles,
-              f"choose from {', '.join(ANGLES)}")  # fmt: skip
-        check(self.levels >= 2, "method.levels", self.levels, "must be >= 2")
-        check(self.steps >= 1, "method.steps", self.steps, "must be >= 1")
-        check(self.step_size > 0, "method.step_size", self.step_size, "must be > 0")
-        check(self.growth in ("clean", "constant"), "method.growth", self.growth,
-              "must be clean or constant")  # fmt: skip
-        check(self.initializer in ("unet", "mlp", "none"), "method.initializer", self.initializer,
-              "choose from unet, mlp, none")  # fmt: skip
-        check(self.initializer_lr > 0, "method.initializer_lr", self.initializer_lr, "must be > 0")
+        for key, choices in (("angles", ANGLES), ("growth", ("clean", "constant")),
+                             ("initializer", ("unet", "mlp", "none"))):  # fmt: skip
+            check(getattr(self, key) in choices, f"method.{key}", getattr(self, key),
+                  f"choose from {', '.join(choices)}")  # fmt: skip
+        for key, least in (("levels", 2), ("steps", 1), ("guidance", -1), ("tweedie_scale", 0),
+                           ("noise_scale", 0)):  # fmt: skip
+            check(getattr(self, key) >= least, f"method.{key}", getattr(self, key),
+                  f"must be >= {least}")  # fmt: skip
+        for key in ("step_size", "initializer_lr", "divergence"):
+            check(getattr(self, key) > 0, f"method.{key}", getattr(self, key), "must be > 0")
         check(0 <= self.label_dropout <= 1, "method.label_dropout", self.label_dropout,
               "must be in [0, 1]")  # fmt: skip
-        check(self.divergence > 0, "method.divergence", self.divergence, "must be > 0")
-        check(self.guidance >= -1, "method.guidance", self.guidance, "must be >= -1 (0: none)")
-        check(self.tweedie_scale >= 0, "method.tweedie_scale", self.tweedie_scale, "must be >= 0")
-        check(self.noise_scale >= 0, "method.noise_scale", self.noise_scale, "must be >= 0")
 
 
 class CDRL(GenerativeModule):
@@ -163,17 +158,11 @@ class CDRL(GenerativeModule):
 
     def pair(self, x, n, level):
         """Return (x_t, y+ = sqrt(ahat_t) x_{t-1}) of clean images x, (B, C, H, W) each."""
-        level = level._replace(**{k: _column(v) for k, v in level._asdict().items()})
         draw = lambda stream: philox_normal(  # noqa: E731
             self.shape, self.cfg.seed, n, stream=int(stream), device=x.device
         )
-        e = draw(Stream.NOISE)
-        clean = level.cos_clean * x + level.sin_clean * e
-        if self.cfg.method.shared_noise:
-            x_t = level.cos * x + level.sin * e
-        else:
-            x_t = level.cos / level.cos_clean * clean + level.sigma * draw(Stream.PAIR)
-        return x_t, level.scale * clean
+        fresh = None if self.cfg.method.shared_noise else draw(Stream.PAIR)
+        return self.schedule.pair(x, level, draw(Stream.NOISE), fresh)
 
     def initial(self, x_t, level, labels, noise, blend=None):
         """Return the chain's start g(x_t) + sqrt(v_t) noise, like x_t (x_t without initializer)."""
@@ -240,7 +229,8 @@ class CDRL(GenerativeModule):
 
         Args:
             seeds: N whole numbers.
-            labels: classes of a conditional model: None (random), one int, or N ints; -1 = none.
+            labels: classes of a conditional model: None (random; none where images are completed),
+                one int, or N ints; -1 = none.
             compose: terms of genmodels.sampling.composition in place of labels, or None.
             known: images (K, C, H, W) in [-1, 1] to complete; seed k gets image k modulo K.
             mask: bool, broadcastable to (K, C, H, W): True where `known` is to be kept.
@@ -254,13 +244,16 @@ class CDRL(GenerativeModule):
         """
         cfg = self._settings(options)
         keys = torch.tensor([int(seed) for seed in seeds], dtype=torch.int64, device=self.device)
+        if known is not None and labels is None and self.classes and not compose:
+            labels = -1  # a random class would contradict what is known
         generators = seeding.ImageGenerators(seeds, noise)
         blend = self._blend(cfg, self.image_labels(generators, labels), labels, compose, keys)
         if (known is None) != (mask is None):
             raise ValueError("inpaint=, mask=: give both")
         if known is not None:
-            known, mask = _known(known, mask, keys, self.device)
-
+            index = keys.remainder(len(known)).to(known.device)
+            mask = mask.expand_as(known)[index].to(self.device)
+            known = known[index].to(self.device)
         y, level, energy = self._draw(keys, blend, cfg, known, mask, callback)
         x = tweedie(lambda y: energy(y, level), y, level, cfg.tweedie_scale).clamp(-1, 1)
         return x if mask is None else torch.where(mask, known, x)
@@ -322,19 +315,19 @@ class CDRL(GenerativeModule):
     def ood_scores(self, x, labels=None):
         """Return {name: float32 (B,)}, HIGHER = more like the training data, of images in [-1, 1].
 
-        f: the energy's f at the lowest noise level. f_levels: its mean over all levels, the images
-        noised with the same noise e at each. grad_norm: minus the norm of its gradient.
+        f: the energy's f at the lowest noise level. f_levels: its mean over all levels, with one
+        noise e for all images and levels. grad_norm: minus the norm of f's gradient.
         """
         y, level, labels = self._lowest(x, labels)
         with torch.enable_grad(), frozen(self.net):
             y.requires_grad_(True)
             f = self.net(y, level.noise_clean, labels, dtype=torch.float64)
             (grad,) = torch.autograd.grad(f.sum(), y)
-        total, index = 0.0, torch.arange(len(x), device=x.device)
+        total, zero = 0.0, torch.zeros(len(x), dtype=torch.int64, device=x.device)
         with torch.no_grad():
             for t in range(1, self.schedule.levels + 1):
-                level = self.schedule.at(torch.full_like(index, t))
-                _, y = self.pair(x.float(), index, level)
+                level = self.schedule.at(zero + t)
+                _, y = self.pair(x.float(), zero, level)
                 total = total + self.net(y, level.noise_clean, labels, dtype=torch.float64)
         scores = {"f": f.detach(), "f_levels": total / self.schedule.levels,
                   "grad_norm": -grad.flatten(1).norm(dim=1)}  # fmt: skip
@@ -345,10 +338,9 @@ class CDRL(GenerativeModule):
         """Return bounds on the log density of images in [-1, 1], in nats, float64 (B,).
 
         log p(x) = f(y) / s_1^2 - log Z + D log sqrt(a_1), y = sqrt(a_1) x: the density of the
-        lowest noise level, with the Jacobian of y. Z is bounded by annealed importance sampling
-        between a normal fitted to samples and exp(f / s_1^2), once for each label: from below
-        (which bounds log p from above, "ais_upper"), and from above ("ais_lower"), where the
-        chains start at samples refined by MALA. That they are exact samples is an assumption.
+        lowest noise level. Annealed importance sampling bounds Z once for each label, from below
+        ("ais_upper") and from above ("ais_lower": its chains start at samples refined by MALA;
+        that these are exact samples is an assumption).
 
         Args:
             kind: ais_lower or ais_upper.
@@ -372,25 +364,17 @@ class CDRL(GenerativeModule):
         key = (label, kind, *settings.values(), versions)
         if key in self.log_z:
             return self.log_z[key]
-        keys = torch.arange(settings["ais_chains"], device=self.device)
+        settings = dict(settings)
+        keys = torch.arange(settings.pop("ais_chains"), device=self.device)
         labels = torch.full_like(keys, label) if self.classes else None
         blend = blend_of(0.0, labels, torch.zeros(len(keys), device=self.device))
         y, level, energy = self._draw(keys, blend, self.cfg.method)
-        s2 = level.s.double() ** 2
-        base = Base(y.mean(0), y.var(0) + (level.scale * level.sin_clean)[0] ** 2)
-        betas = sigmoid_path(settings["ais_steps"])
-        step = step_sizes(betas, base, float(s2[0]), settings["ais_step"])
-        options = {"betas": betas, "step": step, "moves": settings["ais_moves"]}
-        density = lambda y: energy(y, level, torch.float64) / s2  # noqa: E731
+        s2, noise = level.s.double() ** 2, float(level.scale[0] * level.sin_clean[0]) ** 2
         with fixed_weights(self.net), frozen(self.net):
-            if kind == "ais_upper":
-                bound = ais_forward(density, base, keys, **options)
-            else:
-                start = recovery_mala(
-                    lambda y: energy(y, level, torch.float64), y, None, level, seed=keys,
-                    steps=settings["ais_refine"], stream=int(Stream.CHAIN), diagnostics=False,
-                ).y  # fmt: skip
-                bound = ais_reverse(density, base, start, keys, **options)
+            bound = bound_log_z(
+                lambda y: energy(y, level, torch.float64) / s2, y, keys, above=kind == "ais_lower",
+                variance=float(s2[0]), noise=noise, **settings,
+            )  # fmt: skip
         self.log_z[key] = bound.log_z
         return bound.log_z
 
@@ -399,14 +383,6 @@ class CDRL(GenerativeModule):
         level = self.schedule.at(torch.ones(len(x), dtype=torch.int64, device=x.device))
         y = (_column(level.scale) * x.detach()).float()
         return y, level, labels if self.classes else None
-
-
-def _known(known, mask, keys, device):
-    """Return (known, mask), (N, C, H, W) each: those of image key modulo K."""
-    known = known.to(device)
-    mask = mask.to(device).expand_as(known)
-    index = keys.remainder(len(known))
-    return known[index], mask[index]
 
 
 def _column(x):

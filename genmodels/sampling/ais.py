@@ -23,7 +23,8 @@ import torch
 from genmodels.kernels.philox import philox_normal
 from genmodels.sampling.langevin import mala_chain
 
-__all__ = ["Base", "Bound", "ais_forward", "ais_reverse", "sigmoid_path", "step_sizes"]
+__all__ = ["Base", "Bound", "ais_forward", "ais_reverse", "bound_log_z", "sigmoid_path",
+           "step_sizes"]  # fmt: skip
 
 
 class Base(NamedTuple):
@@ -118,6 +119,31 @@ def ais_reverse(log_density, base, y, seeds, *, betas, step, moves=1):
     Args: as for ais_forward; y (B, C, H, W), exact samples of exp(g) / Z.
     """
     return _anneal(log_density, base, y.float(), seeds, betas, step, moves, True)
+
+
+def bound_log_z(log_density, y, seeds, *, above, variance, noise, ais_steps, ais_moves, ais_step,
+                ais_refine):  # fmt: skip
+    """Return the Bound on log Z of exp(log_density), from above or from below.
+
+    Args:
+        log_density: as for ais_forward.
+        y: samples of it, (B, C, H, W): their moments make the base, and they start the reverse
+            chains after `ais_refine` Metropolis-adjusted steps at the density itself.
+        seeds: int64 (B,).
+        above: which bound.
+        variance: temperature of the density, about its variance where it is narrowest.
+        noise: added to the variance of y for the base.
+        ais_steps: number of densities. ais_moves: steps at each. ais_step: factor on their size.
+    """
+    base, betas = Base(y.mean(0), y.var(0) + noise), sigmoid_path(ais_steps)
+    steps = step_sizes(betas, base, variance, ais_step)
+    if not above:
+        return ais_forward(log_density, base, seeds, betas=betas, step=steps, moves=ais_moves)
+    start = mala_chain(
+        lambda y: -log_density(y), y, steps=ais_refine, step=steps[-1], seed=seeds, stream=3,
+        accumulate=torch.float64, diagnostics=False,
+    ).y  # fmt: skip
+    return ais_reverse(log_density, base, start, seeds, betas=betas, step=steps, moves=ais_moves)
 
 
 @torch.no_grad()

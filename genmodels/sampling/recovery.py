@@ -106,6 +106,22 @@ class RecoverySchedule(nn.Module):
         table = torch.stack(list(self.exact)).to(t.device) if exact else self.table
         return Level(*table[:, t].unbind(0))
 
+    def pair(self, x, level, e, fresh=None):
+        """Return (x_t, y = sqrt(ahat_t) x_{t-1}) of clean images x, (B, C, H, W) each.
+
+        Args:
+            x: (B, C, H, W).
+            level: Level of (B,) tensors.
+            e: noise like x, of both sides: x_t is then x_{t-1} turned by phi_t - phi_{t-1}.
+            fresh: noise of the step from x_{t-1} to x_t, in place of the shared one.
+        """
+        level = Level(*(value.reshape(-1, 1, 1, 1) for value in level))
+        clean = level.cos_clean * x + level.sin_clean * e
+        if fresh is None:
+            return level.cos * x + level.sin * e, level.scale * clean
+        x_t = level.cos / level.cos_clean * clean + level.sigma * fresh
+        return x_t, level.scale * clean
+
 
 def recovery_chain(f, y, x_t, level, *, steps, rate=1.0, noise_scale=1.0, mask=None, **options):
     """Return the Chain after `steps` Langevin steps at these levels, from y.

@@ -1,0 +1,319 @@
+"""CDRL measured: one command trains, samples, scores and draws.
+
+    python -m benchmarks.cdrl digits   digits, beside EDM and a Gaussian (results/demo.json)
+    python -m benchmarks.cdrl toy      eight squares in the plane
+    python -m benchmarks.cdrl speed    ms of a training step and of a Langevin step, ours and plain
+    python -m benchmarks.cdrl fashion  a GPU: Fashion-MNIST, OOD detection, DRL for the same time
+
+Further words: out=FOLDER of the JSON (benchmarks/results), pictures=FOLDER (docs), model=RUN (score
+a run that is there already), quick=true (digits: 360 samples, no error bars), and key=value of the
+config. Writes OUT/cdrl_WHAT.json with command,
+seed, machine, versions and seconds, and PICTURES/cdrl_*.png.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import evaluate
+import genmodels
+import train
+from benchmarks import timing
+from benchmarks.demo import BLOCK, BLOCKS, markdown_table, score_rows
+from genmodels import benchmark, checkpoint, cli, images, toys
+from genmodels.data import load_split
+from genmodels.networks.ebm import fixed_weights, power_iteration
+from genmodels.sampling.langevin import GraphedChain
+from genmodels.sampling.recovery import recovery_chain
+
+RESULTS = Path("benchmarks/results")
+
+
+def digits(run, out, pictures, started, facts, quick=False):
+    """Score 1,440 samples in blocks of the 360 held-out digits; draw samples and completions."""
+    model = genmodels.load(run)
+    began = time.monotonic()
+    blocks = 1 if quick else BLOCKS
+    generated, _ = benchmark.generate_all(model, range(BLOCK * blocks), batch=360)
+    facts["sample_seconds"] = round(time.monotonic() - began, 1)
+    (real, _), (held_out, labels) = (load_split(model.cfg.data, s) for s in ("train", "test"))
+    scorers = {
+        name: benchmark.Scorer([metric], features, reference=held_out, equal=True)
+        for name, metric, features in (("nn1", "nn1", "pixels"), ("of fakes", "nn1_fake", "pixels"),
+                                       ("of real", "nn1_real", "pixels"),
+                                       ("FD (digits)", "fd", "digits"))
+    }  # fmt: skip
+
+    def values(pixels):
+        return {key: next(iter(f(pixels).values()))["value"] for key, f in scorers.items()}
+
+    facts |= {"without error bars": {"CDRL (ours)": values(generated)}, "count": len(generated)}
+    draw_digits(pictures, model, generated, held_out, labels)
+    if quick:
+        print(json.dumps(facts["without error bars"], indent=1))
+        return write(out / "cdrl_digits.json", facts, started)
+    short = max(1, model.cfg.method.steps // 3)
+    for options in ({"tweedie_scale": 0.0}, {"tweedie_scale": 2.0}, {"steps": short}):
+        made, _ = benchmark.generate_all(model, range(BLOCK), batch=360, **options)
+        facts["without error bars"][str(options)] = values(made)
+    scores = score_rows({"CDRL (ours)": generated}, real, held_out)
+    demo = json.loads((RESULTS / "demo.json").read_text())
+    others = {f"{name} (demo.json)": row for name, row in demo["rows"].items()}
+    facts |= {"rows": scores, "beside": others, "block": BLOCK}
+    write(out / "cdrl_digits.json", facts, started)
+    print(markdown_table(scores | others))
+
+
+def draw_digits(pictures, model, generated, held_out, labels):
+    """Write cdrl_digits.png (samples beside real), cdrl_inpaint.png and cdrl_compose.png."""
+    sheets = [images.grid(part[:100], 10) for part in (generated, held_out)]
+    gap = torch.full((*sheets[0].shape[:2], 3), 255, dtype=torch.uint8)
+    sheet = images.enlarge(torch.cat([sheets[0], gap, sheets[1]], dim=2), 5)
+    images.write_png(pictures / "cdrl_digits.png", sheet)
+    known = images.from_uint8(held_out[:10])
+    mask = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    mask[..., :4, :] = True  # the upper half
+    rows = [held_out[:10], torch.where(mask, held_out[:10], 60)]
+    for k in range(3):
+        x = model.sample(range(10 * k, 10 * k + 10), labels[:10], known=known, mask=mask)
+        rows.append(images.to_uint8(x))
+    sheet = images.grid(torch.cat(rows), 10)
+    images.write_png(pictures / "cdrl_inpaint.png", images.enlarge(sheet, 6))
+    rows = [model.sample(range(10), 3), model.sample(range(10), 3, guidance=2.0)]
+    rows += [model.sample(range(10), compose=terms) for terms in COMPOSED]
+    sheet = images.grid(images.to_uint8(torch.cat(rows)), 10)
+    images.write_png(pictures / "cdrl_compose.png", images.enlarge(sheet, 6))
+
+
+COMPOSED = ("3:1,8:1", "1|7", "1|7,!7:0.9")  # AND, OR, OR without one of them
+
+
+def toy(run, out, pictures, started, facts, count=4000):
+    """Energy distance between samples and fresh data, beside that of two sets of data."""
+    model, name = genmodels.load(run), genmodels.load(run).cfg.data.name
+    began = time.monotonic()
+    with benchmark.tf32(False):
+        x = model.sample(range(count)).flatten(1)
+    facts["sample_seconds"] = round(time.monotonic() - began, 1)
+    data = [toys.points(name, count, 1000 + k)[0].flatten(1) for k in range(8)]
+    found = [energy_distance(x, other) for other in data]
+    floor = [energy_distance(data[i], data[i + 1]) for i in range(0, 8, 2)]
+    facts |= {
+        "data": name,
+        "count": count,
+        "energy_distance": sum(found) / len(found),
+        "energy_distance_of_two_data_sets": sum(floor) / len(floor),
+        "energy_distance_of_a_gaussian": energy_distance(gaussian_like(data[0]), data[1]),
+        "share_inside": inside(x),
+        "share_inside_data": inside(data[0]),
+        "share_of_each_square": shares(x),
+    }
+    draw_toy(pictures / "cdrl_toy.png", model, x, data[0])
+    write(out / "cdrl_toy.json", facts, started)
+    print(json.dumps(facts, indent=1))
+
+
+def energy_distance(a, b):
+    """Return 2 E|a - b| - E|a - a'| - E|b - b'| (Szekely and Rizzo), unbiased in each term."""
+    own = [torch.cdist(x, x).sum() / (len(x) * (len(x) - 1)) for x in (a, b)]
+    return float(2 * torch.cdist(a, b).mean() - own[0] - own[1])
+
+
+def gaussian_like(rows):
+    """Return points of a Gaussian with the rows' mean and covariance."""
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.linalg.cholesky(rows.T.cov())
+    return rows.mean(0) + torch.randn(rows.shape, generator=generator) @ factor.T
+
+
+def _offsets(x):
+    angle = torch.arange(8) * torch.pi / 4
+    centres = 0.7 * torch.stack([angle.cos(), angle.sin()], dim=1)
+    return (x[:, None] - centres).abs().amax(2)  # of side 0.3
+
+
+def inside(x):
+    """Return the share of points inside one of the eight squares."""
+    return float((_offsets(x).amin(1) <= 0.15).double().mean())
+
+
+def shares(x):
+    """Return the share of points nearest to each square."""
+    return (torch.bincount(_offsets(x).argmin(1), minlength=8) / len(x)).tolist()
+
+
+def draw_toy(path, model, x, data):
+    """Draw samples, data, and the energy of the lowest level."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    side = torch.linspace(-1.05, 1.05, 150)
+    grid = torch.cartesian_prod(side, side)
+    with torch.no_grad():
+        log_p = -model.energy(grid.reshape(-1, 2, 1, 1)).reshape(150, 150)
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 4))
+    for axis, points, title in zip(axes, (x, data), ("samples", "data")):
+        axis.scatter(*points.T, s=1, linewidths=0)
+        axis.set_title(title)
+    shown = (log_p - log_p.max()).clamp(min=-30).T
+    axes[2].imshow(shown, origin="lower", extent=(-1.05, 1.05, -1.05, 1.05))
+    axes[2].set_title("log density of the lowest level, up to a constant")
+    for axis in axes:
+        axis.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal", xticks=[], yticks=[])
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+
+
+# ------------------------------------------------------------------------------------------------
+# Speed
+
+
+def plain_chain(model, y, x_t, level, steps):
+    """The chain as it is usually written: nothing frozen or kept, the tether through autograd."""
+    noise_clean, (s, k) = level.noise_clean, (v.reshape(-1, 1, 1, 1) for v in (level.s, level.k))
+    for _ in range(steps):
+        y = y.detach().requires_grad_(True)
+        total = model.net(y, noise_clean).sum() - (k * (x_t - y) ** 2).sum()
+        (grad,) = torch.autograd.grad(total, y)
+        y = y + 0.5 * grad + s * torch.randn_like(y)
+    return y.detach()
+
+
+def our_chain(model, y, x_t, level, steps):
+    """The chain of the method."""
+    with fixed_weights(model.net):
+        return recovery_chain(
+            lambda y: model.net(y, level.noise_clean), y, x_t, level, steps=steps,
+            seed=torch.arange(len(y), device=y.device), freeze=(model.net,), diagnostics=False,
+        ).y  # fmt: skip
+
+
+def speed(words, out, started, facts):
+    """Time one training step's energy part (chain, loss, Adam) and one Langevin step."""
+    config, size = words.pop("config", "configs/cdrl_fashion.yaml"), int(words.pop("size", "32"))
+    seconds = float(words.pop("seconds", "60"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = genmodels.build(config, *[f"{k}={v}" for k, v in words.items()]).to(device).train()
+    steps, optimizer = model.cfg.method.steps, torch.optim.Adam(model.net.parameters(), 1e-8)
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(size, *model.shape, generator=generator).to(device)
+    level = model.schedule.at(torch.randint(1, 7, (size,), generator=generator).to(device))
+
+    def training_step(chain):
+        y = chain(model, data, data, level, steps)
+        f = [model.net(part, level.noise_clean).mean() for part in (data, y)]
+        optimizer.zero_grad()
+        (f[1] - f[0]).backward()
+        optimizer.step()
+        power_iteration(model.net)
+
+    def half(function):
+        def run():
+            with torch.autocast(device, torch.bfloat16):
+                function()
+
+        return run
+
+    variants = {}
+    for name, chain in (("plain", plain_chain), ("ours", our_chain)):
+        variants[f"{name}: training step"] = lambda chain=chain: training_step(chain)
+        variants[f"{name}: chain"] = lambda chain=chain: chain(model, data, data, level, steps)
+    facts["fp32"] = timing.measure(variants, device, seconds)
+    if device == "cuda":
+        model.net.to(memory_format=torch.channels_last)
+        with fixed_weights(model.net), torch.autocast(device, torch.bfloat16):
+            graph = GraphedChain(
+                lambda y: -model.net(y, level.noise_clean), data, steps=steps, step=0.5,
+                seed=torch.arange(size), noise_scale=level.s, tether=data, tether_scale=level.k,
+                freeze=(model.net,), diagnostics=False,
+            )  # fmt: skip
+            variants = {name: half(function) for name, function in variants.items()}
+            variants["graph: chain"] = lambda: graph(data)
+            facts["bf16 channels-last"] = timing.measure(variants, device, seconds)
+    facts |= {"config": config, "size": size, "steps": steps,
+              "machine": timing.machine(device), "peak": timing.roofline(device)}  # fmt: skip
+    for times in (facts["fp32"], facts.get("bf16 channels-last", {})):
+        for name, row in times.items():
+            row.pop("samples", None)
+            per = row["median"] / (steps if "chain" in name else 1)
+            print(f"{name:22} {per:9.2f} ms{' for each Langevin step' * ('chain' in name)}")
+    write(out / "cdrl_speed.json", facts, started)
+
+
+# ------------------------------------------------------------------------------------------------
+
+
+def fashion(words, out, pictures, started, facts):
+    """Train CDRL and DRL for the same time, score both, tell Fashion-MNIST from other sets."""
+    drl = ["method.initializer=none", "method.angles=drl", "method.steps=30",
+           "method.step_size=2e-4", "method.shared_noise=false", "network.kind=drl"]  # fmt: skip
+    num = words.pop("num", "10000")
+    for name, more in (("cdrl", []), ("drl", drl)):
+        given = [f"{key}={text}" for key, text in words.items()]
+        run = train.train(["configs/cdrl_fashion.yaml", f"name={name}_fashion", *more, *given])
+        for what, options in (
+            ("scores", ["metrics=fd,nn1", "features=fashion", "equal=true", f"num={num}",
+                        "data=fashion_mnist:test", "batch=500", f"save_images={out}/{name}.npz"]),
+            ("ood", ["ood=mnist,interpolation,noise,constant", "num=2000", "pad=2"]),
+        ):  # fmt: skip
+            path = out / f"cdrl_fashion_{name}_{what}.json"
+            evaluate.evaluate([str(run), *options, f"out={path}"])
+            facts[f"{name}_{what}"] = json.loads(path.read_text())
+    shown = images.read_images(out / "cdrl.npz")[:100]
+    images.write_png(pictures / "cdrl_fashion.png", images.grid(shown, 10))
+    write(out / "cdrl_fashion.json", facts, started)
+
+
+def write(path, facts, started):
+    """Write the JSON."""
+    facts |= {"seconds": round(time.monotonic() - started, 1), "versions": benchmark.versions()}
+    images.write_bytes(path, json.dumps(facts, indent=1).encode())
+    print(f"written: {path}")
+
+
+def run_benchmark(argv):
+    """Run one benchmark; see the module's docstring."""
+    positionals, words, flags = cli.split_words(argv)
+    cli.check_flags(flags, ("--help",))
+    what = positionals[0] if len(positionals) == 1 else " ".join(positionals)
+    if flags:
+        print(__doc__.strip())
+        return
+    cli.check_choice("benchmark", what, ("digits", "toy", "speed", "fashion"))
+    out, pictures = (Path(words.pop(key, default)) for key, default in
+                     (("out", RESULTS), ("pictures", "docs")))  # fmt: skip
+    for folder in (out, pictures):
+        folder.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shown = ["model=RUN" if word.startswith("model=") else word for word in argv]
+    facts = {"command": " ".join(["python -m benchmarks.cdrl", *shown]),
+             "machine": timing.machine(device)}  # fmt: skip
+    started = time.monotonic()
+    if what in ("speed", "fashion"):
+        rest = (words, out) if what == "speed" else (words, out, pictures)
+        return (speed if what == "speed" else fashion)(*rest, started, facts)
+    run, quick = words.pop("model", None), words.pop("quick", "") == "true"
+    if run is None:
+        given = [f"{key}={text}" for key, text in words.items()]
+        run = train.train([f"configs/cdrl_{what}.yaml", *given])
+        facts["train_seconds"] = round(time.monotonic() - started, 1)
+    cfg = genmodels.load(run).cfg
+    steps = checkpoint.read_checkpoint(Path(run) / "checkpoints" / "last.ckpt")["global_step"]
+    facts |= {"seed": cfg.seed, "steps": steps, "batch": cfg.data.batch_size}
+    if what == "toy":
+        return toy(run, out, pictures, started, facts)
+    digits(run, out, pictures, started, facts, quick)
+
+
+def main(argv=None):
+    """Return the exit code: 0 done, 2 the user's mistake, 1 anything else."""
+    return cli.run(run_benchmark, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
