@@ -35,9 +35,13 @@ def things(train_tiny, tmp_path_factory):
     for i in range(20):
         picture = torch.randint(0, 256, (3, 70, 66 + i), dtype=torch.uint8)
         images.write_png(folder / "pictures" / f"{i}.png", picture)
-    run = train_tiny("data.labels=true")
+    run = train_tiny("data.labels=true", "method.label_dropout=0")
+    noisy = folder / "noisy"
+    noisy.mkdir()
+    images.write_png(noisy / "0.png", torch.randint(0, 256, (1, 8, 8), dtype=torch.uint8))
     sample.main([str(run), "num=8", "steps=1", f"out={folder / 'samples'}"])
     return {"RUN": run, "runs/edm_digits/TIME": run, "MODEL": run, "SMALLER_MODEL": run,
+            "GBM_RUN": train_tiny(config="configs/gbm_digits.yaml"), "NOISY": noisy,
             "FOLDER": folder / "pictures", "DIR": folder / "made"}  # fmt: skip
 
 
@@ -64,9 +68,12 @@ def test_command(command, things, tmp_path, monkeypatch):
     if script is train and not any(word.startswith(("resume=", "--")) for word in argv):
         argv = [argv[0], "configs/debug.yaml", *TINY, "data.labels=true", *argv[1:],
                 "trainer.max_steps=1", f"out_dir={tmp_path}"]  # fmt: skip
+        if "ddo" in argv[0]:
+            argv += ["method.steps=2", "method.pool=16", "eval.num=40", "method.label_dropout=0"]
     if script is sample:
         argv = [f"out={tmp_path}" if word.startswith("out=") else word for word in argv]
-        argv = [re.sub(r"^num=\d+", "num=4", word) for word in argv] + ["steps=1"]
+        argv = [re.sub(r"^num=\d+", "num=4", word) for word in argv]
+        argv += [] if "denoise=" in command else ["steps=1"]
     if script is evaluate:
         argv = [f"out={tmp_path}/scores.json" if w.startswith("out=") else w for w in argv]
         argv = [
