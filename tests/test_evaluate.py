@@ -200,7 +200,7 @@ def test_words_that_would_be_ignored_are_refused(capsys):
         (["stats", "data=digits", "num=100", "out=s.npz"], "num=100: stats does not take it"),
         (["stats", "data=digits", "images=a", "out=s.npz"], "data=digits: images= takes its place"),
         (["selftest", "data=digits"], "data=digits: selftest does not take it"),
-        (["run", "likelihood=true", "reference=a"], "reference=a: likelihood=true does not take it"),
+        (["run", "likelihood=yes", "reference=a"], "reference=a: likelihood=true does not take it"),
         (["selftest", "run"], "run: selftest takes key=value words only"),
     ):
         assert evaluate.main(words) == 2, words
