@@ -15,8 +15,9 @@ a file that `stats` wrote, or the mu and sigma of pytorch-fid, EDM or ADM; MODEL
 too.
 
 Prints a table; out= also writes the numbers as JSON, with the keys given, the features and the
-versions that reproduce them. Finished parts are kept in OUT.blocks until then: the same command
-goes on where it was killed. Run by torchrun, every process takes its share.
+versions that reproduce them. Finished parts of scores and stats are kept in OUT.blocks until then:
+the same command goes on where it was killed (a likelihood begins anew). Run by torchrun, every
+process takes its share.
 """
 
 import sys
@@ -68,6 +69,14 @@ SCHEMA = {
 }  # fmt: skip
 
 FILES = ("out", "save_images", "plot")  # what is written; they change no number
+# The keys that other commands than scoring take; any other would be ignored, and is refused.
+NETWORK = ("features", "weights", "sha256", "resize", "mode", "device")
+TAKEN = {
+    "stats": (*NETWORK, "data", "images", "root", "pad", "feature_batch", "out"),
+    "selftest": NETWORK,
+    "likelihood=true": ("likelihood", "data", "num", "seed", "root", "pad", "batch", "device",
+                        "out"),
+}  # fmt: skip
 
 
 def evaluate(argv):
@@ -83,13 +92,13 @@ def evaluate(argv):
     if command == "selftest" and "features" not in common:
         options["features"] = "digits"
     clustering = split_metrics(options, "metrics" in common)
+    check_words(common, options, positionals, command)
     check(options, positionals, command)
-    if options["likelihood"] and "metrics" in common:
-        raise ValueError(f"metrics={common['metrics']}: likelihood=true is a run of its own")
     device = benchmark.pick_device(options["device"])
     if command:
         cli.typed_words(words, {}, also=SCHEMA)
-        return write_stats(options, device) if command == "stats" else self_test(options, device)
+        with cli.told_warnings():
+            return (write_stats if command == "stats" else self_test)(options, device)
     started = time.monotonic()
     model = checkpoint.load(positionals[0], device=device) if positionals else None
     taken = "LIKELIHOOD_OPTIONS" if options["likelihood"] else "SAMPLE_OPTIONS"
@@ -172,18 +181,41 @@ def score_ood(model, options, extra, device):
     return ood.compare(scores, options["ood"]), facts, f"{len(inside)} test images of {own} inside"
 
 
+def check_words(common, options, positionals, command):
+    """Raise ValueError for a word that would be ignored."""
+    work = command or ("likelihood=true" if options["likelihood"] else "")
+    for key, text in common.items():
+        if key not in TAKEN.get(work, SCHEMA):
+            raise ValueError(f"{key}={text}: {work} does not take it; leave it out")
+    if command and positionals:
+        raise ValueError(f"{positionals[0]}: {command} takes key=value words only; leave it out")
+    other = "reference" if command != "stats" else "images"
+    if options["data"] and options[other]:
+        raise ValueError(f"data={options['data']}: {other}= takes its place; leave one of them out")
+    if options["equal"] and "fd" not in options["metrics"]:
+        raise ValueError("equal=true: changes metrics=fd only; add it, or leave equal out")
+    drawn = {"fd", "fd_inf", "fid", "fid_inf", "precision", "recall"}
+    asked = scoring.expand(options["metrics"]) if options["metrics"] else ()
+    if options["plot"] and not drawn & set(asked):
+        raise ValueError(f"plot={options['plot']}: nothing to draw; add metrics=fd or prc")
+
+
 def check(options, positionals, command):
     """Raise ValueError for what can be told from the words alone, before any work."""
     cli.check_choice("precision", options["precision"], ("fp32", "bf16"))
     cli.check_choice("mode", options["mode"], ("exact", "fast"))
     cli.check_device("device", options["device"], ("auto", "cpu", "cuda", "mps"))
     cli.check_device("noise", options["noise"], ("cpu", "cuda", "mps"))
-    scoring.expand(options["metrics"])
+    if options["metrics"] or not options["cluster"]:
+        scoring.expand(options["metrics"])
     for key in FILES:
         if options[key] and not Path(options[key]).absolute().parent.is_dir():
             raise ValueError(f"{key}={options[key]}: its folder does not exist; make it first")
         if options[key] and Path(options[key]).is_dir() and key != "save_images":
             raise ValueError(f"{key}={options[key]}: is a folder; name a file in it")
+    for key, least in (("seed", 0), ("num", 0), ("batch", 1), ("feature_batch", 0), ("pad", -1)):
+        if options[key] < least:
+            raise ValueError(f"{key}={options[key]}: must be >= {least}")
     if options["resamples"] < 0 or options["resamples"] == 1:
         raise ValueError(f"resamples={options['resamples']}: must be >= 2, or 0 for no error bars")
     if command == "stats" and not options["out"].endswith(".npz"):
@@ -214,7 +246,8 @@ def score_images(model, options, extra, device):
         pictures = generated(model, options, extra, meta.get("num"))
     else:
         pictures = Pictures(read_source(options["images"], **where(options))[0])
-    kept = [scoring.expand(options["metrics"]), options["equal"]]
+        check_sizes(options["images"], pictures.shape, meta.get("shape"), features)
+    kept = list(scoring.tables(options["metrics"], options["equal"]))
     scorer = scoring.Scorer(
         options["metrics"], features, reference=reference, equal=options["equal"],
         resamples=options["resamples"], batch=options["feature_batch"] or None, progress=True,
@@ -223,7 +256,7 @@ def score_images(model, options, extra, device):
     )  # fmt: skip
     parts = None
     if not options["save_images"].endswith(".npz"):  # whose images are held, not stored
-        kept.append(scorer.moments.mean.tolist())
+        kept += [scorer.moments.mean.tolist(), options["save_images"]]
         parts = Store.of(options["out"], "images", pictures, features, kept)
     scores = scorer(pictures, options["seed"], store=parts, curve=bool(options["plot"]))
     if model and options["save_images"]:
@@ -241,6 +274,15 @@ def check_shape(source, real, model):
         raise ValueError(
             f"data={source}: has images of shape {tuple(real)}, the model makes "
             f"{tuple(model.shape)}; name a set of that shape, or pad= background around it"
+        )
+
+
+def check_sizes(source, shape, real, features):
+    """Raise ValueError if pixels are to be compared of images of two shapes (C, H, W)."""
+    if real and features.dim is None and features.resize == "none" and shape != tuple(real):
+        raise ValueError(
+            f"images={source}: have shape {shape}, the reference {tuple(real)}: "
+            f"features={features.name} needs equal ones"
         )
 
 
@@ -309,7 +351,7 @@ def self_test(options, device):
 def print_scores(title, scores):
     """Print the table."""
     rows = [
-        (key, f"{score['value']:.4f}", f"{score['stderr']:.4f}" if "stderr" in score else "")
+        (key, f"{score['value']:.5g}", f"{score['stderr']:.2g}" if "stderr" in score else "")
         for key, score in scores.items()
     ]
     cli.print_table(title, ("metric", "value", "standard error"), rows)

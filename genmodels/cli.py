@@ -230,9 +230,14 @@ def _raised_here(error):
     frame = error.__traceback__
     while frame.tb_next is not None:
         frame = frame.tb_next
-    file = Path(frame.tb_frame.f_code.co_filename).resolve()
-    ours = any(file.is_relative_to(folder) for folder in OURS) or file in SCRIPTS
+    ours = _is_ours(frame.tb_frame.f_code.co_filename)
     return ours or (isinstance(error, OSError) and error.filename is not None)
+
+
+def _is_ours(filename):
+    """Return whether a source file belongs to this repository."""
+    file = Path(filename).resolve()
+    return any(file.is_relative_to(folder) for folder in OURS) or file in SCRIPTS
 
 
 @contextlib.contextmanager
@@ -241,7 +246,7 @@ def told_warnings():
     told, show = [], warnings.showwarning
 
     def tell(message, category, filename, *rest):
-        if not any(Path(filename).resolve().is_relative_to(folder) for folder in OURS):
+        if not _is_ours(filename):
             return show(message, category, filename, *rest)
         if str(message) not in told:
             told.append(str(message))

@@ -180,7 +180,7 @@ def _is_hidden(name):
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
-def read_images(path, channels=None):
+def read_images(path):
     """Return all images of a folder, zip, npz or npy as one tensor, uint8 (N, C, H, W).
 
     Hidden files and the `grid.png` of sample.py are skipped. An npz holds `images` (or
@@ -194,22 +194,42 @@ def read_images(path, channels=None):
         return npz_images(path)[0]
     if path.suffix == ".npy" and path.is_file():
         return torch.from_numpy(np.array(npy_images(path)[0])).permute(0, 3, 1, 2).contiguous()
+    tree, names, shape = sample_tree(path)
+    return read_samples(tree, names, shape, range(len(names)))
+
+
+def sample_tree(path):
+    """Return (Tree, names, (C, H, W) of the first) of a folder or zip, without any grid.png.
+
+    Raises:
+        ValueError: nothing there, or a broken picture.
+    """
+    path = Path(path)
     if not path.is_dir() and not (path.suffix.lower() == ".zip" and path.is_file()):
         raise ValueError(f"images={path}: no such folder, .zip or .npz (or .npy)")
     tree = Tree(path)
     names = [name for name in tree.names if PurePath(name).name != "grid.png"]
     if not names:
         raise ValueError(f"images={path}: holds no picture ({', '.join(SUFFIXES)})")
-    pictures = []
-    for name in names:
-        pictures.append(tree.read(name, channels))
-        if pictures[-1].shape != pictures[0].shape:
+    return tree, names, tuple(tree.read(names[0]).shape)
+
+
+def read_samples(tree, names, shape, numbers):
+    """Return the pictures of these numbers, which must have that shape, uint8 (B, C, H, W).
+
+    Raises:
+        ValueError: mixed sizes, or a broken picture.
+    """
+    pixels = torch.empty(len(numbers), *shape, dtype=torch.uint8)
+    for row, number in enumerate(numbers):
+        picture = tree.read(names[number])
+        if picture.shape != shape:
             raise ValueError(
-                f"images={path}: mixed sizes, {name} is {tuple(pictures[-1].shape)} but {names[0]} "
-                f"is {tuple(pictures[0].shape)}; resize them or, if grey and colour are mixed, "
-                "convert them"
+                f"images={tree.path}: mixed sizes, {names[number]} is {tuple(picture.shape)} but "
+                f"{names[0]} is {shape}; resize them or, if grey and colour are mixed, convert them"
             )
-    return torch.stack(pictures)
+        pixels[row] = picture
+    return pixels
 
 
 def npz_images(path, split=None):

@@ -64,7 +64,7 @@ class Store:
         self.folder, self.name, self.written = Path(folder), name, []
         self.mark = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         for path in self.files():
-            if self._read(path)["mark"] != self.mark:
+            if self._read(path, only="mark")["mark"] != self.mark:
                 raise ValueError(
                     f"out={str(folder).removesuffix('.blocks')}: {path} was left by another "
                     f"evaluation; delete {folder} or choose another out="
@@ -105,10 +105,10 @@ class Store:
     def _path(self, part):
         return self.folder / f"{self.name}-{part}.npz"
 
-    def _read(self, path):
+    def _read(self, path, only=None):
         try:
             with np.load(path, allow_pickle=False) as file:
-                return dict(file)
+                return {only: file[only]} if only else dict(file)
         except Exception as error:  # numpy raises nearly anything
             raise ValueError(f"out: {path} cannot be read ({error}); delete it") from None
 

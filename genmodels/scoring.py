@@ -21,7 +21,7 @@ from genmodels.metrics.stats import is_stats, load_stats
 from genmodels.passes import score_pass, sums_device
 from genmodels.sources import Pictures, ranks, read_source
 
-__all__ = ["GROUPS", "METRICS", "Scorer", "expand", "fast_difference", "read_reference"]
+__all__ = ["GROUPS", "METRICS", "Scorer", "expand", "fast_difference", "read_reference", "tables"]
 
 # name -> what it is, for --help; Scorer computes them.
 METRICS = {
@@ -52,14 +52,23 @@ def expand(metrics):
     """Return the metrics with groups spelled out: prc is precision and recall.
 
     Raises:
-        ValueError: a name that is no metric.
+        ValueError: no name, or one that is no metric.
     """
+    if not metrics:
+        raise ValueError(f"metrics=: name some of {', '.join([*METRICS, 'prc'])}")
     names = []
     for name in metrics:
         if name not in METRICS and name not in GROUPS:
             raise ValueError(f"metrics={name}: choose from {', '.join([*METRICS, 'prc'])}")
         names += GROUPS.get(name, (name,))
     return list(dict.fromkeys(names))
+
+
+def tables(metrics, equal=False):
+    """Return whether a pass must keep (the rows, the class scores) for these metrics."""
+    names = expand(metrics)
+    pairs = [name for name in names if name not in (*_FRECHET, "is")]
+    return bool(pairs) or (equal and "fd" in names), "is" in names
 
 
 class Scorer:
@@ -94,17 +103,21 @@ class Scorer:
             features = load_features(features, weights, device)
         self.features, self.batch, self.progress, self.seconds = features, batch, progress, {}
         pairs = [m for m in self.metrics if m not in (*_FRECHET, "is")]
-        self.keep_rows = bool(pairs) or (equal and "fd" in self.metrics)
+        self.keep_rows, self.keep_logits = tables(metrics, equal)
+        self.rows, self.moments, self.others = None, None, {}
         self._check(reference, pairs, train, held_out, num)
-        self.rows, self.others = None, {}
         if isinstance(reference, Moments):
             self.moments = reference.to(sums_device(self.features))
             self.reference_num = reference.count
         else:
             self._prepare(_pictures(reference), store)
+        self._check_number(self.reference_num if num is None else num, self.reference_num)
         if "memorised" in self.metrics:
             for name, pixels in (("train", train), ("held_out", held_out)):
-                self.others[name] = self._pass(_pictures(pixels), name, rows=True).rows
+                again = pixels is reference  # as in training, where it is the training set
+                self.others[name] = (
+                    self.rows if again else self._pass(_pictures(pixels), name, rows=True).rows
+                )
 
     def _check(self, reference, pairs, train, held_out, num):
         """Raise ValueError for metrics that cannot be had, before any work."""
@@ -147,7 +160,7 @@ class Scorer:
                 )
         if "is" in self.metrics and num < 10:
             raise ValueError(f"metrics=is: needs at least 10 images, got {num}; give more")
-        dim = self.features.dim or 0
+        dim = self.features.dim or (0 if self.moments is None else len(self.moments.mean))
         for name in ("fd_inf", "fid_inf"):
             if name in self.metrics and min(num // 2 - 16, reference_num) <= dim:
                 raise ValueError(
@@ -179,7 +192,7 @@ class Scorer:
         source = _pictures(generated)
         self._check_number(len(source), self.reference_num)
         found = self._pass(source, "images", shift=self.moments.mean, rows=self.keep_rows,
-                           logits="is" in self.metrics, store=store)  # fmt: skip
+                           logits=self.keep_logits, store=store)  # fmt: skip
         self.frechet, self.generated_rows = None, found.rows
         if ranks()[0]:
             return {}

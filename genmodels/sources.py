@@ -2,18 +2,23 @@
 
 import contextlib
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from genmodels import benchmark
+from genmodels import benchmark, files
 from genmodels.config import DataConfig
 from genmodels.data import DATASETS, load_split
-from genmodels.images import as_bytes, read_images, write_npz, write_png
+from genmodels.images import as_bytes, write_npz, write_png
+from genmodels.own_data import OnDisk
 
 __all__ = ["Generated", "Pictures", "by_itself", "gather", "ranks", "read_source", "sha256_of"]
+
+
+_HELD = 4 << 30  # bytes of pictures held; more are read in each pass, and once for their hash
 
 
 class Pictures:
@@ -91,7 +96,8 @@ class Generated:
 
     def identity(self):
         """Return what tells this set from another: weights, seeds, labels and settings."""
-        settings = {key: _named(value) for key, value in self.settings.items()}
+        # The batch changes no image: after a lack of memory the pass goes on with a smaller one.
+        settings = {k: _named(v) for k, v in self.settings.items() if k != "batch"}
         words = [self.seeds, self.labels, settings]
         return [sha256_of(*self.model.state_dict().values()), words]
 
@@ -144,12 +150,22 @@ def read_source(source, *, root="", pad=-1, trained_on=None):
     elif name in DATASETS:
         cfg = DataConfig(name=name)
     else:
-        return read_images(source), None, dict
+        return _in_files(source), None, dict
     cfg.root, cfg.pad = root or cfg.root, cfg.pad if pad < 0 else pad
     pixels, labels = load_split(cfg, split or "train")
     return pixels, labels, lambda: {
         "train": load_split(cfg, "train")[0], "held_out": load_split(cfg, "test")[0]
     }  # fmt: skip
+
+
+def _in_files(path):
+    """Return the images of a folder, .zip or .npz: a tensor, or OnDisk what would fill memory."""
+    if Path(path).suffix in (".npz", ".npy"):
+        return files.read_images(path)
+    tree, names, shape = files.sample_tree(path)
+    read = partial(files.read_samples, tree, names, shape)
+    pixels = OnDisk(read, shape, torch.arange(len(names)))
+    return pixels if pixels.nbytes > _HELD else pixels.load()
 
 
 def gather(thing):

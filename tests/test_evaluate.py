@@ -11,10 +11,11 @@ from conftest import ROOT
 import evaluate
 import genmodels
 from benchmarks import demo
-from genmodels import images, scoring
+from genmodels import images, scoring, sources
 from genmodels.config import DataConfig
 from genmodels.data import load_split
 from genmodels.metrics.frechet import Moments, frechet_distance
+from genmodels.own_data import OnDisk
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_model_against_held_out_digits(tiny_run, tmp_path, digits):
     assert report["metrics"]["fd"]["value"] == pytest.approx(expected, rel=1e-8)
 
 
-def test_images_against_reference_in_every_form(tmp_path, digits):
+def test_images_against_reference_in_every_form(tmp_path, digits, monkeypatch):
     folder = tmp_path / "folder"
     folder.mkdir()
     for i, picture in enumerate(digits[0][:50]):
@@ -63,6 +64,10 @@ def test_images_against_reference_in_every_form(tmp_path, digits):
     images.write_npz(tmp_path / "a.npz", images=digits[0][:50].permute(0, 2, 3, 1).numpy())
     words = ["reference=digits:test", "metrics=nn1,fd", "features=digits", "resamples=0"]
     first = scores([f"images={folder}", *words], tmp_path)
+    monkeypatch.setattr(sources, "_HELD", 3199)  # one byte less: read as they are needed
+    assert isinstance(sources.read_source(str(folder))[0], OnDisk)
+    streamed = scores([f"images={folder}", *words], tmp_path)
+    assert streamed["metrics"] == first["metrics"]
     second = scores([f"images={tmp_path}/a.npz", *words], tmp_path)
     assert first["metrics"] == second["metrics"]
     swapped = scores(
@@ -142,6 +147,15 @@ def test_equal_takes_the_mean_over_blocks(digits):
         (["device=cuda"], "device=cuda: torch finds no such device here; write auto"),
         (["noise=cuda"], "noise=cuda: torch finds no such device here; write cpu"),
         (["noise=tpu"], "noise=tpu: choose from cpu, cuda, mps"),
+        (["plot=p.png", "metrics=kid"], "plot=p.png: nothing to draw; add metrics=fd or prc"),
+        (["metrics="], "metrics=: name some of fd, "),
+        (["feature_batch=-3"], "feature_batch=-3: must be >= 0"),
+        (["seed=-1"], "seed=-1: must be >= 0"),
+        (["pad=-7"], "pad=-7: must be >= -1"),
+        (["batch=0"], "batch=0: must be >= 1"),
+        (["sha256=abcdabcd"], "sha256=abcdabcd: features=pixels has no weights"),
+        (["equal=true", "metrics=nn1"], "equal=true: changes metrics=fd only"),
+        (["data=digits", "reference=digits"], "data=digits: reference= takes its place"),
         (["pad=1"], "data=digits: has images of shape (1, 10, 10), the model makes (1, 8, 8)"),
     ],
 )
@@ -179,6 +193,51 @@ def test_bad_images_are_one_line_and_exit_2(tmp_path, capsys):
         assert message in errors and errors.count("\n") == 1, errors
     assert evaluate.main(["metrics=fd"]) == 2
     assert "give a MODEL and data=, or images= and reference=" in capsys.readouterr().err
+
+
+def test_words_that_would_be_ignored_are_refused(capsys):
+    for words, message in (
+        (["stats", "data=digits", "num=100", "out=s.npz"], "num=100: stats does not take it"),
+        (["stats", "data=digits", "images=a", "out=s.npz"], "data=digits: images= takes its place"),
+        (["selftest", "data=digits"], "data=digits: selftest does not take it"),
+        (["run", "likelihood=yes", "reference=a"], "reference=a: likelihood=true does not take it"),
+        (["selftest", "run"], "run: selftest takes key=value words only"),
+    ):
+        assert evaluate.main(words) == 2, words
+        assert message in capsys.readouterr().err
+
+
+def test_too_few_for_a_limit_is_told_before_the_work(tiny_run, tmp_path, capsys, monkeypatch):
+    """The dimension of pixels is known once the reference has been read; then fd goes on."""
+    monkeypatch.setattr(evaluate.benchmark, "generate", None)
+    words = [str(tiny_run), "steps=1", "num=150", f"out={tmp_path}/r.json"]
+    assert evaluate.main([*words, "metrics=fd_inf"]) == 2
+    assert "needs more than 162 images for features of dimension 64" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert evaluate.main([*words, "metrics=fd"]) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_pixels_of_two_shapes_are_told_before_the_work(tmp_path, capsys):
+    images.write_npz(tmp_path / "a.npz", images=np.zeros((9, 16, 16, 1), np.uint8))
+    words = [f"images={tmp_path}/a.npz", "reference=digits:test", f"out={tmp_path}/r.json"]
+    assert evaluate.main(words) == 2
+    assert "(1, 16, 16), the reference (1, 8, 8): features=pixels" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_notes_of_the_features_are_told_and_reported(tmp_path, digits, capsys):
+    """Warnings laid at the script's door are this program's own."""
+    words = ["images=digits:test", "reference=digits:train", "features=digits", "mode=fast"]
+    report = scores(words, tmp_path)
+    assert "mode=fast: rows differ from exact ones" in report["warnings"][0]
+    errors = capsys.readouterr().err
+    assert "note: mode=fast" in errors and "UserWarning" not in errors
+
+
+def test_the_table_shows_the_digits_of_a_small_score(capsys):
+    evaluate.print_scores("", {"kid": {"value": 0.00052134, "stderr": 4.1e-5}})
+    assert "0.00052134" in (shown := capsys.readouterr().out) and "4.1e-05" in shown
 
 
 def test_statistics_take_the_place_of_the_reference(tmp_path, digits, capsys):
@@ -254,12 +313,13 @@ def test_a_killed_evaluation_goes_on(tiny_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Features, "all", killed)
     assert evaluate.main([*words, f"out={tmp_path}/r.json"]) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["r.json.blocks"]  # no half report
-    for other in ("seed=1", "steps=3", "metrics=fd", "features=pixels"):
+    folder = f"save_images={tmp_path}/png"  # where those of the finished blocks would be missing
+    for other in ("seed=1", "steps=3", "metrics=fd", "features=pixels", folder):
         calls.clear()
         assert evaluate.main([*words, other, f"out={tmp_path}/r.json"]) == 2
         assert "left by another evaluation; delete" in capsys.readouterr().err
     calls.clear()
-    again = scores(words, tmp_path)
+    again = scores([*words, "batch=15"], tmp_path)  # which changes no image
     assert len(calls) < 10 and again["metrics"] == whole["metrics"]
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
 
@@ -323,8 +383,8 @@ def test_features_that_fail_are_one_line_and_exit_2(tmp_path, capsys, digits):
         (["stats", "data=digits"], "out=: stats writes a file; name it, out=STATS.npz"),
         (["stats", "out=s.npz"], "data=: name a data set"),
     ):
-        words = [*words, f"out={tmp_path}/r.json"] if words[0] != "stats" else words
-        assert evaluate.main([*words, "resamples=0"]) == 2, words
+        words = words if words[0] == "stats" else [*words, f"out={tmp_path}/r.json", "resamples=0"]
+        assert evaluate.main(words) == 2, words
         errors = capsys.readouterr().err
         assert message in errors and not list(tmp_path.glob("r.json*")), errors
 

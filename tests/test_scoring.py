@@ -165,5 +165,6 @@ def test_memorised_needs_both_splits(named):
         Scorer(["memorised"], named(), reference=pictures(60))
     train, held_out = pictures(100), pictures(60, 1)
     scorer = Scorer(["memorised"], named(), reference=held_out, train=train, held_out=held_out)
+    assert set(scorer.seconds) == {"reference", "train"}  # no set is passed over twice
     assert scorer(train[:30])["memorised"]["value"] == 1
     assert np.isclose(scorer(held_out)["memorised"]["value"], 0.05)

@@ -73,6 +73,17 @@ def test_broken_files_are_one_error(tmp_path):
     np.savez(path, mu=np.array([{}], object), sigma=np.eye(3))  # a pickle is never executed
     with pytest.raises(ValueError, match="cannot be read"):
         load_stats(path, net())
+    np.savez(path, mu=np.zeros(()), sigma=np.eye(3))
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"mu has shape \(\)"):
+        load_stats(path, net(dim=None))
+    for meta in ([1], {"num": 5, "features": None}, {"num": "x", "features": {}}):
+        np.savez(path, mu=np.zeros(3), sigma=np.eye(3), meta=np.array(json.dumps(meta)))
+        with pytest.raises(ValueError, match="cannot be read"):
+            load_stats(path, net(dim=3))
+    for sigma in (-np.eye(3), np.triu(np.ones((3, 3)))):
+        np.savez(path, mu=np.zeros(3), sigma=sigma)
+        with pytest.warns(UserWarning), pytest.raises(ValueError, match="sigma is no covariance"):
+            load_stats(path, net(dim=3))
     np.savez(path, images=np.zeros((3, 8, 8, 1), np.uint8))
     assert not is_stats(path) and not is_stats(tmp_path) and not is_stats("digits:train")
 

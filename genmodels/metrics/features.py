@@ -179,6 +179,8 @@ def load_features(name, weights=None, device="cpu", *, mode="exact", resize=None
     features = load(mode=mode)
     if features.sha256 is not None:
         files.check_sha256(weights or name, features.sha256, sha256)
+    elif sha256 is not None:
+        raise ValueError(f"sha256={sha256}: features={name} has no weights; leave it out")
     if mode == "exact":
         return features
     with warnings.catch_warnings():

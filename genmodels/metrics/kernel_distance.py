@@ -32,8 +32,8 @@ def kernel_distance(a, b):
         lemma 6 (the estimator).
     """
     a, b = _pair(a, b, 3, "kid")
-    value, stderr = mmd(polynomial_sums(a), polynomial_sums(b), polynomial_sums(a, b),
-                        polynomial_sums(b, a))  # fmt: skip
+    between = polynomial_sums(a, b, columns=True)  # both directions from one product
+    value, stderr = mmd(polynomial_sums(a), polynomial_sums(b), *between)
     return float(value), float(stderr)
 
 

@@ -63,6 +63,8 @@ def load_stats(path, features):
         try:
             mean, cov = (torch.from_numpy(np.asarray(file[k], np.float64)) for k in ("mu", "sigma"))
             meta = json.loads(str(file["meta"])) if "meta" in file.files else {}
+            if meta:
+                meta = {**meta, "num": int(meta["num"]), "features": dict(meta["features"])}
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise ValueError(f"reference={path}: cannot be read ({error}); make it again") from None
     if meta:
@@ -73,11 +75,14 @@ def load_stats(path, features):
             f"resize {features.resize}, or the distance means nothing",
             stacklevel=2,
         )
-    if cov.shape != (len(mean), len(mean)) or features.dim not in (None, len(mean)):
+    if mean.ndim != 1 or cov.shape != 2 * mean.shape or features.dim not in (None, len(mean)):
         raise ValueError(
             f"reference={path}: mu has shape {tuple(mean.shape)} and sigma {tuple(cov.shape)}, "
             f"features={features.name} has dimension {features.dim}: statistics of another net"
         )
+    slack = 1e-6 * float(cov.abs().max())  # files of float32 are not quite symmetric
+    if cov.diagonal().min() < -slack or (cov - cov.T).abs().max() > slack:
+        raise ValueError(f"reference={path}: sigma is no covariance; make the file again")
     return Moments.from_stats(mean, cov, meta.get("num", _UNKNOWN)), meta
 
 
