@@ -103,9 +103,11 @@ def spelled_out(cfg, run):
     parts, size = cfg.trainer.accumulate, cfg.data.batch_size
     more = [n for n in range(parts + 1, size + 1) if size % (n * cfg.trainer.devices) == 0]
     accumulate = f"trainer.accumulate={more[0]} (the same batch in parts) or " if more else ""
+    unit = parts * cfg.trainer.devices
+    smaller = max(1, size // unit // 2) * unit  # the stream takes multiples of the unit only
     too_large = (
         f"data.batch_size={size}: does not fit into memory; try {accumulate}"
-        f"data.batch_size={max(1, size // 2)} with python train.py {run}/config.yaml"
+        f"data.batch_size={smaller} with python train.py {run}/config.yaml"
     )
     try:
         with cli.fits_memory(too_large):

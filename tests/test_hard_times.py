@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from conftest import ROOT, TINY
 
 import sample
 import train
-from genmodels import cli, data, images
+from genmodels import cli, data, images, runs
 from genmodels.checkpoint import read_checkpoint
+from genmodels.config import Config
 from genmodels.methods.edm import EDM
 
 DEBUG = [str(ROOT / "configs/edm_digits.yaml"), str(ROOT / "configs/debug.yaml"), *TINY,
@@ -182,6 +184,20 @@ def test_a_batch_too_large_for_memory(failure, tiny_run, tmp_path, capsys, monke
     assert sample.main([str(tiny_run), "num=9", "batch=8", f"out={tmp_path}/a"]) == 2
     one_line(capsys, "batch=8: does not fit into memory; try batch=2")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "parts", "line"),
+    [(12, 4, "trainer.accumulate=6 (the same batch in parts) or data.batch_size=4 "),
+     (48, 3, "trainer.accumulate=4 (the same batch in parts) or data.batch_size=24 ")],
+)  # fmt: skip
+def test_what_to_try_is_a_batch_that_can_be_shared_out(tmp_path, size, parts, line):
+    """A batch is a multiple of the micro-batches, also the smaller one that is suggested."""
+    cfg = Config()
+    cfg.data.batch_size, cfg.trainer.accumulate = size, parts
+    with pytest.raises(ValueError, match=re.escape(f"try {line}")):
+        with runs.spelled_out(cfg, tmp_path):
+            raise MemoryError
 
 
 def test_other_errors_keep_their_traceback(tmp_path, capsys, monkeypatch):
