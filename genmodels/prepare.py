@@ -122,10 +122,12 @@ def convert(sources, words):
     out = Path(options["out"]).expanduser()
     if out.suffix not in (".zip", ".npy"):
         raise ValueError(f"out={options['out']}: name a file that ends in .zip or .npy")
-    for path in [out] if out.suffix == ".zip" else [out, _labels_beside(out)]:
-        if path.exists():
-            # Labels that lie there would be taken for those of the new images.
-            raise ValueError(f"out={out}: {path.name} exists; delete it or choose another name")
+    if out.exists():
+        raise ValueError(f"out={out}: exists; delete it or choose another name")
+    if out.suffix == ".npy" and _labels_beside(out).exists():
+        # They would be taken for the labels of the new images.
+        raise ValueError(f"out={out}: {_labels_beside(out).name} exists; delete it or choose "
+                         "another name")  # fmt: skip
     if not out.absolute().parent.is_dir():
         raise ValueError(f"out={out}: its folder does not exist; make it first")
     cfg = read_config(source, options)

@@ -94,7 +94,7 @@ def make_folder(cfg):
 
 @contextlib.contextmanager
 def spelled_out(cfg, run):
-    """Raise ValueError with a remedy in place of a full disk's or memory's own error.
+    """Raise ValueError with a remedy in place of a full disk's, memory's or a worker's own error.
 
     Args:
         cfg: Config of the run.
@@ -118,6 +118,13 @@ def spelled_out(cfg, run):
         raise ValueError(
             f"out_dir={cfg.out_dir}: {error.strerror} ({error.filename or run}); "
             f"{cli.REMEDIES[error.errno]}, then go on with python train.py resume={run}"
+        ) from None
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise ValueError(
+            f"data.workers={cfg.data.workers}: a process that reads images was ended ({error}), "
+            f"often for want of memory; go on with python train.py resume={run} data.workers=0"
         ) from None
 
 

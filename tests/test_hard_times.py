@@ -16,7 +16,7 @@ from conftest import ROOT, TINY
 
 import sample
 import train
-from genmodels import cli, data, images, runs
+from genmodels import cli, data, files, images, runs
 from genmodels.checkpoint import read_checkpoint
 from genmodels.config import Config
 from genmodels.methods.edm import EDM
@@ -139,6 +139,24 @@ def test_a_picture_that_breaks_while_training(tmp_path, capsys):
     (tmp_path / "in" / "20.png").write_bytes(b"\x89PNG")
     assert train.main([*DEBUG, *words, "trainer.max_steps=20", "checkpoint.every=1"]) == 2
     one_line(capsys, f"image={tmp_path}/in/20.png: cannot be read (", "remove it")
+
+
+def test_a_worker_that_is_ended(tmp_path, capsys, monkeypatch):
+    """As the kernel does where memory runs out; what was saved goes on without workers."""
+    whole, main = files.read_image, os.getpid()
+
+    def read(*args, **kwargs):
+        if os.getpid() != main:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(files, "read_image", read)
+    words = folder_of_pictures(tmp_path)
+    assert train.main([*DEBUG, *words, "trainer.max_steps=1"]) == 2
+    (run,) = tmp_path.glob("runs/*/*")
+    one_line(capsys, "data.workers=2: a process that reads images was ended (DataLoader worker",
+             f"go on with python train.py resume={run} data.workers=0")  # fmt: skip
+    assert train.main([f"resume={run}", "data.workers=0"]) == 0
 
 
 @pytest.mark.slow
