@@ -65,7 +65,7 @@ def files(folder):
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_bad_input(name, run, tmp_path, capsys, monkeypatch):
+def test_bad_input(name, run, tmp_path, capsys, monkeypatch, recwarn):
     monkeypatch.delenv("GENMODELS_DATA", raising=False)
     monkeypatch.setitem(sys.modules, "datasets", None)  # Hugging Face's, whether here or not
     folder = tmp_path / "case"
@@ -76,6 +76,8 @@ def test_bad_input(name, run, tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     code = COMMANDS[command](words)
     check(code, capsys.readouterr().err, parts, before, folder)
+    # pytest keeps warnings off stderr; in a process of its own each is more lines there.
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
     assert not Path("/tmp/genmodels-evil").exists()
 
 
