@@ -55,6 +55,6 @@ setup(
             "wheel",
         ],
         "wandb": ["wandb"],
-        "hf": ["datasets"],
+        "hf": ["datasets>=4"],
     },
 )

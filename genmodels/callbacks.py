@@ -127,6 +127,7 @@ class Saver(Callback):
         late = time.monotonic() > self.deadline
         stop = trainer.strategy.reduce_boolean_decision(bool(self.signal) or late, all=False)
         if step % self.every == 0 or step >= trainer.max_steps or stop:
+            _write_line(trainer)
             self.save(trainer)
         if stop:
             number = trainer.strategy.reduce(
@@ -315,6 +316,19 @@ class CSVMetrics(Logger):
         writer.writeheader()
         writer.writerows(self.rows[step] for step in sorted(self.rows))
         images.write_bytes(self.path, text.getvalue().encode())
+
+
+def _write_line(trainer):
+    """Write this step's line of metrics.csv, if it has one, before its checkpoint.
+
+    Lightning writes it after the callbacks; a kill in between would lose it, for a resumed run
+    begins after the step.
+    """
+    if trainer.global_step % trainer.log_every_n_steps == 0:
+        own = {k: v for k, v in trainer.callback_metrics.items() if not k.startswith("val/")}
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVMetrics):
+                logger.log_metrics(own, trainer.global_step - 1)
 
 
 def _due(trainer, batch_idx, every):

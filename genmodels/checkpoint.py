@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -142,8 +143,11 @@ def read_checkpoint(path):
     if not Path(path).is_file():
         raise ValueError(f"model={path}: no such file; the run has saved no checkpoint yet")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        checkpoint["hyper_parameters"]["config"]["method"]["name"], checkpoint["state_dict"].keys()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a foreign file; the error says enough
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint["hyper_parameters"]["config"]["method"]["name"]
+            checkpoint["state_dict"].keys()
     except Exception as error:  # torch.load raises many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"model={path}: not a checkpoint of genmodels ({reason[:120]})") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genmodels import files, own_data
+from genmodels import arrays, files, own_data
 from genmodels.own_data import OnDisk, data_root, held_out_share
 from genmodels.toys import TOYS, points
 
@@ -39,14 +39,14 @@ def _idx(folder):
             _fetch(
                 cfg, lambda: getattr(torchvision.datasets, folder)(data_root(cfg), download=True)
             )
-        arrays = []
+        parts = []
         for name in (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"):
             found = _find(where / name)
             if found is None:
                 raise ValueError(f"data.root={data_root(cfg)}: {name}[.gz] is not in {where}; "
                                  f"{where_to_get(cfg.name, data_root(cfg))}")  # fmt: skip
-            arrays.append(files.read_idx(found))
-        return arrays[0][:, None], arrays[1].to(torch.int64)
+            parts.append(arrays.read_idx(found))
+        return parts[0][:, None], parts[1].to(torch.int64)
 
     return read
 
@@ -116,6 +116,11 @@ def _hugging_face(cfg, split):
         raise ValueError(
             "data.name=hf: needs Hugging Face's library; pip install datasets"
         ) from None
+    if int(datasets.__version__.split(".")[0]) < 4:
+        raise ValueError(
+            f"data.name=hf: datasets {datasets.__version__} would run scripts that come with data; "
+            "pip install -U datasets"
+        )
     if not cfg.root:
         raise ValueError("data.root=: say which, a name such as mnist or a folder on disk")
     try:

@@ -1,27 +1,25 @@
-"""Pictures in files: PNG, JPEG, WebP, TIFF and BMP, in folders and zips; npz and npy arrays.
+"""Pictures in files: PNG, JPEG, WebP, TIFF and BMP, in folders and zips. Arrays: arrays.py.
 
 Nothing in a file is executed, and nothing is unpacked to disk.
 """
 
 import contextlib
 import functools
-import gzip
 import io
-import math
 import os
 import re
 import warnings
 import zipfile
-import zlib
 from pathlib import Path, PurePath
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from genmodels.arrays import npy_images, npz_images
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 LARGEST_ENTRY = 1 << 30  # bytes of one unpacked entry of a zip
-LARGEST_CLASS = 1 << 20  # a larger number is an identity or a mistake, not a class
 
 
 def read_image(file, channels=None, name=None):
@@ -46,6 +44,9 @@ def read_image(file, channels=None, name=None):
         with _no_bombs(), Image.open(file) as picture:
             if picture.mode.startswith(("I", "F")):
                 array = np.array(picture)
+                # Older Pillows call a PNG of 16 bits I too.
+                wide = picture.mode == "I" and picture.format != "PNG"
+                array = array.astype(np.float32) if wide else array
             else:
                 grey = channels == 1 or (channels is None and picture.mode in ("1", "L", "LA"))
                 array = np.array(picture.convert("L" if grey else "RGB"))
@@ -107,8 +108,7 @@ class Tree:
     def __init__(self, path, key="images"):
         self.path, self.key, self.prefix = Path(path), key, ""
         if self.path.is_dir():
-            found = self.path.rglob("*")
-            entries = [file.relative_to(self.path).as_posix() for file in found if file.is_file()]
+            entries = _files_below(self.path)
         elif self.path.suffix.lower() == ".zip" and self.path.is_file():
             entries = self._zip_entries()
         else:
@@ -155,7 +155,12 @@ class Tree:
         """Return what the entry holds."""
         if not self.path.is_dir():
             with self._spelled_out():
-                return self._archive().read(self.prefix + name)
+                info = self._archive().getinfo(self.prefix + name)
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise OSError("it is packed with another method than deflate")
+                # Not read(): it unpacks first and then looks whether the size was as promised.
+                with self._archive().open(info) as file:
+                    return file.read(info.file_size)
         return (self.path / name).read_bytes()
 
     def read(self, name, channels=None):
@@ -174,6 +179,25 @@ class Tree:
 def _archive(path, process, *version):
     """Return the open zip; each process has its own, for a file position cannot be shared."""
     return zipfile.ZipFile(path)
+
+
+def _files_below(folder):
+    """Return the paths, within the folder, of all files below it; linked folders count."""
+    entries = []
+
+    def stop(error):
+        raise error
+
+    for where, folders, names in os.walk(folder, onerror=stop, followlinks=True):
+        real = Path(where).resolve()
+        # A link to a folder around it would never end.
+        folders[:] = [f for f in folders if not real.is_relative_to(Path(where, f).resolve())]
+        within = Path(where).relative_to(folder)
+        for name in names:
+            path = Path(where, name)
+            if path.is_file() or path.is_symlink():  # a broken link is an error, not a gap
+                entries.append((within / name).as_posix())
+    return entries
 
 
 def _is_hidden(name):
@@ -230,118 +254,3 @@ def read_samples(tree, names, shape, numbers):
             )
         pixels[row] = picture
     return pixels
-
-
-def npz_images(path, split=None):
-    """Return (images uint8 (N, C, H, W), labels int64 (N,) or None) of an npz file.
-
-    Looks for `{split}_images` and `{split}_labels` if a split is named, then for `images` and
-    `labels`, then takes the first array.
-
-    Raises:
-        ValueError: not an npz, or not uint8 NHWC / NHW images with a whole number for each.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = [f"{split}_images", "images", *file.files[:1]]
-            name = next(name for name in names if name in file.files)
-            images = file[name]
-            label_name = f"{split}_labels" if name == f"{split}_images" else "labels"
-            labels = file[label_name] if label_name in file.files else None
-    except Exception as error:  # numpy raises nearly anything
-        reason = "no array in it" if isinstance(error, StopIteration) else error
-        raise ValueError(f"npz={path}: cannot be read ({reason}); make it again") from None
-    images = _check_pixels(images, f"npz={path}: {name}")
-    if labels is not None:
-        labels = class_numbers(labels, len(images), f"npz={path}: {label_name}")
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
-
-
-def npy_images(path):
-    """Return (memory-mapped uint8 array (N, H, W, C), labels int64 (N,) or None) of X.npy.
-
-    Labels are in X_labels.npy beside it.
-
-    Raises:
-        ValueError: not an npy, or not uint8 NHWC / NHW images with a whole number for each.
-    """
-    path, labels = Path(path), None
-    images = _check_pixels(_read_npy(path, "r"), f"npy={path}: it")
-    beside = path.with_name(f"{path.stem}_labels.npy")
-    if beside.is_file():
-        labels = class_numbers(_read_npy(beside), len(images), f"npy={beside}: it")
-    return images, labels
-
-
-def _read_npy(path, mode=None):
-    try:
-        return np.load(path, mmap_mode=mode, allow_pickle=False)
-    except Exception as error:  # numpy raises nearly anything
-        raise ValueError(f"npy={path}: cannot be read ({error}); make it again") from None
-
-
-def _check_pixels(images, what):
-    """Return the images as (N, H, W, C)."""
-    if not isinstance(images, np.ndarray):
-        raise ValueError(f"{what} is no array; save it with numpy.save")
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise ValueError(
-            f"{what} is {images.dtype} {images.shape}; must be uint8 (N, H, W, 1 or 3), levels "
-            "0..255"
-        )
-    if not images.size:
-        raise ValueError(f"{what} has shape {images.shape}: holds no picture")
-    return images
-
-
-def class_numbers(labels, count, what):
-    """Return labels as int64 (count,): whole numbers >= -1 (none), or rows that are one-hot.
-
-    A vector that is no one-hot (soft labels, attributes) names no class and is refused.
-
-    Raises:
-        ValueError: another number of labels, or other values; `what` begins the line.
-    """
-    labels = np.asarray(labels)
-    if labels.ndim not in (1, 2) or len(labels) != count:
-        raise ValueError(
-            f"{what} has shape {labels.shape} for {count} images; give one whole number for each"
-        )
-    if labels.dtype.kind not in "iuf" or (labels.dtype.kind == "f" and labels.ndim == 1):
-        raise ValueError(f"{what} holds {labels.dtype}; give one whole number for each image")
-    if labels.ndim == 2:
-        good = np.isin(labels, (0, 1)).all(1) & (labels.sum(1) == 1)
-        if not good.all():
-            raise ValueError(
-                f"{what} holds a vector that is not one-hot (image {int(np.argmin(good))}); only "
-                "classes can be learnt: give whole numbers"
-            )
-        labels = labels.argmax(1)
-    if labels.min() < -1 or labels.max() >= LARGEST_CLASS:
-        raise ValueError(
-            f"{what} holds {labels.min()}..{labels.max()}; classes are numbered from 0, -1 is none"
-        )
-    return torch.from_numpy(labels.astype(np.int64))
-
-
-def read_idx(path):
-    """Return the uint8 array of an idx file (MNIST's format), gzipped if it ends in .gz.
-
-    Raises:
-        ValueError: not an idx file of bytes, or truncated.
-    """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            data = file.read()
-        if data[:3] != b"\0\0\x08":
-            raise OSError("it does not begin as an idx file of bytes")
-        start = 4 + 4 * data[3]
-        shape = [int.from_bytes(data[i : i + 4], "big") for i in range(4, start, 4)]
-        size = len(data) - start
-        if size != math.prod(shape):
-            raise OSError(f"{size} bytes for shape {shape}")
-    except (EOFError, OSError, IndexError, zlib.error) as error:
-        raise ValueError(f"data={path}: cannot be read ({error}); fetch it again") from None
-    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy())

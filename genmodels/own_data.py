@@ -4,13 +4,13 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from os import environ, sysconf
+from os import environ
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from genmodels import files, images
+from genmodels import arrays, files, images
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class OnDisk:
         Raises:
             ValueError: more than this machine's memory holds.
         """
-        memory = sysconf("SC_PAGE_SIZE") * sysconf("SC_PHYS_PAGES")
+        memory = arrays.memory_size()
         if self.nbytes > memory:
             raise ValueError(
                 f"data.device=auto: {len(self)} images take {self.nbytes / 1e9:.0f} GB and this "
@@ -176,13 +176,16 @@ def _edm_labels(tree, names):
     where = f"data.root={tree.path}: dataset.json"
     try:
         labels = json.loads(tree.bytes("dataset.json"))["labels"]
+        pairs = len(labels or ())
         labels = dict(labels or {})
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f'{where} is not {{"labels": [[NAME, LABEL], ...]}} ({error})') from None
     if not labels:
         return torch.full((len(names),), -1)
     missing = [name for name in names if name not in labels]
-    strange = sorted(set(labels) - tree.entries)
+    strange = sorted(set(labels) - tree.entries, key=str)
+    if pairs != len(labels):
+        raise ValueError(f"{where} names a picture twice; leave one of the two out")
     if missing or strange:
         what = f"has no label for {missing[0]}" if missing else f"names {strange[0]}, not there"
         count = len(missing or strange) - 1
@@ -191,7 +194,7 @@ def _edm_labels(tree, names):
         array = np.asarray([labels[name] for name in names])
     except ValueError:
         raise ValueError(f"{where} mixes numbers and vectors; give whole numbers") from None
-    return files.class_numbers(array, len(names), where)
+    return arrays.class_numbers(array, len(names), where)
 
 
 def npz(cfg, split):
@@ -199,11 +202,14 @@ def npz(cfg, split):
     path = data_root(cfg)
     if not path.is_file():
         raise ValueError(f"data.root={path}: no such file; npz wants the path of the .npz itself")
-    pixels, labels = files.npz_images(path, split)
+    names = arrays.npz_names(path)
+    own_test = "test_images" in names
+    if own_test and not {"train_images", "images"} & {*names}:
+        raise ValueError(f"data.root={path}: has test_images alone; add train_images")
+    # Without a test part both splits are shares of the same images.
+    pixels, labels = arrays.npz_images(path, split if own_test else "train")
     labels = torch.full((len(pixels),), -1) if labels is None else labels
-    with np.load(path) as file:
-        own_split = f"{split}_images" in file.files
-    share = slice(None) if own_split else held_out_share(cfg, split, len(pixels))
+    share = slice(None) if own_test else held_out_share(cfg, split, len(pixels))
     return pixels[share], labels[share]
 
 
@@ -212,7 +218,7 @@ def npy(cfg, split):
     path = data_root(cfg)
     if not path.is_file():
         raise ValueError(f"data.root={path}: no such file; npy wants the path of the .npy itself")
-    array, labels = files.npy_images(path)
+    array, labels = arrays.npy_images(path)
     labels = torch.full((len(array),), -1) if labels is None else labels
     share = held_out_share(cfg, split, len(array))
     shape = (array.shape[3], *array.shape[1:3])
@@ -220,5 +226,5 @@ def npy(cfg, split):
 
 
 def _read_npy(path, numbers):
-    rows = files.npy_images(path)[0][numbers]
+    rows = arrays.npy_pixels(path)[numbers]
     return torch.from_numpy(rows).permute(0, 3, 1, 2).contiguous()

@@ -124,6 +124,10 @@ def convert(sources, words):
         raise ValueError(f"out={options['out']}: name a file that ends in .zip or .npy")
     if out.exists():
         raise ValueError(f"out={out}: exists; delete it or choose another name")
+    if out.suffix == ".npy" and _labels_beside(out).exists():
+        # They would be taken for the labels of the new images.
+        raise ValueError(f"out={out}: {_labels_beside(out).name} exists; delete it or choose "
+                         "another name")  # fmt: skip
     if not out.absolute().parent.is_dir():
         raise ValueError(f"out={out}: its folder does not exist; make it first")
     cfg = read_config(source, options)
@@ -164,15 +168,23 @@ def _write_npy(out, parts):
     ((pixels, labels),) = parts.values()
     count, channels, height, width = pixels.shape
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, height, width, channels)}
-    if labels.max() >= 0:
-        buffer = io.BytesIO()
-        np.save(buffer, labels.numpy())
-        images.write_bytes(out.with_name(f"{out.stem}_labels.npy"), buffer.getvalue())
-    with images.whole_file(out) as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for image in _one_by_one(pixels):  # not through a memory map: a full disk would be SIGBUS
-            file.write(image.permute(1, 2, 0).contiguous().numpy())
+    try:
+        with images.whole_file(out) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for image in _one_by_one(pixels):  # no memory map: there a full disk would be SIGBUS
+                file.write(image.permute(1, 2, 0).contiguous().numpy())
+            if labels.max() >= 0:
+                buffer = io.BytesIO()
+                np.save(buffer, labels.numpy())
+                images.write_bytes(_labels_beside(out), buffer.getvalue())
+    except BaseException:
+        _labels_beside(out).unlink(missing_ok=True)
+        raise
     return count
+
+
+def _labels_beside(out):
+    return out.with_name(f"{out.stem}_labels.npy")
 
 
 def _one_by_one(pixels):

@@ -96,7 +96,7 @@ def make_folder(cfg):
 
 @contextlib.contextmanager
 def spelled_out(cfg, run):
-    """Raise ValueError with a remedy in place of a full disk's or memory's own error.
+    """Raise ValueError with a remedy in place of a full disk's, memory's or a worker's own error.
 
     Args:
         cfg: Config of the run.
@@ -105,9 +105,11 @@ def spelled_out(cfg, run):
     parts, size = cfg.trainer.accumulate, cfg.data.batch_size
     more = [n for n in range(parts + 1, size + 1) if size % (n * cfg.trainer.devices) == 0]
     accumulate = f"trainer.accumulate={more[0]} (the same batch in parts) or " if more else ""
+    unit = parts * cfg.trainer.devices
+    smaller = max(1, size // unit // 2) * unit  # the stream takes multiples of the unit only
     too_large = (
         f"data.batch_size={size}: does not fit into memory; try {accumulate}"
-        f"data.batch_size={max(1, size // 2)} with python train.py {run}/config.yaml"
+        f"data.batch_size={smaller} with python train.py {run}/config.yaml"
     )
     try:
         with cli.fits_memory(too_large):
@@ -118,6 +120,13 @@ def spelled_out(cfg, run):
         raise ValueError(
             f"out_dir={cfg.out_dir}: {error.strerror} ({error.filename or run}); "
             f"{cli.REMEDIES[error.errno]}, then go on with python train.py resume={run}"
+        ) from None
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise ValueError(
+            f"data.workers={cfg.data.workers}: a process that reads images was ended ({error}), "
+            f"often for want of memory; go on with python train.py resume={run} data.workers=0"
         ) from None
 
 

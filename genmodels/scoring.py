@@ -150,7 +150,7 @@ class Scorer:
         if min(num, reference_num) < 4:
             raise ValueError(
                 f"num={num}: scores need at least 4 images on each side ({num} images, "
-                f"{reference_num} in the reference)"
+                f"{reference_num} in the reference); give more"
             )
         for name in self.metrics:
             if min(num, reference_num) < _LEAST.get(name, 4):

@@ -49,6 +49,14 @@ pictures_case(
     lambda folder: Image.fromarray(np.ones((8, 8), np.float32)).save(folder / "a.tif"),
     "image={dir}/a.tif: has more than 16 bits a pixel; convert it to 8 or 16 bits",
 )
+pictures_case(
+    "integer",
+    lambda folder: Image.fromarray(np.full((8, 8), 200, np.int32)).save(folder / "a.tif"),
+    "image={dir}/a.tif: has more than 16 bits a pixel; convert it to 8 or 16 bits",
+)
+pictures_case(
+    "link", lambda folder: (folder / "a.png").symlink_to("b.png"), "a.png: cannot be read (", "No s"
+)
 pictures_case("none", lambda folder: (folder / "a.txt").write_text(""), "{dir}: holds no picture (")
 
 
@@ -120,6 +128,8 @@ for name, text, *parts in [
     ("soft", '{"labels": {"a.png": [0.5, 0.5], "b.png": [1, 0]}}', "not one-hot (image 0)"),
     ("words", '{"labels": {"a.png": "cat", "b.png": "dog"}}', "give one whole number for each"),
     ("ragged", '{"labels": {"a.png": [1, 0], "b.png": [1]}}', "mixes numbers and vectors"),
+    ("mixed", '{"labels": [[1, 2], ["b", 3]]}', "has no label for a.png (and 1 more)"),
+    ("twice", '{"labels": [["a.png", 1], ["b.png", 1], ["a.png", 0]]}', "names a picture twice"),
     ("null", '{"labels": {"a.png": null, "b.png": 1}}', "give one whole number for each"),
 ]:
     case(
@@ -192,6 +202,9 @@ zip_case("absolute", zipped({"/etc/evil.png": b"x"}), "entry /etc/evil.png point
 zip_case("drive", zipped({"C:\\evil.png": b"x"}), "points outside the zip; make it anew")
 zip_case("encrypted", encrypted, "data.root={dir}/a.zip: cannot be read (", "encrypted")
 zip_case("crc", wrong_crc, "data.root={dir}/a.zip: cannot be read (", "Bad CRC-32")
+zip_case(
+    "lzma", zipped({"a.png": png_bytes()}, compression=zipfile.ZIP_LZMA), "another method than defl"
+)
 zip_case("bomb", zip_bomb, "entry a.png unpacks to 2861 MB, more than 1024; take it out")
 zip_case(
     "broken-picture", zipped({"a.png": b"\x89PNG"}), "image={dir}/a.zip/a.png: cannot be read ("
@@ -257,6 +270,7 @@ npz_case(
     "text", lambda f: (f / "a.npz").write_text("x"), "npz={dir}/a.npz: cannot be read (", "again"
 )
 npz_case("none", npz_of(), "npz={dir}/a.npz: cannot be read (no array in it)")
+npz_case("test", npz_of(test_images=np.zeros((4, 8, 8, 3), np.uint8)), "test_images alone; add")
 npz_case(
     "float", npz_of(images=np.zeros((4, 8, 8, 3))), "images is float64 (4, 8, 8, 3); must be uint"
 )

@@ -113,7 +113,8 @@ for name, command, words, *parts in [
         "evaluate-few",
         "evaluate",
         ["{run}", "data=digits:test", "num=2", "steps=1"],
-        "num=2: scores need at least 4 images on each side",
+        "num=2: scores need at least 4 images on each side (2 images, 360 in the",
+        "give more",
     ),
     (
         "evaluate-out",

@@ -165,3 +165,28 @@ def test_non_finite_gradients_are_skipped_then_stop_the_run(
     assert "trainer.max_nonfinite=3: that many steps in a row" in capsys.readouterr().err
     (stopped,) = tmp_path.glob("*/*")
     assert read_checkpoint(stopped / "checkpoints" / "last.ckpt")["global_step"] == 4
+
+
+def test_a_steps_line_is_written_before_its_checkpoint(train_tiny, monkeypatch):
+    """A kill right after a checkpoint would else lose the line: a resumed run begins after it."""
+    seen, save = {}, callbacks.Saver.save
+
+    def look(saver, trainer):
+        with open(saver.run / "metrics.csv", newline="") as file:
+            seen[trainer.global_step] = {row["step"]: row for row in csv.DictReader(file)}
+        save(saver, trainer)
+
+    monkeypatch.setattr(callbacks.Saver, "save", look)
+    words = (
+        "trainer.max_steps=4",
+        "checkpoint.every=2",
+        "trainer.log_every=1",
+        "eval.loss_every=2",
+    )
+    run = train_tiny(*words)
+    with open(run / "metrics.csv", newline="") as file:
+        whole = {row["step"]: row for row in csv.DictReader(file)}
+    for step in (2, 4):
+        early = {k: v for k, v in seen[step][str(step)].items() if v}
+        late = {k: v for k, v in whole[str(step)].items() if v and not k.startswith("val/")}
+        assert "train/loss" in early and early == late

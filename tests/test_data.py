@@ -1,6 +1,7 @@
 import gzip
 import os
 import struct
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from genmodels import cli, data, files, seeding
+from genmodels import arrays, cli, data, files, seeding
 from genmodels.config import DataConfig
 from genmodels.data import ImageDataModule, TrainStream, fill_in, load_split
 
@@ -83,6 +84,20 @@ def test_a_spoilt_idx_is_one_line(tmp_path, suffix, spoil, capsys):
     assert cli.run(data.main, ["info", "mnist", f"root={tmp_path}"]) == 2
     errors = capsys.readouterr().err
     assert "fetch it again" in errors and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("shape", [(5, 28, 28), (1 << 20, 1 << 15, 1)])
+def test_an_idx_that_unpacks_to_more_than_it_says(tmp_path, shape):
+    """40 MB of zeros in 40 kB: no more is unpacked than the header promises, and not too much."""
+    path = tmp_path / "a.gz"
+    header = b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in shape)
+    path.write_bytes(gzip.compress(header + bytes(40 << 20)))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="3920 bytes and more for shape|is more than 1024 MB"):
+        arrays.read_idx(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
 
 
 @pytest.mark.skipif(not REAL, reason="GENMODELS_DATA is not set: no real Fashion-MNIST here")
@@ -192,6 +207,27 @@ def test_npz_with_and_without_splits(tmp_path):
     parts = [load_split(cfg, split)[0] for split in ("train", "test")]
     assert [len(part) for part in parts] == [15, 5]
     assert torch.cat(parts).double().sum() == pixels.sum()  # nothing twice, nothing lost
+
+
+@pytest.mark.parametrize("name", ["train_images", "images", "first"])
+def test_an_npz_without_a_test_part_is_shared_out_once(tmp_path, name):
+    """No image is both trained on and held out, whatever the array is called."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), dtype=np.uint8)
+    labels = {"train_images": "train_labels"}.get(name, "labels")
+    np.savez(tmp_path / "a.npz", **{name: pixels, labels: np.arange(20)})
+    cfg = DataConfig(name="npz", root=str(tmp_path / "a.npz"), holdout=0.25)
+    parts = [load_split(cfg, split) for split in ("train", "test")]
+    assert [len(part[0]) for part in parts] == [15, 5]
+    assert sorted(torch.cat([part[1] for part in parts]).tolist()) == list(range(20))
+    for images, numbers in parts:
+        assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), pixels[numbers])
+
+
+def test_images_beside_test_images_are_all_for_training(tmp_path):
+    pixels = np.zeros((20, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels, test_images=pixels[:3])
+    cfg = DataConfig(name="npz", root=str(tmp_path / "a.npz"), holdout=0.25)
+    assert [len(load_split(cfg, split)[0]) for split in ("train", "test")] == [20, 3]
 
 
 @pytest.mark.parametrize(

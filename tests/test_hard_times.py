@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from conftest import ROOT, TINY
 
 import sample
 import train
-from genmodels import cli, data, images
+from genmodels import cli, data, files, images, runs
 from genmodels.checkpoint import read_checkpoint
+from genmodels.config import Config
 from genmodels.methods.edm import EDM
 
 DEBUG = [str(ROOT / "configs/edm_digits.yaml"), str(ROOT / "configs/debug.yaml"), *TINY,
@@ -139,6 +141,24 @@ def test_a_picture_that_breaks_while_training(tmp_path, capsys):
     one_line(capsys, f"image={tmp_path}/in/20.png: cannot be read (", "remove it")
 
 
+def test_a_worker_that_is_ended(tmp_path, capsys, monkeypatch):
+    """As the kernel does where memory runs out; what was saved goes on without workers."""
+    whole, main = files.read_image, os.getpid()
+
+    def read(*args, **kwargs):
+        if os.getpid() != main:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(files, "read_image", read)
+    words = folder_of_pictures(tmp_path)
+    assert train.main([*DEBUG, *words, "trainer.max_steps=1"]) == 2
+    (run,) = tmp_path.glob("runs/*/*")
+    one_line(capsys, "data.workers=2: a process that reads images was ended (DataLoader worker",
+             f"go on with python train.py resume={run} data.workers=0")  # fmt: skip
+    assert train.main([f"resume={run}", "data.workers=0"]) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_workers_too(tmp_path, number):
@@ -182,6 +202,20 @@ def test_a_batch_too_large_for_memory(failure, tiny_run, tmp_path, capsys, monke
     assert sample.main([str(tiny_run), "num=9", "batch=8", f"out={tmp_path}/a"]) == 2
     one_line(capsys, "batch=8: does not fit into memory; try batch=2")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "parts", "line"),
+    [(12, 4, "trainer.accumulate=6 (the same batch in parts) or data.batch_size=4 "),
+     (48, 3, "trainer.accumulate=4 (the same batch in parts) or data.batch_size=24 ")],
+)  # fmt: skip
+def test_what_to_try_is_a_batch_that_can_be_shared_out(tmp_path, size, parts, line):
+    """A batch is a multiple of the micro-batches, also the smaller one that is suggested."""
+    cfg = Config()
+    cfg.data.batch_size, cfg.trainer.accumulate = size, parts
+    with pytest.raises(ValueError, match=re.escape(f"try {line}")):
+        with runs.spelled_out(cfg, tmp_path):
+            raise MemoryError
 
 
 def test_other_errors_keep_their_traceback(tmp_path, capsys, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import sys
+import tracemalloc
 import types
 import zipfile
 from itertools import islice
@@ -15,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genmodels import files, images, own_data
+from genmodels import arrays, files, images, own_data
 from genmodels.config import DataConfig
 from genmodels.data import ImageDataModule, TrainStream, fill_in, load_split
 
@@ -131,6 +132,46 @@ def test_any_layout_and_mixed_formats(tmp_path):
     assert (load_split(cfg, "train")[0].int() - 100).abs().max() <= 2
 
 
+def test_linked_folders_and_pictures_count(tmp_path):
+    """A class is often a link to another disk; a link to nothing is an error, not a gap."""
+    for name in ("elsewhere/1.png", "set/cat/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png(7))
+    (tmp_path / "set" / "dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "cat" / "loop").symlink_to(tmp_path / "set")
+    cfg = DataConfig(name="imagefolder", root=str(tmp_path / "set"), holdout=0.0)
+    pixels, labels = load_split(cfg, "train")
+    assert len(pixels) == 2 and labels.tolist() == [0, 1]
+    (tmp_path / "set" / "dog" / "2.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(ValueError, match="image=.*dog/2.png: cannot be read"):
+        load_split(cfg, "train")
+
+
+def test_no_more_of_a_zip_is_unpacked_than_it_promises(tmp_path):
+    """40 MB of zeros that the directory calls 1,000 bytes."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(40 << 20))
+    blob = bytearray(path.read_bytes())
+    size = blob.index(b"PK\x01\x02") + 24
+    blob[size : size + 4] = (1000).to_bytes(4, "little")
+    path.write_bytes(blob)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="data.root=.*a.zip: cannot be read .Bad CRC-32"):
+        files.Tree(path, "data.root").read("a.png")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+def test_an_npz_larger_than_memory_is_refused_unread(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "a.npz", images=np.zeros((100, 8, 8, 3), np.uint8))
+    assert len(arrays.npz_images(tmp_path / "a.npz")[0]) == 100
+    monkeypatch.setattr(arrays, "memory_size", lambda: 10_000)
+    with pytest.raises(ValueError, match="npz=.*images unpacks to 0 GB, more than this machine"):
+        arrays.npz_images(tmp_path / "a.npz")
+
+
 def test_resolution_0_takes_pictures_of_one_size_as_they_are(tmp_path):
     cfg = make_zip(tmp_path / "a.zip", {"a.png": png(1, (6, 4)), "b.png": png(2, (6, 4))})
     assert load_split(cfg, "train")[0].shape == (2, 3, 4, 6)
@@ -181,6 +222,9 @@ def test_npy_is_mapped_with_labels_beside_it(tmp_path):
     train, labels = load_split(cfg, "train")
     assert all(np.array_equal(train[i : i + 1][0].permute(1, 2, 0), pixels[labels[i]])
                for i in range(15))  # fmt: skip
+    (tmp_path / "a_labels.npy").write_bytes(b"spoilt")  # read once, not with every batch
+    assert len(train[:2]) == 2
+    (tmp_path / "a_labels.npy").unlink()
     np.save(tmp_path / "a.npy", pixels[..., 0])
     assert load_split(cfg, "train")[0].shape == (15, 1, 5, 6)
     assert images.read_images(tmp_path / "a.npy").shape == (20, 1, 5, 6)
@@ -392,9 +436,18 @@ def test_hf_from_a_folder(tmp_path):
     assert torch.equal(next(iter(stream))["image"], next(iter(again))["image"])
 
 
+def test_hf_that_would_run_scripts_is_refused(monkeypatch):
+    module = types.ModuleType("datasets")
+    module.__version__ = "3.6.0"
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    with pytest.raises(ValueError, match="data.name=hf: datasets 3.6.0 .*scripts.*pip install -U"):
+        load_split(DataConfig(name="hf", root="mnist"), "train")
+
+
 def test_hf_with_a_stand_in(tmp_path, monkeypatch):
     """What is asked of the library, without it."""
     module = types.ModuleType("datasets")
+    module.__version__ = "4.0.0"
     module.DownloadConfig = lambda local_files_only: {"local": local_files_only}
 
     def load_dataset(name, download_config):

@@ -113,6 +113,34 @@ def test_bad_words_are_one_line_and_leave_nothing(words, message, tmp_path, caps
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "in.zip").read_bytes() == b"mine"
 
 
+def test_labels_beside_an_npy_are_its_own(tmp_path, capsys):
+    """Labels of another set are neither replaced nor taken; a failure leaves none behind."""
+    source, mine = folder(tmp_path / "in"), tmp_path / "a_labels.npy"
+    mine.write_bytes(b"mine")
+    assert run("convert", source, f"out={tmp_path}/a.npy") == 2
+    assert "a_labels.npy exists; delete it or choose another name" in capsys.readouterr().err
+    assert mine.read_bytes() == b"mine" and not (tmp_path / "a.npy").exists()
+    (source / "dog" / "5.png").write_bytes(b"\x89PNG half")
+    before = sorted(tmp_path.rglob("*"))
+    assert run("convert", source, f"out={tmp_path}/b.npy") == 2
+    assert "dog/5.png: cannot be read" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_failed_rename_takes_the_labels_back(tmp_path, capsys, monkeypatch):
+    replace = os.replace
+
+    def fail(source, target):
+        if str(target).endswith("a.npy"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    assert run("convert", folder(tmp_path / "in"), f"out={tmp_path}/a.npy") == 2
+    assert "a.npy: No space left on device; free some" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_get_names_everything(capsys, tmp_path):
     assert run("get") == 0
     shown = capsys.readouterr().out
