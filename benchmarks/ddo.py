@@ -22,7 +22,7 @@ import genmodels
 import train
 from benchmarks.demo import machine
 from genmodels import benchmark, checkpoint, cli, images
-from genmodels.config import load_config
+from genmodels.config import load_config, to_plain
 from genmodels.data import ImageDataModule
 from genmodels.judge import Judge
 from genmodels.methods import METHODS
@@ -56,6 +56,7 @@ def measure(argv):
     seeds, figure = cli.parse_seeds(words.pop("seeds", "0-2")), words.pop("figure", "")
     changed = [f"{key}={text}" for key, text in words.items()]
     cfg = load_config([CONFIGS[name]], changed, methods=METHODS, networks=NETWORKS)
+    keep_settings(work / name / "config.json", cfg)
     rows = []
     for seed in seeds:
         rows.append(one_seed(name, cfg, seed, work / name, changed))
@@ -113,6 +114,14 @@ def one_seed(name, cfg, seed, work, changed):
     parameters = sum(p.numel() for p in genmodels.load(base).parameters())
     return {"seed": seed, "parameters": parameters, "final": final, "mle_curve": curve,
             "rounds": states}  # fmt: skip
+
+
+def keep_settings(path, cfg):
+    """Write the DDO config; ValueError if the folder's runs and scores are those of another one."""
+    plain = json.loads(json.dumps(to_plain(cfg)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if cached(path, lambda: plain) != plain:
+        raise ValueError(f"work={path.parent.parent}: holds runs with other settings; name another")
 
 
 def go_on(argv, folder):

@@ -15,6 +15,10 @@ from genmodels import cli
 from genmodels.images import to_uint8, write_bytes
 
 
+class NonFinite(RuntimeError):
+    """The model made images that are not numbers."""
+
+
 def process_state():
     """Return accelerate's PartialState: one process, or the ranks of torchrun."""
     # Without cpu= every CPU rank takes itself for the only one.
@@ -88,7 +92,7 @@ def generate(model, seeds, labels=None, *, batch=64, precision="fp32", progress=
             with autocast, tf32(False), cli.fits_memory(too_large):
                 x = model.sample(own, own_labels, **options)
             if not torch.isfinite(x).all():
-                raise RuntimeError(f"seeds {own[0]}..{own[-1]}: the model made non-finite images")
+                raise NonFinite(f"seeds {own[0]}..{own[-1]}: the model made non-finite images")
             yield own, own_labels, to_uint8(x).cpu()
             bar.update(len(own))
 

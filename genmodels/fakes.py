@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from genmodels import checkpoint, files, images, runs, seeding
 from genmodels.config import check
 from genmodels.data import ImageDataModule, TrainStream
+from genmodels.own_data import OnDisk
 
 
 def load_reference(cfg, source, device):
@@ -72,6 +73,12 @@ class PairedData(ImageDataModule):
     """
 
     pool = None
+
+    def __init__(self, cfg, seed=0, accumulate=1):
+        super().__init__(cfg, seed, accumulate)
+        floats = not isinstance(self.train[0], OnDisk) and self.train[0].is_floating_point()
+        check(not floats, "data.name", cfg.name, "fakes are kept as bytes, so rounding alone would "
+              "tell them from these points; write them to an .npz as uint8")  # fmt: skip
 
     def train_dataloader(self):
         """Return the stream of pairs, from the trainer's current step on, for this rank."""

@@ -38,6 +38,7 @@ class Judge:
             known = self.data.train[1]
             order = seeding.permutation(0, 0, len(known))
             labels = [int(known[order[seed % len(known)]]) for seed in seeds]
+        model.eval()  # DDO's reference is left in the mode of the last fit
         return benchmark.generate_all(model, list(seeds), labels, batch=BATCH, progress=progress)
 
     def score(self, model):

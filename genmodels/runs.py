@@ -177,6 +177,16 @@ def wait(ready):
         time.sleep(0.1)
 
 
+def has(value, keys):
+    """Return whether value[keys[0]][keys[1]]... exists."""
+    for key in keys:
+        try:
+            value = value[key]
+        except (KeyError, IndexError):
+            return False
+    return True
+
+
 def _flat(plain, prefix=""):
     """Return {"a.b": value} of nested dicts."""
     rows = {}

@@ -30,7 +30,7 @@ from dataclasses import replace
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from genmodels import checkpoint, fakes, images, runs, seeding
+from genmodels import benchmark, checkpoint, fakes, images, runs, seeding
 from genmodels.config import check, save_config, seconds, to_plain
 from genmodels.judge import SEEDS, Judge
 
@@ -127,6 +127,8 @@ class SelfPlay:
             },
             "score": self.judge.plan,
         }
+        num = plan["pool"]["num"]
+        check(num <= SEEDS, "method.pool", num, f"a round has {SEEDS} seeds; give at most as many")
         for key, value in plan.items() if self.state else ():
             check(key == "reference" or self.state[key] == value, key, value,
                   f"round {number} was begun with {self.state[key]}")  # fmt: skip
@@ -164,11 +166,12 @@ class SelfPlay:
         """Train candidate k, scored every eval.every steps, until it ends."""
         last = self.cfg.trainer.max_steps
         every = self.cfg.eval.every or last
-        for i, step in enumerate([*range(every, last, every), last]):
+        for step in [*range(every, last, every), last]:
             candidate = self.state["candidates"][k]
             if candidate["end"]:
                 return
-            if len(candidate["curve"]) > i:
+            scored = len(candidate["curve"])
+            if scored and candidate["curve"][-1]["step"] >= step:  # eval.every may have changed
                 continue
             started, end = time.monotonic(), ""
             try:
@@ -183,7 +186,7 @@ class SelfPlay:
                 own["curve"] += [entry] if entry else []
                 own["end"] = end or self.end(own["curve"])
 
-            self.settle(add, *(() if end else ("candidates", k, "curve", i)))
+            self.settle(add, *(() if end else ("candidates", k, "curve", scored)))
 
     def train_to(self, step, candidate, reference):
         """Train a candidate to this step: an ordinary run that goes on from its last checkpoint.
@@ -233,7 +236,11 @@ class SelfPlay:
         self.pause_if_late()
         folder = self.place / candidate["name"]
         path = folder / "checkpoints" / "last.ckpt"
-        entry = {"step": step} | self.judge.score(checkpoint.load(path, device=self.device))
+        try:
+            entry = {"step": step} | self.judge.score(checkpoint.load(path, device=self.device))
+        except benchmark.NonFinite as error:  # of a sweep, the other candidates go on
+            self.say(f"{candidate['name']}: {error}")
+            entry = {"step": step, self.metric: math.inf, "score_seconds": 0.0}
         if all(
             self.judge.distance(entry) < self.judge.distance(other) for other in candidate["curve"]
         ):
@@ -245,6 +252,8 @@ class SelfPlay:
     def end(self, curve):
         """Return why a candidate with this curve ends here, or ""."""
         values = [self.judge.distance(entry) for entry in [self.state["start"], *curve]]
+        if math.isinf(values[-1]):
+            return "diverged: non-finite images"
         rises, patience = [b > a for a, b in itertools.pairwise(values)], self.cfg.method.patience
         if patience and len(rises) >= patience and all(rises[-patience:]):
             return f"{self.metric} rose {patience} times in a row"
@@ -288,7 +297,7 @@ class SelfPlay:
             images.write_bytes(self.place / "state.json", data)
             self.write_curves()
         elif keys:
-            runs.wait(lambda: _has(_read(self.place), keys))
+            runs.wait(lambda: runs.has(_read(self.place), keys))
             self.state = _read(self.place)
 
     def write_curves(self):
@@ -304,8 +313,12 @@ class SelfPlay:
         images.write_bytes(self.folder / "metrics.csv", text.getvalue().encode())
 
     def pause_if_late(self):
-        """Raise Paused after trainer.max_time."""
-        if time.monotonic() > self.deadline:
+        """Raise Paused after trainer.max_time.
+
+        Of several processes each would stop by its own clock and leave the others waiting: they go
+        on to the next fit, where they agree to stop after a step.
+        """
+        if time.monotonic() > self.deadline and int(os.environ.get("WORLD_SIZE", 1)) == 1:
             self.say("stopped by trainer.max_time; go on with\n"
                      f"  python train.py resume={self.folder}")  # fmt: skip
             raise Paused
@@ -329,16 +342,6 @@ def _device(accelerator):
 def _read(place):
     path = place / "state.json"
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _has(value, keys):
-    """Return whether value[keys[0]][keys[1]]... exists."""
-    for key in keys:
-        try:
-            value = value[key]
-        except (KeyError, IndexError):
-            return False
-    return True
 
 
 def _finished(folder, rounds):

@@ -21,7 +21,7 @@ import train
 from genmodels import fakes, judge, selfplay
 from genmodels.callbacks import EMA
 from genmodels.checkpoint import read_checkpoint, weights_hash
-from genmodels.config import setting
+from genmodels.config import DataConfig, setting
 from genmodels.kernels.philox import philox_uniform
 from genmodels.methods import METHODS
 from genmodels.methods.base import GenerativeModule
@@ -282,6 +282,75 @@ def test_the_end_of_a_round_and_the_distance_of_nn1():
     assert not own.end(entries) and [own.judge.distance(e) for e in entries] == pytest.approx(
         [0.05, 0.04]
     )
+
+
+@pytest.mark.parametrize("every, scored", [(100, [50, 100, 200, 300]), (25, [50, 75, 100])])
+def test_another_eval_every_goes_on_behind_the_last_score(every, scored):
+    own, (entry,) = play_of((3, 2), steps=300 if every == 100 else 100)
+    own.cfg.eval, own.lead = SimpleNamespace(every=every), True
+    own.state["candidates"] = [{"name": "a", "curve": [entry | {"step": 50}], "end": ""}]
+    own.train_to = lambda *args: None
+    own.look = lambda candidate, step: {"step": step, "fd": 1 / step}
+    own.settle = lambda change, *keys: change(own.state)
+    own.finetune(0, None)
+    (candidate,) = own.state["candidates"]
+    assert [entry["step"] for entry in candidate["curve"]] == scored
+    assert candidate["end"] == "end of the round"
+
+
+def test_a_candidate_whose_images_are_not_finite_ends_alone(base, tmp_path, monkeypatch):
+    """Of two pairs the other one goes on, and the state can be read again."""
+    original = judge.Judge.score
+
+    def score(self, model):
+        if model.cfg.method.alphas == [1.0] and model.cfg.method.reference:
+            model.net.net.unet.conv_out.bias.data.fill_(math.nan)
+        return original(self, model)
+
+    monkeypatch.setattr(judge.Judge, "score", score)
+    run = play(base, tmp_path, "method.rounds=1", "method.alphas=1,4", "method.patience=0")
+    first, second = state(run)["candidates"]
+    assert first["end"] == "diverged: non-finite images" and len(first["curve"]) == 1
+    assert second["end"] == "end of the round" and state(run)["winner"]["name"] != first["name"]
+
+
+def test_only_a_process_alone_stops_by_its_own_clock(monkeypatch):
+    own, _ = play_of((3, 2))
+    own.deadline, own.lead, own.folder = -math.inf, False, "run"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    own.pause_if_late()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(selfplay.Paused):
+        own.pause_if_late()
+
+
+def test_scored_models_are_in_eval_mode(base, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        judge.benchmark, "generate_all", lambda model, *a, **k: seen.append(model.training)
+    )
+    own = judge.Judge.__new__(judge.Judge)
+    own.data = SimpleNamespace(train=(None, torch.arange(10)))
+    own.generate(genmodels.load(base).train(), range(2))
+    assert seen == [False]
+
+
+def test_real_images_that_are_no_bytes_are_refused():
+    data = DataConfig(name="moons")
+    with pytest.raises(ValueError, match="data.name=moons: fakes are kept as bytes"):
+        fakes.PairedData(data)
+
+
+def test_a_benchmark_does_not_take_runs_of_other_settings(tmp_path):
+    from benchmarks import ddo
+
+    path = tmp_path / "work" / "digits" / "config.json"
+    cfg = genmodels.build(DDO_DIGITS, *SMALL).cfg
+    ddo.keep_settings(path, cfg)
+    ddo.keep_settings(path, cfg)
+    cfg.method.betas = [15.0]
+    with pytest.raises(ValueError, match="work=.*name another"):
+        ddo.keep_settings(path, cfg)
 
 
 def test_a_pool_is_made_by_shards_and_only_what_is_missing(tmp_path):
