@@ -154,9 +154,16 @@ def denoise(model, options, words, out, state):
         level = None if text == "auto" else float(text)
     except ValueError:
         raise ValueError(f"level={text}: must be a number, or auto") from None
+    if options["format"] != "png":
+        raise ValueError(f"format={options['format']}: denoise= writes png")
     noisy = read_noisy(Path(options["denoise"]), model)
     check_folder(out, range(len(noisy)), "png")
     labels = benchmark.labels_for(range(len(noisy)), options["labels"], model.classes)
+    if model.classes and labels is None and not getattr(model.cfg.method, "label_dropout", 0):
+        raise ValueError(
+            "labels=: this model was trained with a class for every image and knows no image "
+            "without; give labels=3, or labels=3,5 (image k gets entry k mod 2)"
+        )
     own = torch.arange(state.process_index, len(noisy), state.num_processes)
     levels = []
     for part in own.split(options["batch"]):
@@ -184,9 +191,12 @@ def read_noisy(path, model):
         noisy = images.from_uint8(images.read_image(path, channels)[None])
     else:
         noisy = images.from_uint8(images.read_images(path, channels))
-    if noisy.shape[1:] != model.shape:
-        shape = tuple(noisy.shape[1:])
-        raise ValueError(f"denoise={path}: images of shape {shape}, the model's is {model.shape}")
+    if noisy.shape[1:] != model.shape or not len(noisy):
+        raise ValueError(
+            f"denoise={path}: {len(noisy)} images of shape {tuple(noisy.shape[1:])}, "
+            f"must be one or more of {model.shape}"
+        )
+    model.noisy_state(noisy)  # all of them, before the first is written
     return noisy
 
 

@@ -79,11 +79,12 @@ class GBMConfig:
             check(getattr(self, key) in names, f"method.{key}", getattr(self, key),
                   f"choose from {', '.join(names)}")  # fmt: skip
         check(1e-3 <= self.offset <= 2, "method.offset", self.offset, "must be in [0.001, 2]")
-        check(math.isfinite(self.drift), "method.drift", self.drift, "must be finite")
         check(0 < self.sigma_min < self.sigma_max, "method.sigma_min", self.sigma_min,
               f"must be in (0, sigma_max={self.sigma_max})")  # fmt: skip
         check(self.sigma_max <= 10, "method.sigma_max", self.sigma_max,
               "must be <= 10: x = exp(y) would leave float32")  # fmt: skip
+        check(abs(self.drift - 0.5) * self.sigma_max**2 <= 25, "method.drift", self.drift,
+              "|drift - 0.5| sigma_max^2 must be <= 25: x would leave float32")  # fmt: skip
         for key, least in (("rank", 1), ("steps", 1), ("inner", 1), ("final", 0)):
             check(getattr(self, key) >= least, f"method.{key}", getattr(self, key),
                   f"must be >= {least}")  # fmt: skip
@@ -137,11 +138,9 @@ class GBM(GenerativeModule):
         """
         u = (x + 1) / 2
         low, high = (float(value) for value in torch.aminmax(u.detach()))
-        if not (low >= -slack - 1e-6 and high <= 1 + slack + 1e-6):  # NaN fails too
-            raise ValueError(
-                f"image={low:.4g}..{high:.4g}: its pixels must be in [0, 1], for the model is of "
-                "log(pixel + offset); rescale or clip them"
-            )
+        check(low >= -slack - 1e-6 and high <= 1 + slack + 1e-6, "image", f"{low:.4g}..{high:.4g}",
+              "its pixels must be in [0, 1], for the model is of log(pixel + offset); rescale or "
+              "clip them")  # NaN fails too  # fmt: skip
         return (u + self.cfg.method.offset).log()
 
     def from_state(self, y):
@@ -222,17 +221,18 @@ class GBM(GenerativeModule):
             ValueError: a pixel at or below -offset.
         """
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
-        return self.from_state(self.net(self._noisy_state(x), sigma, labels))
+        return self.from_state(self.net(self.noisy_state(x), sigma, labels))
 
     def score(self, x, sigma, labels=None):
         """Return h = x grad_x log p(x), the multiplicative score; arguments as for denoise."""
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
-        return self._scorer(labels)(self._noisy_state(x), sigma**2) - 1
+        return self._scorer(labels)(self.noisy_state(x), sigma**2) - 1
 
-    def _noisy_state(self, x):
+    def noisy_state(self, x):
+        """Return log(u + offset) of noisy images x; ValueError for a pixel that has none."""
         u, offset = (x + 1) / 2, self.cfg.method.offset
-        check(bool((u > -offset).all()), "image", f"{float(u.min()):.4g}",
-              f"multiplicative noise keeps pixels above -offset = {-offset}")  # fmt: skip
+        check(-offset < u.min() <= u.max() < math.inf, "image", f"{u.min():.4g}..{u.max():.4g}",
+              f"multiplicative noise keeps pixels finite, above -offset = {-offset}")  # fmt: skip
         return (u + offset).log()
 
     @torch.no_grad()
@@ -260,7 +260,7 @@ class GBM(GenerativeModule):
             levels = gbm.variance_levels(49, *cfg.ends)[-2::-1]
             zeros = torch.zeros(len(images), dtype=torch.int64, device=self.device)
             call = self._divergence(labels, "hutchinson", seeding.signs(zeros, 0, 4, self.shape))
-            level = divergence.likeliest_level(self._noisy_state(images), levels, call).sqrt()
+            level = divergence.likeliest_level(self.noisy_state(images), levels, call).sqrt()
         return self.denoise(images, level.to(images), labels), level
 
     @torch.no_grad()
@@ -340,9 +340,8 @@ class GBM(GenerativeModule):
         common = (denoised, y, *self.cfg.method.ends, self.prior)
         if kind == "bound":
             return gbm.variational_bound(*common, seeds, steps) - jacobian
-        signs = lambda i: seeding.signs(seeds, i, probes, self.shape)  # noqa: E731
+        signs = None if trace == "exact" else lambda i: seeding.signs(seeds, i, probes, self.shape)
         with sdpa_kernel(SDPBackend.MATH):
-            signs = None if trace == "exact" else signs
             return gbm.flow_log_prob(*common, signs, steps) - jacobian
 
 

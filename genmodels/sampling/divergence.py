@@ -69,7 +69,7 @@ def likeliest_level(y, levels, divergence):
     Args:
         y: log x of noisy images (drift removed), (B, ...).
         levels: increasing variances to choose from, evenly spaced in log.
-        divergence: as for log_density.
+        divergence: a callable (y, S) -> (s, div s), as exact_divergence returns.
     """
     slopes = []
     for level in levels:
