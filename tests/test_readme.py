@@ -41,7 +41,8 @@ def things(train_tiny, tmp_path_factory):
     images.write_png(noisy / "0.png", torch.randint(0, 256, (1, 8, 8), dtype=torch.uint8))
     sample.main([str(run), "num=8", "steps=1", f"out={folder / 'samples'}"])
     return {"RUN": run, "runs/edm_digits/TIME": run, "MODEL": run, "SMALLER_MODEL": run,
-            "GBM_RUN": train_tiny(config="configs/gbm_digits.yaml"), "NOISY": noisy,
+            "GBM_RUN": train_tiny("data.labels=true", config="configs/gbm_digits.yaml"),
+            "NOISY": noisy,
             "FOLDER": folder / "pictures", "DIR": folder / "made"}  # fmt: skip
 
 
