@@ -204,11 +204,12 @@ def _is_hidden(name):
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
-def read_images(path):
+def read_images(path, channels=None):
     """Return all images of a folder, zip, npz or npy as one tensor, uint8 (N, C, H, W).
 
     Hidden files and the `grid.png` of sample.py are skipped. An npz holds `images` (or
-    its first array) as uint8 NHWC or NHW, an npy such an array.
+    its first array) as uint8 NHWC or NHW, an npy such an array. Pictures are converted to 1 or 3
+    `channels`, if given; arrays are taken as they are.
 
     Raises:
         ValueError: nothing there, mixed sizes, or a broken picture.
@@ -218,11 +219,11 @@ def read_images(path):
         return npz_images(path)[0]
     if path.suffix == ".npy" and path.is_file():
         return torch.from_numpy(np.array(npy_images(path)[0])).permute(0, 3, 1, 2).contiguous()
-    tree, names, shape = sample_tree(path)
-    return read_samples(tree, names, shape, range(len(names)))
+    tree, names, shape = sample_tree(path, channels)
+    return read_samples(tree, names, shape, range(len(names)), channels)
 
 
-def sample_tree(path):
+def sample_tree(path, channels=None):
     """Return (Tree, names, (C, H, W) of the first) of a folder or zip, without any grid.png.
 
     Raises:
@@ -235,10 +236,10 @@ def sample_tree(path):
     names = [name for name in tree.names if PurePath(name).name != "grid.png"]
     if not names:
         raise ValueError(f"images={path}: holds no picture ({', '.join(SUFFIXES)})")
-    return tree, names, tuple(tree.read(names[0]).shape)
+    return tree, names, tuple(tree.read(names[0], channels).shape)
 
 
-def read_samples(tree, names, shape, numbers):
+def read_samples(tree, names, shape, numbers, channels=None):
     """Return the pictures of these numbers, which must have that shape, uint8 (B, C, H, W).
 
     Raises:
@@ -246,7 +247,7 @@ def read_samples(tree, names, shape, numbers):
     """
     pixels = torch.empty(len(numbers), *shape, dtype=torch.uint8)
     for row, number in enumerate(numbers):
-        picture = tree.read(names[number])
+        picture = tree.read(names[number], channels)
         if picture.shape != shape:
             raise ValueError(
                 f"images={tree.path}: mixed sizes, {names[number]} is {tuple(picture.shape)} but "
