@@ -1,5 +1,6 @@
 """What every method shares: the Lightning side of training, and labels of generated images."""
 
+import dataclasses
 import math
 
 import lightning as L
@@ -90,6 +91,24 @@ class GenerativeModule(L.LightningModule):
             reference: a frozen model of this class; no gradient goes through it.
         """
         raise NotImplementedError
+
+    def settings(self, options, allowed):
+        """Return the method's config with the given options of sample() in place of its own.
+
+        Args:
+            options: {key: value}; None leaves the config's own value.
+            allowed: keys that may be given.
+
+        Raises:
+            ValueError: another key, or a value that the config refuses.
+        """
+        for key in options:
+            check(key in allowed, key, options[key], f"choose from {', '.join(allowed)}")
+        given = {key: value for key, value in options.items() if value is not None}
+        try:
+            return dataclasses.replace(self.cfg.method, **given)
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix("method.")) from None
 
     def image_labels(self, generators, labels=None):
         """Return the labels of generated images, int64 (N,), or None for an unconditional model.

@@ -18,7 +18,6 @@ likelihood", ICLR 2024, arXiv 2309.05153; Gao, Song, Poole, Wu and Kingma, "Lear
 models by diffusion recovery likelihood", ICLR 2021, arXiv 2012.08125 (initializer=none).
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -280,13 +279,7 @@ class CDRL(GenerativeModule):
 
     def _settings(self, options):
         """Return the method's config with the given options in place of its own."""
-        for key in options:
-            check(key in SAMPLING, key, options[key], f"choose from {', '.join(SAMPLING)}")
-        given = {key: value for key, value in options.items() if value is not None}
-        try:
-            cfg = dataclasses.replace(self.cfg.method, **given)
-        except ValueError as error:
-            raise ValueError(str(error).removeprefix("method.")) from None
+        cfg = self.settings(options, SAMPLING)
         check(cfg.guidance == 0 or self.classes, "guidance", cfg.guidance,
               "this model is unconditional; leave it out")  # fmt: skip
         return cfg

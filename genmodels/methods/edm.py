@@ -4,7 +4,6 @@ Reference: Karras, Aittala, Aila and Laine 2022, "Elucidating the design space o
 generative models", arXiv 2206.00364.
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -277,13 +276,7 @@ class EDM(GenerativeModule):
 
     def _settings(self, options, guide):
         """Return the method's config with the given options in place of its own."""
-        for key in options:
-            check(key in SAMPLING, key, options[key], f"choose from {', '.join(SAMPLING)}")
-        given = {key: value for key, value in options.items() if value is not None}
-        try:
-            cfg = dataclasses.replace(self.cfg.method, **given)
-        except ValueError as error:
-            raise ValueError(str(error).removeprefix("method.")) from None
+        cfg = self.settings(options, SAMPLING)
         if guide is None:
             check(cfg.guidance == 1 or self.classes, "guidance", cfg.guidance,
                   "this model is unconditional; give it a guide")  # fmt: skip

@@ -11,7 +11,6 @@ References: "Dale meets Langevin", arXiv 2510.02730; Hyvarinen 2007 (explicit sc
 non-negative data); Karras et al. 2022, arXiv 2206.00364 (the preconditioning, here of log x).
 """
 
-import dataclasses
 import math
 import warnings
 from dataclasses import dataclass
@@ -303,13 +302,7 @@ class GBM(GenerativeModule):
 
     def _settings(self, options):
         """Return the method's config with the given options in place of its own."""
-        for key in options:
-            check(key in SAMPLING, key, options[key], f"choose from {', '.join(SAMPLING)}")
-        given = {key: value for key, value in options.items() if value is not None}
-        try:
-            cfg = dataclasses.replace(self.cfg.method, **given)
-        except ValueError as error:
-            raise ValueError(str(error).removeprefix("method.")) from None
+        cfg = self.settings(options, SAMPLING)
         (low, high), (first, last) = self.cfg.method.ends, cfg.ends
         check(low <= first and last <= high, "sigma_max", cfg.sigma_max,
               f"and sigma_min={cfg.sigma_min} must be levels it was trained on")  # fmt: skip
