@@ -27,6 +27,7 @@ from genmodels.data import ImageDataModule
 from genmodels.methods import METHODS
 from genmodels.metrics.features import load_features
 from genmodels.networks import NETWORKS
+from genmodels.noisy_data import NoisyDataModule
 
 
 def train(argv):
@@ -50,7 +51,8 @@ def train(argv):
     check_machine(cfg)
     if METHODS[cfg.method.name].NEEDS:  # DDO: rounds against a frozen reference, each of such runs
         return finish(*selfplay.run(cfg, Path(resume) if resume else None, fit))
-    data = ImageDataModule(cfg.data, cfg.seed, cfg.trainer.accumulate)
+    data_module = NoisyDataModule if cfg.data.noise.law else ImageDataModule
+    data = data_module(cfg.data, cfg.seed, cfg.trainer.accumulate)
     model = checkpoint.build(cfg)
     last = Path(resume or "") / "checkpoints" / "last.ckpt"
     last = last if resume and last.exists() else None

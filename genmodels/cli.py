@@ -127,11 +127,11 @@ def describe(methods, networks):
                 shown = ",".join(map(str, default)) if isinstance(default, list) else default
                 shown = str(shown).lower() if isinstance(shown, bool) else shown
                 lines.append(f"  {f'{prefix}{item.name}={shown}':34} {item.metadata['doc']}")
+        for item in dataclasses.fields(cls):
+            if dataclasses.is_dataclass(item.type):
+                section(f"{prefix}{item.name}", item.type, f"{prefix}{item.name}.")
 
     section("general", Config, "")
-    for item in dataclasses.fields(Config):
-        if dataclasses.is_dataclass(item.type):
-            section(item.name, item.type, f"{item.name}.")
     for slot, choices in (("method", methods), ("network", networks)):
         for name, cls in choices.items():
             section(f"{slot}.name={name}", cls.Config, f"{slot}.")

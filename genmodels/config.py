@@ -31,6 +31,31 @@ def check(condition, key, value, remedy):
 
 
 @dataclass
+class NoiseConfig:
+    """The noise of pictures to train a denoiser on (method noise2score)."""
+
+    law: str = setting("", "gaussian, poisson, gamma, ...: see python sample.py --help")
+    level: float = setting(25.0, "in the law's unit: gaussian sigma of 255, poisson zeta, gamma k; "
+                           "copies=given: 0 estimates it for each picture")  # fmt: skip
+    level_max: float = setting(0.0, "levels are drawn evenly in log from level to here; 0: one")
+    copies: str = setting("fixed", "fixed: one noisy copy of each picture; fresh: new noise each "
+                          "time; given: the pictures are noisy themselves")  # fmt: skip
+    target: str = setting("none", "none, or for baselines clean, or second: another noisy copy")
+
+    def __post_init__(self):
+        choices = {"copies": ("fixed", "fresh", "given"), "target": ("none", "clean", "second")}
+        for key, names in choices.items():
+            check(getattr(self, key) in names, f"data.noise.{key}", getattr(self, key),
+                  f"must be {', '.join(names)}")  # fmt: skip
+        check(self.level > 0 or self.copies == "given" and self.level == 0, "data.noise.level",
+              self.level, "must be > 0")  # fmt: skip
+        check(self.level_max == 0 or self.level_max > self.level > 0, "data.noise.level_max",
+              self.level_max, f"must be over data.noise.level={self.level}, or 0")  # fmt: skip
+        check(self.copies != "given" or (self.target == "none" and not self.level_max),
+              "data.noise.copies", "given", "knows no target and no level_max")  # fmt: skip
+
+
+@dataclass
 class DataConfig:
     """What the model is trained on."""
 
@@ -50,6 +75,8 @@ class DataConfig:
     points: int = setting(10_000, "2-D toys: training points (a fifth as many are held out)")
     device: str = setting("auto", "where the uint8 images live: auto, cpu, cuda or disk")
     workers: int = setting(2, "data.device=disk: processes that read ahead; 0: none")
+    patch: int = setting(0, "noise2score: side of the patches cut from pictures of any size")
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
     shape: list[int] = setting([], "(C, H, W); filled in from the data")
     classes: int = setting(-1, "number of classes; filled in from the data")
 
@@ -67,6 +94,8 @@ class DataConfig:
         check(self.crop in ("center", "adm", "none"), "data.crop", self.crop,
               "must be center, adm or none")  # fmt: skip
         check(self.workers >= 0, "data.workers", self.workers, "must be >= 0")
+        check(self.patch > 0 or (self.patch == 0 and not self.noise.law), "data.patch", self.patch,
+              f"must be > 0 with data.noise.law={self.noise.law}, else >= 0")  # fmt: skip
 
 
 @dataclass

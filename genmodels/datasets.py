@@ -167,6 +167,37 @@ def _read_fitted(rows, column, shape, fitting, numbers):
     return own_data.fit_all(pictures, shape, fitting, [f"row {number}" for number in numbers])
 
 
+def _folder_of_pictures(cfg, split):
+    """A named folder of pictures (PLACES); data.resolution= makes them of one size."""
+    return own_data.pictures(replace(cfg, root=str(picture_tree(cfg).path)), split)
+
+
+def picture_tree(cfg):
+    """Return the files.Tree of a data set that is a folder or zip of pictures.
+
+    Raises:
+        ValueError: another kind of data set, or no folder there.
+    """
+    if cfg.name not in ("imagefolder", "zip", *PLACES):
+        raise ValueError(
+            f"data.name={cfg.name}: is no folder of pictures; choose from imagefolder, zip, "
+            f"{', '.join(PLACES)}"
+        )
+    root = data_root(cfg)
+    if cfg.name not in PLACES:
+        return files.Tree(root, "data.root")
+    place, url = PLACES[cfg.name]
+    if not (root / place).is_dir():
+        raise ValueError(f"data.root={root}: {place} is not in it; it is at {url}")
+    return files.Tree(root / place, "data.root")
+
+
+# Training pictures of the denoising papers: (folder below data.root, where it is to be had).
+PLACES = {
+    "train400": ("denoise/Train400", "https://github.com/cszn/DnCNN (TrainingCodes)"),
+    "cbsd400": ("denoise/CBSD400", "https://github.com/BIDS/BSDS500 (train and test)"),
+}
+
 # name -> (reader, shape or None, classes or -1): None and -1 are read off the files.
 DATASETS = {
     "digits": (_digits, (1, 8, 8), 10),
@@ -180,6 +211,8 @@ DATASETS = {
     "npz": (own_data.npz, None, -1),
     "npy": (own_data.npy, None, -1),
     "hf": (_hugging_face, None, -1),
+    "train400": (_folder_of_pictures, None, -1),
+    "cbsd400": (_folder_of_pictures, None, -1),
 } | {name: (_toy(name), (2, 1, 1), parts) for name, (_, parts) in TOYS.items()}
 
 # What a model card says about the data.
@@ -190,6 +223,8 @@ TERMS = {
     "cifar10": "CIFAR-10 (Krizhevsky 2009): research use, cite the technical report.",
     "cifar100": "CIFAR-100 (Krizhevsky 2009): research use, cite the technical report.",
     "svhn": "SVHN (Netzer et al. 2011): non-commercial use only.",
+    "train400": "400 grey pictures from BSDS500 (Arbelaez et al. 2011): non-commercial research.",
+    "cbsd400": "BSDS500, train and test (Arbelaez et al. 2011): non-commercial research.",
 } | {name: "Points drawn by genmodels.toys." for name in TOYS}
 
 # name -> (where it is fetched from, folder below data.root, files); `get` and errors name them.
@@ -242,6 +277,9 @@ def fill_in(cfg, pixels=None, labels=None):
     """
     if cfg.name not in DATASETS:
         raise ValueError(f"data.name={cfg.name}: choose from {', '.join(DATASETS)}")
+    if cfg.patch:
+        cfg.shape, cfg.classes = [cfg.channels or 3, cfg.patch, cfg.patch], 0
+        return cfg
     _, shape, classes = DATASETS[cfg.name]
     if shape is None and pixels is None and cfg.shape and cfg.classes >= 0:
         return cfg  # as saved with a model: its data need not be there

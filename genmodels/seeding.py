@@ -37,6 +37,9 @@ class Stream(IntEnum):
     REINIT = 33
     CHAIN_START = 34
     CHAIN_NOISE = 35
+    CUT = 36
+    CUT_ROW = 37
+    TURN = 38
 
 
 def permutation(seed, index, size, stream=Stream.ORDER, group=0):

@@ -201,11 +201,16 @@ def test_print_shows_the_resolved_config_and_trains_nothing(capsys, tmp_path):
 def test_help_names_every_key(capsys):
     assert train.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for section in dataclasses.fields(Config):
-        if dataclasses.is_dataclass(section.type):
-            for item in dataclasses.fields(section.type):
-                assert f"{section.name}.{item.name}=" in shown
+
+    def named(cls, prefix):
+        for item in dataclasses.fields(cls):
+            if dataclasses.is_dataclass(item.type):
+                named(item.type, f"{prefix}{item.name}.")
+            elif prefix:
+                assert f"{prefix}{item.name}=" in shown
                 assert item.metadata["doc"]
+
+    named(Config, "")
     for item in dataclasses.fields(METHODS["edm"].Config):
         assert f"method.{item.name}=" in shown
     assert describe(METHODS, NETWORKS) in shown

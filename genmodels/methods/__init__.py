@@ -5,5 +5,13 @@ from genmodels.methods.ddo import DDO
 from genmodels.methods.edm import EDM
 from genmodels.methods.gbm import GBM
 from genmodels.methods.gedi import GEDI
+from genmodels.methods.noise2score import Noise2Score
 
-METHODS = {"edm": EDM, "ddo": DDO, "cdrl": CDRL, "gbm": GBM, "gedi": GEDI}
+METHODS = {
+    "edm": EDM,
+    "ddo": DDO,
+    "cdrl": CDRL,
+    "gbm": GBM,
+    "noise2score": Noise2Score,
+    "gedi": GEDI,
+}

@@ -29,6 +29,7 @@ class GenerativeModule(L.LightningModule):
 
     NEEDS = ()  # keyword arguments beyond cfg, e.g. ("reference",)
     ENERGY = False  # whether its network is an energy, (B,) for (B, C, H, W)
+    ANY_SIZE = False  # whether it restores pictures of any size, and is trained on patches of such
     INPAINTS = False  # whether sample() takes known= and mask=
     SAMPLE_OPTIONS = {}  # what sample() takes beyond seeds and labels: {key: (type, default, doc)}
     DENOISE_LAWS = {}  # noise laws that restore() knows: {law: what its level is}
@@ -42,6 +43,8 @@ class GenerativeModule(L.LightningModule):
                    if getattr(net, "ENERGY", False) == self.ENERGY]  # fmt: skip
         check(cfg.network.name in fitting, "network.name", cfg.network.name,
               f"method.name={cfg.method.name} needs {kind}: {', '.join(fitting)}")  # fmt: skip
+        check(self.ANY_SIZE or not cfg.data.noise.law, "data.noise.law", cfg.data.noise.law,
+              f"method.name={cfg.method.name} makes its own noise; leave it out")  # fmt: skip
         self.cfg = cfg
         self.shape = tuple(cfg.data.shape)
         self.classes = cfg.data.classes if cfg.data.labels else 0

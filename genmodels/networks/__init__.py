@@ -1,5 +1,6 @@
 """Networks: one file each. NETWORKS maps network.name to its class."""
 
+from genmodels.networks.denoiser import Denoiser, N2SUNet
 from genmodels.networks.ebm import EBM
 from genmodels.networks.edm_unet import EDMUNet
 from genmodels.networks.encoder import Perceptron, ResNet8
@@ -18,4 +19,6 @@ NETWORKS = {
     "mlp": MLP,
     "resnet8": ResNet8,
     "perceptron": Perceptron,
+    "denoiser": Denoiser,
+    "n2s_unet": N2SUNet,
 }

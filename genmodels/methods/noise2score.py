@@ -1,0 +1,256 @@
+"""Noise2Score: restore noisy pictures with the score of noisy pictures alone.
+
+    y        noisy pixels on [0, 1], not clipped; x the clean ones; s(y) = grad_y log p(y)
+    w        y where its noise is nearly even: y, sqrt or log of it (noise.py); deviation sigma
+    z        w + sigma_a u,  u ~ N(0, I),  t = sigma^2 + sigma_a^2
+    learned  AR-DAE: E |u + sigma_a s(z; t)|^2, least at the score;  s(z; t) = -F(z; t) / sqrt(t)
+    restored x = the law's estimate from y and s(y), e.g. y + sigma^2 s for Gaussian noise
+
+F is the noise in z in units of its deviation: of order one, whatever the level. Under Gaussian
+noise w - sqrt(t) F is E[x | z] exactly; the network is told t, so that what perturbed pictures
+teach holds for unperturbed ones, at t = sigma^2.
+
+References: Kim and Ye 2021, arXiv 2106.07009 (Noise2Score); Lim et al. 2020, arXiv 2006.05164
+(AR-DAE). Baselines: Lehtinen et al. 2018, arXiv 1803.04189 (Noise2Noise); Pang et al. 2021, arXiv
+2102.02234 (Recorrupted-to-Recorrupted).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from genmodels import seeding
+from genmodels.config import check, setting
+from genmodels.kernels.philox import philox_normal
+from genmodels.methods.base import GenerativeModule
+from genmodels.networks import NETWORKS
+from genmodels.noise import LAWS
+from genmodels.noise_levels import level_from_patches
+
+# What each objective learns from: data.noise.target.
+TARGETS = {"score": "none", "r2r": "none", "noise2noise": "second", "supervised": "clean"}
+VIEWS = {
+    "fixed": "strict: one fixed noisy copy of each picture",
+    "fresh": "new noise on clean pictures for every patch",
+    "given": "the pictures' own noise",
+}
+
+
+@dataclass
+class Noise2ScoreConfig:
+    """Noise2Score (arXiv 2106.07009) and its baselines."""
+
+    name: str = setting("noise2score", "")
+    objective: str = setting("score", "score; baselines: r2r, noise2noise, supervised")
+    form: str = setting("scaled", "scaled: sigma_a in units of the noise, F = -sqrt(t) s; "
+                        "published: sigma_a on [0, 1], and the network is s")  # fmt: skip
+    sigma_a_min: float = setting(0.0, "smallest perturbation; 0: 0.25, for poisson 0.6")
+    sigma_a_max: float = setting(1.0, "largest perturbation; r2r: the one it uses")
+    anneal: int = setting(0, "images over which sigma_a falls evenly; 0: drawn at random, in log")
+    domain: str = setting("even", "even: w, where the noise is even; pixels: y itself (published)")
+    estimator: str = setting("law", "law: the paper's; corrected: second order (poisson, gamma)")
+    probes: int = setting(8, "corrected: random sign vectors for the diagonal of the Jacobian")
+
+    def __post_init__(self):
+        choices = {"objective": tuple(TARGETS), "form": ("scaled", "published"),
+                   "domain": ("even", "pixels"), "estimator": ("law", "corrected")}  # fmt: skip
+        for key, names in choices.items():
+            check(getattr(self, key) in names, f"method.{key}", getattr(self, key),
+                  f"choose from {', '.join(names)}")  # fmt: skip
+        check(0 <= self.sigma_a_min <= self.sigma_a_max > 0, "method.sigma_a_min",
+              self.sigma_a_min, f"must be in [0, sigma_a_max={self.sigma_a_max}]")  # fmt: skip
+        check(self.anneal >= 0, "method.anneal", self.anneal, "must be >= 0 images")
+        check(self.probes >= 1, "method.probes", self.probes, "must be >= 1")
+        check(self.form == "scaled" or self.objective == "score", "method.form", self.form,
+              "goes with objective=score only")  # fmt: skip
+
+
+class Noise2Score(GenerativeModule):
+    """Restores noisy pictures of any size; cfg.method is a Noise2ScoreConfig."""
+
+    Config = Noise2ScoreConfig
+    ANY_SIZE = True
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        noise, method = cfg.data.noise, cfg.method
+        check(noise.law in LAWS, "data.noise.law", noise.law, f"choose from {', '.join(LAWS)}")
+        wanted = TARGETS[method.objective]
+        check(noise.target == wanted, "data.noise.target", noise.target,
+              f"method.objective={method.objective} learns from {wanted}")  # fmt: skip
+        self.law = LAWS[noise.law]
+        for level in (noise.level, noise.level_max):
+            if level:
+                self.law.check(level)
+        self.sigma_a_min = self.least_perturbation(noise, method)
+        self.DENOISE_LAWS = {noise.law: self.law.unit}
+        self.net = NETWORKS[cfg.network.name](cfg.network, self.shape)
+        # The levels it was trained on; of given pictures they are estimated, in prepare().
+        self.register_buffer("levels", torch.tensor([noise.level, noise.level_max or noise.level]))
+
+    def least_perturbation(self, noise, method):
+        """Return the smallest sigma_a.
+
+        Poisson pixels are multiples of zeta; perturbed by less than half of it, they have the score
+        of a comb. Of the root of a pixel, 0.55 of its noise is half a count between 0 and 1.
+
+        Raises:
+            ValueError: the comb would show.
+        """
+        least, poisson = method.sigma_a_min or 0.25, noise.law == "poisson"
+        if poisson and method.form == "scaled":
+            least = method.sigma_a_min or min(0.6, method.sigma_a_max)
+        if poisson:
+            zeta = noise.level_max or noise.level
+            bound = 0.55 if method.form == "scaled" else 0.5 * zeta
+            check(least >= bound, "method.sigma_a_min", least, f"must be >= {bound:g}: counts are "
+                  "whole, and a smaller perturbation learns their comb")  # fmt: skip
+        check(least <= method.sigma_a_max, "method.sigma_a_max", method.sigma_a_max,
+              f"must be >= {least}")  # fmt: skip
+        return least
+
+    def prepare(self, data):
+        """Note the levels of the training pictures; return what is learned from, in words."""
+        if data.levels:
+            self.levels.copy_(torch.tensor([min(data.levels), max(data.levels)]))
+        low, high = self.levels.tolist()
+        count, noise = len(data.numbers["train"]), self.cfg.data.noise
+        level = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+        target = {"none": "no target", "second": "target: a second noisy copy",
+                  "clean": "target: the clean picture"}[noise.target]  # fmt: skip
+        views = f"{VIEWS[noise.copies]}; {target}"
+        return f"{count} pictures, {noise.law} noise of level {level}; {views}"
+
+    def to_state(self, y, level):
+        """Return (w, sigma (B, 1, 1, 1)) of noisy pixels y; level (B, 1, 1, 1).
+
+        Of uneven noise sigma is that of mid grey.
+        """
+        sigma = torch.zeros_like(level) + self.law.state_std(level)
+        if self.cfg.method.domain == "even":
+            return self.law.to_state(y, level), sigma
+        grey = self.law.to_state(torch.full_like(level, 0.5), level)
+        return y, sigma * self.law.state.slopes(grey, level)[0]
+
+    def from_state(self, w, level):
+        """Return pixels y of a state w."""
+        return w if self.cfg.method.domain == "pixels" else self.law.from_state(w, level)
+
+    def noise_in(self, z, deviation):
+        """Return F(z; t), the noise in z over its deviation sqrt(t) (B, 1, 1, 1)."""
+        if self.cfg.method.form == "published":
+            return -deviation * self.net(z, None)
+        # 25 of 255 grey levels make about 1.
+        return self.net(z, 10 * deviation.flatten())
+
+    def sigma_a(self, n, sigma):
+        """Return the perturbation of training images n, (B, 1, 1, 1)."""
+        cfg = self.cfg.method
+        if cfg.objective == "r2r":
+            share = torch.full_like(sigma, cfg.sigma_a_max)
+        elif cfg.anneal:
+            rest = (1 - n.to(sigma) / cfg.anneal).clamp(0, 1).reshape(-1, 1, 1, 1)
+            share = self.sigma_a_min + (cfg.sigma_a_max - self.sigma_a_min) * rest
+        else:
+            drawn = seeding.uniform(self.cfg.seed, n, seeding.Stream.SIGMA).reshape(-1, 1, 1, 1)
+            share = self.sigma_a_min * (cfg.sigma_a_max / self.sigma_a_min) ** drawn
+        return share if cfg.form == "published" else share * sigma
+
+    def loss(self, batch):
+        """Return (L, {"loss": L}), the mean square of what is learned, in units of the noise.
+
+        score        u + sigma_a s(z; t)                                       (AR-DAE)
+        r2r          (x(z) - (w - sigma^2 u / sigma_a)) / sigma,  sigma_a fixed
+        noise2noise  (x(w) - y') / sigma,  y' another noisy copy
+        supervised   (x(w) - x) / sigma
+        """
+        objective, level = self.cfg.method.objective, batch["level"].reshape(-1, 1, 1, 1)
+        w, sigma = self.to_state((batch["image"] + 1) / 2, level)
+        if objective in ("score", "r2r"):
+            a, shape = self.sigma_a(batch["n"], sigma), w.shape[1:]
+            u = philox_normal(shape, self.cfg.seed, batch["n"], stream=int(seeding.Stream.NOISE),
+                              device=w.device)  # fmt: skip
+            z, deviation = w + a * u, (sigma**2 + a**2).sqrt()
+            noise = self.noise_in(z, deviation)
+            if objective == "score":
+                error = u - a * noise / deviation
+            else:
+                error = (z - deviation * noise - w + sigma**2 * u / a) / sigma
+        else:
+            x = self.from_state(w - sigma * self.noise_in(w, sigma), level)
+            error = (x - (batch["target"] + 1) / 2) / sigma
+        loss = error.square().mean()
+        return loss, {"loss": loss.detach()}
+
+    def state_score(self, w, sigma):
+        """Return s(w) of unperturbed states, whose noise has deviation sigma (B, 1, 1, 1)."""
+        if self.cfg.method.objective == "r2r":  # it knows one level only, that of z
+            sigma = sigma * math.sqrt(1 + self.cfg.method.sigma_a_max**2)
+        return -self.noise_in(w, sigma) / sigma
+
+    def score(self, y, level):
+        """Return s(y) = grad_y log p(y) of noisy pixels y on [0, 1]; level (B,), the law's unit."""
+        level = level.reshape(-1, 1, 1, 1).to(y)
+        w, sigma = self.to_state(y, level)
+        s = self.state_score(w, sigma)
+        return s if self.cfg.method.domain == "pixels" else self.law.score(w, s, level)
+
+    def estimate(self, y, level):
+        """Return the restored pixels on [0, 1], not clipped; arguments as for score()."""
+        column = level.reshape(-1, 1, 1, 1).to(y)
+        if self.cfg.method.objective in ("score", "r2r"):
+            s = self.score(y, level)
+            if self.cfg.method.estimator == "law" or self.law.corrected is None:
+                return self.law.estimate(y, s, column)
+            return self.law.corrected(y, s, self.diagonal(y, level), column)
+        w, sigma = self.to_state(y, column)
+        return self.from_state(w - sigma * self.noise_in(w, sigma), column)
+
+    def diagonal(self, y, level):
+        """Return ds_i / dy_i, by Hutchinson's signs; see score()."""
+        zeros = torch.zeros(len(y), dtype=torch.int64, device=y.device)
+        signs = seeding.signs(zeros, 0, self.cfg.method.probes, y.shape[1:])
+        total = torch.zeros_like(y)
+        for v in signs:
+            total += v * torch.func.jvp(lambda y: self.score(y, level), (y,), (v,))[1]
+        return total / len(signs)
+
+    def noisy_state(self, images):
+        """Raise ValueError for pixels that are not finite numbers."""
+        check(torch.isfinite(images).all(), "image", "nan", "its pixels must be finite numbers")
+
+    def noise_level(self, image, law):
+        """Return the level of the noise in one picture (C, H, W) on [-1, 1], in the law's unit."""
+        check(law in self.DENOISE_LAWS, "law", law, f"choose from {', '.join(self.DENOISE_LAWS)}")
+        return float(level_from_patches((image.double() + 1) / 2, self.law))
+
+    @torch.no_grad()
+    def restore(self, images, law, level=None, labels=None):
+        """Return (restored pictures in [-1, 1], float32, their levels (B,)) of noisy ones.
+
+        Args:
+            images: float32 (B, C, H, W) on the [-1, 1] scale, not clipped; any H and W.
+            law: the one it was trained on, a key of DENOISE_LAWS.
+            level: in the law's unit; None: estimated for each picture.
+            labels: None; it knows no classes.
+
+        Raises:
+            ValueError: another law or number of channels, a level it was not trained on.
+        """
+        check(images.shape[1] == self.shape[0], "image", tuple(images.shape),
+              f"the model knows {self.shape[0]} channels")  # fmt: skip
+        check(law in self.DENOISE_LAWS, "law", law, f"choose from {', '.join(self.DENOISE_LAWS)}")
+        self.noisy_state(images)
+        found = [self.noise_level(image, law) if level is None else level for image in images]
+        low, high = self.levels.tolist()
+        for value in found:
+            check(0.9 * low <= value <= 1.1 * high, "level", f"{value:.4g}",
+                  f"this model was trained at {low:.4g} to {high:.4g}")  # fmt: skip
+        found = torch.tensor(found, dtype=torch.float32, device=self.device)
+        y = (images.to(self.device) + 1) / 2
+        return (self.estimate(y, found) * 2 - 1).clamp(-1, 1), found
+
+    def sample(self, seeds, labels=None, **options):
+        """Raise ValueError: this method restores pictures and generates none."""
+        raise ValueError("method.name=noise2score: restores pictures; write denoise=IMAGES law=")

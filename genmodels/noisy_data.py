@@ -1,0 +1,153 @@
+"""Noisy pictures for training denoisers: patches cut at random from pictures of any size.
+
+What the network may learn from is data.noise.copies, and is saved with the model:
+
+    fixed   one noisy copy of each picture, made once: strict self-supervision
+    fresh   new noise for every patch, from the clean picture: unlimited noisy views
+    given   the pictures are noisy themselves: nothing is added
+"""
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from genmodels import seeding
+from genmodels.config import check
+from genmodels.data import TrainStream
+from genmodels.datasets import picture_tree
+from genmodels.images import from_uint8
+from genmodels.noise import LAWS
+from genmodels.noise_levels import level_from_patches
+from genmodels.own_data import held_out_share
+
+FIRST, SECOND, LEVEL, FRESH = range(4)  # what a numpy generator of [seed, number, which] draws
+
+
+class NoisyDataModule(L.LightningDataModule):
+    """Patches of noisy pictures for Lightning; image n of the stream depends on (seed, n) alone.
+
+    A batch is a dict: `image` the noisy patches, float32 (B, C, P, P) on the [-1, 1] scale, not
+    clipped; `level` float32 (B,) in the law's unit; `label` -1, `n` int64 (B,). data.noise.target
+    adds `target`, the clean patches or those of a second noisy copy; without it nothing clean
+    leaves this class. Patches are turned and mirrored at random.
+
+    Args:
+        cfg: a DataConfig; its shape and classes are filled in.
+        seed: key of the noise, the order and the cuts.
+        accumulate: micro-batches per optimizer step.
+
+    Raises:
+        ValueError: no pictures, or one smaller than a patch.
+    """
+
+    def __init__(self, cfg, seed=0, accumulate=1):
+        super().__init__()
+        self.cfg, self.seed, self.accumulate = cfg, seed, accumulate
+        self.law, channels = LAWS[cfg.noise.law], cfg.channels or 3
+        tree = picture_tree(cfg)
+        pictures = [tree.read(name, channels) for name in tree.names]
+        check(pictures, "data.root", tree.path, "holds no picture")
+        for name, picture in zip(tree.names, pictures):
+            check(min(picture.shape[1:]) >= cfg.patch, "data.patch", cfg.patch,
+                  f"{name} is {tuple(picture.shape[1:])}; take smaller patches")  # fmt: skip
+        cfg.shape, cfg.classes = [channels, cfg.patch, cfg.patch], 0
+        shares = [held_out_share(cfg, split, len(pictures)) for split in ("train", "test")]
+        self.numbers = dict(zip(("train", "test"), shares))
+        check(len(shares[0]), "data.holdout", cfg.holdout, "leaves no picture to train on")
+        self.views, self.levels = self._views(pictures)
+
+    def _views(self, pictures):
+        """Return ({key of a batch: pictures}, their levels); of fresh noise only the clean ones."""
+        noise = self.cfg.noise
+        if noise.copies == "fresh":
+            return {"target": pictures}, []
+        if noise.copies == "given":
+            found = [
+                noise.level or level_from_patches(p.double() / 255, self.law) for p in pictures
+            ]
+            return {"image": pictures}, found
+        levels = [self._level(self._rng(k, LEVEL)) for k in range(len(pictures))]
+
+        def copies(which):
+            return [self._noisy(p, levels[k], self._rng(k, which)) for k, p in enumerate(pictures)]
+
+        views = {"image": copies(FIRST)}
+        if noise.target != "none":
+            views["target"] = copies(SECOND) if noise.target == "second" else pictures
+        return views, levels
+
+    def _rng(self, number, which):
+        return np.random.default_rng([self.seed, number, which])
+
+    def _level(self, rng):
+        """The level of a picture or patch: the one told, or drawn evenly in log."""
+        low, high = self.cfg.noise.level, self.cfg.noise.level_max
+        return low * (high / low) ** rng.random() if high else low
+
+    def _noisy(self, clean, level, rng):
+        """A noisy copy of uint8 pixels, float32 on the [-1, 1] scale."""
+        return torch.from_numpy(self.law.sample(clean.numpy() / 255, level, rng) * 2 - 1).float()
+
+    def cut(self, n, numbers):
+        """Return the batch of stream positions n from these pictures, both int64 (B,)."""
+        streams = (seeding.Stream.CUT, seeding.Stream.CUT_ROW, seeding.Stream.TURN)
+        places = zip(*(seeding.uniform(self.seed, n, stream).tolist() for stream in streams))
+        items = [self._patch(*item) for item in zip(n.tolist(), numbers.tolist(), places)]
+        batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
+        return batch | {"label": torch.full_like(n, -1), "n": n}
+
+    def _patch(self, n, number, place):
+        """Return {key: patch} of one picture and its level."""
+        item = {key: _cut(pictures[number], self.cfg.patch, place)
+                for key, pictures in self.views.items()}  # fmt: skip
+        if self.levels:
+            level = self.levels[number]
+        else:
+            rng, clean = self._rng(n, FRESH), item.pop("target")
+            level = self._level(rng)
+            item["image"] = self._noisy(clean, level, rng)
+            if self.cfg.noise.target != "none":
+                second = self.cfg.noise.target == "second"
+                item["target"] = self._noisy(clean, level, rng) if second else clean
+        item = {key: from_uint8(p) if p.dtype == torch.uint8 else p for key, p in item.items()}
+        return item | {"level": torch.tensor(level, dtype=torch.float32)}
+
+    def train_dataloader(self):
+        """Return the stream, from the trainer's current step on, for this rank."""
+        trainer, numbers = self.trainer, self.numbers["train"]
+        first_step = lambda: trainer.global_step  # noqa: E731  read when iteration starts
+        stream = TrainStream(
+            torch.empty(0), torch.zeros(len(numbers)), self.seed, self.cfg.batch_size, first_step,
+            self.accumulate, trainer.global_rank, trainer.world_size,
+        )  # fmt: skip
+        return Patches(self, stream, numbers)
+
+    def val_dataloader(self):
+        """Return this rank's patches of held-out pictures: 16 of each, fixed."""
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        count = 16 * len(self.numbers["test"])
+        parts = [part for part in torch.arange(count).split(self.cfg.batch_size)
+                 if len(part) >= world]  # fmt: skip
+        own = [part.tensor_split(world)[rank] for part in parts]
+        batches = [self.cut(seeding.HELD_OUT + p, self.numbers["test"][p // 16]) for p in own]
+        return DataLoader(batches, batch_size=None)
+
+
+class Patches:
+    """Iterable of batches over the numbers of a TrainStream."""
+
+    def __init__(self, data, stream, numbers):
+        self.data, self.stream, self.numbers = data, stream, numbers
+
+    def __iter__(self):
+        for n, places in self.stream.numbers():
+            yield self.data.cut(n, self.numbers[places])
+
+
+def _cut(picture, side, place):
+    """Return a square of the picture (C, H, W), turned and mirrored; place: three uniforms."""
+    row, column, turn = place
+    top, left = (int(u * (size - side + 1)) for u, size in zip((row, column), picture.shape[1:]))
+    patch = torch.rot90(picture[:, top : top + side, left : left + side], int(turn * 4), (1, 2))
+    return patch.flip(-1) if turn * 8 % 2 >= 1 else patch

@@ -1,0 +1,138 @@
+"""Patches of noisy pictures: what is fixed, what is fresh, and that nothing clean gets out."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genmodels.config import DataConfig, NoiseConfig
+from genmodels.noisy_data import NoisyDataModule
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten flat pictures, number k of grey 20 k + 30, two of them upright."""
+    for k in range(10):
+        size = (24, 40) if k < 2 else (40, 24)
+        Image.new("L", size, 20 * k + 30).save(tmp_path / f"{k}.png")
+    return tmp_path
+
+
+def make(folder, seed=0, rank=0, world=1, step=0, batch=8, holdout=0.2, **noise):
+    noise = {"law": "gaussian", "level": 10.0} | noise
+    cfg = DataConfig(name="imagefolder", root=str(folder), channels=1, patch=16, holdout=holdout,
+                     batch_size=batch, noise=NoiseConfig(**noise))  # fmt: skip
+    data = NoisyDataModule(cfg, seed)
+    data.trainer = SimpleNamespace(global_step=step, global_rank=rank, world_size=world)
+    return data
+
+
+def batches(data, count=1):
+    stream = iter(data.train_dataloader())
+    return [next(stream) for _ in range(count)]
+
+
+def greys(batch):
+    """Which picture each patch is of."""
+    means = (batch["image"].mean(dim=(1, 2, 3)) + 1) / 2 * 255
+    return ((means - 30) / 20).round().long()
+
+
+def test_a_batch_holds_noisy_patches_and_their_level_and_nothing_clean(folder):
+    (batch,) = batches(make(folder))
+    assert set(batch) == {"image", "level", "label", "n"}
+    assert batch["image"].shape == (8, 1, 16, 16) and batch["image"].dtype == torch.float32
+    assert batch["level"].tolist() == [10.0] * 8
+    spread = batch["image"].std(dim=(1, 2, 3)) * 127.5
+    assert torch.all((spread - 10).abs() < 4 * 10 / np.sqrt(2 * 256))
+
+
+def test_every_pass_takes_every_training_picture_once(folder):
+    data = make(folder)
+    passes = [greys(batch).tolist() for batch in batches(data, 3)]
+    for order in passes:
+        assert sorted(order) == sorted(data.numbers["train"].tolist())
+    assert passes[0] != passes[1]
+    held_out = greys(next(iter(data.val_dataloader()))).tolist()
+    assert not set(held_out) & set(passes[0])
+
+
+@pytest.mark.parametrize("copies", ["fixed", "fresh"])
+def test_fixed_noise_comes_again_and_fresh_noise_does_not(folder, copies):
+    """Of a picture no larger than a patch, up to turning: the sorted pixels."""
+    for k in range(10):
+        Image.new("L", (16, 16), 20 * k + 30).save(folder / f"{k}.png")
+    seen = {}
+    for batch in batches(make(folder, copies=copies), 3):
+        for number, patch in zip(greys(batch).tolist(), batch["image"]):
+            seen.setdefault(number, []).append(patch.flatten().sort().values)
+    for first, *others in seen.values():
+        assert all(torch.equal(first, other) == (copies == "fixed") for other in others)
+
+
+@pytest.mark.parametrize("copies", ["fixed", "fresh"])
+def test_a_patch_is_a_function_of_seed_and_n(folder, copies):
+    whole = batches(make(folder, copies=copies), 2)
+    halves = [batches(make(folder, copies=copies, rank=rank, world=2), 2) for rank in (0, 1)]
+    later = batches(make(folder, copies=copies, step=1))[0]
+    for step in (0, 1):
+        parts = torch.cat([halves[rank][step]["image"] for rank in (0, 1)])
+        assert torch.equal(parts, whole[step]["image"])
+    assert torch.equal(later["image"], whole[1]["image"])
+    assert not torch.equal(batches(make(folder, 1, copies=copies))[0]["image"], whole[0]["image"])
+
+
+@pytest.mark.parametrize("copies", ["fixed", "fresh"])
+def test_targets_lie_on_the_same_place(folder, copies):
+    """A clean target has the picture's grey; a second copy has noise of its own."""
+    for k in range(10):  # a ramp, so that a patch tells where it was cut and how it was turned
+        ramp = np.add.outer(3 * np.arange(24), 2 * np.arange(40)) + k
+        Image.fromarray(ramp.astype(np.uint8)).save(folder / f"{k}.png")
+    clean, second = (batches(make(folder, copies=copies, target=t))[0] for t in ("clean", "second"))
+    assert torch.equal(clean["image"], second["image"])
+    noise = (clean["image"] - clean["target"]) * 127.5
+    other = (second["target"] - clean["target"]) * 127.5
+    for part in (noise, other):
+        assert abs(float(part.std()) - 10) < 0.8 and abs(float(part.mean())) < 1
+    assert abs(float((noise * other).mean())) < 6
+
+
+def test_blind_levels_are_fixed_for_a_picture_or_drawn_for_a_patch(folder):
+    (low, high), seen = (5.0, 50.0), {}
+    for copies in ("fixed", "fresh"):
+        data = make(folder, copies=copies, level=low, level_max=high)
+        for batch in batches(data, 4):
+            assert batch["level"].min() >= low and batch["level"].max() <= high
+            spread = batch["image"].std(dim=(1, 2, 3)) * 127.5
+            assert torch.all((spread / batch["level"] - 1).abs() < 0.25)
+            # Under so much noise a mean tells the picture to half a grey step only on average.
+            for n, level in zip(batch["n"].tolist(), batch["level"].tolist()):
+                seen.setdefault(copies, {})[n] = level
+        if copies == "fixed":
+            assert set(seen[copies].values()) <= set(map(float, np.float32(data.levels)))
+    assert len(set(seen["fresh"].values())) == 32 and len(set(seen["fixed"].values())) == 8
+
+
+def test_all_turns_and_places_occur(folder):
+    for k in range(10):
+        ramp = np.add.outer(5 * np.arange(17), 1 * np.arange(17)) + 20
+        Image.fromarray(ramp.astype(np.uint8)).save(folder / f"{k}.png")
+    batch = torch.cat([b["image"] for b in batches(make(folder, level=0.1), 40)]) * 127.5
+    down, right = (batch.diff(dim=d).mean(dim=(1, 2, 3)).round().int() for d in (2, 3))
+    turns = set(zip(down.tolist(), right.tolist()))
+    assert turns == {(a, b) for a, b in [(5, 1), (5, -1), (-5, 1), (-5, -1),
+                                         (1, 5), (1, -5), (-1, 5), (-1, -5)]}  # fmt: skip
+    corners = (batch.amin(dim=(1, 2, 3)) + 127.5).round().int()
+    assert {20, 21, 25, 26} == set(corners.tolist())
+
+
+def test_what_cannot_be_is_one_line(folder):
+    with pytest.raises(ValueError, match="data.patch=16: 0.png is"):
+        Image.new("L", (10, 40)).save(folder / "0.png")
+        make(folder)
+    with pytest.raises(ValueError, match="data.noise.copies=given: knows no target"):
+        NoiseConfig(law="gaussian", copies="given", target="clean")
+    with pytest.raises(ValueError, match="is no folder of pictures"):
+        NoisyDataModule(DataConfig(name="digits", patch=4, noise=NoiseConfig(law="gaussian")))
