@@ -119,9 +119,17 @@ def sha256_of(*tensors):
 
 
 def check_folder(key, folder, seeds):
-    """Raise ValueError if PNGs of these seeds in this folder would mix with those of others."""
+    """Raise ValueError if PNGs of these seeds in this folder would mix with those of others.
+
+    Args:
+        key: what errors call the folder.
+        folder: a Path.
+        seeds: whole numbers; None: no PNGs are meant.
+    """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{key}={folder}: is a file; name a folder")
+    if seeds is None:
+        return
     asked = {f"{seed:06d}" for seed in seeds}
     numbered = folder.glob("[0-9]*.png")
     strange = sorted(p.name for p in numbered if p.stem.isdecimal() and p.stem not in asked)

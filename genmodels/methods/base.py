@@ -29,6 +29,7 @@ class GenerativeModule(L.LightningModule):
 
     NEEDS = ()  # keyword arguments beyond cfg, e.g. ("reference",)
     ENERGY = False  # whether its network is an energy, (B,) for (B, C, H, W)
+    ANY_SIZE = False  # whether restore() takes pictures of any height and width
     INPAINTS = False  # whether sample() takes known= and mask=
     SAMPLE_OPTIONS = {}  # what sample() takes beyond seeds and labels: {key: (type, default, doc)}
     DENOISE_LAWS = {}  # noise laws that restore() knows: {law: what its level is}
