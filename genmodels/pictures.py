@@ -71,8 +71,8 @@ def find(path):
         found = {path.name: path.read_bytes}
     elif path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
         tree = files.Tree(path, "denoise")
-        names = [name for name in tree.entries
-                 if name.lower().endswith(known) and PurePath(name).name not in NOT_READ]  # fmt: skip
+        names = [name for name in tree.entries if name.lower().endswith(known)]
+        names = [name for name in names if PurePath(name).name not in NOT_READ]
         names.sort(key=lambda name: name.split("/"))
         found = {name: partial(tree.bytes, name) for name in names}
     else:
