@@ -15,7 +15,7 @@ protocols (test for likelihoods, which take its first num= images, and for clust
 a file that `stats` wrote, or the mu and sigma of pytorch-fid, EDM or ADM; MODEL takes reference=
 too.
 
-denoise= adds noise to clean pictures (evaluate.py neither clips nor rounds it) and scores what the
+denoise= adds noise to clean pictures (neither clipped nor rounded) and scores what the
 model restores; blind=true hides the level, ensemble=true adds the mean of 8 orientations beside it.
 
 Prints a table; out= also writes the numbers as JSON, with the keys given, the features and the
@@ -162,6 +162,8 @@ def check_words(common, options, positionals, command):
     for key, text in common.items():
         if key not in TAKEN.get(work, SCHEMA):
             raise ValueError(f"{key}={text}: {work} does not take it; leave it out")
+        if key in restoration_scores.SCHEMA and not options["denoise"]:
+            raise ValueError(f"{key}={text}: needs denoise=FOLDER; leave it out")
     if command and positionals:
         raise ValueError(f"{positionals[0]}: {command} takes key=value words only; leave it out")
     other = "reference" if command != "stats" else "images"

@@ -33,10 +33,8 @@ def score(model, options, extra, device):
     readers = pictures.find(Path(options["denoise"]))
     names = list(readers)[: options["num"] or None]
     state, rows = benchmark.process_state(), []
-    for name in names:
-        restoring.planes(
-            model, torch.from_numpy(clean_picture(name, readers[name]())).movedim(2, 0)
-        )
+    for name in names:  # all of them, before the work
+        restoring.planes(model, clean_picture(name, readers[name]()).transpose(2, 0, 1))
     if device.type == "cuda":  # the first call is slower and would count
         restore_one(model, 0, names[0], readers[names[0]](), options, law, level)
     own = range(state.process_index, len(names), state.num_processes)
