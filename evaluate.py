@@ -4,6 +4,7 @@
     python evaluate.py images=A reference=B metrics=fd,prc [out=FILE.json]
     python evaluate.py MODEL likelihood=true [data=NAME[:SPLIT]] [num=N] [out=FILE.json]
     python evaluate.py MODEL ood=NAME[:SPLIT],interpolation,noise,constant [num=N] [out=FILE.json]
+    python evaluate.py MODEL denoise=FOLDER law=gaussian level=25 [seed=0] [--against bm3d]
     python evaluate.py MODEL cluster=NAME[:SPLIT] [metrics=nmi,acc,ari,ami,fd] [out=FILE.json]
     python evaluate.py stats data=NAME[:SPLIT] features=inception weights=FILE out=STATS.npz
     python evaluate.py selftest [features=digits]
@@ -13,6 +14,9 @@ or a data set with a split (digits:test); the split is train if none is named, a
 protocols (test for likelihoods, which take its first num= images, and for clusters). B may also be
 a file that `stats` wrote, or the mu and sigma of pytorch-fid, EDM or ADM; MODEL takes reference=
 too.
+
+denoise= adds noise to clean pictures (neither clipped nor rounded) and scores what the
+model restores; blind=true hides the level, ensemble=true adds the mean of 8 orientations beside it.
 
 Prints a table; out= also writes the numbers as JSON, with the keys given, the features and the
 versions that reproduce them. Finished parts of scores and stats are kept in OUT.blocks until then:
@@ -24,14 +28,15 @@ import sys
 import time
 from pathlib import Path
 
-from genmodels import benchmark, checkpoint, cli, clusters, likelihood, plots, scoring, selftest
+from genmodels import benchmark, checkpoint, cli, plots, restoration_scores, scoring, selftest
 from genmodels.images import write_bytes
 from genmodels.metrics import ood
-from genmodels.metrics.clustering import CLUSTERING, clustering_scores
+from genmodels.metrics.clustering import CLUSTERING
 from genmodels.metrics.features import load_features
 from genmodels.metrics.stats import describe, stats_bytes
+from genmodels.model_scores import score_clusters, score_likelihood, score_ood
 from genmodels.passes import Store, score_pass
-from genmodels.sources import Generated, Pictures, read_source
+from genmodels.sources import Generated, Pictures, check_shape, read_source, where
 
 SCHEMA = {
     "data": (str, "", "data set the model is scored against, NAME or NAME:SPLIT"),
@@ -42,6 +47,7 @@ SCHEMA = {
             f"AUPR, FPR95; data sets or {', '.join(ood.SYNTHETIC)}"),
     "cluster": (str, "", "score the model's clusters of this data set against its classes: "
                 f"metrics={','.join(CLUSTERING)}"),
+    **restoration_scores.SCHEMA,
     "metrics": (list[str], ["fd"], "; ".join(f"{k}: {v}" for k, v in scoring.METRICS.items())
                 + "; prc: precision and recall; density comes with coverage"),
     "features": (str, "pixels", "pixels, digits, fashion, inception, ... or a TorchScript file"),
@@ -76,11 +82,20 @@ TAKEN = {
     "selftest": NETWORK,
     "likelihood=true": ("likelihood", "data", "num", "seed", "root", "pad", "batch", "device",
                         "out"),
+    "denoise=": (*restoration_scores.SCHEMA, "num", "seed", "precision", "device", "out"),
 }  # fmt: skip
+# What scores a model in place of its images: (model, options, options of the method, device) ->
+# (scores, facts, title), by the key that asks for it; and where the method says what it takes.
+WORK = {
+    "likelihood": (score_likelihood, "LIKELIHOOD_OPTIONS"),
+    "ood": (score_ood, "SAMPLE_OPTIONS"),
+    "denoise": (restoration_scores.score, ""),
+}
 
 
 def evaluate(argv):
     """Run one evaluation; see the module's docstring."""
+    argv = cli.joined_flags(argv, "against")
     positionals, words, flags = cli.split_words(argv)
     cli.check_flags(flags, ("--help",))
     if "--help" in flags or not argv:
@@ -101,14 +116,13 @@ def evaluate(argv):
             return (write_stats if command == "stats" else self_test)(options, device)
     started = time.monotonic()
     model = checkpoint.load(positionals[0], device=device) if positionals else None
-    taken = "LIKELIHOOD_OPTIONS" if options["likelihood"] else "SAMPLE_OPTIONS"
+    mode = next((key for key in WORK if options[key]), "")
+    work, taken = WORK.get(mode, (score_images, "SAMPLE_OPTIONS"))
     extra = cli.typed_words(words, getattr(model, taken, {}), also=SCHEMA)
     given = {key: (options | extra)[key] for key in [*common, *words] if key not in FILES}
     with cli.told_warnings() as told:
-        work = score_likelihood if options["likelihood"] else score_images
-        work = score_ood if options["ood"] else work
         scores, facts, title = score_clusters(model, options, clustering)
-        if options["metrics"] or options["likelihood"] or options["ood"]:
+        if options["metrics"] or mode:
             more, facts, title = work(model, options, extra, device)
             scores |= more
     if not benchmark.process_state().is_main_process:
@@ -141,52 +155,15 @@ def split_metrics(options, chosen):
     return [name for name in asked if name in CLUSTERING]
 
 
-def score_clusters(model, options, metrics):
-    """Return (scores, facts, title) of the model's clusters of a data set; nothing without any."""
-    source = options["cluster"]
-    if not source:
-        return {}, {}, ""
-    if not hasattr(model, "cluster"):
-        raise ValueError(f"cluster={source}: needs a MODEL whose method makes clusters")
-    source = source if ":" in source else f"{source}:test"
-    pixels, labels, _ = read_source(source, **where(options, model))
-    check_shape(source, pixels.shape[1:], model)
-    if labels is None:
-        raise ValueError(f"cluster={source}: has no classes to compare with")
-    found = clusters.assign(model, pixels, options["batch"]).argmax(dim=1)
-    scores = clustering_scores(found, labels, metrics)
-    facts = {"data": source, "num": len(pixels), "rows": []}
-    return {k: {"value": v} for k, v in scores.items()}, facts, f"clusters of {source}"
-
-
-def score_ood(model, options, extra, device):
-    """Return (scores, facts, title): how the model's scores tell its test images from others."""
-    if not hasattr(model, "ood_scores"):
-        raise ValueError(
-            f"ood={','.join(options['ood'])}: needs a MODEL whose method scores images"
-        )
-    own, num = model.cfg.data.name, options["num"]
-    kept = where(options, model)
-    inside = ood.first(read_source(f"{own}:test", **kept)[0], num)
-    pixels = {"inside": inside, "train": ood.first(read_source(f"{own}:train", **kept)[0], 2000)}
-    for source in options["ood"]:
-        if source in ood.SYNTHETIC:
-            pixels[source] = ood.synthetic(source, inside, options["seed"])
-        else:
-            other = read_source(source if ":" in source else f"{source}:test", **kept)[0]
-            check_shape(source, other.shape[1:], model)
-            pixels[source] = ood.first(other, num)
-    scores = {k: ood.image_scores(model, v, options["batch"]) for k, v in pixels.items()}
-    facts = {"data": own, "num": {key: len(value) for key, value in pixels.items()}, "rows": []}
-    return ood.compare(scores, options["ood"]), facts, f"{len(inside)} test images of {own} inside"
-
-
 def check_words(common, options, positionals, command):
     """Raise ValueError for a word that would be ignored."""
-    work = command or ("likelihood=true" if options["likelihood"] else "")
+    asked = (word for word in TAKEN if options.get(word.partition("=")[0]))
+    work = command or next(asked, "")
     for key, text in common.items():
         if key not in TAKEN.get(work, SCHEMA):
             raise ValueError(f"{key}={text}: {work} does not take it; leave it out")
+        if key in restoration_scores.SCHEMA and not options["denoise"]:
+            raise ValueError(f"{key}={text}: needs denoise=FOLDER; leave it out")
     if command and positionals:
         raise ValueError(f"{positionals[0]}: {command} takes key=value words only; leave it out")
     other = "reference" if command != "stats" else "images"
@@ -268,15 +245,6 @@ def score_images(model, options, extra, device):
     return scores, facts, f"against {source}: {len(pictures)} images, features {features.name}"
 
 
-def check_shape(source, real, model):
-    """Raise ValueError unless the model makes images of the reference's shape (C, H, W)."""
-    if real and tuple(real) != tuple(model.shape):
-        raise ValueError(
-            f"data={source}: has images of shape {tuple(real)}, the model makes "
-            f"{tuple(model.shape)}; name a set of that shape, or pad= background around it"
-        )
-
-
 def check_sizes(source, shape, real, features):
     """Raise ValueError if pixels are to be compared of images of two shapes (C, H, W)."""
     if real and features.dim is None and features.resize == "none" and shape != tuple(real):
@@ -297,33 +265,11 @@ def generated(model, options, extra, reference_num):
     return Generated(model, seeds, labels, save=options["save_images"], **settings)
 
 
-def score_likelihood(model, options, extra, device):
-    """Return (scores, facts, title): bits per dimension of real images under the model."""
-    if model is None or not model.LIKELIHOODS:
-        raise ValueError("likelihood=true: needs a MODEL whose method has a likelihood")
-    source = options["data"] or model.cfg.data.name
-    source = source if ":" in source else f"{source}:test"
-    pixels, labels, _ = read_source(source, **where(options, model))
-    check_shape(source, pixels.shape[1:], model)
-    num = min(options["num"] or len(pixels), len(pixels))
-    labels = labels[:num] if model.classes and labels is not None else None
-    settings = {key: value for key, value in extra.items() if value is not None}
-    settings |= {"seed": options["seed"], "batch": options["batch"]}
-    scores, rows = likelihood.score(model, pixels[:num], labels, **settings)
-    return scores, {"data": source, "num": num, "rows": rows}, f"on {source}: {num} images"
-
-
 def load(options, device):
     """Return the features that the options name."""
     return load_features(options["features"], options["weights"] or None, device,
                          mode=options["mode"], resize=options["resize"] or None,
                          sha256=options["sha256"] or None)  # fmt: skip
-
-
-def where(options, model=None):
-    """Return how read_source is to read a data set."""
-    trained_on = model.cfg.data if model else None
-    return {"root": options["root"], "pad": options["pad"], "trained_on": trained_on}
 
 
 def write_stats(options, device):

@@ -5,15 +5,18 @@
     python sample.py MODEL cluster=IMAGES out=DIR            clusters.csv and exemplars.png
     python sample.py MODEL inpaint=PATH mask=PATH out=DIR    seed k completes image k (in turn)
     torchrun --nproc_per_node 2 sample.py MODEL num=64 out=DIR
-    python sample.py MODEL denoise=PATH law=lognormal level=0.3 out=DIR     level=auto estimates it
+    python sample.py MODEL denoise=PATH law=gaussian level=25 out=DIR     level=auto estimates it
 
 MODEL is a run folder, a .ckpt or an exported folder. Writes DIR/000000.png ... named by seed and
 DIR/grid.png; a DIR that holds images of other seeds is refused. With format=npz DIR/images.npz
 (uint8 NHWC images, seeds, labels). Image k depends on seed k alone: not on batch=, on the number of
 processes, or on the other seeds. IMAGES to cluster are a folder, .zip, .npz or NAME[:SPLIT].
 
-denoise= takes a picture, a folder, .zip or .npz of them, or an .npy of floats (N, H, W, C) on the
-scale 0..255, not clipped, which keeps what 8 bits cut off; DIR/000000.png ... follow their order.
+denoise= takes a picture, a folder or .zip of them, or an .npy of floats on the scale 0..255, not
+clipped, which keeps what 8 bits cut off. Noise2Score restores pictures of any size, grey or colour,
+of 8 or 16 bits; DIR holds each under its own name, as it came (JPEG and the like as PNG), and
+before_after.png. GBM (law=lognormal) takes images of its own shape, an .npz too, and an .npy
+(N, H, W, C); DIR/000000.png ... follow their order.
 """
 
 import sys
@@ -22,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genmodels import benchmark, checkpoint, cli, clusters, files, images
+from genmodels import benchmark, checkpoint, cli, clusters, images, restoring, sources
 
 SCHEMA = {
     "num": (int, 64, "how many images"),
@@ -34,8 +37,7 @@ SCHEMA = {
         "classes: 3, or 3,5 (seed k gets entry k mod 2), or balanced; empty: random",
     ),
     "denoise": (str, "", "noisy images to restore, in place of generating"),
-    "law": (str, "", "denoise: law of the noise, one that the method knows (GBM: lognormal)"),
-    "level": (str, "auto", "denoise: its level in the law's unit, or auto"),
+    **restoring.SCHEMA,
     "cluster": (str, "", "assign these images to the model's clusters in place of generating"),
     "inpaint": (str, "", "images to complete: a picture, folder, .zip or .npz"),
     "mask": (str, "", "one picture, or one for each of them: white (>= 128) = known, black = made"),
@@ -67,11 +69,12 @@ def sample(argv):
         return cluster_images(model, words, options)
     seeds, out = cli.seed_list(options), Path(options["out"])
     if not options["denoise"]:
-        check_folder(out, seeds, options["format"])
+        sources.check_folder("out", out, seeds if options["format"] == "png" else None)
     state, device = benchmark.process_state(), benchmark.pick_device(options["device"])
     model = checkpoint.load(model, ema=options["ema"], device=device)
     if options["denoise"]:
-        return denoise(model, options, words, out, state)
+        cli.typed_words(words, {}, also=SCHEMA)  # the options of sample() mean nothing here
+        return restoring.denoise(model, options, out, state)
     extra = cli.typed_words(words, model.SAMPLE_OPTIONS, also=SCHEMA)
     labels = benchmark.labels_for(seeds, options["labels"], model.classes)
     settings = {key: value for key, value in extra.items() if value is not None}
@@ -143,75 +146,6 @@ def read_pictures(path, model):
         shapes = f"{tuple(pixels.shape[1:])}, the model makes {tuple(model.shape)}"
         raise ValueError(f"{path}: has images of shape {shapes}")
     return pixels
-
-
-def denoise(model, options, words, out, state):
-    """Restore the images of denoise=, each process its share, and write them as PNGs."""
-    cli.typed_words(words, {}, also=SCHEMA)  # the options of sample() mean nothing here
-    cli.check_choice("law", options["law"], tuple(model.DENOISE_LAWS) or ("no law: no denoiser",))
-    text = options["level"]
-    try:
-        level = None if text == "auto" else float(text)
-    except ValueError:
-        raise ValueError(f"level={text}: must be a number, or auto") from None
-    if options["format"] != "png":
-        raise ValueError(f"format={options['format']}: denoise= writes png")
-    noisy = read_noisy(Path(options["denoise"]), model)
-    check_folder(out, range(len(noisy)), "png")
-    labels = benchmark.labels_for(range(len(noisy)), options["labels"], model.classes)
-    if model.classes and labels is None and not getattr(model.cfg.method, "label_dropout", 0):
-        raise ValueError(
-            "labels=: this model was trained with a class for every image and knows no image "
-            "without; give labels=3, or labels=3,5 (image k gets entry k mod 2)"
-        )
-    own = torch.arange(state.process_index, len(noisy), state.num_processes)
-    levels = []
-    for part in own.split(options["batch"]):
-        told = None if labels is None else torch.tensor(labels, device=model.device)[part]
-        restored, found = model.restore(noisy[part], options["law"], level, told)
-        out.mkdir(parents=True, exist_ok=True)
-        for index, picture in zip(part.tolist(), images.to_uint8(restored)):
-            images.write_png(out / f"{index:06d}.png", picture)
-        levels += found.tolist()
-    state.wait_for_everyone()
-    if state.is_main_process:
-        shown = f"{min(levels):.3g}" if level else f"{min(levels):.3g} to {max(levels):.3g} (found)"
-        print(f"{len(noisy)} images restored, level {shown}: {out}")
-
-
-def read_noisy(path, model):
-    """Return noisy images as float32 (N, C, H, W) on the [-1, 1] scale, not clipped."""
-    channels = model.shape[0]
-    if path.suffix == ".npy" and path.is_file():
-        array = np.load(path, allow_pickle=False)
-        if array.ndim != 4 or array.dtype.kind != "f":
-            raise ValueError(f"denoise={path}: {array.dtype} {array.shape}; must be (N, H, W, C)")
-        noisy = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
-    elif path.suffix.lower() in files.SUFFIXES and path.is_file():
-        noisy = images.from_uint8(images.read_image(path, channels)[None])
-    else:
-        noisy = images.from_uint8(images.read_images(path, channels))
-    if noisy.shape[1:] != model.shape or not len(noisy):
-        raise ValueError(
-            f"denoise={path}: {len(noisy)} images of shape {tuple(noisy.shape[1:])}, "
-            f"must be one or more of {model.shape}"
-        )
-    model.noisy_state(noisy)  # all of them, before the first is written
-    return noisy
-
-
-def check_folder(out, seeds, kind):
-    """Raise ValueError if images written to this folder would mix with those of other seeds."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out={out}: is a file; name a folder")
-    numbered = out.glob("[0-9]*.png") if kind == "png" else ()
-    asked = {f"{seed:06d}" for seed in seeds}
-    strange = sorted(p.name for p in numbered if p.stem.isdecimal() and p.stem not in asked)
-    if strange:
-        raise ValueError(
-            f"out={out}: holds images of {len(strange)} other seeds ({strange[0]}, ...); "
-            "name an empty folder or delete them"
-        )
 
 
 def write_pngs(out, model, seeds, labels, settings, state):

@@ -37,6 +37,15 @@ def split_words(argv):
     return positionals, words, flags
 
 
+def joined_flags(argv, key):
+    """Return the words with `--key value` and `--key=value` written as key=value."""
+    words = list(argv)
+    if f"--{key}" in words[:-1]:
+        place = words.index(f"--{key}")
+        words[place : place + 2] = [f"{key}={words[place + 1]}"]
+    return [word.removeprefix("--") if word.startswith(f"--{key}=") else word for word in words]
+
+
 def check_flags(flags, allowed):
     """Raise ValueError for a --word that is not allowed."""
     for flag in flags:

@@ -58,6 +58,63 @@ def read_image(file, channels=None, name=None):
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
 
 
+def read_levels(data, name):
+    """Return one picture as it is, (H, W, C), C = 1 or 3: uint8, uint16, or float32 of a TIFF.
+
+    As read_image, but 16 bits stay 16 bits, in colour too.
+
+    Args:
+        data: the bytes of the file.
+        name: what errors call it.
+
+    Raises:
+        ValueError: as read_image; a 16-bit colour TIFF where tifffile is not installed.
+    """
+    try:
+        with _no_bombs(), Image.open(io.BytesIO(data)) as picture:
+            mode, kind = picture.mode, picture.format
+            # Pillow keeps the high byte of 16-bit colour; only its plan of the file tells.
+            deep = mode in ("LA", "RGB", "RGBA") and ";16" in str(picture.tile)
+            if deep:
+                array = _deep_colour(data, kind, name)
+            elif mode.startswith(("I", "F")):
+                array = np.array(picture)
+                # Older Pillows call a PNG of 16 bits I too.
+                array = array.astype(np.uint16) if mode == "I" and kind == "PNG" else array
+            else:
+                array = np.array(picture.convert("L" if mode in ("1", "L", "LA") else "RGB"))
+    except ImportError as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:  # at a broken file Pillow and the others raise nearly anything
+        raise ValueError(_unreadable(name, error)) from None
+    if array.dtype not in (np.uint8, np.uint16, np.float32):
+        array = array.astype(np.float64)  # which _to_8_bits refuses
+        _to_8_bits(array, name)
+    array = array.reshape(*array.shape[:2], -1)
+    return array[..., : 3 if array.shape[-1] > 2 else 1]  # alpha is dropped
+
+
+def _deep_colour(data, kind, name):
+    """Return a picture of 16 bits with more than one channel, (H, W, 2 to 4) uint16."""
+    if kind == "PNG":
+        from torchvision.io import ImageReadMode, decode_png
+
+        tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return decode_png(tensor, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+    return tifffile(name).imread(io.BytesIO(data))
+
+
+def tifffile(name):
+    """Return the package tifffile; ImportError, with a line for the user, where it is missing."""
+    try:
+        import tifffile
+    except ImportError:
+        raise ImportError(
+            f"image={name}: is a TIFF of 16-bit colour; pip install tifffile, or save it as PNG"
+        ) from None
+    return tifffile
+
+
 def picture_size(file, name=None):
     """Return (H, W) of a picture from its header; see read_image."""
     try:

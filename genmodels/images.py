@@ -3,6 +3,8 @@
 import contextlib
 import io
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,18 @@ import torch
 from PIL import Image
 from torchvision.utils import make_grid
 
-from genmodels.files import read_image, read_images
+from genmodels.files import read_image, read_images, tifffile
 
-__all__ = ["CROPS", "as_bytes", "enlarge", "fit", "from_uint8", "grid", "mean_and_std"]
+__all__ = [
+    "CROPS",
+    "as_bytes",
+    "enlarge",
+    "fit",
+    "from_uint8",
+    "grid",
+    "level_bytes",
+    "mean_and_std",
+]
 __all__ += [
     "read_image",
     "read_images",
@@ -139,6 +150,41 @@ def png_bytes(image):
     buffer = io.BytesIO()
     Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def level_bytes(levels, kind):
+    """Return one picture (H, W, C), C = 1 or 3, as a file: the inverse of files.read_levels.
+
+    Args:
+        levels: uint8 or uint16, or float32 (H, W, 1) of a TIFF.
+        kind: "png" or "tiff".
+    """
+    grey, buffer = levels.shape[-1] == 1, io.BytesIO()
+    if levels.dtype == np.uint16 and kind == "png":
+        return _deep_png(levels)
+    if levels.dtype == np.uint16 and not grey:
+        tifffile("picture").imwrite(buffer, levels, photometric="rgb")
+    else:
+        Image.fromarray(levels[..., 0] if grey else levels).save(buffer, kind.upper())
+    return buffer.getvalue()
+
+
+def _deep_png(levels):
+    """Return a PNG of 16 bits a channel, which Pillow writes of grey only.
+
+    Reference: the PNG specification, third edition, W3C 2025: chunks IHDR, IDAT, IEND.
+    """
+    height, width, channels = levels.shape
+    rows = levels.astype(">u2").reshape(height, -1).view(np.uint8)
+    rows = np.pad(rows, ((0, 0), (1, 0)))  # filter 0 before each row: as it is
+    colour = {1: 0, 3: 2}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b""))
+    parts = [
+        struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
+        for tag, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def write_npz(path, **arrays):

@@ -15,7 +15,8 @@ from genmodels.data import DATASETS, load_split
 from genmodels.images import as_bytes, write_npz, write_png
 from genmodels.own_data import OnDisk
 
-__all__ = ["Generated", "Pictures", "by_itself", "gather", "ranks", "read_source", "sha256_of"]
+__all__ = ["Generated", "Pictures", "by_itself", "check_folder", "check_shape", "gather", "ranks"]
+__all__ += ["read_source", "sha256_of", "where"]
 
 
 _HELD = 4 << 30  # bytes of pictures held; more are read in each pass, and once for their hash
@@ -119,9 +120,17 @@ def sha256_of(*tensors):
 
 
 def check_folder(key, folder, seeds):
-    """Raise ValueError if PNGs of these seeds in this folder would mix with those of others."""
+    """Raise ValueError if PNGs of these seeds in this folder would mix with those of others.
+
+    Args:
+        key: what errors call the folder.
+        folder: a Path.
+        seeds: whole numbers; None: no PNGs are meant.
+    """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{key}={folder}: is a file; name a folder")
+    if seeds is None:
+        return
     asked = {f"{seed:06d}" for seed in seeds}
     numbered = folder.glob("[0-9]*.png")
     strange = sorted(p.name for p in numbered if p.stem.isdecimal() and p.stem not in asked)
@@ -129,6 +138,21 @@ def check_folder(key, folder, seeds):
         raise ValueError(
             f"{key}={folder}: holds images of {len(strange)} other seeds ({strange[0]}, ...); "
             "name an empty folder or delete them"
+        )
+
+
+def where(options, model=None):
+    """Return how read_source is to read a data set."""
+    trained_on = model.cfg.data if model else None
+    return {"root": options["root"], "pad": options["pad"], "trained_on": trained_on}
+
+
+def check_shape(source, real, model):
+    """Raise ValueError unless the model makes images of the reference's shape (C, H, W)."""
+    if real and tuple(real) != tuple(model.shape):
+        raise ValueError(
+            f"data={source}: has images of shape {tuple(real)}, the model makes "
+            f"{tuple(model.shape)}; name a set of that shape, or pad= background around it"
         )
 
 

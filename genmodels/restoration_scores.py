@@ -1,0 +1,160 @@
+"""PSNR and SSIM of a model that restores clean pictures with noise added: evaluate.py denoise=.
+
+The rule, for picture k of the folder in sorted order, x on [0, 1]:
+
+    y = law.sample(x, level, numpy.random.default_rng([seed, k])), neither clipped nor rounded
+    PSNR with peak 1 and SSIM of the estimate clipped to [0, 1], each the mean over pictures
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from genmodels import benchmark, cli, pictures, restoring
+from genmodels.metrics import restoration
+from genmodels.noise import LAWS
+
+SCHEMA = restoring.SCHEMA | {
+    "denoise": (str, "", "clean pictures: a picture, folder, .zip or .npy; noise is added, then "
+                "taken away again"),
+    "blind": (bool, False, "denoise: the model is not told the level"),
+    "against": (str, "", "denoise: bm3d, told law and level (pip install bm3d)"),
+}  # fmt: skip
+LABELS = {"": "ours", "_ensemble": "ensemble", "_bm3d": "BM3D"}
+
+
+def score(model, options, extra, device):
+    """Return (scores, facts, title); the table of the pictures is printed."""
+    law, level = told(model, options)
+    readers = pictures.find(Path(options["denoise"]))
+    names = list(readers)[: options["num"] or None]
+    state, rows = benchmark.process_state(), []
+    for name in names:  # all of them, before the work
+        restoring.planes(model, clean_picture(name, readers[name]()).transpose(2, 0, 1))
+    if device.type == "cuda":  # the first call is slower and would count
+        restore_one(model, 0, names[0], readers[names[0]](), options, law, level)
+    own = range(state.process_index, len(names), state.num_processes)
+    for k in tqdm(own, desc="restoring", unit="img", delay=0.5,
+                  disable=None if state.is_main_process else True):  # fmt: skip
+        rows.append(restore_one(model, k, names[k], readers[names[k]](), options, law, level))
+    rows = [row for share in gather_object([rows]) for row in share]
+    rows.sort(key=lambda row: row["index"])
+    facts = {"data": options["denoise"], "num": len(rows), "law": law, "level": level}
+    facts["restoring"] = speeds(rows)
+    scores = means(rows, level)
+    if state.is_main_process:
+        print_rows(f"{options['denoise']}: {law} {level:g}", rows, scores)
+    return scores, facts | {"rows": rows}, f"on {options['denoise']}: {law} noise of {level:g}"
+
+
+def told(model, options):
+    """Return (law, true level) of the options.
+
+    Raises:
+        ValueError: a model that does not restore, or an unknown law or level, or no BM3D.
+    """
+    if model is None or not model.ANY_SIZE:
+        raise ValueError(f"denoise={options['denoise']}: needs a MODEL that restores pictures")
+    law = restoring.known_law(model, options["law"])
+    if law == "auto" or law not in LAWS:
+        raise ValueError(f"law={law}: name the law of the noise to add")
+    if options["level"] == "auto":
+        raise ValueError("level=auto: say the level of the noise to add; blind=true hides it")
+    level = LAWS[law].check(options["level"])
+    if options["against"]:
+        cli.check_choice("against", options["against"], ("bm3d",))
+        restoration.load_bm3d()
+        cli.check_choice("law", law, tuple(restoration.BM3D_LAWS))
+    return law, level
+
+
+def clean_picture(name, picture):
+    """Return a Picture as float64 (H, W, C) on [0, 1].
+
+    Raises:
+        ValueError: several in one file, too small for SSIM, or beyond black or white.
+    """
+    x = picture.levels[0] / picture.top
+    least = restoration.LEAST_SIDE
+    if len(picture.levels) > 1:
+        raise ValueError(f"denoise={name}: holds {len(picture.levels)} pictures; make it one")
+    if min(x.shape[:2]) < least:
+        raise ValueError(f"denoise={name}: is {x.shape[0]} x {x.shape[1]}, SSIM needs sides of "
+                         f"{least} pixels; take it out")  # fmt: skip
+    if x.min() < 0 or x.max() > 1:
+        raise ValueError(f"denoise={name}: has pixels beyond 0..255; clean pictures have none")
+    return x
+
+
+def restore_one(model, index, name, picture, options, law, level):
+    """Return the row of one clean picture: its scores, and how long each restoring took."""
+    x = clean_picture(name, picture)
+    y = LAWS[law].sample(x, level, np.random.default_rng([options["seed"], index]))
+    noisy = torch.from_numpy(y * 2 - 1).movedim(2, 0).float()
+    row = {"index": index, "image": name, "megapixels": x.shape[0] * x.shape[1] / 1e6}
+    row["psnr_noisy"] = restoration.psnr(y, x)
+    settings = {key: options[key] for key in restoring.SETTINGS if key != "ensemble"}
+    number = level
+    if options["blind"]:
+        number = row["level"] = restoring.find_level(model, noisy, law, options["tile"])
+
+    def ours(ensemble):
+        image = restoring.restore(model, noisy, law, number, ensemble=ensemble, **settings)
+        return (image.movedim(0, 2).double().numpy() + 1) / 2
+
+    calls = {"": lambda: ours(False)}
+    if options["ensemble"]:
+        calls["_ensemble"] = lambda: ours(True)
+    if options["against"]:
+        calls["_bm3d"] = lambda: restoration.bm3d(y, law, level)
+    for kind, call in calls.items():
+        started = time.perf_counter()
+        estimate = call()
+        row[f"seconds{kind}"] = time.perf_counter() - started
+        estimate = estimate.clip(0, 1)
+        row[f"psnr{kind}"] = restoration.psnr(estimate, x)
+        row[f"ssim{kind}"] = restoration.ssim(estimate, x)
+    return row
+
+
+def means(rows, level):
+    """Return {metric: {"value": mean over pictures}}; level_error is relative."""
+    keys = [key for key in rows[0] if key.startswith(("psnr", "ssim"))]
+    scores = {key: {"value": float(np.mean([row[key] for row in rows]))} for key in keys}
+    if "level" in rows[0]:
+        levels = np.array([row["level"] for row in rows])
+        scores["level"] = {"value": float(levels.mean())}
+        scores["level_error"] = {"value": float(np.abs(levels / level - 1).mean())}
+    return scores
+
+
+def speeds(rows):
+    """Return seconds and megapixels per second of the restoring alone, of one process."""
+    pixels = sum(row["megapixels"] for row in rows)
+    found = {"megapixels": pixels}
+    for kind in LABELS:
+        if f"seconds{kind}" in rows[0]:
+            seconds = found[f"seconds{kind}"] = sum(row[f"seconds{kind}"] for row in rows)
+            found[f"megapixels_per_second{kind}"] = pixels / seconds
+    return found
+
+
+def print_rows(title, rows, scores):
+    """Print the table of the pictures and their means."""
+    kinds = [kind for kind in LABELS if f"psnr{kind}" in rows[0]]
+    columns = ["picture", "noisy", *(LABELS[kind] for kind in kinds), "gain"]
+    columns += [f"SSIM {LABELS[kind]}" for kind in kinds] + ["level"] * ("level" in rows[0])
+    mean = {key: score["value"] for key, score in scores.items()} | {"image": "mean"}
+
+    def line(row):
+        cells = [row["image"], f"{row['psnr_noisy']:.2f}"]
+        cells += [f"{row[f'psnr{kind}']:.2f}" for kind in kinds]
+        cells += [f"{row['psnr'] - row['psnr_noisy']:.2f}"]
+        cells += [f"{row[f'ssim{kind}']:.4f}" for kind in kinds]
+        return cells + ([f"{row['level']:.4g}"] if "level" in row else [])
+
+    cli.print_table(title, columns, [line(row) for row in (*rows, mean)])
