@@ -20,6 +20,7 @@ from genmodels.images import from_uint8
 from genmodels.noise import LAWS
 from genmodels.noise_levels import level_from_patches
 from genmodels.own_data import held_out_share
+from genmodels.pictures import find
 
 FIRST, SECOND, LEVEL, FRESH = range(4)  # what a numpy generator of [seed, number, which] draws
 
@@ -45,12 +46,12 @@ class NoisyDataModule(L.LightningDataModule):
         super().__init__()
         self.cfg, self.seed, self.accumulate = cfg, seed, accumulate
         self.law, channels = LAWS[cfg.noise.law], cfg.channels or 3
-        tree = picture_tree(cfg)
-        pictures = [tree.read(name, channels) for name in tree.names]
-        check(pictures, "data.root", tree.path, "holds no picture")
-        for name, picture in zip(tree.names, pictures):
+        given = cfg.noise.copies == "given"
+        pictures = (_as_they_are if given else _as_bytes)(picture_tree(cfg), channels)
+        for name, picture in pictures:
             check(min(picture.shape[1:]) >= cfg.patch, "data.patch", cfg.patch,
                   f"{name} is {tuple(picture.shape[1:])}; take smaller patches")  # fmt: skip
+        pictures = [picture for _, picture in pictures]
         cfg.shape, cfg.classes = [channels, cfg.patch, cfg.patch], 0
         shares = [held_out_share(cfg, split, len(pictures)) for split in ("train", "test")]
         self.numbers = dict(zip(("train", "test"), shares))
@@ -64,7 +65,8 @@ class NoisyDataModule(L.LightningDataModule):
             return {"target": pictures}, []
         if noise.copies == "given":
             found = [
-                noise.level or level_from_patches(p.double() / 255, self.law) for p in pictures
+                noise.level or float(level_from_patches((p.double() + 1) / 2, self.law))
+                for p in pictures
             ]
             return {"image": pictures}, found
         levels = [self._level(self._rng(k, LEVEL)) for k in range(len(pictures))]
@@ -143,6 +145,27 @@ class Patches:
     def __iter__(self):
         for n, places in self.stream.numbers():
             yield self.data.cut(n, self.numbers[places])
+
+
+def _as_bytes(tree, channels):
+    """Return [(name, uint8 (C, H, W))] of clean pictures."""
+    check(tree.names, "data.root", tree.path, "holds no picture")
+    return [(name, tree.read(name, channels)) for name in tree.names]
+
+
+def _as_they_are(tree, channels):
+    """Return [(name, float32 (C, H, W) on the [-1, 1] scale)] of noisy pictures, 16 bits and floats.
+
+    For a grey model every channel of a colour picture is a picture: an average has other noise.
+    """
+    found = []
+    for name, read in find(tree.path, "data.root").items():
+        for image in read().images():
+            check(len(image) == channels or channels == 1, "data.channels", channels,
+                  f"{name} is grey; take data.channels=1")  # fmt: skip
+            parts = [image] if len(image) == channels else image.split(1)
+            found += [(name, part) for part in parts]
+    return found
 
 
 def _cut(picture, side, place):

@@ -57,11 +57,12 @@ class Picture:
         return images.level_bytes(levels[0].astype(self.levels.dtype), kind)
 
 
-def find(path):
+def find(path, key="denoise"):
     """Return {output name: callable that reads the Picture}, in the order of the input's names.
 
     Args:
         path: a picture, an .npy, or a folder or .zip of them; other files are not looked at.
+        key: what errors call it.
 
     Raises:
         ValueError: no such thing, nothing in it, or two files with one output.
@@ -70,28 +71,28 @@ def find(path):
     if path.is_file() and path.suffix.lower() in known:
         found = {path.name: path.read_bytes}
     elif path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
-        tree = files.Tree(path, "denoise")
+        tree = files.Tree(path, key)
         names = [name for name in tree.entries if name.lower().endswith(known)]
         names = [name for name in names if PurePath(name).name not in NOT_READ]
         names.sort(key=lambda name: name.split("/"))
         found = {name: partial(tree.bytes, name) for name in names}
     else:
-        raise ValueError(f"denoise={path}: no such picture, .npy, folder or .zip")
+        raise ValueError(f"{key}={path}: no such picture, .npy, folder or .zip")
     if not found:
-        raise ValueError(f"denoise={path}: holds no picture ({', '.join(known)})")
+        raise ValueError(f"{key}={path}: holds no picture ({', '.join(known)})")
     readers, given = {}, {}
     for name, data in found.items():
         out = PurePath(name)
         out = str(out if out.suffix.lower() in KEPT else out.with_suffix(".png"))
         if out in given:
             raise ValueError(
-                f"denoise={path}: {given[out]} and {name} would both become {out}; rename one"
+                f"{key}={path}: {given[out]} and {name} would both become {out}; rename one"
             )
-        readers[out], given[out] = partial(read, name, data), name
+        readers[out], given[out] = partial(read, name, data, key=key), name
     return readers
 
 
-def read(name, data):
+def read(name, data, key="denoise"):
     """Return the Picture of this name whose bytes the callable `data` returns.
 
     Raises:
@@ -99,31 +100,31 @@ def read(name, data):
     """
     data = data()
     if name.lower().endswith(".npy"):
-        return _read_array(name, data)
+        return _read_array(name, data, key)
     levels = files.read_levels(data, name)
     if not np.isfinite(levels).all():
-        raise ValueError(f"denoise={name}: holds NaN or infinite pixels; mend or remove it")
+        raise ValueError(f"{key}={name}: holds NaN or infinite pixels; mend or remove it")
     return Picture(name, levels[None], levels.shape)
 
 
-def _read_array(name, data):
+def _read_array(name, data, key):
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # numpy raises nearly anything
-        raise ValueError(f"denoise={name}: cannot be read ({error}); make it again") from None
+        raise ValueError(f"{key}={name}: cannot be read ({error}); make it again") from None
     fits = isinstance(array, np.ndarray) and (
         array.ndim == 2 or (array.ndim in (3, 4) and array.shape[-1] in (1, 3))
     )
     if not fits or not (array.dtype.kind == "f" or array.dtype in (np.uint8, np.uint16)):
         what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "no array"
         raise ValueError(
-            f"denoise={name}: is {what}; must be (H, W), (H, W, 1 or 3) or (N, H, W, 1 or 3) of "
+            f"{key}={name}: is {what}; must be (H, W), (H, W, 1 or 3) or (N, H, W, 1 or 3) of "
             "floats on the scale 0..255, uint8 or uint16"
         )
     if not array.size:
-        raise ValueError(f"denoise={name}: has shape {array.shape}: holds no picture")
+        raise ValueError(f"{key}={name}: has shape {array.shape}: holds no picture")
     if not np.isfinite(array).all():
-        raise ValueError(f"denoise={name}: holds NaN or infinite pixels; mend or remove it")
+        raise ValueError(f"{key}={name}: holds NaN or infinite pixels; mend or remove it")
     levels = array if array.ndim == 4 else array[None]
     return Picture(name, levels[..., None] if array.ndim == 2 else levels, array.shape)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from genmodels import noisy_data
 from genmodels.config import DataConfig, NoiseConfig
 from genmodels.noisy_data import NoisyDataModule
 
@@ -126,6 +127,27 @@ def test_all_turns_and_places_occur(folder):
                                          (1, 5), (1, -5), (-1, 5), (-1, -5)]}  # fmt: skip
     corners = (batch.amin(dim=(1, 2, 3)) + 127.5).round().int()
     assert {20, 21, 25, 26} == set(corners.tolist())
+
+
+def test_given_pictures_are_taken_as_they_are(tmp_path, monkeypatch):
+    """16 bits and floats beyond 0..255 keep their digits; colours are three grey pictures."""
+    rng = np.random.default_rng(0)
+    floats = rng.normal(100, 90, (20, 20)).astype(np.float32)
+    np.save(tmp_path / "a.npy", floats)
+    wide = rng.integers(0, 65536, (20, 20), dtype=np.uint16)
+    Image.fromarray(wide).save(tmp_path / "b.png")
+    Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(tmp_path / "c.png")
+    data = make(tmp_path, copies="given", holdout=0)
+    assert [tuple(p.shape) for p in data.views["image"]] == [(1, 20, 20)] * 5
+    torch.testing.assert_close(data.views["image"][0][0], torch.from_numpy(floats / 127.5 - 1))
+    torch.testing.assert_close(
+        data.views["image"][1][0].double(), torch.from_numpy(wide / 32767.5 - 1), atol=1e-6, rtol=0
+    )
+    (batch,) = batches(data)
+    assert set(batch) == {"image", "level", "label", "n"} and batch["level"].tolist() == [10] * 8
+    levels = iter([3.0, 4.0, 5.0, 6.0, 7.0])
+    monkeypatch.setattr(noisy_data, "level_from_patches", lambda y, law: next(levels))
+    assert make(tmp_path, copies="given", level=0.0, holdout=0).levels == [3, 4, 5, 6, 7]
 
 
 def test_what_cannot_be_is_one_line(folder):

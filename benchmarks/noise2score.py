@@ -1,0 +1,222 @@
+"""Noise2Score on real pictures beside its baselines, the same network and steps for all.
+
+    python -m benchmarks.noise2score grey|colour|laws|blind|hour|speed [only=NAME,...] [seed=0]
+        [work=runs/noise2score] [out=benchmarks/results] [key=value ... of the config]
+
+grey: BSD68 and Set12 under Gaussian noise of 25; colour: CBSD68; laws: Set12 under Poisson and
+Gamma noise; blind: one model of levels 5 to 55, told and not told the level; hour: a longer
+training. Each trains what STUDIES names, evaluates it as evaluate.py denoise= does, and writes
+OUT/noise2score_STUDY.json and .md, and a picture; what is there already is kept, so that a killed
+command goes on. speed: megapixels per second against BM3D, one picture in turns.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import evaluate
+import genmodels
+import train
+from benchmarks.demo import machine
+from genmodels import benchmark, cli, images, pictures, restoring
+from genmodels.datasets import data_root
+from genmodels.images import write_bytes
+from genmodels.metrics import restoration
+from genmodels.noise import LAWS
+
+GREY, COLOUR = "configs/noise2score_bsd400.yaml", "configs/noise2score_cbsd400.yaml"
+NOISE2NOISE = ("method.objective=noise2noise", "data.noise.target=second")
+SUPERVISED = ("method.objective=supervised", "data.noise.target=clean")
+LAWS_AT = {"poisson 0.01": ("poisson", 0.01), "poisson 0.05": ("poisson", 0.05),
+           "gamma 100": ("gamma", 100), "gamma 50": ("gamma", 50)}  # fmt: skip
+BASELINES = {
+    "Noise2Score, strict": (),
+    "Noise2Score, fresh noise": ("data.noise.copies=fresh",),
+    "R2R, strict": ("method.objective=r2r", "method.sigma_a_max=0.5"),
+    "Noise2Noise, two copies": NOISE2NOISE,
+    "supervised, fresh noise": (*SUPERVISED, "data.noise.copies=fresh"),
+    "AR-DAE as published": ("method.form=published", "method.domain=pixels", "network.name=n2s_unet",
+                            "method.sigma_a_max=0.05", "method.sigma_a_min=0.001",
+                            "method.anneal=22000", "optim.lr=2e-4", "optim.clip=0"),
+}  # fmt: skip
+# study -> (config, {name: words}, sets, [(law, level, blind)] of each or None: that of the config)
+STUDIES = {
+    "grey": (GREY, BASELINES, ("BSD68", "Set12")),
+    "hour": (GREY, {"Noise2Score, strict": ("network.blocks=2,2,2", "trainer.max_steps=12000")},
+             ("BSD68", "Set12")),
+    "colour": (COLOUR, {"Noise2Score, strict": ()}, ("CBSD68",)),
+    "blind": (GREY, {"Noise2Score, strict, 5 to 55": ("data.noise.level=5",
+                                                     "data.noise.level_max=55")},
+              ("BSD68", "Set12")),
+    "laws": (GREY, {f"{name}, strict": (f"data.noise.law={law}", f"data.noise.level={level}")
+                    for name, (law, level) in LAWS_AT.items()}, ("Set12",)),
+}  # fmt: skip
+
+
+def study(name, words):
+    """Train and evaluate what a study names; see the module's docstring."""
+    config, variants, sets = STUDIES[name]
+    out, work = (Path(words.pop(*pair)) for pair in (("out", "benchmarks/results"),
+                                                     ("work", "runs/noise2score")))  # fmt: skip
+    only, seed = words.pop("only", ""), words.pop("seed", "0")
+    changed = [f"{key}={text}" for key, text in words.items()]
+    known = [key for key in variants if not only or any(key.startswith(o) for o in only.split(","))]
+    path = out / f"noise2score_{name}.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    work.mkdir(parents=True, exist_ok=True)
+    for key in known:
+        if any(row["model"] == key and row["seed"] == int(seed) for row in rows):
+            continue
+        run, facts = trained(config, [*variants[key], *changed, f"seed={seed}"], work)
+        model = genmodels.load(run)
+        (law,) = model.DENOISE_LAWS
+        for conditions in wanted(model, law):
+            for folder in sets:
+                row = {"model": key, "seed": int(seed), **facts, **conditions, "set": folder}
+                rows.append(row | scored(run, folder, conditions, work))
+        if key == known[0]:
+            draw(model, law, sets[0], Path("docs") / f"noise2score_{name}.png")
+        result = {
+            "command": " ".join(["python -m benchmarks.noise2score", name, *changed]),
+            "machine": machine(),
+            "threads": torch.get_num_threads(),
+            "versions": benchmark.versions(),
+            "noise": "default_rng([0, index of the picture]), not clipped; estimate clipped",
+            "rows": rows,
+        }
+        write_bytes(path, json.dumps(result, indent=1).encode())
+        write_bytes(path.with_suffix(".md"), table(rows).encode())
+    print(table(rows))
+
+
+def wanted(model, law):
+    """Return the levels to evaluate a model at, told or not."""
+    low, high = model.levels.tolist()
+    levels = [low] if low == high else [15.0, 25.0, 50.0]
+    blinds = (False,) if low == high else (False, True)
+    return [{"law": law, "level": level, "blind": blind} for level in levels for blind in blinds]
+
+
+def trained(config, words, work):
+    """Return (run folder, facts about the training)."""
+    started, cpu = time.monotonic(), time.process_time()
+    quiet = ("trainer.progress=false", "trainer.loggers=csv", "checkpoint.keep=1")
+    run = train.train([config, f"out_dir={work}", *quiet, *words])
+    model = genmodels.load(run)
+    parameters = sum(p.numel() for p in model.parameters())
+    return run, {
+        "steps": model.cfg.trainer.max_steps,
+        "parameters": parameters,
+        "train_seconds": round(time.monotonic() - started),
+        "train_cpu_seconds": round(time.process_time() - cpu),
+    }
+
+
+def scored(run, folder, conditions, work):
+    """Return the scores of evaluate.py denoise=."""
+    report = work / "scores.json"
+    words = [f"{key}={str(value).lower()}" for key, value in conditions.items()]
+    code = evaluate.main([str(run), f"denoise={pictures_in(folder)}", *words, "ensemble=true",
+                          f"out={report}"])  # fmt: skip
+    if code:
+        raise RuntimeError(f"evaluate.py failed with {code}")
+    found = json.loads(report.read_text())
+    scores = {key: round(score["value"], 4) for key, score in found["metrics"].items()}
+    return scores | {"megapixels_per_second": found["restoring"]["megapixels_per_second"]}
+
+
+def pictures_in(folder):
+    """Return the folder of a test set."""
+
+    class Root:
+        root = ""
+
+    return data_root(Root) / "denoise" / folder
+
+
+def table(rows):
+    """Return the results as Markdown."""
+    lines = []
+    for row in rows:
+        blind = " (estimated)" if row["blind"] else ""
+        lines.append((row["model"], row["set"], f"{row['law']} {row['level']:g}{blind}",
+                      f"{row['psnr_noisy']:.2f}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}",
+                      f"{row['psnr_ensemble']:.2f}", str(row["seed"]), str(row["steps"]),
+                      f"{row['train_cpu_seconds']}"))  # fmt: skip
+    head = ("model", "set", "noise", "noisy", "PSNR", "SSIM", "with self-ensemble", "seed", "steps",
+            "training, CPU s")  # fmt: skip
+    lines = [head, ["---"] * len(head), *lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def draw(model, law, folder, path):
+    """Write noisy, restored and clean crops of three pictures."""
+    level = float(model.levels.max()) if model.levels[0] == model.levels[1] else 25.0
+    rows = []
+    readers = list(pictures.find(pictures_in(folder)).values())
+    for index in (1, 4, 7):
+        x = readers[index]().levels[0] / 255
+        y = LAWS[law].sample(x, level, np.random.default_rng([0, index]))
+        noisy = torch.from_numpy(y * 2 - 1).movedim(2, 0).float()
+        clean = torch.from_numpy(x * 2 - 1).movedim(2, 0).float()
+        shown = [noisy, restoring.restore(model, noisy, law, level), clean]
+        rows += [images.to_uint8(picture[:, 64:224, 64:224]) for picture in shown]
+    images.write_png(path, images.grid(torch.stack(rows), columns=3))
+
+
+def speed(words):
+    """Measure restoring against BM3D on one picture, in turns; see the module's docstring."""
+    out, rounds = Path(words.pop("out", "benchmarks/results")), int(words.pop("rounds", 3))
+    model = genmodels.load(words.pop("model", "pretrained/noise2score_grey"))
+    x = next(iter(pictures.find(pictures_in("BSD68")).values()))().levels[0] / 255
+    y = LAWS["gaussian"].sample(x, 25, np.random.default_rng([0, 0]))
+    noisy = torch.from_numpy(y * 2 - 1).movedim(2, 0).float()
+    restoration.load_bm3d()
+    sides = {"ours": lambda: restoring.restore(model, noisy, "gaussian", 25.0),
+             "bm3d": lambda: restoration.bm3d(y, "gaussian", 25)}  # fmt: skip
+    seconds = {key: [] for key in sides}
+    sides["ours"]()
+    for _ in range(rounds):
+        for key, side in sides.items():
+            started = time.perf_counter()
+            side()
+            seconds[key].append(time.perf_counter() - started)
+    size = x.shape[0] * x.shape[1] / 1e6
+    median = {key: float(np.median(values)) for key, values in seconds.items()}
+    result = {
+        "command": f"python -m benchmarks.noise2score speed rounds={rounds}",
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "versions": benchmark.versions(),
+        "megapixels_per_second": {key: size / value for key, value in median.items()},
+        "ratio_bm3d_to_ours": median["bm3d"] / median["ours"],
+    }
+    device = model.device.type
+    write_bytes(out / f"noise2score_speed_{device}.json", json.dumps(result, indent=1).encode())
+    print(json.dumps(result, indent=1))
+
+
+def run(argv):
+    """Run one of the studies; see the module's docstring."""
+    positionals, words, flags = cli.split_words(argv)
+    cli.check_flags(flags, ("--help",))
+    if flags or len(positionals) != 1 or positionals[0] not in (*STUDIES, "speed"):
+        print(__doc__.strip())
+        return
+    if positionals[0] == "speed":
+        speed(words)
+    else:
+        study(positionals[0], words)
+
+
+def main(argv=None):
+    """Return the exit code: 0 done, 2 the user's mistake, 1 anything else."""
+    return cli.run(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
