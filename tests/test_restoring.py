@@ -1,4 +1,4 @@
-"""sample.py denoise= for pictures of any size; evaluate.py denoise= is in test_restoration_scores."""
+"""sample.py denoise= for pictures of any size; see test_restoration_scores for evaluate.py."""
 
 import io
 import sys
@@ -381,8 +381,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(box, tmp_path, capsys, wor
     Image.fromarray(good).save(tmp_path / "twice" / "a.jpg")
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.txt").write_text("no picture")
-    arrays = {"nan": np.full((4, 4), np.nan), "int": np.ones((4, 4), int), "five": np.ones((4, 4, 5)),
-              "no": np.ones((0, 4)), "pickle": np.array([{}])}  # fmt: skip
+    arrays = {"nan": np.full((4, 4), np.nan), "int": np.ones((4, 4), int),
+              "five": np.ones((4, 4, 5)), "no": np.ones((0, 4)),
+              "pickle": np.array([{}])}  # fmt: skip
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array)
     Image.fromarray(np.full((4, 4), np.inf, np.float32)).save(tmp_path / "inf.tif")
