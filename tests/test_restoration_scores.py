@@ -97,7 +97,7 @@ def test_scores_follow_the_rule(box, folder, tmp_path, capsys, law, level):
     pixels = (20 * 30 + 16 * 16 + 11 * 40 + 24 * 13 + 18 * 18) / 1e6
     speed = found["restoring"]
     assert speed["megapixels"] == pytest.approx(pixels)
-    assert 0 < speed["seconds"] < found["seconds"]
+    assert 0 < speed["seconds"] < found["seconds"] + 0.01  # which is rounded
     assert speed["megapixels_per_second"] == pytest.approx(pixels / speed["seconds"])
     shown = capsys.readouterr().out
     assert f"{own - noisy:.2f}" in shown and "4.png" in shown and "mean" in shown
@@ -291,8 +291,8 @@ def test_bm3d_does_not_know_every_law(box, folder, capsys, monkeypatch):
         ("Set12", "poisson", 0.05, 16.12, 16.57),
         ("Set12", "gamma", 100, 25.46, 25.56),
         ("Set12", "gamma", 50, 22.45, 22.67),
-        ("BSD68", "poisson", 0.01, 23.78, 24.05),
-        ("CBSD68", "gaussian", 25, 20.17, 20.53),
+        pytest.param("BSD68", "poisson", 0.01, 23.78, 24.05, marks=pytest.mark.slow),
+        pytest.param("CBSD68", "gaussian", 25, 20.17, 20.53, marks=pytest.mark.slow),
     ],
 )
 def test_noisy_pictures_have_the_known_psnr(name, law, level, unclipped, clipped):
