@@ -162,7 +162,7 @@ def check_words(common, options, positionals, command):
     for key, text in common.items():
         if key not in TAKEN.get(work, SCHEMA):
             raise ValueError(f"{key}={text}: {work} does not take it; leave it out")
-        if key in restoration_scores.SCHEMA and not options["denoise"]:
+        if text and key in restoration_scores.SCHEMA and not options["denoise"]:
             raise ValueError(f"{key}={text}: needs denoise=FOLDER; leave it out")
     if command and positionals:
         raise ValueError(f"{positionals[0]}: {command} takes key=value words only; leave it out")

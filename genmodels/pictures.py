@@ -40,7 +40,7 @@ class Picture:
 
     def images(self):
         """Return it on the [-1, 1] scale, float32 (N, C, H, W), not clipped."""
-        scaled = torch.from_numpy(self.levels / (self.top / 2) - 1)
+        scaled = torch.from_numpy(self.levels.astype(np.float64) / (self.top / 2) - 1)
         return scaled.permute(0, 3, 1, 2).float()
 
     def as_file(self, restored):

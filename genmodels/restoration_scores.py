@@ -78,7 +78,7 @@ def clean_picture(name, picture):
     Raises:
         ValueError: several in one file, too small for SSIM, or beyond black or white.
     """
-    x = picture.levels[0] / picture.top
+    x = picture.levels[0].astype(np.float64) / picture.top
     least = restoration.LEAST_SIDE
     if len(picture.levels) > 1:
         raise ValueError(f"denoise={name}: holds {len(picture.levels)} pictures; make it one")

@@ -1,0 +1,431 @@
+"""sample.py denoise= for pictures of any size; see test_restoration_scores for evaluate.py."""
+
+import io
+import sys
+import types
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from boxes import Box
+from PIL import Image
+
+import sample
+from genmodels import checkpoint, files, images, pictures, restoring
+from genmodels.benchmark import NonFinite
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def box(monkeypatch):
+    """Return a function that makes sample.py load a Box of these settings."""
+
+    def load(*args, **settings):
+        model = Box(*args, **settings)
+        monkeypatch.setattr(checkpoint, "load", lambda *_, **__: model)
+        return model
+
+    return load
+
+
+def run(source, out, *words):
+    return sample.main(["model", f"denoise={source}", f"out={out}", *words])
+
+
+def random_levels(*shape, dtype=np.uint8):
+    return RNG.integers(0, np.iinfo(dtype).max + 1, shape, dtype=dtype)
+
+
+def save(path, levels):
+    """Write levels (H, W) or (H, W, 3) with the package's own writer, or numpy's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, levels)
+    else:
+        kind = "tiff" if path.suffix.startswith(".tif") else "png"
+        path.write_bytes(images.level_bytes(levels.reshape(*levels.shape[:2], -1), kind))
+
+
+# ---- tiles --------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("tile", "overlap"), [(16, 3), (13, 6), (7, 2), (64, 8), (96, 32)])
+@pytest.mark.parametrize("size", [1, 6, 7, 16, 17, 63, 97, 200])
+def test_tiles_own_each_pixel_once_and_see_around_it(size, tile, overlap):
+    end = 0
+    for (start, stop), (first, last) in restoring.cuts(size, tile, overlap):
+        assert first == end and 0 <= start <= first < last <= stop <= size
+        assert start in (0, first - overlap) and (stop == size or stop >= last + overlap)
+        assert stop - start <= tile and (tile % 32 or overlap % 32 or start % 32 == 0)
+        end = last
+    assert end == size
+
+
+@pytest.mark.parametrize(("height", "width"), [(70, 45), (40, 41), (1, 90), (16, 16)])
+def test_tiled_is_whole_where_the_network_looks_no_further_than_the_overlap(height, width):
+    image = torch.randn(1, height, width, generator=torch.Generator().manual_seed(0))
+    for radius in (2, 4):
+        model = Box(radius=radius)
+        whole = restoring.restore(model, image, "gaussian", 25)
+        assert torch.equal(whole, model.restore(image[None], "gaussian", 25)[0][0])
+        tiled = restoring.restore(model, image, "gaussian", 25, tile=24, overlap=4)
+        assert torch.equal(tiled, whole)
+    far = Box(radius=5)
+    if max(height, width) > 24:
+        whole = restoring.restore(far, image, "gaussian", 25)
+        tiled = restoring.restore(far, image, "gaussian", 25, tile=24, overlap=4)
+        assert not torch.equal(tiled, whole)
+
+
+def test_the_ensemble_is_the_mean_of_eight_orientations():
+    model = Box(radius=1, shift=2)  # which moves the picture: no orientation is like another
+    x = torch.randn(2, 1, 6, 9, generator=torch.Generator().manual_seed(0))
+    total = np.zeros((2, 1, 6, 9))
+    for turns in range(4):
+        for mirror in (False, True):
+            view = np.rot90(np.flip(x.numpy(), 2) if mirror else x.numpy(), turns, (2, 3))
+            done = model.restore(torch.from_numpy(view.copy()), "gaussian", 25)[0].numpy()
+            done = np.rot90(done, -turns, (2, 3))
+            total += np.flip(done, 2) if mirror else done
+    found = restoring.ensembled(lambda part: model.restore(part, "gaussian", 25)[0], x)
+    assert np.abs(found.numpy() - total / 8).max() < 1e-6
+    assert not torch.allclose(found, model.restore(x, "gaussian", 25)[0], atol=0.1)
+    one = restoring.restore(model, x[0], "gaussian", 25, ensemble=True)
+    assert torch.equal(one, restoring.ensembled(lambda p: model.restore(p, "", 25)[0], x[:1])[0])
+
+
+def test_a_grey_model_restores_a_colour_picture_channel_by_channel():
+    image = torch.randn(3, 20, 30, generator=torch.Generator().manual_seed(0))
+    model = Box(radius=2)
+    found = restoring.restore(model, image, "gaussian", 25, tile=16, overlap=2)
+    for channel in range(3):
+        one = restoring.restore(model, image[channel : channel + 1], "gaussian", 25)
+        assert torch.equal(found[channel : channel + 1], one)
+    colour = Box(channels=3)
+    restoring.restore(colour, image, "gaussian", 25)
+    assert colour.seen[-1].shape == (1, 3, 20, 30)
+    with pytest.raises(ValueError, match=r"is grey, this model restores 3 channels; take a model"):
+        restoring.planes(colour, image[:1])
+
+
+def test_pixels_that_are_no_numbers_stop_the_work():
+    model = Box()
+    model.restore = lambda x, law, level: (torch.full_like(x, torch.nan), None)
+    with pytest.raises(NonFinite, match="law=gaussian, level=25"):
+        restoring.restore(model, torch.zeros(1, 4, 4), "gaussian", 25)
+
+
+# ---- files in and out ---------------------------------------------------------------------------
+IN_AND_OUT = {
+    "grey.png": random_levels(9, 7),
+    "colour.png": random_levels(9, 7, 3),
+    "deep.png": random_levels(9, 7, dtype=np.uint16),
+    "deep_colour.png": random_levels(9, 7, 3, dtype=np.uint16),
+    "grey.tif": random_levels(9, 7),
+    "colour.tiff": random_levels(9, 7, 3),
+    "deep.tif": random_levels(9, 7, dtype=np.uint16),
+    "float.tif": random_levels(9, 7).astype(np.float32),
+    "flat.png": random_levels(1, 12),
+    "thin.png": random_levels(12, 1),
+    "dot.png": random_levels(1, 1),
+    "sub/below.png": random_levels(5, 6),
+    "plane.npy": random_levels(9, 7).astype(np.float64),
+    "colour.npy": random_levels(9, 7, 3).astype(np.float32),
+    "one.npy": random_levels(9, 7, 1).astype(np.float16),
+    "many.npy": random_levels(3, 9, 7, 1).astype(np.float32),
+    "bytes.npy": random_levels(9, 7),
+    "words.npy": random_levels(9, 7, 3, dtype=np.uint16),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_each_picture_comes_back_as_it_came(box, tmp_path, capsys, packed):
+    """A model that changes nothing: the same levels, depth, channels, shape and name."""
+    box(radius=0)
+    source = tmp_path / "noisy"
+    for name, levels in IN_AND_OUT.items():
+        save(source / name, levels)
+    (source / "README.md").write_text("junk is not looked at")
+    (source / "grid.png").write_bytes(b"nor is a sheet")
+    if packed:
+        with zipfile.ZipFile(tmp_path / "noisy.zip", "w") as file:
+            for name in (*IN_AND_OUT, "README.md"):
+                file.write(source / name, name)
+        source = tmp_path / "noisy.zip"
+    assert run(source, tmp_path / "out", "law=gaussian", "level=25") == 0
+    shown = capsys.readouterr()
+    count = len(IN_AND_OUT) + 2  # many.npy holds three
+    assert shown.out == f"{count} pictures restored, law gaussian, level 25: {tmp_path}/out\n"
+    assert shown.err == ""  # no bar where it is not watched
+    for name, levels in IN_AND_OUT.items():
+        out = tmp_path / "out" / name
+        if name.endswith(".npy"):
+            array = np.load(out)
+            assert array.dtype == np.float32 and array.shape == levels.shape, name
+            assert np.abs(array - levels).max() <= 2e-7 * max(255, levels.max()), name
+        elif name == "float.tif":
+            with Image.open(out) as picture:
+                assert picture.mode == "F" and np.abs(np.array(picture) - levels).max() < 1e-4
+        else:
+            found = files.read_levels(out.read_bytes(), name)
+            assert found.dtype == levels.dtype and np.array_equal(
+                found, levels.reshape(found.shape)
+            ), name
+    there = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")}
+    assert there == {*IN_AND_OUT, "before_after.png"}
+
+
+def test_16_bits_are_read_by_others_as_we_write_them(tmp_path):
+    """torchvision's libpng and Pillow are the judges."""
+    from torchvision.io import ImageReadMode, decode_image
+
+    for levels in (IN_AND_OUT["deep.png"][..., None], IN_AND_OUT["deep_colour.png"]):
+        data = torch.frombuffer(bytearray(images.level_bytes(levels, "png")), dtype=torch.uint8)
+        found = decode_image(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+        assert found.dtype == np.uint16 and np.array_equal(found, levels)
+    with Image.open(io.BytesIO(images.level_bytes(levels, "png"))) as picture:
+        assert np.array_equal(np.array(picture), levels >> 8)
+    with Image.open(io.BytesIO(images.level_bytes(levels[..., :1], "png"))) as picture:
+        assert np.array_equal(np.array(picture), levels[..., 0])
+
+
+def test_16_bit_colour_tiff_needs_tifffile(box, tmp_path, capsys, monkeypatch):
+    tifffile = pytest.importorskip("tifffile")
+    levels = IN_AND_OUT["deep_colour.png"]
+    alpha = np.concatenate([levels, levels[..., :1]], -1)
+    tifffile.imwrite(tmp_path / "a.tif", levels, photometric="rgb", compression="zlib")
+    tifffile.imwrite(tmp_path / "b.tif", alpha, photometric="rgb", extrasamples=["unassalpha"])
+    box(radius=0)
+    for name in ("a.tif", "b.tif"):
+        assert run(tmp_path / name, tmp_path / "out", "law=gaussian", "level=25") == 0
+        assert np.array_equal(tifffile.imread(tmp_path / "out" / name), levels)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    assert run(tmp_path / "a.tif", tmp_path / "new", "law=gaussian", "level=25") == 2
+    errors = capsys.readouterr().err
+    assert "is a TIFF of 16-bit colour; pip install tifffile, or save it as PNG" in errors
+    assert errors.count("\n") == 1 and not (tmp_path / "new").exists()
+
+
+def test_other_kinds_of_picture_become_png(box, tmp_path):
+    box(radius=0)
+    source = tmp_path / "noisy"
+    source.mkdir()
+    colours = Image.fromarray(IN_AND_OUT["colour.png"])
+    colours.save(source / "a.jpg")
+    colours.save(source / "b.bmp")
+    colours.quantize(4).save(source / "c.png")
+    colours.convert("1").save(source / "d.png")
+    Image.fromarray(np.dstack([IN_AND_OUT["colour.png"], IN_AND_OUT["grey.png"]])).save(
+        source / "e.png"
+    )
+    assert run(source, tmp_path / "out", "law=gaussian", "level=25") == 0
+    for name, channels in (("a.jpg", 3), ("b.bmp", 3), ("c.png", 3), ("d.png", 1), ("e.png", 3)):
+        found = files.read_image(tmp_path / "out" / f"{name[0]}.png")
+        assert len(found) == channels
+        assert torch.equal(found, files.read_image(source / name, channels)), name
+
+
+def test_nothing_is_clipped_on_the_way_in(box, tmp_path):
+    model = box(radius=0)
+    array = np.array([[-40.0, 0, 127.5], [255, 300, 1]])
+    np.save(tmp_path / "a.npy", array)
+    assert run(tmp_path / "a.npy", tmp_path / "out", "law=gaussian", "level=25") == 0
+    seen = model.seen[-1].double().numpy()
+    assert np.abs((seen[0, 0] + 1) * 127.5 - array).max() < 1e-4
+    found = np.load(tmp_path / "out" / "a.npy")  # the estimate is
+    assert np.abs(found - array.clip(0, 255)).max() < 1e-4
+
+
+def test_the_sheet_shows_noisy_beside_restored(box, tmp_path):
+    box(radius=1)
+    for k in range(5):
+        save(tmp_path / "in" / f"{k}.png", np.full((10 + k, 300), 20 * k, np.uint8))
+    assert run(tmp_path / "in", tmp_path / "out", "law=gaussian", "level=25") == 0
+    sheet = images.read_image(tmp_path / "out" / "before_after.png")
+    assert sheet.shape == (3, 4 * (13 + 1) + 1, 2 * 257 + 1)  # of the first four
+    for k in range(4):
+        rows = sheet[:, 1 + 14 * k : 11 + k + 14 * k]
+        assert (rows[:, :, 1:257] == 20 * k).all() and (rows[:, :, 258:514] == 20 * k).all()
+    assert run(tmp_path / "in", tmp_path / "out", "law=gaussian", "level=25") == 0  # once more
+
+
+def test_processes_take_their_shares(box, tmp_path, monkeypatch):
+    model = box()
+    for k in range(5):
+        save(tmp_path / "in" / f"{k}.png", random_levels(6, 6 + k))
+    options = {"denoise": f"{tmp_path}/in", "law": "gaussian", "level": "25", "tile": 512,
+               "overlap": 32, "ensemble": False, "precision": "fp32", "format": "png",
+               "labels": ""}  # fmt: skip
+    waited = []
+    for rank in (1, 0):
+        state = types.SimpleNamespace(process_index=rank, num_processes=2,
+                                      is_main_process=rank == 0,
+                                      wait_for_everyone=lambda: waited.append(1))  # fmt: skip
+        restoring.denoise(model, options, tmp_path / "out", state)
+        there = sorted(p.name for p in (tmp_path / "out").iterdir())
+        if rank == 1:
+            assert there == ["1.png", "3.png"]
+    assert there == [*(f"{k}.png" for k in range(5)), "before_after.png"] and len(waited) == 2
+
+
+# ---- law and level ------------------------------------------------------------------------------
+def test_the_level_is_found_once_for_each_picture(box, tmp_path, capsys):
+    model = box()
+    save(tmp_path / "in" / "a.png", random_levels(60, 50))
+    save(tmp_path / "in" / "b.png", random_levels(60, 50, 3))
+    words = ["law=gaussian", "level=auto", "tile=40", "overlap=4"]
+    assert run(tmp_path / "in", tmp_path / "out", *words) == 0
+    # 60 x 50 in tiles of 40 without overlap: 4 of the grey picture, 4 of each channel: 9 of 12.
+    assert len(model.asked) == 4 + 9 and all(shape[0] == 1 for shape in model.asked)
+    assert len(set(model.told)) == 2  # one level for all tiles of a picture
+    assert "2 pictures restored, law gaussian, level 7" in capsys.readouterr().out
+    image = torch.zeros(1, 30, 20)
+    image[:, :, 10:] = 1
+    model.asked.clear()
+    assert restoring.find_level(model, image, "gaussian") == model.noise_level(image, "gaussian")
+    assert model.asked == [(1, 30, 20)] * 2
+
+
+def test_the_level_of_a_large_picture_is_the_median_of_its_tiles():
+    model = Box()
+    model.noise_level = lambda part, law: float(part.mean())
+    image = torch.arange(5.0).repeat_interleave(10).expand(1, 10, 50)
+    assert restoring.find_level(model, image, "gaussian", tile=10) == 2
+    assert restoring.find_level(model, image, "gaussian", tile=50) == 2
+    assert restoring.find_level(model, image**2, "gaussian", tile=10) == 4
+
+
+def test_the_law_may_be_left_out_or_found(box, tmp_path, capsys, monkeypatch):
+    picked = []
+
+    def pick_law(y):
+        picked.append(y)
+        return "poisson" if len(picked) % 2 else "gaussian"
+
+    levels = types.SimpleNamespace(pick_law=pick_law)
+    monkeypatch.setitem(sys.modules, "genmodels.noise_levels", levels)
+    model = box()
+    save(tmp_path / "in" / "a.png", np.full((8, 8), 51, np.uint8))
+    save(tmp_path / "in" / "b.png", np.full((8, 8), 102, np.uint8))
+    assert run(tmp_path / "in", tmp_path / "o", "law=auto") == 0
+    assert capsys.readouterr().out.startswith(
+        "2 pictures restored, law gaussian, level 0.1; law poisson, level 0.05: "
+    )
+    assert model.laws == ["poisson", "gaussian"] and picked[0].dtype == torch.float64
+    assert torch.allclose(picked[0], torch.tensor(0.2).double()) and picked[0].shape == (1, 8, 8)
+    model = box(laws=("gaussian",))
+    assert run(tmp_path / "in", tmp_path / "o", "level=20") == 0 and model.told == [20.0, 20.0]
+    assert run(tmp_path / "in", tmp_path / "new", "law=auto") == 2
+    assert "law=auto: finds poisson noise, this model knows gaussian" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_bf16_and_the_ensemble_reach_the_network(box, tmp_path):
+    model = box(shift=1)
+    save(tmp_path / "a.png", random_levels(12, 12))
+    assert run(tmp_path / "a.png", tmp_path / "o", "law=gaussian", "level=9", "ensemble=yes") == 0
+    assert len(model.told) == 8 and model.autocast == [False] * 8
+    assert run(tmp_path / "a.png", tmp_path / "o", "law=gaussian", "level=9", "precision=bf16") == 0
+    assert model.autocast[8:] == [True]
+
+
+# ---- bad input ----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["law=rice", "level=1"], "law=rice: choose from gaussian, poisson, auto"),
+        (["level=25"], "law=: choose from gaussian, poisson, auto"),
+        (["law=gaussian", "level=900"], "level=900.0: must be 0.1 to 255"),
+        (["law=gaussian", "level=much"], "level=much: must be a number, or auto"),
+        (["law=gaussian", "level=nan"], "level=nan: must be 0.1 to 255"),
+        (["law=auto", "level=25"], "level=25: law=auto does not know its unit; name the law"),
+        (["law=gaussian", "tile=64"], "tile=64: must be larger than twice the overlap, 64"),
+        (["law=gaussian", "overlap=-1"], "overlap=-1: must be >= 0"),
+        (["law=gaussian", "tile=big"], "tile=big: must be a whole number"),
+        (["law=gaussian", "ensemble=8"], "ensemble=8: must be true or false"),
+        (["law=gaussian", "labels=3"], "labels=3: this model is unconditional"),
+        (["law=gaussian", "format=npz"], "format=npz: denoise= writes png"),
+        (["law=gaussian", "steps=3"], "unknown key steps=3"),
+        (["law=gaussian", "denoise={dir}/none"], "none: no such picture, .npy, folder or .zip"),
+        (["law=gaussian", "denoise={dir}/a.txt"], "a.txt: no such picture, .npy, folder or .zip"),
+        (["law=gaussian", "denoise={dir}/empty"], "empty: holds no picture (.png, .jpg,"),
+        (["law=gaussian", "denoise={dir}/cut"], "b.png: cannot be read"),
+        (["law=gaussian", "denoise={dir}/twice"], "a.jpg and a.png would both become a.png"),
+        (["law=gaussian", "denoise={dir}/nan.npy"], "nan.npy: holds NaN or infinite pixels; mend"),
+        (["law=gaussian", "denoise={dir}/inf.tif"], "inf.tif: holds NaN or infinite pixels; mend"),
+        (["law=gaussian", "denoise={dir}/int.npy"], "int.npy: is int64 (4, 4); must be (H, W)"),
+        (["law=gaussian", "denoise={dir}/five.npy"], "five.npy: is float64 (4, 4, 5); must be"),
+        (["law=gaussian", "denoise={dir}/no.npy"], "no.npy: has shape (0, 4): holds no picture"),
+        (["law=gaussian", "denoise={dir}/pickle.npy"], "pickle.npy: cannot be read (Object arrays"),
+        (["law=gaussian", "denoise={dir}/wide.tif"], "wide.tif: has more than 16 bits a pixel"),
+        (["law=gaussian", "out={dir}/a.txt"], "a.txt: is a file; name a folder"),
+        (["law=gaussian", "out={dir}"], "holds a.png, the noisy picture; name another folder"),
+        (["law=gaussian", "denoise={dir}/cut", "out={dir}/cut/o"], "lies in the folder of the"),
+        (["law=gaussian", "denoise={dir}/good", "out={dir}/cut"], "holds 2 other pictures (a.png,"),
+        (["law=gaussian", "denoise={dir}/before_after.png"], "before_after.png will be the sheet"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(box, tmp_path, capsys, words, message):
+    box()
+    good = random_levels(8, 8)
+    for name in (
+        "a.png",
+        "before_after.png",
+        "cut/a.png",
+        "cut/b.png",
+        "twice/a.png",
+        "good/c.png",
+    ):
+        save(tmp_path / name, good)
+    (tmp_path / "cut" / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    Image.fromarray(good).save(tmp_path / "twice" / "a.jpg")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").write_text("no picture")
+    arrays = {"nan": np.full((4, 4), np.nan), "int": np.ones((4, 4), int),
+              "five": np.ones((4, 4, 5)), "no": np.ones((0, 4)),
+              "pickle": np.array([{}])}  # fmt: skip
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    Image.fromarray(np.full((4, 4), np.inf, np.float32)).save(tmp_path / "inf.tif")
+    Image.fromarray(np.full((4, 4), 70000, np.int32)).save(tmp_path / "wide.tif")
+    before = sorted(tmp_path.rglob("*"))
+    words = [word.replace("{dir}", str(tmp_path)) for word in words]
+    assert run(tmp_path / "a.png", tmp_path / "out", *words) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and errors.startswith("error: ") and errors.count("\n") == 1, errors
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_single_picture_may_join_others(box, tmp_path):
+    box()
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name, random_levels(8, 8))
+        assert run(tmp_path / name, tmp_path / "out", "law=gaussian", "level=25") == 0
+    there = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert there == ["a.png", "b.png", "before_after.png"]
+
+
+def test_a_picture_of_tiles_too_large_for_the_memory(box, tmp_path, capsys):
+    model = box()
+
+    def restore(x, law, level):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.restore = restore
+    save(tmp_path / "a.png", random_levels(8, 8))
+    assert run(tmp_path / "a.png", tmp_path / "out", "law=gaussian", "level=25") == 2
+    assert "tile=512: does not fit into memory; try tile=256" in capsys.readouterr().err
+
+
+def test_a_method_of_one_shape_has_no_ensemble(box, tmp_path, capsys):
+    model = box()
+    model.ANY_SIZE = False
+    save(tmp_path / "a.png", random_levels(8, 8))
+    assert run(tmp_path / "a.png", tmp_path / "out", "law=gaussian", "ensemble=true") == 2
+    assert "ensemble=true: Box does not take it; leave it out" in capsys.readouterr().err
+
+
+def test_pictures_keep_the_order_of_their_names(tmp_path):
+    for name in ("b/1.png", "a/2.png", "a.png", "c.npy"):
+        save(tmp_path / name, random_levels(3, 3))
+    assert list(pictures.find(tmp_path)) == ["a/2.png", "a.png", "b/1.png", "c.npy"]
