@@ -154,7 +154,7 @@ def _as_bytes(tree, channels):
 
 
 def _as_they_are(tree, channels):
-    """Return [(name, float32 (C, H, W) on the [-1, 1] scale)] of noisy pictures, 16 bits and floats.
+    """Return [(name, float32 (C, H, W) on the [-1, 1] scale)] of noisy pictures.
 
     For a grey model every channel of a colour picture is a picture: an average has other noise.
     """
