@@ -144,9 +144,10 @@ def table(rows):
     lines = []
     for row in rows:
         blind = " (estimated)" if row["blind"] else ""
+        ensemble = f"{row['psnr_ensemble']:.2f}" if "psnr_ensemble" in row else ""
         lines.append((row["model"], row["set"], f"{row['law']} {row['level']:g}{blind}",
                       f"{row['psnr_noisy']:.2f}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}",
-                      f"{row['psnr_ensemble']:.2f}" if "psnr_ensemble" in row else "", str(row["seed"]), str(row["steps"]),
+                      ensemble, f"{row['seed']}", f"{row['steps']}",
                       f"{row['train_cpu_seconds']}"))  # fmt: skip
     head = ("model", "set", "noise", "noisy", "PSNR", "SSIM", "with self-ensemble", "seed", "steps",
             "training, CPU s")  # fmt: skip
