@@ -11,6 +11,7 @@ from genmodels.noise import LAWS
 
 PATCH = 5  # the side of a patch; its PATCH^2 eigenvalues are those of pure noise, but for a few
 MOST_PATCHES = 60_000
+SMOOTH = 0.05  # the share of the patches taken to be free of structure to begin with
 GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -33,6 +34,12 @@ def _planes(y):
     """Return the channels of a picture as pictures of their own, float64 (C, 1, H, W)."""
     y = torch.as_tensor(y).double()
     return y.reshape(-1, 1, *y.shape[-2:])
+
+
+def _check_size(planes, key):
+    high, wide = planes.shape[2:]
+    if min(high, wide) < 3 * PATCH:
+        raise ValueError(f"{key}: needs {3 * PATCH} x {3 * PATCH} pixels, got {high} x {wide}")
 
 
 def _patches(planes, side, stride):
@@ -72,11 +79,12 @@ def _patch_std(patches):
 def level_from_patches(y, law, smoothest=2.5):
     """Return the level of the noise in a picture, within what the law accepts.
 
-    In the law's state domain the noise is of one size. Its standard deviation comes from the patch
-    covariance, of all patches first, then of those that are no rougher than noise of that size.
+    In the law's state domain the noise is of one size. Its standard deviation comes from the
+    covariance of those patches that are no rougher than noise of that size: from the smoothest
+    patches upwards, until the size no longer changes.
 
     Args:
-        y: the picture; at least 32 pixels high and wide, else the level is not worth much.
+        y: the picture; at least 64 pixels high and wide, else the level is not worth much.
         law: of LAWS, or its name.
         smoothest: a patch is kept up to so many standard deviations above noise's own roughness.
 
@@ -89,30 +97,30 @@ def level_from_patches(y, law, smoothest=2.5):
     planes = _planes(y)
     count = planes.shape[0] * planes.shape[2] * planes.shape[3]
     stride = max(1, round((count / MOST_PATCHES) ** 0.5))
-    if min(planes.shape[2:]) < 2 * PATCH:
-        raise ValueError(f"level=auto: a picture of {tuple(planes.shape[2:])} pixels is too small")
-    rough, spread = _noise_roughness(PATCH)
+    _check_size(planes, "level=auto")
+    mean, spread = _noise_roughness(PATCH)
     pixels = _patches(planes, PATCH, stride)
-    level, std = law.low if law is LAWS["poisson"] else (law.low * law.high) ** 0.5, None
-    for _ in range(8):
-        patches = law.to_state(pixels, level)
-        if std is None:  # black has no noise, nor has a part cut off at white
-            live = _roughness(patches, PATCH) > 0
-            if law.positive:
-                live &= pixels.amin(1) > 0
-        keep = live
-        if std is not None:
-            keep = live & (_roughness(patches, PATCH) < std**2 * (rough + smoothest * spread))
-        if law is LAWS["poisson"]:  # below some counts the root evens out no more
+    # Black has no noise under most laws, and what was cut off at black or white has too little.
+    live = (pixels.amin(1) > planes.amin()) & (pixels.amax(1) < planes.amax())
+    if law.positive:
+        live &= pixels.amin(1) > 0
+    pixels = pixels[live]
+    level = std = 0.0
+    for _ in range(12 if len(pixels) else 0):
+        patches = law.to_state(pixels, level or law.low)
+        rough = _roughness(patches, PATCH)
+        std = std or float((rough.quantile(SMOOTH) / mean).sqrt())
+        keep = rough < std**2 * (mean + smoothest * spread)
+        if law is LAWS["poisson"] and level:  # of few counts even the root is not even
             bright = keep & (pixels.mean(1) > 4 * level)
             keep = bright if bright.sum() >= 4 * PATCH**2 else keep
         if keep.sum() < 4 * PATCH**2:
             break
         last, std = std, _patch_std(patches[keep])
         level = _within(law, law.from_state_std(max(std, 1e-6)))
-        if last and abs(std / last - 1) < 1e-3:
+        if abs(std / last - 1) < 1e-3:
             break
-    if not std:
+    if not level:
         raise ValueError("level=auto: the picture has no noise to measure; give the level")
     return level
 
@@ -136,9 +144,13 @@ def variance_power(y):
     with the least of it are flat: their mean square is the variance at that brightness.
 
     Args:
-        y: the picture, at least 32 pixels high and wide.
+        y: the picture; at least 64 pixels high and wide, else the power is not worth much.
+
+    Raises:
+        ValueError: a picture too small.
     """
     planes = _planes(y)
+    _check_size(planes, "law=auto")
     second = torch.tensor([1.0, -2.0, 1.0], dtype=torch.float64)
     rest = F.conv2d(planes, (second[:, None] * second / 6)[None, None])  # unit gain for white noise
     brightness = F.avg_pool2d(planes[..., 1:-1, 1:-1], 8, stride=4).flatten()

@@ -31,9 +31,9 @@ def noisy(x, law, level, index=0):
     return torch.from_numpy(LAWS[law].sample(x, level, np.random.default_rng([0, index])))
 
 
-def photographs(names):
-    for index, path in enumerate(sorted(SET12.glob("*.png"))):
-        if path.stem in names:
+def photographs(names, folder=SET12):
+    for index, path in enumerate(sorted(folder.glob("*.png"))):
+        if not names or path.stem in names:
             yield index, np.asarray(Image.open(path), float) / 255
 
 
@@ -153,10 +153,12 @@ def test_pictures_with_nothing_to_measure():
     for y, message in [
         (torch.zeros(1, 64, 64), "no noise to measure"),
         (FLAT, "no noise to measure"),
-        (FLAT[:, :8], "too small"),
+        (FLAT[:, :8], "needs 15 x 15 pixels, got 8 x 256"),
     ]:
         with pytest.raises(ValueError, match=f"level=auto: .*{message}"):
             level_from_patches(y, "gaussian")
+    with pytest.raises(ValueError, match="law=auto: needs 15 x 15 pixels, got 8 x 256"):
+        pick_law(FLAT[:, :8])
     assert variance_power(torch.zeros(1, 64, 64)) == 0 and pick_law(FLAT) == "gaussian"
 
 
@@ -174,3 +176,34 @@ def test_patches_and_law_of_photographs(law, level, mean):
         errors.append(abs(level_from_patches(y, law) / level - 1))
         laws.append(pick_law(y))
     assert np.mean(errors) < mean and laws == [law] * 4
+
+
+@real
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("law", "level", "set12", "bsd68", "right"),
+    [("gaussian", 15, 0.02, 0.03, 1), ("gaussian", 25, 0.02, 0.03, 1),
+     ("gaussian", 50, 0.02, 0.02, 1), ("poisson", 0.01, 0.03, 0.05, 0.95),
+     ("poisson", 0.05, 0.04, 0.05, 0.95), ("gamma", 100, 0.04, 0.08, 0.95),
+     ("gamma", 50, 0.04, 0.08, 0.95)],
+)  # fmt: skip
+def test_all_photographs(law, level, set12, bsd68, right):
+    """Mean error of the level on Set12 and BSD68, share of laws that are right; -s prints them."""
+    for folder, most in (("Set12", set12), ("BSD68", bsd68)):
+        noise = [noisy(x, law, level, i) for i, x in photographs((), SET12.parent / folder)]
+        found = np.array([level_from_patches(y, law) / level for y in noise])
+        picked = np.mean([pick_law(y) == law for y in noise])
+        error = abs(found - 1)
+        print(f"\n{folder} {law} {level}: {len(noise)} pictures, mean error {error.mean():.1%}, "
+              f"bias {found.mean() - 1:+.1%}, worst {error.max():.1%}, law right {picked:.1%}")  # fmt: skip
+        assert error.mean() < most and picked >= right
+
+
+@real
+@pytest.mark.parametrize("sigma", [15, 25])
+def test_photographs_cut_off_at_black_and_white(sigma):
+    """8-bit files: the noise that was cut off is left out, else it would pull the level down."""
+    for index, x in photographs({"03", "05", "07"}):
+        y = (noisy(x, "gaussian", sigma, index).clamp(0, 1) * 255).round() / 255
+        assert level_from_patches(y, "gaussian") == pytest.approx(sigma, rel=0.05)
+        assert pick_law(y) == "gaussian"
