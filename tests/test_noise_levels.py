@@ -194,8 +194,10 @@ def test_all_photographs(law, level, set12, bsd68, right):
         found = np.array([level_from_patches(y, law) / level for y in noise])
         picked = np.mean([pick_law(y) == law for y in noise])
         error = abs(found - 1)
-        print(f"\n{folder} {law} {level}: {len(noise)} pictures, mean error {error.mean():.1%}, "
-              f"bias {found.mean() - 1:+.1%}, worst {error.max():.1%}, law right {picked:.1%}")  # fmt: skip
+        print(
+            f"\n{folder} {law} {level}: {len(noise)} pictures, mean error {error.mean():.1%}, "
+            f"bias {found.mean() - 1:+.1%}, worst {error.max():.1%}, law right {picked:.1%}"
+        )
         assert error.mean() < most and picked >= right
 
 
