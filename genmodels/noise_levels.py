@@ -16,7 +16,10 @@ GOLDEN = (5**0.5 - 1) / 2
 
 
 def _name(law):
-    return next(name for name, entry in LAWS.items() if law == name or law is entry)
+    for name, entry in LAWS.items():
+        if law == name or law is entry:
+            return name
+    raise ValueError(f"law={law}: choose from {', '.join(LAWS)}")
 
 
 def _within(law, level):

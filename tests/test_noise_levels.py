@@ -132,6 +132,8 @@ def test_laws_without_an_estimator_are_named(law):
         level_jvp(y, lambda y: -y, law)
     with pytest.raises(ValueError, match=f"law={law}: its level is estimated for gaussian, poiss"):
         level_tv(y, -y, law)
+    with pytest.raises(ValueError, match="law=speckle: choose from gaussian, poisson, gamma, exp"):
+        level_from_patches(y, "speckle")
 
 
 @pytest.mark.parametrize(
