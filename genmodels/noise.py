@@ -189,7 +189,7 @@ def _gamma_second(y, s, ds, k):
     """
     x = _gamma(y, y * s, k)
     relative = ((k - 1 + y.square() * ds) / k**2).clamp(min=0) * (x / y.clamp(min=1e-9)).square()
-    return x * (1 + relative.clamp(max=1))
+    return x * (1 + relative)
 
 
 def _nakagami(y, s, m):
