@@ -237,13 +237,14 @@ def check_place(out, source, names):
         raise ValueError(f"out={out}: is a file; name a folder")
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"out={out}: lies in the folder of the noisy pictures; name one outside")
-    if (out / names[0]).resolve() == source.resolve():
-        raise ValueError(f"out={out}: holds {names[0]}, the noisy picture; name another folder")
+    if source.is_file() and out.resolve() == source.resolve().parent:
+        raise ValueError(f"out={out}: is the folder of the noisy picture; name another")
     if pictures.SHEET in names:
         raise ValueError(f"denoise={source}: {pictures.SHEET} will be the sheet; rename it")
     if source.is_dir() or source.suffix.lower() == ".zip":
-        there = (path.relative_to(out) for path in out.rglob("*") if path.suffix in pictures.KEPT)
-        strange = sorted({str(p) for p in there if p.name != pictures.SHEET} - set(names))
+        there = [path for path in out.rglob("*") if path.suffix.lower() in pictures.KEPT]
+        there = {str(path.relative_to(out)) for path in there if path.name != pictures.SHEET}
+        strange = sorted(there - set(names))
         if strange:
             raise ValueError(f"out={out}: holds {len(strange)} other pictures ({strange[0]}, ...); "
                              "name an empty folder or delete them")  # fmt: skip
