@@ -234,6 +234,17 @@ def fits_memory(line):
         raise ValueError(line) from None
 
 
+@contextlib.contextmanager
+def told_of(name):
+    """Add a name, say a file's, to the line of a user's error; a defect passes as it is."""
+    try:
+        yield
+    except ValueError as error:
+        if not _raised_here(error):
+            raise
+        raise ValueError(f"{error} ({name})") from None
+
+
 def _raised_here(error):
     """Return whether the innermost frame lies in this repository (or the error names a file)."""
     frame = error.__traceback__

@@ -34,13 +34,16 @@ def score(model, options, extra, device):
     names = list(readers)[: options["num"] or None]
     state, rows = benchmark.process_state(), []
     for name in names:  # all of them, before the work
-        restoring.planes(model, clean_picture(name, readers[name]()).transpose(2, 0, 1))
+        x = clean_picture(name, readers[name]())
+        with cli.told_of(name):
+            restoring.planes(model, x.transpose(2, 0, 1))
     if device.type == "cuda":  # the first call is slower and would count
         restore_one(model, 0, names[0], readers[names[0]](), options, law, level)
     own = range(state.process_index, len(names), state.num_processes)
     for k in tqdm(own, desc="restoring", unit="img", delay=0.5,
                   disable=None if state.is_main_process else True):  # fmt: skip
-        rows.append(restore_one(model, k, names[k], readers[names[k]](), options, law, level))
+        with cli.told_of(names[k]):
+            rows.append(restore_one(model, k, names[k], readers[names[k]](), options, law, level))
     rows = [row for share in gather_object([rows]) for row in share]
     rows.sort(key=lambda row: row["index"])
     facts = {"data": options["denoise"], "num": len(rows), "law": law, "level": level}
@@ -100,7 +103,7 @@ def restore_one(model, index, name, picture, options, law, level):
     settings = {key: options[key] for key in restoring.SETTINGS if key != "ensemble"}
     number = level
     if options["blind"]:
-        number = row["level"] = restoring.find_level(model, noisy, law, options["tile"])
+        number = row["level"] = restoring.find_level(model, noisy, law)
 
     def ours(ensemble):
         image = restoring.restore(model, noisy, law, number, ensemble=ensemble, **settings)

@@ -122,27 +122,26 @@ def restore(model, image, law, level, *, tile=512, overlap=32, ensemble=False, p
     return restored.reshape(image.shape)
 
 
-def find_level(model, image, law, tile=512):
+def find_level(model, image, law):
     """Return the model's estimate of a picture's one noise level, in the law's unit.
 
-    A grey model's for a colour picture is the median over its channels. Of a picture larger than a
-    tile it is the median over at most nine tiles, evenly chosen: the whole may not fit into memory.
+    A grey model's for a colour picture is the median over its channels.
     """
-    parts = [plane[(..., *seen)] for plane in planes(model, image)
-             for seen, _ in windows(image.shape, tile, 0)]  # fmt: skip
-    chosen = parts if len(parts) <= 9 else [parts[i * (len(parts) - 1) // 8] for i in range(9)]
-    with benchmark.tf32(False):
-        return statistics.median(float(model.noise_level(part, law)) for part in chosen)
+    too_large = "level=auto: the picture does not fit into memory whole; give the level"
+    with benchmark.tf32(False), cli.fits_memory(too_large):
+        return statistics.median(model.noise_level(part, law) for part in planes(model, image))
 
 
 def find_law(model, image, law):
     """Return the law, picked for this image where law is auto.
 
     Raises:
-        ValueError: the model does not know the one that was picked.
+        ValueError: too small a picture, or the model does not know the one that was picked.
     """
     if law != "auto":
         return law
+    if min(image.shape[1:]) < 32:
+        raise ValueError("law=auto: needs a picture of 32 x 32 pixels at least; name the law")
     from genmodels.noise_levels import pick_law
 
     picked = pick_law((image.double() + 1) / 2)
@@ -185,8 +184,9 @@ def denoise_pictures(model, options, level, out, state):
         for k in own:
             picture, restored = readers[names[k]](), []
             for image, told in zip(picture.images(), plans[k][0]):
-                number = find_level(model, image, told, options["tile"]) if level is None else level
-                done = restore(model, image, told, number, **settings, tick=bar.update)
+                with cli.told_of(picture.name):
+                    number = find_level(model, image, told) if level is None else level
+                    done = restore(model, image, told, number, **settings, tick=bar.update)
                 restored.append(done)
                 found.append((told, number))
             (out / names[k]).parent.mkdir(parents=True, exist_ok=True)
@@ -221,10 +221,11 @@ def plan(model, picture, law, settings):
         ValueError: pixels, channels or a law that the model does not know.
     """
     noisy = picture.images()
-    for image in noisy:
-        model.noisy_state(planes(model, image))
-    tiles = len(noisy) * len(windows(noisy.shape, settings["tile"], settings["overlap"]))
-    return [find_law(model, image, law) for image in noisy], tiles
+    with cli.told_of(picture.name):
+        for image in noisy:
+            model.noisy_state(planes(model, image))
+        laws = [find_law(model, image, law) for image in noisy]
+    return laws, len(noisy) * len(windows(noisy.shape, settings["tile"], settings["overlap"]))
 
 
 def check_place(out, source, names):
@@ -236,13 +237,14 @@ def check_place(out, source, names):
         raise ValueError(f"out={out}: is a file; name a folder")
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"out={out}: lies in the folder of the noisy pictures; name one outside")
-    if (out / names[0]).resolve() == source.resolve():
-        raise ValueError(f"out={out}: holds {names[0]}, the noisy picture; name another folder")
+    if source.is_file() and out.resolve() == source.resolve().parent:
+        raise ValueError(f"out={out}: is the folder of the noisy picture; name another")
     if pictures.SHEET in names:
         raise ValueError(f"denoise={source}: {pictures.SHEET} will be the sheet; rename it")
     if source.is_dir() or source.suffix.lower() == ".zip":
-        there = (path.relative_to(out) for path in out.rglob("*") if path.suffix in pictures.KEPT)
-        strange = sorted({str(p) for p in there if p.name != pictures.SHEET} - set(names))
+        there = [path for path in out.rglob("*") if path.suffix.lower() in pictures.KEPT]
+        there = {str(path.relative_to(out)) for path in there if path.name != pictures.SHEET}
+        strange = sorted(there - set(names))
         if strange:
             raise ValueError(f"out={out}: holds {len(strange)} other pictures ({strange[0]}, ...); "
                              "name an empty folder or delete them")  # fmt: skip

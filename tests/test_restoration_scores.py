@@ -109,6 +109,15 @@ def test_noise_is_neither_clipped_nor_rounded(box, folder, tmp_path):
     assert len(model.seen) == 2 and all(x.abs().max() > 1.2 for x in model.seen)
 
 
+def test_the_estimate_is_clipped_whatever_the_model_returns(box, folder, tmp_path):
+    model = box()
+    model.restore = lambda x, law, level: (torch.full_like(x, 3.0), None)  # beyond white
+    found = report(folder, tmp_path, "law=gaussian", "level=25", "num=1")
+    ((x, _),) = list(by_the_rule(folder, "gaussian", 25, 0))[:1]
+    wanted = -10 * math.log10(((1 - x) ** 2).mean())
+    assert found["metrics"]["psnr"]["value"] == pytest.approx(wanted, abs=1e-9)
+
+
 def test_blind_hides_the_level_and_tells_the_error(box, folder, tmp_path, capsys):
     model = box(radius=0)
     found = report(folder, tmp_path, "law=gaussian", "level=40", "blind=true")

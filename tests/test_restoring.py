@@ -272,27 +272,27 @@ def test_processes_take_their_shares(box, tmp_path, monkeypatch):
 def test_the_level_is_found_once_for_each_picture(box, tmp_path, capsys):
     model = box()
     save(tmp_path / "in" / "a.png", random_levels(60, 50))
-    save(tmp_path / "in" / "b.png", random_levels(60, 50, 3))
+    save(tmp_path / "in" / "b.png", random_levels(60, 50, 3) // np.array([1, 4, 2], np.uint8))
     words = ["law=gaussian", "level=auto", "tile=40", "overlap=4"]
     assert run(tmp_path / "in", tmp_path / "out", *words) == 0
-    # 60 x 50 in tiles of 40 without overlap: 4 of the grey picture, 4 of each channel: 9 of 12.
-    assert len(model.asked) == 4 + 9 and all(shape[0] == 1 for shape in model.asked)
-    assert len(set(model.told)) == 2  # one level for all tiles of a picture
-    assert "2 pictures restored, law gaussian, level 7" in capsys.readouterr().out
-    image = torch.zeros(1, 30, 20)
-    image[:, :, 10:] = 1
-    model.asked.clear()
-    assert restoring.find_level(model, image, "gaussian") == model.noise_level(image, "gaussian")
-    assert model.asked == [(1, 30, 20)] * 2
+    assert (
+        model.asked == [(1, 60, 50)] * 4
+    )  # whole, not its tiles; of a colour picture each channel
+    assert len(model.told) == 8 and len(set(model.told)) == 2  # tiles of a picture share it
+    wanted = [np.array(Image.open(tmp_path / "in" / f"{name}.png")) / 1.0 for name in "ab"]
+    wanted = [wanted[0].std(), wanted[1][..., 2].std()]  # the middle one of three
+    assert model.told[::4] == pytest.approx(wanted, rel=1e-5)
+    low, high = sorted(wanted)
+    line = f"2 pictures restored, law gaussian, level {low:.3g} to {high:.3g}: "
+    assert capsys.readouterr().out.startswith(line)
 
 
-def test_the_level_of_a_large_picture_is_the_median_of_its_tiles():
-    model = Box()
-    model.noise_level = lambda part, law: float(part.mean())
-    image = torch.arange(5.0).repeat_interleave(10).expand(1, 10, 50)
-    assert restoring.find_level(model, image, "gaussian", tile=10) == 2
-    assert restoring.find_level(model, image, "gaussian", tile=50) == 2
-    assert restoring.find_level(model, image**2, "gaussian", tile=10) == 4
+def test_a_level_that_the_model_does_not_know_names_the_picture(box, tmp_path, capsys):
+    box(laws=("lognormal",))
+    save(tmp_path / "in" / "a.png", random_levels(8, 8))  # as a level of lognormal: too large
+    assert run(tmp_path / "in", tmp_path / "out") == 2
+    errors = capsys.readouterr().err
+    assert "level=7" in errors and errors.endswith("logarithm of the factor) (a.png)\n")
 
 
 def test_the_law_may_be_left_out_or_found(box, tmp_path, capsys, monkeypatch):
@@ -305,14 +305,14 @@ def test_the_law_may_be_left_out_or_found(box, tmp_path, capsys, monkeypatch):
     levels = types.SimpleNamespace(pick_law=pick_law)
     monkeypatch.setitem(sys.modules, "genmodels.noise_levels", levels)
     model = box()
-    save(tmp_path / "in" / "a.png", np.full((8, 8), 51, np.uint8))
-    save(tmp_path / "in" / "b.png", np.full((8, 8), 102, np.uint8))
+    save(tmp_path / "in" / "a.png", np.full((32, 33), 51, np.uint8))
+    save(tmp_path / "in" / "b.png", np.full((32, 33), 102, np.uint8))
     assert run(tmp_path / "in", tmp_path / "o", "law=auto") == 0
     assert capsys.readouterr().out.startswith(
         "2 pictures restored, law gaussian, level 0.1; law poisson, level 0.05: "
     )
     assert model.laws == ["poisson", "gaussian"] and picked[0].dtype == torch.float64
-    assert torch.allclose(picked[0], torch.tensor(0.2).double()) and picked[0].shape == (1, 8, 8)
+    assert torch.allclose(picked[0], torch.tensor(0.2).double()) and picked[0].shape == (1, 32, 33)
     model = box(laws=("gaussian",))
     assert run(tmp_path / "in", tmp_path / "o", "level=20") == 0 and model.told == [20.0, 20.0]
     assert run(tmp_path / "in", tmp_path / "new", "law=auto") == 2
@@ -338,6 +338,10 @@ def test_bf16_and_the_ensemble_reach_the_network(box, tmp_path):
         (["law=gaussian", "level=900"], "level=900.0: must be 0.1 to 255"),
         (["law=gaussian", "level=much"], "level=much: must be a number, or auto"),
         (["law=gaussian", "level=nan"], "level=nan: must be 0.1 to 255"),
+        (
+            ["law=auto"],
+            "law=auto: needs a picture of 32 x 32 pixels at least; name the law (a.png)",
+        ),
         (["law=auto", "level=25"], "level=25: law=auto does not know its unit; name the law"),
         (["law=gaussian", "tile=64"], "tile=64: must be larger than twice the overlap, 64"),
         (["law=gaussian", "overlap=-1"], "overlap=-1: must be >= 0"),
@@ -359,7 +363,7 @@ def test_bf16_and_the_ensemble_reach_the_network(box, tmp_path):
         (["law=gaussian", "denoise={dir}/pickle.npy"], "pickle.npy: cannot be read (Object arrays"),
         (["law=gaussian", "denoise={dir}/wide.tif"], "wide.tif: has more than 16 bits a pixel"),
         (["law=gaussian", "out={dir}/a.txt"], "a.txt: is a file; name a folder"),
-        (["law=gaussian", "out={dir}"], "holds a.png, the noisy picture; name another folder"),
+        (["law=gaussian", "out={dir}"], "is the folder of the noisy picture; name another"),
         (["law=gaussian", "denoise={dir}/cut", "out={dir}/cut/o"], "lies in the folder of the"),
         (["law=gaussian", "denoise={dir}/good", "out={dir}/cut"], "holds 2 other pictures (a.png,"),
         (["law=gaussian", "denoise={dir}/before_after.png"], "before_after.png will be the sheet"),
