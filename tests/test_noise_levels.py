@@ -151,6 +151,14 @@ def test_patches_of_a_smooth_picture(law, level):
     assert found == pytest.approx(level, rel=0.06)
 
 
+def test_patches_of_few_counts():
+    """1 to 5 counts a pixel; then hardly a patch without black: at least a level."""
+    assert level_from_patches(noisy(0.3 * RAMP.numpy(), "poisson", 0.05), "poisson") == (
+        pytest.approx(0.05, rel=0.03)
+    )
+    assert 0.025 < level_from_patches(noisy(0.1 * RAMP.numpy(), "poisson", 0.05), "poisson") < 0.1
+
+
 def test_pictures_with_nothing_to_measure():
     for y, message in [
         (torch.zeros(1, 64, 64), "no noise to measure"),
