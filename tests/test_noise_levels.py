@@ -118,6 +118,16 @@ def test_law_and_level_around_a_known_picture(law, x):
     torch.testing.assert_close(LAWS[law].estimate(y, score(y), level), x, rtol=1e-6, atol=1e-6)
 
 
+def test_power_of_few_counts():
+    """4 to 18 counts a pixel, where rho/(2 y^2) is a twentieth of t."""
+
+    def score(y):
+        return ((RAMP / 0.05).log() - torch.digamma(y / 0.05 + 1)) / 0.05
+
+    y = noisy(RAMP.numpy(), "poisson", 0.05)
+    assert power_from_score(y, score) == pytest.approx(1, abs=0.02)
+
+
 @pytest.mark.parametrize("law", KNOWN)
 def test_penalties_find_the_level_of_flat_pictures(law):
     level, known = KNOWN[law]
@@ -200,7 +210,7 @@ def test_patches_and_law_of_photographs(law, level, mean):
 def test_all_photographs(law, level, set12, bsd68, right):
     """Mean error of the level on Set12 and BSD68, share of laws that are right; -s prints them.
 
-    The aim is 5 %. BSD68 misses it with Poisson 0.01 (6.1 % measured) and Gamma (6 to 7.4 %): of
+    The aim is 5 %. BSD68 misses it with Poisson 0.01 (6.9 % measured) and Gamma (6 to 7.4 %): of
     a few pictures no part is smoother than their noise.
     """
     for folder, most in (("Set12", set12), ("BSD68", bsd68)):
