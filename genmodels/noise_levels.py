@@ -105,16 +105,17 @@ def level_from_patches(y, law, smoothest=2.5):
     pixels = _patches(planes, PATCH, stride)
     # Black has no noise under most laws, and what was cut off at black or white has too little.
     live = (pixels.amin(1) > planes.amin()) & (pixels.amax(1) < planes.amax())
-    if law.positive:
-        live &= pixels.amin(1) > 0
+    if live.sum() < 4 * PATCH**2:  # so dark that hardly a patch is without black
+        live = pixels.amin(1) < pixels.amax(1)
     pixels = pixels[live]
     level = std = 0.0
+    # Of Poisson noise the plain root, whose spread at few counts errs less and upwards.
+    patches = law.to_state(pixels, law.low)
+    rough = _roughness(patches, PATCH)
     for _ in range(12 if len(pixels) else 0):
-        patches = law.to_state(pixels, level or law.low)
-        rough = _roughness(patches, PATCH)
         std = std or float((rough.quantile(SMOOTH) / mean).sqrt())
         keep = rough < std**2 * (mean + smoothest * spread)
-        if law is LAWS["poisson"] and level:  # of few counts even the root is not even
+        if law is LAWS["poisson"] and level:  # of few counts the root is not even
             bright = keep & (pixels.mean(1) > 4 * level)
             keep = bright if bright.sum() >= 4 * PATCH**2 else keep
         if keep.sum() < 4 * PATCH**2:

@@ -118,6 +118,16 @@ def test_law_and_level_around_a_known_picture(law, x):
     torch.testing.assert_close(LAWS[law].estimate(y, score(y), level), x, rtol=1e-6, atol=1e-6)
 
 
+def test_power_of_few_counts():
+    """4 to 18 counts a pixel, where rho/(2 y^2) is a twentieth of t."""
+
+    def score(y):
+        return ((RAMP / 0.05).log() - torch.digamma(y / 0.05 + 1)) / 0.05
+
+    y = noisy(RAMP.numpy(), "poisson", 0.05)
+    assert power_from_score(y, score) == pytest.approx(1, abs=0.02)
+
+
 @pytest.mark.parametrize("law", KNOWN)
 def test_penalties_find_the_level_of_flat_pictures(law):
     level, known = KNOWN[law]
@@ -149,6 +159,14 @@ def test_patches_of_a_smooth_picture(law, level):
     x[:, :100] = 0
     found = level_from_patches(noisy(x, law, level), LAWS[law])
     assert found == pytest.approx(level, rel=0.06)
+
+
+def test_patches_of_few_counts():
+    """1 to 5 counts a pixel; then hardly a patch without black: at least a level."""
+    assert level_from_patches(noisy(0.3 * RAMP.numpy(), "poisson", 0.05), "poisson") == (
+        pytest.approx(0.05, rel=0.03)
+    )
+    assert 0.025 < level_from_patches(noisy(0.1 * RAMP.numpy(), "poisson", 0.05), "poisson") < 0.1
 
 
 def test_pictures_with_nothing_to_measure():
@@ -192,7 +210,7 @@ def test_patches_and_law_of_photographs(law, level, mean):
 def test_all_photographs(law, level, set12, bsd68, right):
     """Mean error of the level on Set12 and BSD68, share of laws that are right; -s prints them.
 
-    The aim is 5 %. BSD68 misses it with Poisson 0.01 (6.1 % measured) and Gamma (6 to 7.4 %): of
+    The aim is 5 %. BSD68 misses it with Poisson 0.01 (6.9 % measured) and Gamma (6 to 7.4 %): of
     a few pictures no part is smoother than their noise.
     """
     for folder, most in (("Set12", set12), ("BSD68", bsd68)):
