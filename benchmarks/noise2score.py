@@ -1,11 +1,10 @@
 """Noise2Score on real pictures beside its baselines, the same network and steps for all.
 
-    python -m benchmarks.noise2score grey|colour|laws|blind|hour|speed [only=NAME,...] [seed=0]
+    python -m benchmarks.noise2score grey|colour|laws|blind|speed [only=NAME,...] [seed=0]
         [work=runs/noise2score] [out=benchmarks/results] [key=value ... of the config]
 
 grey: BSD68 and Set12 under Gaussian noise of 25; colour: CBSD68; laws: Set12 under Poisson and
-Gamma noise; blind: one model of levels 5 to 55, told and not told the level; hour: a longer
-training. Each trains what STUDIES names, evaluates it as evaluate.py denoise= does, and writes
+Gamma noise; blind: one model of levels 5 to 55, told and not told the level. Each trains what STUDIES names, evaluates it as evaluate.py denoise= does, and writes
 OUT/noise2score_STUDY.json and .md, and a picture; what is there already is kept, so that a killed
 command goes on. speed: megapixels per second against BM3D, one picture in turns.
 """
@@ -30,6 +29,7 @@ from genmodels.noise import LAWS
 
 GREY, COLOUR = "configs/noise2score_bsd400.yaml", "configs/noise2score_cbsd400.yaml"
 PUBLISHED = "configs/noise2score_published.yaml"
+BLIND = ("data.noise.level=5", "data.noise.level_max=55", "trainer.max_steps=9000")
 NOISE2NOISE = ("method.objective=noise2noise", "data.noise.target=second")
 SUPERVISED = ("method.objective=supervised", "data.noise.target=clean")
 LAWS_AT = {"poisson 0.01": ("poisson", 0.01), "poisson 0.05": ("poisson", 0.05),
@@ -45,12 +45,8 @@ BASELINES = {
 # study -> (config, {name: words, or another config and words}, test sets)
 STUDIES = {
     "grey": (GREY, BASELINES, ("BSD68", "Set12")),
-    "hour": (GREY, {"Noise2Score, strict": ("network.blocks=2,2,2", "trainer.max_steps=12000")},
-             ("BSD68", "Set12")),
     "colour": (COLOUR, {"Noise2Score, strict": ()}, ("CBSD68",)),
-    "blind": (GREY, {"Noise2Score, strict, 5 to 55": ("data.noise.level=5",
-                                                     "data.noise.level_max=55")},
-              ("BSD68", "Set12")),
+    "blind": (GREY, {"Noise2Score, strict, 5 to 55": BLIND}, ("BSD68", "Set12")),
     "laws": (GREY, {f"{name}, strict": (f"data.noise.law={law}", f"data.noise.level={level}")
                     for name, (law, level) in LAWS_AT.items()}, ("Set12",)),
 }  # fmt: skip
