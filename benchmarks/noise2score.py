@@ -1,12 +1,13 @@
 """Noise2Score on real pictures beside its baselines, the same network and steps for all.
 
-    python -m benchmarks.noise2score grey|colour|laws|blind|speed [only=NAME,...] [seed=0]
+    python -m benchmarks.noise2score grey|colour|laws|blind|speed [only=NAME;...] [seed=0]
         [work=runs/noise2score] [out=benchmarks/results] [key=value ... of the config]
 
 grey: BSD68 and Set12 under Gaussian noise of 25; colour: CBSD68; laws: Set12 under Poisson and
-Gamma noise; blind: one model of levels 5 to 55, told and not told the level. Each trains what STUDIES names, evaluates it as evaluate.py denoise= does, and writes
-OUT/noise2score_STUDY.json and .md, and a picture; what is there already is kept, so that a killed
-command goes on. speed: megapixels per second against BM3D, one picture in turns.
+Gamma noise; blind: one model of levels 5 to 55, told and not told the level. Each trains what
+STUDIES names (only=: names that begin so, between semicolons), evaluates it as evaluate.py denoise=
+does, and writes OUT/noise2score_STUDY.json and .md, and a picture; what is there already is kept, so
+that a killed command goes on. speed: megapixels per second against BM3D, one picture in turns.
 """
 
 import json
@@ -59,7 +60,7 @@ def study(name, words):
                                                      ("work", "runs/noise2score")))  # fmt: skip
     only, seed = words.pop("only", ""), words.pop("seed", "0")
     changed = [f"{key}={text}" for key, text in words.items()]
-    known = [key for key in variants if not only or any(key.startswith(o) for o in only.split(","))]
+    known = [key for key in variants if not only or any(key.startswith(o) for o in only.split(";"))]
     path = out / f"noise2score_{name}.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     work.mkdir(parents=True, exist_ok=True)
