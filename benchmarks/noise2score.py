@@ -6,7 +6,7 @@
 grey: BSD68 and Set12 under Gaussian noise of 25; colour: CBSD68; laws: Set12 under Poisson and
 Gamma noise; blind: one model of levels 5 to 55, told and not told the level. Each trains what
 STUDIES names (only=: names that begin so, between semicolons), evaluates it as evaluate.py denoise=
-does, and writes OUT/noise2score_STUDY.json and .md, and a picture; what is there already is kept, so
+does, and writes OUT/noise2score_STUDY.json and .md, and a picture; what is there is kept, so
 that a killed command goes on. speed: megapixels per second against BM3D, one picture in turns.
 """
 
