@@ -15,7 +15,6 @@ References: Kim and Ye 2021, arXiv 2106.07009 (Noise2Score); Lim et al. 2020, ar
 2102.02234 (Recorrupted-to-Recorrupted).
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +49,7 @@ class Noise2ScoreConfig:
     anneal: int = setting(0, "images over which sigma_a falls evenly; 0: drawn at random, in log")
     domain: str = setting("even", "even: w, where the noise is even; pixels: y itself (published)")
     estimator: str = setting("law", "law: the paper's; corrected: second order (poisson, gamma)")
-    probes: int = setting(8, "corrected: random sign vectors for the diagonal of the Jacobian")
+    probes: int = setting(8, "draws averaged: of signs for estimator=corrected, of u for r2r")
 
     def __post_init__(self):
         choices = {"objective": tuple(TARGETS), "form": ("scaled", "published"),
@@ -183,29 +182,36 @@ class Noise2Score(GenerativeModule):
         loss = error.square().mean()
         return loss, {"loss": loss.detach()}
 
-    def state_score(self, w, sigma):
-        """Return s(w) of unperturbed states, whose noise has deviation sigma (B, 1, 1, 1)."""
-        if self.cfg.method.objective == "r2r":  # it knows one level only, that of z
-            sigma = sigma * math.sqrt(1 + self.cfg.method.sigma_a_max**2)
-        return -self.noise_in(w, sigma) / sigma
-
     def score(self, y, level):
         """Return s(y) = grad_y log p(y) of noisy pixels y on [0, 1]; level (B,), the law's unit."""
         level = level.reshape(-1, 1, 1, 1).to(y)
         w, sigma = self.to_state(y, level)
-        s = self.state_score(w, sigma)
+        s = -self.noise_in(w, sigma) / sigma
         return s if self.cfg.method.domain == "pixels" else self.law.score(w, s, level)
 
     def estimate(self, y, level):
         """Return the restored pixels on [0, 1], not clipped; arguments as for score()."""
         column = level.reshape(-1, 1, 1, 1).to(y)
-        if self.cfg.method.objective in ("score", "r2r"):
+        if self.cfg.method.objective == "score":
             s = self.score(y, level)
             if self.cfg.method.estimator == "law" or self.law.corrected is None:
                 return self.law.estimate(y, s, column)
             return self.law.corrected(y, s, self.diagonal(y, level), column)
         w, sigma = self.to_state(y, column)
+        if self.cfg.method.objective == "r2r":
+            return self.from_state(self.recorrupted(w, sigma), column)
         return self.from_state(w - sigma * self.noise_in(w, sigma), column)
+
+    def recorrupted(self, w, sigma):
+        """Return the mean of E[x | z] over perturbed z: R2R knows no other level than that of z."""
+        a, total = self.cfg.method.sigma_a_max * sigma, 0
+        n, deviation = torch.zeros(len(w), dtype=torch.int64), (sigma**2 + a**2).sqrt()
+        for k in range(self.cfg.method.probes):
+            u = philox_normal(w.shape[1:], self.cfg.seed, (n + k).to(w.device),
+                              stream=int(seeding.Stream.PROBE), device=w.device)  # fmt: skip
+            z = w + a * u.to(w)
+            total = total + z - deviation * self.noise_in(z, deviation)
+        return total / self.cfg.method.probes
 
     def diagonal(self, y, level):
         """Return ds_i / dy_i, by Hutchinson's signs; see score()."""
