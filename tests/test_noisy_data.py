@@ -158,3 +158,13 @@ def test_what_cannot_be_is_one_line(folder):
         NoiseConfig(law="gaussian", copies="given", target="clean")
     with pytest.raises(ValueError, match="is no folder of pictures"):
         NoisyDataModule(DataConfig(name="digits", patch=4, noise=NoiseConfig(law="gaussian")))
+
+
+def test_no_noise_is_that_of_a_test_picture(folder):
+    """evaluate.py adds the noise of default_rng([seed, k]) to picture k, also with this seed."""
+    data = make(folder, target="second")
+    for k in range(10):
+        tested = torch.from_numpy(np.random.default_rng([0, k]).standard_normal(24 * 40))
+        for view in ("image", "target"):
+            noise = data.views[view][k].flatten().double()
+            assert abs(torch.corrcoef(torch.stack([noise, tested]))[0, 1]) < 5 / (24 * 40) ** 0.5
