@@ -41,13 +41,17 @@ class NoisyDataModule(L.LightningDataModule):
         accumulate: micro-batches per optimizer step.
 
     Raises:
-        ValueError: an unknown law or level, no pictures, or one smaller than a patch.
+        ValueError: an unknown law or level, no pictures, one smaller than a patch, or a setting of
+            other data that would be ignored.
     """
 
     def __init__(self, cfg, seed=0, accumulate=1):
         super().__init__()
         self.cfg, self.seed, self.accumulate = cfg, seed, accumulate
         self.law, channels = told_law(cfg.noise), cfg.channels or 3
+        for key in ("resolution", "pad", "labels", "flip", "balanced", "pairs"):
+            check(not getattr(cfg, key), f"data.{key}", getattr(cfg, key),
+                  "is not for patches of noisy pictures; leave it out")  # fmt: skip
         given = cfg.noise.copies == "given"
         pictures = (_as_they_are if given else _as_bytes)(picture_tree(cfg), channels)
         for name, picture in pictures:
