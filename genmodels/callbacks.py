@@ -164,7 +164,8 @@ class Saver(Callback):
 class SampleGrid(Callback):
     """Writes samples/step-XXXXXXXX.png from fixed seeds with the EMA weights.
 
-    Every rank generates its share of the seeds; rank 0 writes.
+    Every rank generates its share of the seeds; rank 0 writes. Of a model that restores it is noisy
+    beside restored patches.
 
     Args:
         run: the run's folder.
@@ -178,7 +179,11 @@ class SampleGrid(Callback):
         """Make a grid if one is due."""
         if not _due(trainer, batch_idx, self.every):
             return
-        pictures = _generate(trainer, module, range(self.num))
+        if module.ANY_SIZE:
+            with _evaluated(trainer, module) as model:
+                pictures = trainer.datamodule.preview(model, self.num)
+        else:
+            pictures = _generate(trainer, module, range(self.num))
         if trainer.is_global_zero:
             sheet = images.grid(pictures)
             sheet = images.enlarge(sheet, max(1, 512 // sheet.shape[-1]))

@@ -268,7 +268,7 @@ def export(path, out, *, half=False):
     if not (Path(path) / "config.json").is_file():
         path = path if Path(path).suffix == ".ckpt" else Path(path) / "checkpoints" / "last.ckpt"
         steps = read_checkpoint(path)["global_step"]
-    return write_export(model, out, _model_card(model.cfg, out.name, steps), half=half)
+    return write_export(model, out, _model_card(model, out.name, steps), half=half)
 
 
 def write_export(model, out, card, *, half=False):
@@ -298,14 +298,20 @@ def write_export(model, out, card, *, half=False):
     return out
 
 
-def _model_card(cfg, name, steps):
+def _model_card(model, name, steps):
+    cfg, learned = model.cfg, model.learned_from()
     terms = data.TERMS.get(cfg.data.name, "your own data: say here where they come from")
     steps = cfg.trainer.max_steps if steps is None else steps
     weights = "EMA" if cfg.ema.half_life else "Raw"
     images = steps * cfg.data.batch_size
+    labels = "class-conditional" if cfg.data.labels else "unconditional"
+    task, words = "image-generation", "num=64 out=samples"
+    if model.ANY_SIZE:
+        task = "image-restoration"
+        words = f"denoise=PICTURE_OR_FOLDER law={next(iter(model.DENOISE_LAWS))} out=restored"
     return f"""---
 library_name: genmodels
-tags: [image-generation, {cfg.method.name}]
+tags: [{task}, {cfg.method.name}]
 ---
 # {name}
 
@@ -314,10 +320,10 @@ tags: [image-generation, {cfg.method.name}]
 - Data: {cfg.data.name}, {" x ".join(map(str, cfg.data.shape))}. {terms}
 - Training: `{cfg.name}`, {steps} steps of {cfg.data.batch_size} images
   ({images:,} in all), seed {cfg.seed}; every setting is in config.json.
-- Labels: {"class-conditional" if cfg.data.labels else "unconditional"}.
+- {f"Learned from: {learned}" if learned else f"Labels: {labels}"}.
 
 ```
-python sample.py {name} num=64 out=samples
+python sample.py {name} {words}
 ```
 """
 

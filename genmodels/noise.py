@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from genmodels.config import check
+
 FLOOR = 1 / 1020  # a quarter of a grey level: where the logarithm of a black pixel is taken
 SPREAD = 8  # no estimate lies more than so many standard deviations of the noise above its pixel
 
@@ -315,3 +317,19 @@ LAWS = {
         lambda std: std,
     ),
 }
+
+
+def told_law(noise):
+    """Return the Law of a NoiseConfig.
+
+    Raises:
+        ValueError: an unknown law, or levels that it does not accept.
+    """
+    check(noise.law in LAWS, "data.noise.law", noise.law, f"choose from {', '.join(LAWS)}")
+    law = LAWS[noise.law]
+    for key in ("level", "level_max"):
+        try:
+            law.check(getattr(noise, key) or law.low)  # 0: estimated, or none
+        except ValueError as error:
+            raise ValueError(f"data.noise.{error}".replace(".level", f".{key}", 1)) from None
+    return law

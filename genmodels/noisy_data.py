@@ -16,13 +16,15 @@ from genmodels import seeding
 from genmodels.config import check
 from genmodels.data import TrainStream
 from genmodels.datasets import picture_tree
-from genmodels.images import from_uint8
-from genmodels.noise import LAWS
+from genmodels.images import from_uint8, to_uint8
+from genmodels.noise import told_law
 from genmodels.noise_levels import level_from_patches
 from genmodels.own_data import held_out_share
 from genmodels.pictures import find
 
-FIRST, SECOND, LEVEL, FRESH = range(4)  # what a numpy generator of [seed, number, which] draws
+# What a numpy generator of [seed, number, which] draws. Not 0, for numpy drops zeros at the end and
+# [seed, number] is the noise that evaluate.py adds to picture `number`.
+FIRST, SECOND, LEVEL, FRESH = range(1, 5)
 
 
 class NoisyDataModule(L.LightningDataModule):
@@ -39,36 +41,35 @@ class NoisyDataModule(L.LightningDataModule):
         accumulate: micro-batches per optimizer step.
 
     Raises:
-        ValueError: no pictures, or one smaller than a patch.
+        ValueError: an unknown law or level, no pictures, one smaller than a patch, or a setting of
+            other data that would be ignored.
     """
 
     def __init__(self, cfg, seed=0, accumulate=1):
         super().__init__()
         self.cfg, self.seed, self.accumulate = cfg, seed, accumulate
-        self.law, channels = LAWS[cfg.noise.law], cfg.channels or 3
+        self.law, channels = told_law(cfg.noise), cfg.channels or 3
+        for key in ("resolution", "pad", "labels", "flip", "balanced", "pairs"):
+            check(not getattr(cfg, key), f"data.{key}", getattr(cfg, key),
+                  "is not for patches of noisy pictures; leave it out")  # fmt: skip
         given = cfg.noise.copies == "given"
         pictures = (_as_they_are if given else _as_bytes)(picture_tree(cfg), channels)
         for name, picture in pictures:
             check(min(picture.shape[1:]) >= cfg.patch, "data.patch", cfg.patch,
                   f"{name} is {tuple(picture.shape[1:])}; take smaller patches")  # fmt: skip
-        pictures = [picture for _, picture in pictures]
         cfg.shape, cfg.classes = [channels, cfg.patch, cfg.patch], 0
         shares = [held_out_share(cfg, split, len(pictures)) for split in ("train", "test")]
         self.numbers = dict(zip(("train", "test"), shares))
         check(len(shares[0]), "data.holdout", cfg.holdout, "leaves no picture to train on")
         self.views, self.levels = self._views(pictures)
 
-    def _views(self, pictures):
+    def _views(self, named):
         """Return ({key of a batch: pictures}, their levels); of fresh noise only the clean ones."""
-        noise = self.cfg.noise
+        noise, pictures = self.cfg.noise, [picture for _, picture in named]
         if noise.copies == "fresh":
             return {"target": pictures}, []
         if noise.copies == "given":
-            found = [
-                noise.level or float(level_from_patches((p.double() + 1) / 2, self.law))
-                for p in pictures
-            ]
-            return {"image": pictures}, found
+            return {"image": pictures}, [noise.level or self._found(*item) for item in named]
         levels = [self._level(self._rng(k, LEVEL)) for k in range(len(pictures))]
 
         def copies(which):
@@ -78,6 +79,16 @@ class NoisyDataModule(L.LightningDataModule):
         if noise.target != "none":
             views["target"] = copies(SECOND) if noise.target == "second" else pictures
         return views, levels
+
+    def _found(self, name, picture):
+        """The level of a picture, from the picture."""
+        try:
+            return float(level_from_patches((picture.double() + 1) / 2, self.law))
+        except ValueError as error:
+            reason = (
+                str(error).removeprefix("level=auto: ").replace("the level", "data.noise.level")
+            )
+            raise ValueError(f"data.noise.level=0: {name}: {reason}") from None
 
     def _rng(self, number, which):
         return np.random.default_rng([self.seed, number, which])
@@ -114,6 +125,18 @@ class NoisyDataModule(L.LightningDataModule):
                 item["target"] = self._noisy(clean, level, rng) if second else clean
         item = {key: from_uint8(p) if p.dtype == torch.uint8 else p for key, p in item.items()}
         return item | {"level": torch.tensor(level, dtype=torch.float32)}
+
+    @torch.no_grad()
+    def preview(self, model, num):
+        """Return noisy | restored held-out patches, uint8 (num, C, P, 2 P); fixed ones.
+
+        Where nothing is held out they are of training pictures.
+        """
+        p, numbers = torch.arange(num), self.numbers["test"]
+        numbers = numbers if len(numbers) else self.numbers["train"]
+        batch = self.cut(seeding.HELD_OUT + p, numbers[p % len(numbers)])
+        y, level = ((batch["image"] + 1) / 2).to(model.device), batch["level"].to(model.device)
+        return to_uint8(torch.cat([y, model.estimate(y, level)], dim=-1).cpu() * 2 - 1)
 
     def train_dataloader(self):
         """Return the stream, from the trainer's current step on, for this rank."""

@@ -15,6 +15,7 @@ import train
 from genmodels.noise import LAWS
 
 CONFIG = str(ROOT / "configs" / "noise2score_bsd400.yaml")
+PUBLISHED = str(ROOT / "configs" / "noise2score_published.yaml")
 TAU, SIGMA = 0.2, 25 / 255  # of clean Gaussian pixels, and of the noise
 
 
@@ -257,7 +258,12 @@ def test_restore_says_what_it_cannot_do(call, message):
      (["data.noise.level_max=5"], "data.noise.level_max=5.0: must be over"),
      (["data.patch=0"], "data.patch=0: must be > 0"),
      (["method.form=published", "data.noise.law=poisson", "data.noise.level=0.1",
-       "method.sigma_a_min=0.03"], "method.sigma_a_min=0.03: must be >= 0.05")],
+       "method.sigma_a_min=0.03"], "method.sigma_a_min=0.03: must be >= 0.087"),
+     (["method.form=published", "data.noise.law=poisson", "data.noise.level=0.1",
+       "method.domain=pixels", "method.sigma_a_min=0.03"], "sigma_a_min=0.03: must be >= 0.05:"),
+     (["method.objective=r2r", "data.noise.law=poisson", "data.noise.level=0.1",
+       "method.sigma_a_max=0.5"], "method.sigma_a_max=0.5: must be >= 0.55"),
+     (["data.noise.level_max=300"], "data.noise.level_max=300.0: must be 0.1 to 255")],
 )  # fmt: skip
 def test_bad_settings_are_one_line(more, message):
     with pytest.raises(ValueError, match=message):
@@ -273,10 +279,11 @@ def test_other_methods_refuse_the_noise_of_pictures():
 
 def run(folder, out, *more):
     """Train on the folder for four steps and return the run."""
-    own = words(folder)[: 4 if "network.name=n2s_unet" in more else None]
+    config, *more = more if PUBLISHED in more else (CONFIG, *more)
+    own = words(folder)[: 4 if config == PUBLISHED else None]
     quick = ("trainer.max_steps=4", "data.batch_size=4", "trainer.progress=false",
              "trainer.log_every=1", "eval.loss_every=2")  # fmt: skip
-    assert train.main([CONFIG, *own, *quick, f"out_dir={out}", *more]) == 0
+    assert train.main([config, *own, *quick, f"out_dir={out}", *more]) == 0
     return next(Path(out).glob("*/*"))
 
 
@@ -285,7 +292,7 @@ def run(folder, out, *more):
     [(), ("data.noise.copies=fresh", "data.noise.level=5", "data.noise.level_max=50"),
      ("data.noise.law=gamma", "data.noise.level=50"),
      ("method.objective=noise2noise", "data.noise.target=second"),
-     ("network.name=n2s_unet", "method.form=published", "method.domain=pixels")],
+     (PUBLISHED,)],
     ids=["strict", "fresh", "gamma", "noise2noise", "published"],
 )  # fmt: skip
 def test_trains_and_restores(folder, tmp_path, more):
@@ -304,6 +311,60 @@ def test_resumed_run_is_the_run_that_never_stopped(folder, tmp_path):
     for key, value in first["current_model_state"].items():
         assert torch.equal(value, second["current_model_state"][key]), key
     assert (straight / "metrics.csv").read_text().count("val/loss") == 1
+
+
+def test_the_levels_are_those_of_its_own_training(folder, tmp_path):
+    """Also where it starts from a model of other noise, and whatever noise it learns from."""
+    first = run(folder, tmp_path / "a")
+    for copies in ("fixed", "fresh"):
+        more = (f"init={first}", "data.noise.level=50", f"data.noise.copies={copies}")
+        model = genmodels.load(run(folder, tmp_path / copies, *more))
+        assert model.levels.tolist() == [50, 50]
+        model.restore(torch.zeros(1, 1, 8, 8), "gaussian", 50)
+
+
+def test_unknown_noise_is_one_line(folder, tmp_path, capsys):
+    words_of = {"law=salt": "data.noise.law=salt: choose from", "law=poisson": "level=25.0: must"}
+    for word, message in words_of.items():
+        assert (
+            train.main([CONFIG, *words(folder), f"data.noise.{word}", f"out_dir={tmp_path}/r"]) == 2
+        )
+        assert message in capsys.readouterr().err
+
+
+def test_given_pictures_too_even_to_measure_are_named(folder, tmp_path, capsys):
+    Image.new("L", (20, 20), 128).save(folder / "00.png")
+    given = ("data.noise.copies=given", "data.noise.level=0", f"out_dir={tmp_path}/r")
+    assert train.main([CONFIG, *words(folder), *given]) == 2
+    message = (
+        "data.noise.level=0: 00.png: the picture has no noise to measure; give data.noise.level"
+    )
+    assert message in capsys.readouterr().err
+
+
+def test_the_debug_overlay_shows_noisy_beside_restored_patches(folder, tmp_path):
+    made = run(folder, tmp_path / "runs", str(ROOT / "configs/debug.yaml"), "sample.num=9")
+    sheet = np.asarray(Image.open(made / "samples/step-00000004.png").convert("L"))
+    assert sheet.shape == (5 * (3 * 17 + 1), 5 * (3 * 33 + 1))  # enlarged five times
+    noisy, restored = sheet[5:85, 5:85].astype(int), sheet[5:85, 85:165]
+    assert noisy.std() > 10 and 0 < abs(noisy - restored).mean() < 10
+
+
+def test_the_model_card_tells_what_was_learned_from(folder, tmp_path):
+    made = run(folder, tmp_path / "runs", "data.noise.copies=fresh", "data.noise.level_max=50")
+    for half in (False, True):
+        out = genmodels.checkpoint.export(made, tmp_path / f"model{half}", half=half)
+        card = (out / "README.md").read_text()
+        assert "gaussian noise of level 25 to 50; new noise on clean pictures" in card
+        assert "no target; objective: score" in card and "image-generation" not in card
+        assert f"python sample.py {out.name} denoise=PICTURE_OR_FOLDER law=gaussian" in card
+        plain = genmodels.load(out)
+        assert plain.levels.tolist() == [25, 50]
+
+
+def test_metrics_of_generated_images_are_refused():
+    with pytest.raises(ValueError, match="eval.every=2: scores generated images"):
+        build("eval.every=2")
 
 
 def test_it_generates_nothing(folder, tmp_path, capsys):

@@ -150,6 +150,17 @@ def test_given_pictures_are_taken_as_they_are(tmp_path, monkeypatch):
     assert make(tmp_path, copies="given", level=0.0, holdout=0).levels == [3, 4, 5, 6, 7]
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("resolution", 32), ("pad", 2), ("labels", True), ("flip", True), ("balanced", True)],
+)
+def test_settings_of_other_data_are_refused(folder, key, value):
+    cfg = DataConfig(name="imagefolder", root=str(folder), patch=16,
+                     noise=NoiseConfig(law="gaussian"), **{key: value})  # fmt: skip
+    with pytest.raises(ValueError, match=f"data.{key}={value}: is not for patches of noisy"):
+        NoisyDataModule(cfg)
+
+
 def test_what_cannot_be_is_one_line(folder):
     with pytest.raises(ValueError, match="data.patch=16: 0.png is"):
         Image.new("L", (10, 40)).save(folder / "0.png")
@@ -158,3 +169,13 @@ def test_what_cannot_be_is_one_line(folder):
         NoiseConfig(law="gaussian", copies="given", target="clean")
     with pytest.raises(ValueError, match="is no folder of pictures"):
         NoisyDataModule(DataConfig(name="digits", patch=4, noise=NoiseConfig(law="gaussian")))
+
+
+def test_no_noise_is_that_of_a_test_picture(folder):
+    """evaluate.py adds the noise of default_rng([seed, k]) to picture k, also with this seed."""
+    data = make(folder, target="second")
+    for k in range(10):
+        tested = torch.from_numpy(np.random.default_rng([0, k]).standard_normal(24 * 40))
+        for view in ("image", "target"):
+            noise = data.views[view][k].flatten().double()
+            assert abs(torch.corrcoef(torch.stack([noise, tested]))[0, 1]) < 5 / (24 * 40) ** 0.5

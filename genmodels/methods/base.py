@@ -70,6 +70,10 @@ class GenerativeModule(L.LightningModule):
         """
         return ""
 
+    def learned_from(self):
+        """Return what the model card says of the training beyond the data set, or nothing."""
+        return ""
+
     def log_prob(self, x, labels=None, *, kind, seeds, **options):
         """Return log densities in nats, float64 (B,), of images on the [-1, 1] scale.
 

@@ -24,7 +24,7 @@ from genmodels.config import check, setting
 from genmodels.kernels.philox import philox_normal
 from genmodels.methods.base import GenerativeModule
 from genmodels.networks import NETWORKS
-from genmodels.noise import LAWS
+from genmodels.noise import told_law
 from genmodels.noise_levels import level_from_patches
 
 # What each objective learns from: data.noise.target.
@@ -74,52 +74,62 @@ class Noise2Score(GenerativeModule):
     def __init__(self, cfg):
         super().__init__(cfg)
         noise, method = cfg.data.noise, cfg.method
-        check(noise.law in LAWS, "data.noise.law", noise.law, f"choose from {', '.join(LAWS)}")
+        self.law = told_law(noise)
         wanted = TARGETS[method.objective]
         check(noise.target == wanted, "data.noise.target", noise.target,
               f"method.objective={method.objective} learns from {wanted}")  # fmt: skip
-        self.law = LAWS[noise.law]
-        for level in (noise.level, noise.level_max):
-            if level:
-                self.law.check(level)
-        self.sigma_a_min = self.least_perturbation(noise, method)
+        check(not cfg.eval.every, "eval.every", cfg.eval.every,
+              "scores generated images, of which it makes none; take eval.loss_every")  # fmt: skip
+        self.sigma_a_min = self.least_perturbation(max(self.told_levels()))
         self.DENOISE_LAWS = {noise.law: self.law.unit}
         self.net = NETWORKS[cfg.network.name](cfg.network, self.shape)
         # The levels it was trained on; of given pictures they are estimated, in prepare().
-        self.register_buffer("levels", torch.tensor([noise.level, noise.level_max or noise.level]))
+        self.register_buffer("levels", torch.tensor(self.told_levels()))
 
-    def least_perturbation(self, noise, method):
-        """Return the smallest sigma_a.
+    def told_levels(self):
+        """Return [the lowest, the highest level] of the config."""
+        noise = self.cfg.data.noise
+        return [noise.level, noise.level_max or noise.level]
+
+    def least_perturbation(self, zeta):
+        """Return the smallest sigma_a; zeta is the highest level, 0 where it is not known yet.
 
         Poisson pixels are multiples of zeta; perturbed by less than half of it, they have the score
-        of a comb. Of the root of a pixel, 0.55 of its noise is half a count between 0 and 1.
+        of a comb. Of the root of a pixel, 0.55 of its noise is half a count between 0 and 1, and
+        0.275 the root of zeta.
 
         Raises:
             ValueError: the comb would show.
         """
-        least, poisson = method.sigma_a_min or 0.25, noise.law == "poisson"
-        if poisson and method.form == "scaled":
-            least = method.sigma_a_min or min(0.6, method.sigma_a_max)
-        if poisson:
-            zeta = noise.level_max or noise.level
-            bound = 0.55 if method.form == "scaled" else 0.5 * zeta
-            check(least >= bound, "method.sigma_a_min", least, f"must be >= {bound:g}: counts are "
-                  "whole, and a smaller perturbation learns their comb")  # fmt: skip
+        method, poisson = self.cfg.method, self.cfg.data.noise.law == "poisson"
+        least = method.sigma_a_min or (0.6 if poisson and method.form == "scaled" else 0.25)
+        key = "min"
+        if method.objective == "r2r":
+            least, key = method.sigma_a_max, "max"
+        if poisson and method.objective in ("score", "r2r"):
+            bound = 0.5 * zeta if method.domain == "pixels" else 0.275 * zeta**0.5
+            bound = 0.55 if method.form == "scaled" else bound
+            check(least >= bound, f"method.sigma_a_{key}", least, f"must be >= {bound:.3g}: counts "
+                  "are whole, and a smaller perturbation learns their comb")  # fmt: skip
         check(least <= method.sigma_a_max, "method.sigma_a_max", method.sigma_a_max,
               f"must be >= {least}")  # fmt: skip
         return least
 
     def prepare(self, data):
         """Note the levels of the training pictures; return what is learned from, in words."""
-        if data.levels:
-            self.levels.copy_(torch.tensor([min(data.levels), max(data.levels)]))
-        low, high = self.levels.tolist()
-        count, noise = len(data.numbers["train"]), self.cfg.data.noise
+        found = data.levels or self.told_levels()  # init= may have brought another model's
+        self.levels.copy_(torch.tensor([min(found), max(found)]))
+        self.least_perturbation(max(found))
+        return f"{len(data.numbers['train'])} pictures, {self.learned_from()}"
+
+    def learned_from(self):
+        """Return the noise it knows and what it was shown, in words; the model card says it too."""
+        noise, (low, high) = self.cfg.data.noise, self.levels.tolist()
         level = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
         target = {"none": "no target", "second": "target: a second noisy copy",
                   "clean": "target: the clean picture"}[noise.target]  # fmt: skip
-        views = f"{VIEWS[noise.copies]}; {target}"
-        return f"{count} pictures, {noise.law} noise of level {level}; {views}"
+        objective = f"objective: {self.cfg.method.objective}"
+        return f"{noise.law} noise of level {level}; {VIEWS[noise.copies]}; {target}; {objective}"
 
     def to_state(self, y, level):
         """Return (w, sigma (B, 1, 1, 1)) of noisy pixels y; level (B, 1, 1, 1).
