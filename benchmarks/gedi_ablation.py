@@ -32,7 +32,7 @@ class Runs:
     """R trainings at once: parameters, settings and chains have a first dimension R."""
 
     def __init__(self, models, seed):
-        self.settings = [model.cfg.method for model in models]
+        self.models, self.settings = models, [model.cfg.method for model in models]
         states = [list(model.parameters()) for model in models]
         self.parameters = [torch.stack([p.detach() for p in group]) for group in zip(*states)]
         self.scale = self.column([model.cfg.network.input_scale for model in models])
@@ -88,44 +88,52 @@ class Runs:
         target = torch.where(self.of("detach_target") > 0, target.detach(), target)
         inv = (z_real.logsumexp(2) - (target * z_real).sum(2)).mean(1)
         log_pbar = z_real.log_softmax(2).logsumexp(1) - math.log(x.shape[1])
-        weights = [self.rise(setting, number) for setting in self.settings]
-        loss = (self.of("w_gen").flatten() * (f_fake.mean(1) - f_real.mean(1))
-                + torch.tensor(weights) * inv
+        w_gen, w_inv = torch.tensor([model._weights(number) for model in self.models]).T
+        loss = (w_gen * (f_fake.mean(1) - f_real.mean(1))
+                + w_inv * inv
                 - self.of("w_prior_mean").flatten() * log_pbar.mean(1)
                 + self.of("l2").flatten()
                 * (f_real.square().mean(1) + f_fake.square().mean(1))
-                * (self.of("w_gen").flatten() > 0))  # fmt: skip
+                * (w_gen > 0))  # fmt: skip
         self.optimizer.zero_grad()
         loss.sum().backward()  # the runs share nothing
         self.optimizer.step()
 
-    @staticmethod
-    def rise(setting, number):
-        """Return the weight of the invariance term at this step."""
-        if setting.inv_ramp:
-            passed = (number - setting.inv_start) / setting.inv_ramp
-            return setting.w_inv * min(1.0, max(0.0, passed))
-        return setting.w_inv * (number >= setting.inv_start)
-
 
 def train_all(data, variants, seeds, words):
-    """Return rows of scores on held-out points for every variant and seed."""
-    names = [(variant, seed) for variant in variants for seed in seeds]
-    models = [genmodels.build(f"configs/gedi_{data}.yaml", f"seed={seed}", *VARIANTS[variant],
-                              *words) for variant, seed in names]  # fmt: skip
+    """Return rows of scores on held-out points for every variant and seed.
+
+    Runs of the same optimizer and batch are trained together.
+    """
+    groups = {}
+    for variant in variants:
+        for seed in seeds:
+            model = genmodels.build(f"configs/gedi_{data}.yaml", f"seed={seed}",
+                                    *VARIANTS[variant], *words)  # fmt: skip
+            cfg = model.cfg
+            key = (cfg.optim.lr, cfg.data.batch_size, cfg.trainer.max_steps)
+            groups.setdefault(key, []).append((variant, seed, model))
+    return [row for group in groups.values() for row in train_group(data, group)]
+
+
+def train_group(data, group):
+    """Return the rows of [(variant, seed, model)], trained at once."""
+    models = [model for _, _, model in group]
     cfg = models[0].cfg
     points = load_split(cfg.data, "train")[0].flatten(1)
     held_out, labels = load_split(cfg.data, "test")
-    runs, started = Runs(models, seeds[0]), time.process_time()
+    runs, started = Runs(models, group[0][1]), time.process_time()
     for number in range(cfg.trainer.max_steps):
-        pick = torch.randint(len(points), (len(names), cfg.data.batch_size), generator=runs.random)
+        pick = torch.randint(len(points), (len(group), cfg.data.batch_size), generator=runs.random)
+        runs.optimizer.param_groups[0]["lr"] = cfg.optim.lr * models[0].lr_factor(number)
         runs.step(points[pick], number)
     with torch.no_grad():
-        z = runs.logits(held_out.flatten(1).expand(len(names), -1, -1))
-    seconds = (time.process_time() - started) / len(names)
+        z = runs.logits(held_out.flatten(1).expand(len(group), -1, -1))
+    seconds = (time.process_time() - started) / len(group)
     return [{"data": data, "variant": variant, "seed": seed, "cpu_seconds": round(seconds, 1)}
             | clustering_scores(own.argmax(1), labels)
-            for (variant, seed), own in zip(names, z)]  # fmt: skip
+            | {"confidence": float(own.softmax(1).amax(1).mean())}
+            for (variant, seed, _), own in zip(group, z)]  # fmt: skip
 
 
 def ablation(argv):
