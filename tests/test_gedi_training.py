@@ -41,7 +41,7 @@ def test_a_run_that_diverges_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     argv = [str(ROOT / "configs/gedi_moons.yaml"), str(ROOT / "configs/debug.yaml"), *SMALL,
             f"out_dir={out}", "sample.every=0", "trainer.progress=false", "data.points=200",
-            "checkpoint.every=1", "trainer.max_steps=6"]  # fmt: skip
+            "checkpoint.every=1", "trainer.max_steps=6", "optim.decay=none"]  # fmt: skip
     assert train.main(argv) == 1
     error = capsys.readouterr().err
     (run,) = out.glob("*/*")
@@ -54,9 +54,7 @@ def test_a_run_that_diverges_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     assert after["global_step"] == 6
     assert after["hyper_parameters"]["config"]["method"]["retry"] == 1
     lr = after["optimizer_states"][0]["param_groups"][0]["lr"]
-    assert lr == pytest.approx(
-        0.5 * before["optimizer_states"][0]["param_groups"][0]["lr"], rel=0.3
-    )
+    assert lr == 0.5 * before["optimizer_states"][0]["param_groups"][0]["lr"]
 
 
 def test_chains_that_are_not_finite_stop_the_run_and_spare_the_buffer(x):

@@ -331,8 +331,8 @@ class GEDI(GenerativeModule):
                 )
         settled = self._weights(self.global_step)[1] == self.cfg.method.w_inv
         if self._trainer is not None and settled and self.global_step % 100 == 99:
-            words = terms.collapse(*(float(logs[key]) for key in ("inv", "prior_gap", "largest")),
-                             self.clusters)  # fmt: skip
+            signs = ("inv", "prior_gap", "largest", "confidence")
+            words = terms.collapse(*(float(logs[key]) for key in signs), self.clusters)
             if words and words != self.warned:
                 self.print(f"step {self.global_step + 1}: {words}")
             self.warned = words
