@@ -61,7 +61,7 @@ def toys(words):
     limit = int(words.pop("limit", 10**9))
     few = parse_seeds(words.pop("ablation_seeds", "0-2"), "ablation_seeds")
     changed = [f"{key}={text}" for key, text in words.items()]
-    jobs = [(data, "gedi", seed) for data in DATA for seed in seeds]
+    jobs = [(data, "gedi", seed) for seed in seeds for data in DATA]
     jobs += [(data, name, seed) for seed in few for name in VARIANTS for data in DATA]
     rows = json.loads(out.read_text())["rows"] if out.exists() else []
     known = {(row["data"], row["variant"], row["seed"]) for row in rows}
