@@ -161,7 +161,7 @@ def test_the_loss_is_the_sum_of_its_terms(x):
     loss, logs = model.loss(batch_of(x))
     z = [model.outputs(part)[0] for part in seen_by(model, x)]
     inv = torch.nn.functional.cross_entropy(z[0], z[1].softmax(1)).detach()
-    prior = -z[0].softmax(1).mean(0).log().mean()
+    prior = -z[0].softmax(1).mean(0).log().mean().detach()
     f = z[0].logsumexp(1), z[2].logsumexp(1)
     squares = f[0].square().mean() + f[1].square().mean()
     expected = 2 * inv + 3 * prior - 0.5 * (f[0].mean() - f[1].mean()) + 0.1 * squares
