@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 
 from genmodels import benchmark, checkpoint, cli, clusters, likelihood, plots, scoring, selftest
+from genmodels.config import parse_value
 from genmodels.images import write_bytes
 from genmodels.metrics import ood
 from genmodels.metrics.clustering import CLUSTERING, clustering_scores
@@ -37,7 +38,8 @@ SCHEMA = {
     "data": (str, "", "data set the model is scored against, NAME or NAME:SPLIT"),
     "images": (str, "", "images to score in place of a model's"),
     "reference": (str, "", "what they are scored against: images, or an npz of statistics"),
-    "likelihood": (bool, False, "bits per dimension of data= under the model, every kind it has"),
+    "likelihood": (str, "", "bits per dimension of data= under the model: true for every kind it "
+                   "has, or one (ode, bound, ais)"),
     "ood": (list[str], [], "sets to tell from the model's own test images by its scores: AUROC, "
             f"AUPR, FPR95; data sets or {', '.join(ood.SYNTHETIC)}"),
     "cluster": (str, "", "score the model's clusters of this data set against its classes: "
@@ -89,6 +91,7 @@ def evaluate(argv):
     command = positionals.pop(0) if positionals[:1] in (["stats"], ["selftest"]) else ""
     common = {key: words.pop(key) for key in list(words) if key in SCHEMA}
     options = cli.typed_words(common, SCHEMA)
+    options["likelihood"] = kinds_word(options["likelihood"])
     if command == "selftest" and "features" not in common:
         options["features"] = "digits"
     clustering = split_metrics(options, "metrics" in common)
@@ -125,6 +128,14 @@ def evaluate(argv):
         plots.draw(options["plot"], scorer)
         print(f"written: {options['plot']}")
     return 0
+
+
+def kinds_word(text):
+    """Return likelihood= as "true", "" or the name of a kind."""
+    try:
+        return "true" if parse_value("likelihood", text or "false", bool) else ""
+    except ValueError:
+        return text
 
 
 def split_metrics(options, chosen):
@@ -309,6 +320,7 @@ def score_likelihood(model, options, extra, device):
     labels = labels[:num] if model.classes and labels is not None else None
     settings = {key: value for key, value in extra.items() if value is not None}
     settings |= {"seed": options["seed"], "batch": options["batch"]}
+    settings |= {"word": options["likelihood"]}
     scores, rows = likelihood.score(model, pixels[:num], labels, **settings)
     return scores, {"data": source, "num": num, "rows": rows}, f"on {source}: {num} images"
 

@@ -37,6 +37,9 @@ class Stream(IntEnum):
     REINIT = 33
     CHAIN_START = 34
     CHAIN_NOISE = 35
+    AIS_BASE = 40
+    AIS_CHAIN = 41  # 42: its Metropolis decisions
+    AIS_REFINE = 43  # 44: likewise
 
 
 def permutation(seed, index, size, stream=Stream.ORDER, group=0):

@@ -12,6 +12,7 @@ import genmodels
 from genmodels import benchmark
 from genmodels.images import from_uint8, to_uint8
 from genmodels.sampling.composition import blend_of, parse_compose
+from genmodels.sampling.recovery import Level
 
 TOY = str(ROOT / "configs" / "cdrl_toy.yaml")
 DIGITS = str(ROOT / "configs" / "cdrl_digits.yaml")
@@ -119,17 +120,17 @@ def gaussian():
 def sample_rows(model, **options):
     """Return samples of y, (N, 2): before the last denoising and clipping."""
     found = []
-    original = model._draw
+    original = model.draw
 
     def spy(*args, **kwargs):
         found.append(original(*args, **kwargs))
         return found[-1]
 
-    model._draw = spy
+    model.draw = spy
     try:
         model.sample(range(N), **options)
     finally:
-        del model._draw
+        del model.draw
     return found[0][0].flatten(1)
 
 
@@ -275,9 +276,13 @@ def test_shared_noise_is_unbiased_and_has_the_smaller_variance():
         assert one.var() / two.var() < 0.88
 
 
-def test_gradient_of_the_loss_by_hand():
-    """d L_f / d a = -mean w (y+ - y_K), and no gradient flows through the chain or into g."""
-    model = genmodels.build(DIGITS, *SMALL, "data.labels=false", "trainer.progress=false")
+@pytest.mark.parametrize("units", ["step", "noise"])
+def test_gradient_of_the_loss_by_hand(units):
+    """d L_f / d a = -mean w (y+ - y_K), and no gradient flows through the chain or into g.
+
+    a belongs to the network: its weight is sigma_1 / sigma_t whatever the units of f.
+    """
+    model = genmodels.build(DIGITS, *SMALL, "data.labels=false", f"method.units={units}")
     model.net = Quadratic((1, 8, 8))
     seen = {}
     original = model.net.forward
@@ -294,13 +299,13 @@ def test_gradient_of_the_loss_by_hand():
     (both,) = seen["y"]  # one forward with parameter gradients, both sides at once
     data, chain = both.chunk(2)
     level = level_of(model, batch)
-    weight = level.w.reshape(-1, 1, 1, 1)
+    weight = (model.schedule.exact.sigma[1] / level.sigma).float().reshape(-1, 1, 1, 1)
     torch.testing.assert_close(model.net.a.grad, -(weight * (data - chain)).mean(0))
     _, expected = model.pair(batch["image"], batch["n"], level)
     assert torch.equal(data, expected)
     assert all(p.grad is not None for p in model.initializer.head.parameters())
-    f_data, f_chain = original(data, None), original(chain, None)
-    torch.testing.assert_close(logs["loss"], -(level.w * (f_data - f_chain)).mean().detach())
+    gap = original(data, None) - original(chain, None)
+    torch.testing.assert_close(logs["loss"], -(weight.flatten() * gap).mean().detach())
 
 
 def level_of(model, batch):
@@ -389,10 +394,11 @@ def test_initializer_learns_the_chains_displacement():
 
 @pytest.fixture(scope="module")
 def digits():
-    """An untrained model whose initializer is not the identity."""
+    """An untrained model whose maps, of the initializer and in the energy, are not zero."""
     model = genmodels.build(DIGITS, *SMALL).eval()
     torch.manual_seed(0)
     nn.init.normal_(model.initializer.head.weight, std=0.05)
+    nn.init.normal_(model.net.head.weight, std=0.2)
     return model
 
 
@@ -458,11 +464,11 @@ def test_unconditional_model_refuses_labels_guidance_and_terms():
 
 def test_blend_of_or_is_a_mixture():
     """F = s^2 log(e^{f_1 / s^2} + e^{f_2 / s^2}); its gradient is the mixture's score times s^2."""
-    f = lambda y, noise, labels: -((y.flatten(1)[:, 0] - labels) ** 2)  # noqa: E731
+    f = lambda y, level, labels, dtype: -((y.flatten(1)[:, 0] - labels) ** 2)  # noqa: E731
     blend = blend_of(parse_compose("1|4", 5), torch.zeros(3, dtype=torch.int64), torch.rand(3))
     y = torch.tensor([0.5, 2.5, 4.2]).reshape(3, 1, 1, 1).double().requires_grad_(True)
-    s2 = torch.full((3,), 0.3).double()
-    value = blend.energy(f, y, torch.zeros(3), s2)
+    level = Level(*torch.full((len(Level._fields), 3), 0.3**0.5).double())  # of which s is read
+    value = blend.energy(f, y, level, torch.float64)
     (grad,) = torch.autograd.grad(value.sum(), y)
     parts = torch.stack([-((y.flatten() - c) ** 2) / 0.3 for c in (1, 4)])
     torch.testing.assert_close(value, 0.3 * parts.exp().sum(0).log())
@@ -487,7 +493,7 @@ def test_energy_and_likelihood_of_a_gaussian(gaussian):
         torch.testing.assert_close(-gaussian.energy(x, labels).diff(), exact.diff(), **close)
         found = {
             kind: gaussian.log_prob(x, labels, kind=kind, seeds=torch.arange(3), ais_steps=30,
-                                    ais_refine=5)
+                                    ais_refine=5, ais_chains=200)
             for kind in gaussian.LIKELIHOODS
         }  # fmt: skip
         low, high = found["ais_lower"], found["ais_upper"]
