@@ -23,7 +23,7 @@ import genmodels
 import train
 from benchmarks import timing
 from benchmarks.demo import BLOCK, BLOCKS, markdown_table, score_rows
-from genmodels import benchmark, checkpoint, cli, images, toys
+from genmodels import benchmark, checkpoint, cli, images, scoring, toys
 from genmodels.data import load_split
 from genmodels.networks.ebm import fixed_weights, power_iteration
 from genmodels.sampling.langevin import GraphedChain
@@ -41,7 +41,7 @@ def digits(run, out, pictures, started, facts, quick=False):
     facts["sample_seconds"] = round(time.monotonic() - began, 1)
     (real, _), (held_out, labels) = (load_split(model.cfg.data, s) for s in ("train", "test"))
     scorers = {
-        name: benchmark.Scorer([metric], features, reference=held_out, equal=True)
+        name: scoring.Scorer([metric], features, reference=held_out, equal=True)
         for name, metric, features in (("nn1", "nn1", "pixels"), ("of fakes", "nn1_fake", "pixels"),
                                        ("of real", "nn1_real", "pixels"),
                                        ("FD (digits)", "fd", "digits"))
@@ -290,10 +290,10 @@ def run_benchmark(argv):
     for folder in (out, pictures):
         folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    cpu, started = time.process_time(), time.monotonic()
     shown = ["model=RUN" if word.startswith("model=") else word for word in argv]
     facts = {"command": " ".join(["python -m benchmarks.cdrl", *shown]),
              "machine": timing.machine(device)}  # fmt: skip
-    started = time.monotonic()
     if what in ("speed", "fashion"):
         rest = (words, out) if what == "speed" else (words, out, pictures)
         return (speed if what == "speed" else fashion)(*rest, started, facts)
@@ -302,6 +302,8 @@ def run_benchmark(argv):
         given = [f"{key}={text}" for key, text in words.items()]
         run = train.train([f"configs/cdrl_{what}.yaml", *given])
         facts["train_seconds"] = round(time.monotonic() - started, 1)
+        # Other work on the machine enters the seconds above, not these.
+        facts["train_cpu_seconds"] = round(time.process_time() - cpu, 1)
     cfg = genmodels.load(run).cfg
     steps = checkpoint.read_checkpoint(Path(run) / "checkpoints" / "last.ckpt")["global_step"]
     facts |= {"seed": cfg.seed, "steps": steps, "batch": cfg.data.batch_size}
