@@ -3,7 +3,7 @@
     python -m benchmarks.cdrl digits   digits, beside EDM and a Gaussian (results/demo.json)
     python -m benchmarks.cdrl toy      eight squares in the plane
     python -m benchmarks.cdrl speed    ms of a training step and of a Langevin step, ours and plain
-    python -m benchmarks.cdrl fashion  a GPU: Fashion-MNIST, OOD detection, DRL for the same time
+    python -m benchmarks.cdrl fashion  a GPU: Fashion-MNIST, CDRL, DRL and EDM for the same time, OOD
 
 Further words: out=FOLDER of the JSON (benchmarks/results), pictures=FOLDER (docs), model=RUN (score
 a run that is there already), quick=true (digits: 360 samples, no error bars), and key=value of the
@@ -248,25 +248,56 @@ def speed(words, out, started, facts):
 # ------------------------------------------------------------------------------------------------
 
 
+DRL = ("method.initializer=none", "method.angles=drl", "method.steps=30", "method.step_size=2e-4",
+       "method.shared_noise=false", "network.kind=drl")  # fmt: skip
+NO_LIMIT = "trainer.max_steps=1000000"  # time alone ends a training
+RUNS = {
+    "cdrl": ("configs/cdrl_fashion.yaml", ()),
+    "drl": ("configs/cdrl_fashion.yaml", DRL),
+    "edm": ("configs/edm_fashion.yaml", ()),
+}
+
+
 def fashion(words, out, pictures, started, facts):
-    """Train CDRL and DRL for the same time, score both, tell Fashion-MNIST from other sets."""
-    drl = ["method.initializer=none", "method.angles=drl", "method.steps=30",
-           "method.step_size=2e-4", "method.shared_noise=false", "network.kind=drl"]  # fmt: skip
-    num = words.pop("num", "10000")
-    for name, more in (("cdrl", []), ("drl", drl)):
-        given = [f"{key}={text}" for key, text in words.items()]
-        run = train.train(["configs/cdrl_fashion.yaml", f"name={name}_fashion", *more, *given])
-        for what, options in (
-            ("scores", ["metrics=fd,nn1", "features=fashion", "equal=true", f"num={num}",
-                        "data=fashion_mnist:test", "batch=500", f"save_images={out}/{name}.npz"]),
-            ("ood", ["ood=mnist,interpolation,noise,constant", "num=2000", "pad=2"]),
-        ):  # fmt: skip
-            path = out / f"cdrl_fashion_{name}_{what}.json"
-            evaluate.evaluate([str(run), *options, f"out={path}"])
-            facts[f"{name}_{what}"] = json.loads(path.read_text())
+    """Train CDRL, DRL and EDM for the same time; score all; tell Fashion-MNIST from other sets.
+
+    time= of each training; overlay= a further config for all three (a smoke run: debug.yaml, which
+    ends a training by its steps); num= images to score; ood= sets; key=value for all three.
+    """
+    num, limit = words.pop("num", "10000"), words.pop("time", "6m")
+    sets = words.pop("ood", "mnist,interpolation,noise,constant")
+    overlay = [words.pop("overlay")] if "overlay" in words else []
+    given = [f"{key}={text}" for key, text in words.items()]
+    for name, (config, more) in RUNS.items():
+        began = time.monotonic()
+        run = train.train([config, *overlay, f"name={name}_fashion", f"trainer.max_time={limit}",
+                           *([] if overlay else [NO_LIMIT]), *more, *given])  # fmt: skip
+        row = {"train_seconds": round(time.monotonic() - began, 1), "command_words": list(more)}
+        row["steps"] = steps_of(run)
+        row |= evaluated(run, out, [
+            "metrics=fd,nn1", "features=fashion", "equal=true", f"num={num}",
+            "data=fashion_mnist:test", "batch=500", f"save_images={out}/{name}.npz",
+        ])  # fmt: skip
+        if name != "edm":
+            row["ood"] = evaluated(run, out, [f"ood={sets}", "num=2000", "pad=2"])
+        facts[name] = row
+        write(out / "cdrl_fashion.json", facts, started)  # what is there already
     shown = images.read_images(out / "cdrl.npz")[:100]
     images.write_png(pictures / "cdrl_fashion.png", images.grid(shown, 10))
-    write(out / "cdrl_fashion.json", facts, started)
+
+
+def evaluated(run, out, words):
+    """Return the metrics of `evaluate.py RUN words`."""
+    path = out / "evaluated.json"
+    evaluate.evaluate([str(run), *words, f"out={path}"])
+    metrics = json.loads(path.read_text())["metrics"]
+    path.unlink()
+    return metrics
+
+
+def steps_of(run):
+    """Return the optimizer steps of a run's last checkpoint."""
+    return checkpoint.read_checkpoint(Path(run) / "checkpoints" / "last.ckpt")["global_step"]
 
 
 def write(path, facts, started):
@@ -305,8 +336,7 @@ def run_benchmark(argv):
         # Other work on the machine enters the seconds above, not these.
         facts["train_cpu_seconds"] = round(time.process_time() - cpu, 1)
     cfg = genmodels.load(run).cfg
-    steps = checkpoint.read_checkpoint(Path(run) / "checkpoints" / "last.ckpt")["global_step"]
-    facts |= {"seed": cfg.seed, "steps": steps, "batch": cfg.data.batch_size}
+    facts |= {"seed": cfg.seed, "steps": steps_of(run), "batch": cfg.data.batch_size}
     if what == "toy":
         return toy(run, out, pictures, started, facts)
     digits(run, out, pictures, started, facts, quick)

@@ -426,6 +426,18 @@ def test_evaluations_are_counted(digits):
     assert levels == [(i, (1, 1, 8, 8)) for i in range(6)]
 
 
+@pytest.mark.parametrize("options", [{}, {"guidance": 1.0}, {"compose": "3,5|6"}])
+def test_level_and_label_are_embedded_once_for_a_chain(digits, options, monkeypatch):
+    """6 chains, and the last denoising."""
+    calls, original = [], type(digits.net.embedding)._embed
+    monkeypatch.setattr(
+        type(digits.net.embedding), "_embed",
+        lambda self, *args: calls.append(self) or original(self, *args),
+    )  # fmt: skip
+    digits.sample([0, 1], **options)
+    assert sum(owner is digits.net.embedding for owner in calls) == 7
+
+
 def test_options_do_what_they_say(digits):
     plain = digits.sample([0, 1], 3)
     for options in ({"steps": 2}, {"guidance": 1.0}, {"noise_scale": 0.5}, {"tweedie_scale": 0.0},
@@ -443,6 +455,8 @@ def test_options_do_what_they_say(digits):
         (lambda m: m.sample([0], steps=0), "steps=0: must be >= 1"),
         (lambda m: m.sample([0], guidance=-2.0), "guidance=-2.0: must be >= -1"),
         (lambda m: m.sample([0], churn=1.0), "churn=1.0: choose from steps"),
+        (lambda m: m.sample([0], mala=True, noise_scale=0.9), "noise_scale=0.9: mala=true does"),
+        (lambda m: m.sample([0], compose="\u00b2"), "is no term"),
         (lambda m: m.sample([0], 3, compose="3"), "compose=3: names the classes itself"),
         (lambda m: m.sample([0], compose="3", guidance=1.0), "compose=3: weights take guidance's"),
         (lambda m: m.sample([0], compose="12"), "compose=12: '12' is no term"),
@@ -502,8 +516,10 @@ def test_energy_and_likelihood_of_a_gaussian(gaussian):
         assert (high - low).abs().max() < 0.3
     with pytest.raises(ValueError, match="kind=ode: choose from ais_lower, ais_upper"):
         gaussian.log_prob(x, kind="ode", seeds=torch.arange(3))
-    with pytest.raises(ValueError, match="ais_steps=0: must be > 0"):
-        gaussian.log_prob(x, kind="ais_lower", seeds=torch.arange(3), ais_steps=0)
+    for options, message in (({"ais_steps": 0}, "ais_steps=0: must be > 0"),
+                             ({"ais_chains": 1}, "ais_chains=1: must be >= 2")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            gaussian.log_prob(x, kind="ais_lower", seeds=torch.arange(3), **options)
 
 
 def test_ood_scores_of_a_gaussian(gaussian):

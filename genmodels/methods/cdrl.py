@@ -285,6 +285,8 @@ class CDRL(GenerativeModule):
         cfg = self.settings(options, SAMPLING)
         check(cfg.guidance == 0 or self.classes, "guidance", cfg.guidance,
               "this model is unconditional; leave it out")  # fmt: skip
+        scaled = options.get("noise_scale") not in (None, 1.0) and cfg.mala
+        check(not scaled, "noise_scale", cfg.noise_scale, "mala=true does not take it")
         return cfg
 
     def _blend(self, cfg, drawn, labels, compose, keys):
@@ -327,6 +329,7 @@ class CDRL(GenerativeModule):
         settings |= {key: value for key, value in options.items() if value is not None}
         for key, value in settings.items():
             check(value > 0, key, value, "must be > 0")
+        check(settings["ais_chains"] > 1, "ais_chains", 1, "must be >= 2, for their variance")
         return density.log_prob(self, x, labels, kind, settings)
 
 
