@@ -3,7 +3,7 @@
     python -m benchmarks.cdrl digits   digits, beside EDM and a Gaussian (results/demo.json)
     python -m benchmarks.cdrl toy      eight squares in the plane
     python -m benchmarks.cdrl speed    ms of a training step and of a Langevin step, ours and plain
-    python -m benchmarks.cdrl fashion  a GPU: Fashion-MNIST, CDRL, DRL and EDM for the same time, OOD
+    python -m benchmarks.cdrl fashion  a GPU: Fashion-MNIST, CDRL, DRL, EDM for the same time
 
 Further words: out=FOLDER of the JSON (benchmarks/results), pictures=FOLDER (docs), model=RUN (score
 a run that is there already), quick=true (digits: 360 samples, no error bars), and key=value of the
@@ -22,8 +22,9 @@ import evaluate
 import genmodels
 import train
 from benchmarks import timing
+from benchmarks.cdrl_toy import toy
 from benchmarks.demo import BLOCK, BLOCKS, markdown_table, score_rows
-from genmodels import benchmark, checkpoint, cli, images, scoring, toys
+from genmodels import benchmark, checkpoint, cli, images, scoring
 from genmodels.data import load_split
 from genmodels.networks.ebm import fixed_weights, power_iteration
 from genmodels.sampling.langevin import GraphedChain
@@ -89,84 +90,6 @@ def draw_digits(pictures, model, generated, held_out, labels):
 
 
 COMPOSED = ("3:1,8:1", "1|7", "1|7,!7:0.9")  # AND, OR, OR without one of them
-
-
-def toy(run, out, pictures, started, facts, count=4000):
-    """Energy distance between samples and fresh data, beside that of two sets of data."""
-    model, name = genmodels.load(run), genmodels.load(run).cfg.data.name
-    began = time.monotonic()
-    with benchmark.tf32(False):
-        x = model.sample(range(count)).flatten(1)
-    facts["sample_seconds"] = round(time.monotonic() - began, 1)
-    data = [toys.points(name, count, 1000 + k)[0].flatten(1) for k in range(8)]
-    found = [energy_distance(x, other) for other in data]
-    floor = [energy_distance(data[i], data[i + 1]) for i in range(0, 8, 2)]
-    facts |= {
-        "data": name,
-        "count": count,
-        "energy_distance": sum(found) / len(found),
-        "energy_distance_of_two_data_sets": sum(floor) / len(floor),
-        "energy_distance_of_a_gaussian": energy_distance(gaussian_like(data[0]), data[1]),
-        "share_inside": inside(x),
-        "share_inside_data": inside(data[0]),
-        "share_of_each_square": shares(x),
-    }
-    draw_toy(pictures / "cdrl_toy.png", model, x, data[0])
-    write(out / "cdrl_toy.json", facts, started)
-    print(json.dumps(facts, indent=1))
-
-
-def energy_distance(a, b):
-    """Return 2 E|a - b| - E|a - a'| - E|b - b'| (Szekely and Rizzo), unbiased in each term."""
-    own = [torch.cdist(x, x).sum() / (len(x) * (len(x) - 1)) for x in (a, b)]
-    return float(2 * torch.cdist(a, b).mean() - own[0] - own[1])
-
-
-def gaussian_like(rows):
-    """Return points of a Gaussian with the rows' mean and covariance."""
-    generator = torch.Generator().manual_seed(0)
-    factor = torch.linalg.cholesky(rows.T.cov())
-    return rows.mean(0) + torch.randn(rows.shape, generator=generator) @ factor.T
-
-
-def _offsets(x):
-    angle = torch.arange(8) * torch.pi / 4
-    centres = 0.7 * torch.stack([angle.cos(), angle.sin()], dim=1)
-    return (x[:, None] - centres).abs().amax(2)  # of side 0.3
-
-
-def inside(x):
-    """Return the share of points inside one of the eight squares."""
-    return float((_offsets(x).amin(1) <= 0.15).double().mean())
-
-
-def shares(x):
-    """Return the share of points nearest to each square."""
-    return (torch.bincount(_offsets(x).argmin(1), minlength=8) / len(x)).tolist()
-
-
-def draw_toy(path, model, x, data):
-    """Draw samples, data, and the energy of the lowest level."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    side = torch.linspace(-1.05, 1.05, 150)
-    grid = torch.cartesian_prod(side, side)
-    with torch.no_grad():
-        log_p = -model.energy(grid.reshape(-1, 2, 1, 1)).reshape(150, 150)
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 4))
-    for axis, points, title in zip(axes, (x, data), ("samples", "data")):
-        axis.scatter(*points.T, s=1, linewidths=0)
-        axis.set_title(title)
-    shown = (log_p - log_p.max()).clamp(min=-30).T
-    axes[2].imshow(shown, origin="lower", extent=(-1.05, 1.05, -1.05, 1.05))
-    axes[2].set_title("log density of the lowest level, up to a constant")
-    for axis in axes:
-        axis.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal", xticks=[], yticks=[])
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -338,7 +261,9 @@ def run_benchmark(argv):
     cfg = genmodels.load(run).cfg
     facts |= {"seed": cfg.seed, "steps": steps_of(run), "batch": cfg.data.batch_size}
     if what == "toy":
-        return toy(run, out, pictures, started, facts)
+        facts |= toy(run, pictures / "cdrl_toy.png")
+        print(json.dumps(facts, indent=1))
+        return write(out / "cdrl_toy.json", facts, started)
     digits(run, out, pictures, started, facts, quick)
 
 
