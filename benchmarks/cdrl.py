@@ -2,6 +2,7 @@
 
     python -m benchmarks.cdrl digits   digits, beside EDM and a Gaussian (results/demo.json)
     python -m benchmarks.cdrl toy      eight squares in the plane
+    python -m benchmarks.cdrl ablation the digits with each change of their config taken back
     python -m benchmarks.cdrl speed    ms of a training step and of a Langevin step, ours and plain
     python -m benchmarks.cdrl fashion  a GPU: Fashion-MNIST, CDRL, DRL, EDM for the same time
 
@@ -41,16 +42,7 @@ def digits(run, out, pictures, started, facts, quick=False):
     generated, _ = benchmark.generate_all(model, range(BLOCK * blocks), batch=360)
     facts["sample_seconds"] = round(time.monotonic() - began, 1)
     (real, _), (held_out, labels) = (load_split(model.cfg.data, s) for s in ("train", "test"))
-    scorers = {
-        name: scoring.Scorer([metric], features, reference=held_out, equal=True)
-        for name, metric, features in (("nn1", "nn1", "pixels"), ("of fakes", "nn1_fake", "pixels"),
-                                       ("of real", "nn1_real", "pixels"),
-                                       ("FD (digits)", "fd", "digits"))
-    }  # fmt: skip
-
-    def values(pixels):
-        return {key: next(iter(f(pixels).values()))["value"] for key, f in scorers.items()}
-
+    values = scorers(held_out)
     facts |= {"without error bars": {"CDRL (ours)": values(generated)}, "count": len(generated)}
     draw_digits(pictures, model, generated, held_out, labels)
     if quick:
@@ -66,6 +58,44 @@ def digits(run, out, pictures, started, facts, quick=False):
     facts |= {"rows": scores, "beside": others, "block": BLOCK}
     write(out / "cdrl_digits.json", facts, started)
     print(markdown_table(scores | others))
+
+
+# What the digits' config changes in the paper's settings, each taken back by itself.
+PAPERS_NET = ("network.form=dot", "network.spectral_norm=true")
+PAPERS_UNITS, PAPERS_STEP = "method.units=step", "method.step_size=4e-4"
+ABLATIONS = {
+    "as configured": (),
+    "step_size=4e-4": (PAPERS_STEP,),
+    "units=step": (PAPERS_UNITS,),
+    "form=dot with spectral norm": PAPERS_NET,
+    "all three, as in the paper": (*PAPERS_NET, PAPERS_UNITS, PAPERS_STEP),
+}
+
+
+def ablation(words, out, started, facts):
+    """Train the digits with each change taken back; score 1,440 samples of each in four blocks."""
+    given = [f"{key}={text}" for key, text in words.items()]
+    facts["rows"] = {}
+    for name, more in ABLATIONS.items():
+        run = train.train(["configs/cdrl_digits.yaml", *more, *given])
+        model = genmodels.load(run)
+        generated, _ = benchmark.generate_all(model, range(BLOCK * BLOCKS), batch=360)
+        scorer = scorers(load_split(model.cfg.data, "test")[0])
+        facts["rows"][name] = {"words": list(more), "steps": steps_of(run), **scorer(generated)}
+        write(out / "cdrl_ablation.json", facts, started)  # what is there already
+        print(name, facts["rows"][name])
+
+
+def scorers(held_out):
+    """Return a function of pixels: {column: value} beside the held-out digits, in blocks."""
+    columns = {
+        name: scoring.Scorer([metric], features, reference=held_out, equal=True, resamples=0)
+        for name, metric, features in (("nn1", "nn1", "pixels"), ("of fakes", "nn1_fake", "pixels"),
+                                       ("of real", "nn1_real", "pixels"),
+                                       ("FD (digits)", "fd", "digits"))
+    }  # fmt: skip
+    return lambda pixels: {key: next(iter(f(pixels).values()))["value"]
+                           for key, f in columns.items()}  # fmt: skip
 
 
 def draw_digits(pictures, model, generated, held_out, labels):
@@ -238,7 +268,7 @@ def run_benchmark(argv):
     if flags:
         print(__doc__.strip())
         return
-    cli.check_choice("benchmark", what, ("digits", "toy", "speed", "fashion"))
+    cli.check_choice("benchmark", what, ("digits", "toy", "ablation", "speed", "fashion"))
     out, pictures = (Path(words.pop(key, default)) for key, default in
                      (("out", RESULTS), ("pictures", "docs")))  # fmt: skip
     for folder in (out, pictures):
@@ -248,9 +278,10 @@ def run_benchmark(argv):
     shown = ["model=RUN" if word.startswith("model=") else word for word in argv]
     facts = {"command": " ".join(["python -m benchmarks.cdrl", *shown]),
              "machine": timing.machine(device)}  # fmt: skip
-    if what in ("speed", "fashion"):
-        rest = (words, out) if what == "speed" else (words, out, pictures)
-        return (speed if what == "speed" else fashion)(*rest, started, facts)
+    others = {"speed": speed, "ablation": ablation, "fashion": fashion}
+    if what in others:
+        more = (pictures,) if what == "fashion" else ()
+        return others[what](words, out, *more, started, facts)
     run, quick = words.pop("model", None), words.pop("quick", "") == "true"
     if run is None:
         given = [f"{key}={text}" for key, text in words.items()]

@@ -106,7 +106,8 @@ def test_blend_of_or_is_a_mixture():
     f = lambda y, level, labels, dtype: -((y.flatten(1)[:, 0] - labels) ** 2)  # noqa: E731
     blend = blend_of(parse_compose("1|4", 5), torch.zeros(3, dtype=torch.int64), torch.rand(3))
     y = torch.tensor([0.5, 2.5, 4.2]).reshape(3, 1, 1, 1).double().requires_grad_(True)
-    level = Level(*torch.full((len(Level._fields), 3), 0.3**0.5).double())  # of which s is read
+    level = Level(*torch.full((len(Level._fields), 3), 7.0).double())
+    level = level._replace(s=torch.full((3,), 0.3**0.5).double())
     value = blend.energy(f, y, level, torch.float64)
     (grad,) = torch.autograd.grad(value.sum(), y)
     parts = torch.stack([-((y.flatten() - c) ** 2) / 0.3 for c in (1, 4)])
