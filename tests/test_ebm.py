@@ -166,6 +166,13 @@ def test_mlp_is_an_energy_or_a_map_that_starts_at_zero():
     assert torch.equal(change(x, torch.zeros(3)), torch.zeros_like(x))
 
 
+def test_the_stem_of_the_mlp_can_start_sharp():
+    plain, sharp = (torch.manual_seed(0) and MLP(MLPConfig(width=16, stem_scale=scale), (2, 1, 1))
+                    for scale in (1.0, 6.0))  # fmt: skip
+    torch.testing.assert_close(sharp.stem.weight, 6 * plain.stem.weight)
+    torch.testing.assert_close(sharp.stem.bias, plain.stem.bias)
+
+
 def test_mlp_of_the_form_distance():
     """-|x - M(x)|^2 / 2 with the M of the same weights; at first M = 0."""
     x, level, labels = torch.randn(5, 1, 4, 2), torch.rand(5), torch.arange(5) - 1
@@ -191,6 +198,7 @@ def test_mlp_of_the_form_distance():
         (EBMConfig, {"activation": "relu"}, "network.activation=relu: choose from leaky, silu"),
         (MLPConfig, {"width": 3}, "network.width=3: must be even"),
         (MLPConfig, {"layers": 0}, "network.layers=0: must be >= 1"),
+        (MLPConfig, {"stem_scale": 0.0}, "network.stem_scale=0.0: must be > 0"),
         (MLPConfig, {"form": "sum"}, "network.form=sum: choose from dot, distance"),
     ],
 )

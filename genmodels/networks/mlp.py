@@ -31,6 +31,8 @@ class MLPConfig:
     layers: int = setting(2, "residual layers")
     activation: str = setting("silu", "leaky or silu")
     form: str = setting("dot", "the energy: dot (linear in the last layer) or distance (squared)")
+    stem_scale: float = setting(1.0, "factor on the first layer's weights at the start: above 1, "
+                                "finer structure (without spectral norm)")  # fmt: skip
     spectral_norm: bool = setting(False, "divide weights by their largest singular value")
 
     def __post_init__(self):
@@ -39,6 +41,7 @@ class MLPConfig:
         check(self.layers >= 1, "network.layers", self.layers, "must be >= 1")
         check(self.activation in ACTIVATIONS, "network.activation", self.activation,
               f"choose from {', '.join(ACTIVATIONS)}")  # fmt: skip
+        check(self.stem_scale > 0, "network.stem_scale", self.stem_scale, "must be > 0")
         check(self.form in ("dot", "distance"), "network.form", self.form,
               "choose from dot, distance")  # fmt: skip
 
@@ -63,6 +66,8 @@ class MLP(nn.Module):
         self.embedding = Embedding(max(2, cfg.width // 8 * 2), classes, self.act, **options)
         dim, size = self.embedding.dim, math.prod(shape)
         self.stem = Linear(size, cfg.width, **options)
+        with torch.no_grad():
+            self.stem.weight.mul_(cfg.stem_scale)
         self.layers = nn.ModuleList(
             nn.ModuleList([
                 Linear(cfg.width, cfg.width, **options),
