@@ -3,6 +3,7 @@
     python -m benchmarks.cdrl digits   digits, beside EDM and a Gaussian (results/demo.json)
     python -m benchmarks.cdrl toy      eight squares in the plane
     python -m benchmarks.cdrl ablation the digits with each change of their config taken back
+    python -m benchmarks.cdrl densities model=RUN   OOD scores and bits per dimension of digits
     python -m benchmarks.cdrl speed    ms of a training step and of a Langevin step, ours and plain
     python -m benchmarks.cdrl fashion  a GPU: Fashion-MNIST, CDRL, DRL, EDM for the same time
 
@@ -32,6 +33,7 @@ from genmodels.sampling.langevin import GraphedChain
 from genmodels.sampling.recovery import recovery_chain
 
 RESULTS = Path("benchmarks/results")
+PLACES = {"model": "RUN", "out": "OUT", "pictures": "OUT", "out_dir": "RUNS"}  # not shown
 
 
 def digits(run, out, pictures, started, facts, quick=False):
@@ -84,6 +86,17 @@ def ablation(words, out, started, facts):
         facts["rows"][name] = {"words": list(more), "steps": steps_of(run), **scorer(generated)}
         write(out / "cdrl_ablation.json", facts, started)  # what is there already
         print(name, facts["rows"][name])
+
+
+def densities(words, out, started, facts):
+    """Tell held-out digits from other pictures; bound their bits per dimension from both sides."""
+    run, num = words.pop("model"), words.pop("num", "100")
+    given = [f"{key}={text}" for key, text in words.items()]
+    facts |= {"seed": genmodels.load(run).cfg.seed, "steps": steps_of(run)}
+    facts["ood"] = evaluated(run, out, ["ood=interpolation,noise,constant"])
+    write(out / "cdrl_densities.json", facts, started)
+    facts["bits_per_dim"] = evaluated(run, out, ["likelihood=ais", f"num={num}", *given])
+    write(out / "cdrl_densities.json", facts, started)
 
 
 def scorers(held_out):
@@ -268,17 +281,19 @@ def run_benchmark(argv):
     if flags:
         print(__doc__.strip())
         return
-    cli.check_choice("benchmark", what, ("digits", "toy", "ablation", "speed", "fashion"))
+    cli.check_choice("benchmark", what, ("digits", "toy", "ablation", "densities", "speed",
+                                          "fashion"))  # fmt: skip
     out, pictures = (Path(words.pop(key, default)) for key, default in
                      (("out", RESULTS), ("pictures", "docs")))  # fmt: skip
     for folder in (out, pictures):
         folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     cpu, started = time.process_time(), time.monotonic()
-    shown = ["model=RUN" if word.startswith("model=") else word for word in argv]
+    shown = [f"{key}={PLACES.get(key, text)}" if mark else key
+             for key, mark, text in (word.partition("=") for word in argv)]  # fmt: skip
     facts = {"command": " ".join(["python -m benchmarks.cdrl", *shown]),
              "machine": timing.machine(device)}  # fmt: skip
-    others = {"speed": speed, "ablation": ablation, "fashion": fashion}
+    others = {"speed": speed, "ablation": ablation, "fashion": fashion, "densities": densities}
     if what in others:
         more = (pictures,) if what == "fashion" else ()
         return others[what](words, out, *more, started, facts)
