@@ -84,6 +84,9 @@ def test_units_of_the_noise():
     assert float(noise.gain[1]) == pytest.approx(0.4898, abs=1e-4)  # 4e-4 sigma_1^2 / a_1 sin_0^2
     capped = RecoverySchedule("cdrl", 6, 2e-3, "constant", "noise").exact.gain
     assert capped[1] == 1 and float(capped[2]) == pytest.approx(0.9256, abs=1e-3)
+    assert RecoverySchedule(units="noise", limit=0.05).exact.gain[[1, 2]].tolist() == [
+        0.05, pytest.approx(0.0467, abs=1e-4)
+    ]  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ class CDRLConfig:
                           "constant (1 / sbar_0 everywhere)")  # fmt: skip
     units: str = setting("step", "f is the network's output (step) or that times s_t^2 / n_t^2, "
                          "n_t the noise of the level (noise)")  # fmt: skip
+    units_limit: float = setting(1.0, "units=noise: that factor is at most this")
     initializer: str = setting("unet", "unet, mlp or none (chains start at x_t)")
     initializer_channels: int = setting(64, "channels of the U-Net, or hidden units")
     initializer_multipliers: list[int] = setting([1, 1, 1], "channels of each level / channels")
@@ -84,7 +85,7 @@ class CDRLConfig:
                            ("noise_scale", 0)):  # fmt: skip
             check(getattr(self, key) >= least, f"method.{key}", getattr(self, key),
                   f"must be >= {least}")  # fmt: skip
-        for key in ("step_size", "initializer_lr", "divergence"):
+        for key in ("step_size", "initializer_lr", "divergence", "units_limit"):
             check(getattr(self, key) > 0, f"method.{key}", getattr(self, key), "must be > 0")
         check(0 <= self.label_dropout <= 1, "method.label_dropout", self.label_dropout,
               "must be in [0, 1]")  # fmt: skip
@@ -123,8 +124,9 @@ class CDRL(GenerativeModule):
         self.net = NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes)
         self.initializer = build_initializer(method, self.shape, self.classes)
         self.schedule = RecoverySchedule(
-            method.angles, method.levels, method.step_size, method.growth, method.units
-        )
+            method.angles, method.levels, method.step_size, method.growth, method.units,
+            method.units_limit,
+        )  # fmt: skip
         self.log_z = {}  # bounds that log_prob() has made
         self.levels = None  # LevelMeans of the latest loss()
 

@@ -80,11 +80,12 @@ class RecoverySchedule(nn.Module):
         step: b^2 > 0.
         growth: c_t = sin(phi_{t-1}) / sin(phi_0) ("clean", both papers) or 1 / sin(phi_0)
             ("constant", their 2-D example).
-        units: gain 1 ("step", both papers) or q_t, at most 1 ("noise"): a step of the chain is
-            stable on curvatures below 4.
+        units: gain 1 ("step", both papers) or q_t ("noise").
+        limit: the largest q_t: a step of the chain is stable on curvatures of f below 4.
     """
 
-    def __init__(self, angles="cdrl", levels=6, step=4e-4, growth="clean", units="step"):
+    def __init__(self, angles="cdrl", levels=6, step=4e-4, growth="clean", units="step",
+                 limit=1.0):  # fmt: skip
         super().__init__()
         phi = ANGLES[angles](levels)
         cos, sin, before = phi.cos(), phi.sin(), phi[:-1]
@@ -96,7 +97,7 @@ class RecoverySchedule(nn.Module):
         c = (clean["sin_clean"] if growth == "clean" else torch.ones_like(phi)) / sin[0]
         ahat = torch.where(top, 1.0, a)
         s, code = (step * c).sqrt() * sigma, 1000 * 2 / math.pi * phi
-        gain = (s / (ahat.sqrt() * clean["sin_clean"])).square().clamp(max=1)
+        gain = (s / (ahat.sqrt() * clean["sin_clean"])).square().clamp(max=limit)
         gain = gain if units == "noise" else torch.ones_like(s)
         self.levels, self.step = levels, step
         # Row t, 1..T; row 0 has no meaning.
