@@ -6,6 +6,7 @@ import shlex
 import pytest
 import torch
 from conftest import ROOT, TINY
+from sklearn.datasets import load_sample_image
 
 import evaluate
 import sample
@@ -23,6 +24,7 @@ ELSEWHERE = (
     "python evaluate.py RUN data=cifar10",
     "python evaluate.py stats data=cifar10",
 )
+SMALL = ["network.channels=[8]", "network.blocks=[1]", "trainer.progress=false"]
 MODULES = {"genmodels.data": data, "genmodels.checkpoint": checkpoint,
            "genmodels.diffusers_export": diffusers_export}  # fmt: skip
 
@@ -31,7 +33,8 @@ MODULES = {"genmodels.data": data, "genmodels.checkpoint": checkpoint,
 def things(train_tiny, tmp_path_factory):
     """What the README's capital words stand for."""
     folder = tmp_path_factory.mktemp("readme")
-    (folder / "pictures").mkdir()
+    for name in ("pictures", "photos"):
+        (folder / name).mkdir()
     for i in range(20):
         picture = torch.randint(0, 256, (3, 70, 66 + i), dtype=torch.uint8)
         images.write_png(folder / "pictures" / f"{i}.png", picture)
@@ -39,10 +42,15 @@ def things(train_tiny, tmp_path_factory):
     noisy = folder / "noisy"
     noisy.mkdir()
     images.write_png(noisy / "0.png", torch.randint(0, 256, (1, 8, 8), dtype=torch.uint8))
+    photo = torch.from_numpy(load_sample_image("china.jpg")).permute(2, 0, 1)[:, :240, :320]
+    photo = (photo + 10 * torch.randn(photo.shape)).clamp(0, 255).byte()
+    images.write_png(folder / "photo.png", photo)
+    for i in range(3):
+        images.write_png(folder / f"photos/{i}.png", photo[:1, 80 * i : 80 * i + 80])
     sample.main([str(run), "num=8", "steps=1", f"out={folder / 'samples'}"])
     return {"RUN": run, "runs/edm_digits/TIME": run, "MODEL": run, "SMALLER_MODEL": run,
             "GBM_RUN": train_tiny("data.labels=true", config="configs/gbm_digits.yaml"),
-            "NOISY": noisy,
+            "NOISY": noisy, "PHOTO.png": folder / "photo.png", "PICTURES": folder / "photos",
             "FOLDER": folder / "pictures", "DIR": folder / "made"}  # fmt: skip
 
 
@@ -67,7 +75,8 @@ def test_command(command, things, tmp_path, monkeypatch):
         words[1:],
     )
     if script is train and not any(word.startswith(("resume=", "--")) for word in argv):
-        argv = [argv[0], "configs/debug.yaml", *TINY, "data.labels=true", *argv[1:],
+        tiny = [*TINY, "data.labels=true"] if "noise2score" not in argv[0] else SMALL
+        argv = [argv[0], "configs/debug.yaml", *tiny, *argv[1:],
                 "trainer.max_steps=1", f"out_dir={tmp_path}"]  # fmt: skip
         if "ddo" in argv[0]:
             argv += ["method.steps=2", "method.pool=16", "eval.num=40", "method.label_dropout=0"]
