@@ -29,6 +29,7 @@ import time
 from pathlib import Path
 
 from genmodels import benchmark, checkpoint, cli, plots, restoration_scores, scoring, selftest
+from genmodels.config import parse_value
 from genmodels.images import write_bytes
 from genmodels.metrics import ood
 from genmodels.metrics.clustering import CLUSTERING
@@ -42,7 +43,8 @@ SCHEMA = {
     "data": (str, "", "data set the model is scored against, NAME or NAME:SPLIT"),
     "images": (str, "", "images to score in place of a model's"),
     "reference": (str, "", "what they are scored against: images, or an npz of statistics"),
-    "likelihood": (bool, False, "bits per dimension of data= under the model, every kind it has"),
+    "likelihood": (str, "", "bits per dimension of data= under the model: true for every kind it "
+                   "has, or one (ode, bound, ais)"),
     "ood": (list[str], [], "sets to tell from the model's own test images by its scores: AUROC, "
             f"AUPR, FPR95; data sets or {', '.join(ood.SYNTHETIC)}"),
     "cluster": (str, "", "score the model's clusters of this data set against its classes: "
@@ -104,6 +106,7 @@ def evaluate(argv):
     command = positionals.pop(0) if positionals[:1] in (["stats"], ["selftest"]) else ""
     common = {key: words.pop(key) for key in list(words) if key in SCHEMA}
     options = cli.typed_words(common, SCHEMA)
+    options["likelihood"] = kinds_word(options["likelihood"])
     if command == "selftest" and "features" not in common:
         options["features"] = "digits"
     clustering = split_metrics(options, "metrics" in common)
@@ -139,6 +142,14 @@ def evaluate(argv):
         plots.draw(options["plot"], scorer)
         print(f"written: {options['plot']}")
     return 0
+
+
+def kinds_word(text):
+    """Return likelihood= as "true", "" or the name of a kind."""
+    try:
+        return "true" if parse_value("likelihood", text or "false", bool) else ""
+    except ValueError:
+        return text
 
 
 def split_metrics(options, chosen):

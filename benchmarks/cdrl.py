@@ -2,8 +2,10 @@
 
     python -m benchmarks.cdrl digits   digits, beside EDM and a Gaussian (results/demo.json)
     python -m benchmarks.cdrl toy      eight squares in the plane
+    python -m benchmarks.cdrl ablation the digits with each change of their config taken back
+    python -m benchmarks.cdrl densities model=RUN   OOD scores and bits per dimension of digits
     python -m benchmarks.cdrl speed    ms of a training step and of a Langevin step, ours and plain
-    python -m benchmarks.cdrl fashion  a GPU: Fashion-MNIST, OOD detection, DRL for the same time
+    python -m benchmarks.cdrl fashion  a GPU: Fashion-MNIST, CDRL, DRL, EDM for the same time
 
 Further words: out=FOLDER of the JSON (benchmarks/results), pictures=FOLDER (docs), model=RUN (score
 a run that is there already), quick=true (digits: 360 samples, no error bars), and key=value of the
@@ -22,14 +24,16 @@ import evaluate
 import genmodels
 import train
 from benchmarks import timing
+from benchmarks.cdrl_toy import toy
 from benchmarks.demo import BLOCK, BLOCKS, markdown_table, score_rows
-from genmodels import benchmark, checkpoint, cli, images, toys
+from genmodels import benchmark, checkpoint, cli, images, scoring
 from genmodels.data import load_split
 from genmodels.networks.ebm import fixed_weights, power_iteration
 from genmodels.sampling.langevin import GraphedChain
 from genmodels.sampling.recovery import recovery_chain
 
 RESULTS = Path("benchmarks/results")
+PLACES = {"model": "RUN", "out": "OUT", "pictures": "OUT", "out_dir": "RUNS"}  # not shown
 
 
 def digits(run, out, pictures, started, facts, quick=False):
@@ -40,16 +44,7 @@ def digits(run, out, pictures, started, facts, quick=False):
     generated, _ = benchmark.generate_all(model, range(BLOCK * blocks), batch=360)
     facts["sample_seconds"] = round(time.monotonic() - began, 1)
     (real, _), (held_out, labels) = (load_split(model.cfg.data, s) for s in ("train", "test"))
-    scorers = {
-        name: benchmark.Scorer([metric], features, reference=held_out, equal=True)
-        for name, metric, features in (("nn1", "nn1", "pixels"), ("of fakes", "nn1_fake", "pixels"),
-                                       ("of real", "nn1_real", "pixels"),
-                                       ("FD (digits)", "fd", "digits"))
-    }  # fmt: skip
-
-    def values(pixels):
-        return {key: next(iter(f(pixels).values()))["value"] for key, f in scorers.items()}
-
+    values = scorers(held_out)
     facts |= {"without error bars": {"CDRL (ours)": values(generated)}, "count": len(generated)}
     draw_digits(pictures, model, generated, held_out, labels)
     if quick:
@@ -65,6 +60,55 @@ def digits(run, out, pictures, started, facts, quick=False):
     facts |= {"rows": scores, "beside": others, "block": BLOCK}
     write(out / "cdrl_digits.json", facts, started)
     print(markdown_table(scores | others))
+
+
+# What the digits' config changes in the paper's settings, each taken back by itself.
+PAPERS_NET = ("network.form=dot", "network.spectral_norm=true")
+PAPERS_UNITS, PAPERS_STEP = "method.units=step", "method.step_size=4e-4"
+ABLATIONS = {
+    "as configured": (),
+    "step_size=4e-4": (PAPERS_STEP,),
+    "units=step": (PAPERS_UNITS,),
+    "form=dot with spectral norm": PAPERS_NET,
+    "all three, as in the paper": (*PAPERS_NET, PAPERS_UNITS, PAPERS_STEP),
+}
+
+
+def ablation(words, out, started, facts):
+    """Train the digits with each change taken back; score 1,440 samples of each in four blocks."""
+    given = [f"{key}={text}" for key, text in words.items()]
+    facts["rows"] = {}
+    for name, more in ABLATIONS.items():
+        run = train.train(["configs/cdrl_digits.yaml", *more, *given])
+        model = genmodels.load(run)
+        generated, _ = benchmark.generate_all(model, range(BLOCK * BLOCKS), batch=360)
+        scorer = scorers(load_split(model.cfg.data, "test")[0])
+        facts["rows"][name] = {"words": list(more), "steps": steps_of(run), **scorer(generated)}
+        write(out / "cdrl_ablation.json", facts, started)  # what is there already
+        print(name, facts["rows"][name])
+
+
+def densities(words, out, started, facts):
+    """Tell held-out digits from other pictures; bound their bits per dimension from both sides."""
+    run, num = words.pop("model"), words.pop("num", "100")
+    given = [f"{key}={text}" for key, text in words.items()]
+    facts |= {"seed": genmodels.load(run).cfg.seed, "steps": steps_of(run)}
+    facts["ood"] = evaluated(run, out, ["ood=interpolation,noise,constant"])
+    write(out / "cdrl_densities.json", facts, started)
+    facts["bits_per_dim"] = evaluated(run, out, ["likelihood=ais", f"num={num}", *given])
+    write(out / "cdrl_densities.json", facts, started)
+
+
+def scorers(held_out):
+    """Return a function of pixels: {column: value} beside the held-out digits, in blocks."""
+    columns = {
+        name: scoring.Scorer([metric], features, reference=held_out, equal=True, resamples=0)
+        for name, metric, features in (("nn1", "nn1", "pixels"), ("of fakes", "nn1_fake", "pixels"),
+                                       ("of real", "nn1_real", "pixels"),
+                                       ("FD (digits)", "fd", "digits"))
+    }  # fmt: skip
+    return lambda pixels: {key: next(iter(f(pixels).values()))["value"]
+                           for key, f in columns.items()}  # fmt: skip
 
 
 def draw_digits(pictures, model, generated, held_out, labels):
@@ -89,84 +133,6 @@ def draw_digits(pictures, model, generated, held_out, labels):
 
 
 COMPOSED = ("3:1,8:1", "1|7", "1|7,!7:0.9")  # AND, OR, OR without one of them
-
-
-def toy(run, out, pictures, started, facts, count=4000):
-    """Energy distance between samples and fresh data, beside that of two sets of data."""
-    model, name = genmodels.load(run), genmodels.load(run).cfg.data.name
-    began = time.monotonic()
-    with benchmark.tf32(False):
-        x = model.sample(range(count)).flatten(1)
-    facts["sample_seconds"] = round(time.monotonic() - began, 1)
-    data = [toys.points(name, count, 1000 + k)[0].flatten(1) for k in range(8)]
-    found = [energy_distance(x, other) for other in data]
-    floor = [energy_distance(data[i], data[i + 1]) for i in range(0, 8, 2)]
-    facts |= {
-        "data": name,
-        "count": count,
-        "energy_distance": sum(found) / len(found),
-        "energy_distance_of_two_data_sets": sum(floor) / len(floor),
-        "energy_distance_of_a_gaussian": energy_distance(gaussian_like(data[0]), data[1]),
-        "share_inside": inside(x),
-        "share_inside_data": inside(data[0]),
-        "share_of_each_square": shares(x),
-    }
-    draw_toy(pictures / "cdrl_toy.png", model, x, data[0])
-    write(out / "cdrl_toy.json", facts, started)
-    print(json.dumps(facts, indent=1))
-
-
-def energy_distance(a, b):
-    """Return 2 E|a - b| - E|a - a'| - E|b - b'| (Szekely and Rizzo), unbiased in each term."""
-    own = [torch.cdist(x, x).sum() / (len(x) * (len(x) - 1)) for x in (a, b)]
-    return float(2 * torch.cdist(a, b).mean() - own[0] - own[1])
-
-
-def gaussian_like(rows):
-    """Return points of a Gaussian with the rows' mean and covariance."""
-    generator = torch.Generator().manual_seed(0)
-    factor = torch.linalg.cholesky(rows.T.cov())
-    return rows.mean(0) + torch.randn(rows.shape, generator=generator) @ factor.T
-
-
-def _offsets(x):
-    angle = torch.arange(8) * torch.pi / 4
-    centres = 0.7 * torch.stack([angle.cos(), angle.sin()], dim=1)
-    return (x[:, None] - centres).abs().amax(2)  # of side 0.3
-
-
-def inside(x):
-    """Return the share of points inside one of the eight squares."""
-    return float((_offsets(x).amin(1) <= 0.15).double().mean())
-
-
-def shares(x):
-    """Return the share of points nearest to each square."""
-    return (torch.bincount(_offsets(x).argmin(1), minlength=8) / len(x)).tolist()
-
-
-def draw_toy(path, model, x, data):
-    """Draw samples, data, and the energy of the lowest level."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    side = torch.linspace(-1.05, 1.05, 150)
-    grid = torch.cartesian_prod(side, side)
-    with torch.no_grad():
-        log_p = -model.energy(grid.reshape(-1, 2, 1, 1)).reshape(150, 150)
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 4))
-    for axis, points, title in zip(axes, (x, data), ("samples", "data")):
-        axis.scatter(*points.T, s=1, linewidths=0)
-        axis.set_title(title)
-    shown = (log_p - log_p.max()).clamp(min=-30).T
-    axes[2].imshow(shown, origin="lower", extent=(-1.05, 1.05, -1.05, 1.05))
-    axes[2].set_title("log density of the lowest level, up to a constant")
-    for axis in axes:
-        axis.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal", xticks=[], yticks=[])
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -248,25 +214,56 @@ def speed(words, out, started, facts):
 # ------------------------------------------------------------------------------------------------
 
 
+DRL = ("method.initializer=none", "method.angles=drl", "method.steps=30", "method.step_size=2e-4",
+       "method.shared_noise=false", "network.kind=drl")  # fmt: skip
+NO_LIMIT = "trainer.max_steps=1000000"  # time alone ends a training
+RUNS = {
+    "cdrl": ("configs/cdrl_fashion.yaml", ()),
+    "drl": ("configs/cdrl_fashion.yaml", DRL),
+    "edm": ("configs/edm_fashion.yaml", ()),
+}
+
+
 def fashion(words, out, pictures, started, facts):
-    """Train CDRL and DRL for the same time, score both, tell Fashion-MNIST from other sets."""
-    drl = ["method.initializer=none", "method.angles=drl", "method.steps=30",
-           "method.step_size=2e-4", "method.shared_noise=false", "network.kind=drl"]  # fmt: skip
-    num = words.pop("num", "10000")
-    for name, more in (("cdrl", []), ("drl", drl)):
-        given = [f"{key}={text}" for key, text in words.items()]
-        run = train.train(["configs/cdrl_fashion.yaml", f"name={name}_fashion", *more, *given])
-        for what, options in (
-            ("scores", ["metrics=fd,nn1", "features=fashion", "equal=true", f"num={num}",
-                        "data=fashion_mnist:test", "batch=500", f"save_images={out}/{name}.npz"]),
-            ("ood", ["ood=mnist,interpolation,noise,constant", "num=2000", "pad=2"]),
-        ):  # fmt: skip
-            path = out / f"cdrl_fashion_{name}_{what}.json"
-            evaluate.evaluate([str(run), *options, f"out={path}"])
-            facts[f"{name}_{what}"] = json.loads(path.read_text())
+    """Train CDRL, DRL and EDM for the same time; score all; tell Fashion-MNIST from other sets.
+
+    time= of each training; overlay= a further config for all three (a smoke run: debug.yaml, which
+    ends a training by its steps); num= images to score; ood= sets; key=value for all three.
+    """
+    num, limit = words.pop("num", "10000"), words.pop("time", "6m")
+    sets = words.pop("ood", "mnist,interpolation,noise,constant")
+    overlay = [words.pop("overlay")] if "overlay" in words else []
+    given = [f"{key}={text}" for key, text in words.items()]
+    for name, (config, more) in RUNS.items():
+        began = time.monotonic()
+        run = train.train([config, *overlay, f"name={name}_fashion", f"trainer.max_time={limit}",
+                           *([] if overlay else [NO_LIMIT]), *more, *given])  # fmt: skip
+        row = {"train_seconds": round(time.monotonic() - began, 1), "command_words": list(more)}
+        row["steps"] = steps_of(run)
+        row |= evaluated(run, out, [
+            "metrics=fd,nn1", "features=fashion", "equal=true", f"num={num}",
+            "data=fashion_mnist:test", "batch=500", f"save_images={out}/{name}.npz",
+        ])  # fmt: skip
+        if name != "edm":
+            row["ood"] = evaluated(run, out, [f"ood={sets}", "num=2000", "pad=2"])
+        facts[name] = row
+        write(out / "cdrl_fashion.json", facts, started)  # what is there already
     shown = images.read_images(out / "cdrl.npz")[:100]
     images.write_png(pictures / "cdrl_fashion.png", images.grid(shown, 10))
-    write(out / "cdrl_fashion.json", facts, started)
+
+
+def evaluated(run, out, words):
+    """Return the metrics of `evaluate.py RUN words`."""
+    path = out / "evaluated.json"
+    evaluate.evaluate([str(run), *words, f"out={path}"])
+    metrics = json.loads(path.read_text())["metrics"]
+    path.unlink()
+    return metrics
+
+
+def steps_of(run):
+    """Return the optimizer steps of a run's last checkpoint."""
+    return checkpoint.read_checkpoint(Path(run) / "checkpoints" / "last.ckpt")["global_step"]
 
 
 def write(path, facts, started):
@@ -284,29 +281,35 @@ def run_benchmark(argv):
     if flags:
         print(__doc__.strip())
         return
-    cli.check_choice("benchmark", what, ("digits", "toy", "speed", "fashion"))
+    cli.check_choice("benchmark", what, ("digits", "toy", "ablation", "densities", "speed",
+                                          "fashion"))  # fmt: skip
     out, pictures = (Path(words.pop(key, default)) for key, default in
                      (("out", RESULTS), ("pictures", "docs")))  # fmt: skip
     for folder in (out, pictures):
         folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    shown = ["model=RUN" if word.startswith("model=") else word for word in argv]
+    cpu, started = time.process_time(), time.monotonic()
+    shown = [f"{key}={PLACES.get(key, text)}" if mark else key
+             for key, mark, text in (word.partition("=") for word in argv)]  # fmt: skip
     facts = {"command": " ".join(["python -m benchmarks.cdrl", *shown]),
              "machine": timing.machine(device)}  # fmt: skip
-    started = time.monotonic()
-    if what in ("speed", "fashion"):
-        rest = (words, out) if what == "speed" else (words, out, pictures)
-        return (speed if what == "speed" else fashion)(*rest, started, facts)
+    others = {"speed": speed, "ablation": ablation, "fashion": fashion, "densities": densities}
+    if what in others:
+        more = (pictures,) if what == "fashion" else ()
+        return others[what](words, out, *more, started, facts)
     run, quick = words.pop("model", None), words.pop("quick", "") == "true"
     if run is None:
         given = [f"{key}={text}" for key, text in words.items()]
         run = train.train([f"configs/cdrl_{what}.yaml", *given])
         facts["train_seconds"] = round(time.monotonic() - started, 1)
+        # Other work on the machine enters the seconds above, not these.
+        facts["train_cpu_seconds"] = round(time.process_time() - cpu, 1)
     cfg = genmodels.load(run).cfg
-    steps = checkpoint.read_checkpoint(Path(run) / "checkpoints" / "last.ckpt")["global_step"]
-    facts |= {"seed": cfg.seed, "steps": steps, "batch": cfg.data.batch_size}
+    facts |= {"seed": cfg.seed, "steps": steps_of(run), "batch": cfg.data.batch_size}
     if what == "toy":
-        return toy(run, out, pictures, started, facts)
+        facts |= toy(run, pictures / "cdrl_toy.png")
+        print(json.dumps(facts, indent=1))
+        return write(out / "cdrl_toy.json", facts, started)
     digits(run, out, pictures, started, facts, quick)
 
 

@@ -1,4 +1,4 @@
-"""What makes GEDI stable on the toys: every variant of benchmarks.gedi, all runs trained at once.
+"""What makes GEDI stable on the toys: one setting changed at a time, all runs trained at once.
 
     python -m benchmarks.gedi_ablation [seeds=10-12] [variants=gedi,no-gen] [key=value ...]
 
@@ -19,7 +19,7 @@ import torch
 
 import genmodels
 from benchmarks.demo import machine
-from benchmarks.gedi import DATA, VARIANTS
+from benchmarks.gedi import DATA
 from genmodels import benchmark, cli
 from genmodels.cli import parse_seeds
 from genmodels.config import parse_value
@@ -27,12 +27,34 @@ from genmodels.data import load_split
 from genmodels.images import write_bytes
 from genmodels.metrics.clustering import clustering_scores
 
+# name -> what differs from the config
+VARIANTS = {
+    "gedi": (),
+    "no-gen": ("method.w_gen=0",),
+    "energy alone": ("method.w_inv=0", "method.w_prior_mean=0"),
+    "no invariance": ("method.w_inv=0",),
+    "invariance from the start": ("method.inv_start=0", "method.inv_ramp=0"),
+    "w_inv = w_prior = 1": ("method.w_inv=1", "method.w_prior_mean=1"),
+    "w_inv = w_prior = 10": ("method.w_inv=10", "method.w_prior_mean=10"),
+    "w_inv = 50, w_prior = 10": ("method.w_inv=50", "method.w_prior_mean=10"),
+    "tau = 0.1": ("method.tau=0.1",),
+    "tau = 1": ("method.tau=1",),
+    "lr = 1e-3": ("optim.lr=1e-3",),
+    "batches of 128": ("data.batch_size=128",),
+    "no L2 on f": ("method.l2=0",),
+    "input scale 1": ("network.input_scale=1",),
+    "buffer of 10,000": ("method.buffer=10000",),
+    "chains 25 times slower": ("method.step=5e-5",),
+    "noise of views 0.15": ("method.view_noise=0.15",),
+    "detached target": ("method.detach_target=true",),
+}
+
 
 class Runs:
     """R trainings at once: parameters, settings and chains have a first dimension R."""
 
     def __init__(self, models, seed):
-        self.settings = [model.cfg.method for model in models]
+        self.models, self.settings = models, [model.cfg.method for model in models]
         states = [list(model.parameters()) for model in models]
         self.parameters = [torch.stack([p.detach() for p in group]) for group in zip(*states)]
         self.scale = self.column([model.cfg.network.input_scale for model in models])
@@ -88,44 +110,58 @@ class Runs:
         target = torch.where(self.of("detach_target") > 0, target.detach(), target)
         inv = (z_real.logsumexp(2) - (target * z_real).sum(2)).mean(1)
         log_pbar = z_real.log_softmax(2).logsumexp(1) - math.log(x.shape[1])
-        weights = [self.rise(setting, number) for setting in self.settings]
-        loss = (self.of("w_gen").flatten() * (f_fake.mean(1) - f_real.mean(1))
-                + torch.tensor(weights) * inv
+        w_gen, w_inv = torch.tensor([model._weights(number) for model in self.models]).T
+        loss = (w_gen * (f_fake.mean(1) - f_real.mean(1))
+                + w_inv * inv
                 - self.of("w_prior_mean").flatten() * log_pbar.mean(1)
                 + self.of("l2").flatten()
                 * (f_real.square().mean(1) + f_fake.square().mean(1))
-                * (self.of("w_gen").flatten() > 0))  # fmt: skip
+                * (w_gen > 0))  # fmt: skip
         self.optimizer.zero_grad()
         loss.sum().backward()  # the runs share nothing
         self.optimizer.step()
 
-    @staticmethod
-    def rise(setting, number):
-        """Return the weight of the invariance term at this step."""
-        if setting.inv_ramp:
-            passed = (number - setting.inv_start) / setting.inv_ramp
-            return setting.w_inv * min(1.0, max(0.0, passed))
-        return setting.w_inv * (number >= setting.inv_start)
-
 
 def train_all(data, variants, seeds, words):
-    """Return rows of scores on held-out points for every variant and seed."""
-    names = [(variant, seed) for variant in variants for seed in seeds]
-    models = [genmodels.build(f"configs/gedi_{data}.yaml", f"seed={seed}", *VARIANTS[variant],
-                              *words) for variant, seed in names]  # fmt: skip
+    """Return rows of scores on held-out points for every variant and seed.
+
+    Runs of the same learning rate, batch and buffer are trained together.
+    """
+    groups = {}
+    for variant in variants:
+        for seed in seeds:
+            model = genmodels.build(f"configs/gedi_{data}.yaml", f"seed={seed}",
+                                    *VARIANTS[variant], *words)  # fmt: skip
+            cfg = model.cfg
+            key = (cfg.optim.lr, cfg.data.batch_size, cfg.trainer.max_steps, cfg.method.buffer)
+            groups.setdefault(key, []).append((variant, seed, model))
+    return [row for group in groups.values() for row in train_group(data, group)]
+
+
+def train_group(data, group):
+    """Return the rows of [(variant, seed, model)], trained at once."""
+    models = [model for _, _, model in group]
     cfg = models[0].cfg
     points = load_split(cfg.data, "train")[0].flatten(1)
     held_out, labels = load_split(cfg.data, "test")
-    runs, started = Runs(models, seeds[0]), time.process_time()
+    runs, started = Runs(models, group[0][1]), time.process_time()
     for number in range(cfg.trainer.max_steps):
-        pick = torch.randint(len(points), (len(names), cfg.data.batch_size), generator=runs.random)
+        pick = torch.randint(len(points), (len(group), cfg.data.batch_size), generator=runs.random)
+        runs.optimizer.param_groups[0]["lr"] = cfg.optim.lr * models[0].lr_factor(number)
         runs.step(points[pick], number)
+    axis = (torch.arange(200) + 0.5) / 100 - 1
+    grid = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
-        z = runs.logits(held_out.flatten(1).expand(len(names), -1, -1))
-    seconds = (time.process_time() - started) / len(names)
+        z = runs.logits(held_out.flatten(1).expand(len(group), -1, -1))
+        f = torch.stack([runs.logits(part.expand(len(group), -1, -1)).logsumexp(2)
+                         for part in grid.split(2000)], 1).flatten(1)  # fmt: skip
+    log_gamma = f.logsumexp(1) + 2 * math.log(0.01)
+    log_density = z.logsumexp(2).mean(1) - log_gamma
+    seconds = (time.process_time() - started) / len(group)
     return [{"data": data, "variant": variant, "seed": seed, "cpu_seconds": round(seconds, 1)}
             | clustering_scores(own.argmax(1), labels)
-            for (variant, seed), own in zip(names, z)]  # fmt: skip
+            | {"confidence": float(own.softmax(1).amax(1).mean()), "mean_log_density": float(log_p)}
+            for (variant, seed, _), own, log_p in zip(group, z, log_density)]  # fmt: skip
 
 
 def ablation(argv):
@@ -142,11 +178,7 @@ def ablation(argv):
     changed, rows = [f"{key}={text}" for key, text in words.items()], []
     for data in chosen:
         rows += train_all(data, variants, seeds, changed)
-        groups = {}
-        for row in rows:
-            groups.setdefault((row["data"], row["variant"]), []).append(row["nmi"])
-        table = [(*key, f"{statistics.mean(v):.3f}", f"{min(v):.3f}") for key, v in groups.items()]
-        cli.print_table("NMI on held-out points", ("data", "variant", "mean", "least"), table)
+        print_table(rows)
         result = {
             "command": " ".join(["python -m benchmarks.gedi_ablation", *argv]),
             "machine": machine(),
@@ -155,6 +187,19 @@ def ablation(argv):
             "rows": rows,
         }
         write_bytes(out, json.dumps(result, indent=1).encode())
+
+
+def print_table(rows):
+    """Print means over the seeds, and the least NMI."""
+    groups, table = {}, []
+    for row in rows:
+        groups.setdefault((row["data"], row["variant"]), []).append(row)
+    for key, own in groups.items():
+        nmi = [row["nmi"] for row in own]
+        log_p = statistics.mean(row["mean_log_density"] for row in own)
+        table.append((*key, f"{statistics.mean(nmi):.3f}", f"{min(nmi):.3f}", f"{log_p:.2f}"))
+    names = ("data", "variant", "NMI", "least", "log density")
+    cli.print_table("held-out points", names, table)
 
 
 def main(argv=None):

@@ -35,31 +35,42 @@ from genmodels.metrics.clustering import clustering_scores
 OUTSIDE = ("fashion_mnist", "noise", "constant")
 
 
+def clock():
+    """Return (seconds, seconds of CPU time) since some moment."""
+    return torch.tensor([time.monotonic(), time.process_time()], dtype=torch.float64)
+
+
+def passed(started):
+    """Return both times since `started`, for a row."""
+    seconds, cpu = (clock() - started).tolist()
+    return {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1)}
+
+
 def trained(config, words):
-    """Return (model, seconds) of one training."""
+    """Return (model, times) of one training."""
     with tempfile.TemporaryDirectory() as folder:
         quiet = ["trainer.progress=false", "trainer.loggers=csv", "sample.every=0"]
-        started = time.monotonic()
+        started = clock()
         run = train.train([config, f"out_dir={folder}", "checkpoint.keep=1", *quiet, *words])
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return genmodels.load(run, device=device), round(time.monotonic() - started, 1)
+        return genmodels.load(run, device=device), passed(started)
 
 
 def of_clusters(variant, seed, config, words, num):
     """Return one row: a training of GEDI or of no-gen, or k-means, and its scores."""
-    started = time.monotonic()
+    started = clock()
     test, labels = load_split(DataConfig(name="mnist"), "test")
     if variant == "k-means":
         pixels = (load_split(DataConfig(name="mnist"), "train")[0].flatten(1) / 255).numpy()
         means = MiniBatchKMeans(10, batch_size=4096, n_init=3, random_state=seed).fit(pixels)
         found = means.predict((test.flatten(1) / 255).numpy())
-        return clustering_scores(found, labels) | {"seconds": round(time.monotonic() - started, 1)}
+        return clustering_scores(found, labels) | passed(started)
     changed = ["method.w_gen=0"] if variant == "no-gen" else []
-    model, seconds = trained(config, [*words, *changed, f"seed={seed}"])
+    model, times = trained(config, [*words, *changed, f"seed={seed}"])
     probabilities = clusters.assign(model, test, 500)
     sizes = torch.bincount(probabilities.argmax(dim=1), minlength=10)
     row = clustering_scores(probabilities.argmax(dim=1), labels)
-    row |= {"sizes": sizes.tolist(), "seconds": seconds}
+    row |= {"sizes": sizes.tolist()} | times
     if variant == "gedi":
         row["fd"] = {start: distance(model, start, num, test) for start in ("fresh", "buffer")}
     row["auroc"] = aurocs(model, test[:num])
@@ -92,14 +103,19 @@ def of_addition(variant, seed, config, words, num):
     changed = ["method.w_gen=0"] if variant == "no-gen" else []
     changed += ["method.w_inv=0", "method.w_prior_mean=0"] if variant == "sums alone" else []
     changed += ["method.w_gen=0"] if variant == "sums alone" else []
-    model, seconds = trained(config, [*words, *changed, f"seed={seed}"])
+    model, times = trained(config, [*words, *changed, f"seed={seed}"])
     test, labels = load_split(DataConfig(name="mnist"), "test")
     found = clusters.assign(model, test, 500).argmax(dim=1)
-    return {
-        "accuracy": float((found == labels).float().mean()),
-        "sums": float((found[0::2] + found[1::2] == labels[0::2] + labels[1::2]).float().mean()),
-        "seconds": seconds,
-    } | clustering_scores(found, labels)
+    return (
+        {
+            "accuracy": float((found == labels).float().mean()),
+            "sums": float(
+                (found[0::2] + found[1::2] == labels[0::2] + labels[1::2]).float().mean()
+            ),
+        }
+        | clustering_scores(found, labels)
+        | times
+    )
 
 
 # command -> (config, function of a row, its variants)
@@ -138,7 +154,7 @@ def measure(argv):
             "rows": rows,
         }
         write_bytes(out, json.dumps(result, indent=1).encode())
-        print(json.dumps(rows[-1]))
+        print(json.dumps(rows[-1]), flush=True)
 
 
 def main(argv=None):

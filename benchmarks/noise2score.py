@@ -1,13 +1,14 @@
 """Noise2Score on real pictures beside its baselines, the same network and steps for all.
 
-    python -m benchmarks.noise2score grey|colour|laws|blind|hour|speed [only=NAME,...] [seed=0]
+    python -m benchmarks.noise2score grey|colour|laws|blind|levels|speed [only=NAME;...] [seed=0]
         [work=runs/noise2score] [out=benchmarks/results] [key=value ... of the config]
 
 grey: BSD68 and Set12 under Gaussian noise of 25; colour: CBSD68; laws: Set12 under Poisson and
-Gamma noise; blind: one model of levels 5 to 55, told and not told the level; hour: a longer
-training. Each trains what STUDIES names, evaluates it as evaluate.py denoise= does, and writes
-OUT/noise2score_STUDY.json and .md, and a picture; what is there already is kept, so that a killed
-command goes on. speed: megapixels per second against BM3D, one picture in turns.
+Gamma noise; blind: one model of levels 5 to 55, told and not told the level. Each trains what
+STUDIES names (only=: names that begin so, between semicolons), evaluates it as evaluate.py denoise=
+does, and writes OUT/noise2score_STUDY.json and .md, and a picture; what is there is kept, so
+that a killed command goes on. levels: how well level and law are told from a picture alone, without
+a model. speed: megapixels per second against BM3D, one picture in turns.
 """
 
 import json
@@ -27,9 +28,11 @@ from genmodels.datasets import data_root
 from genmodels.images import write_bytes
 from genmodels.metrics import restoration
 from genmodels.noise import LAWS
+from genmodels.noise_levels import level_from_patches, pick_law
 
 GREY, COLOUR = "configs/noise2score_bsd400.yaml", "configs/noise2score_cbsd400.yaml"
 PUBLISHED = "configs/noise2score_published.yaml"
+BLIND = ("data.noise.level=5", "data.noise.level_max=55", "trainer.max_steps=9000")
 NOISE2NOISE = ("method.objective=noise2noise", "data.noise.target=second")
 SUPERVISED = ("method.objective=supervised", "data.noise.target=clean")
 LAWS_AT = {"poisson 0.01": ("poisson", 0.01), "poisson 0.05": ("poisson", 0.05),
@@ -45,12 +48,8 @@ BASELINES = {
 # study -> (config, {name: words, or another config and words}, test sets)
 STUDIES = {
     "grey": (GREY, BASELINES, ("BSD68", "Set12")),
-    "hour": (GREY, {"Noise2Score, strict": ("network.blocks=2,2,2", "trainer.max_steps=12000")},
-             ("BSD68", "Set12")),
     "colour": (COLOUR, {"Noise2Score, strict": ()}, ("CBSD68",)),
-    "blind": (GREY, {"Noise2Score, strict, 5 to 55": ("data.noise.level=5",
-                                                     "data.noise.level_max=55")},
-              ("BSD68", "Set12")),
+    "blind": (GREY, {"Noise2Score, strict, 5 to 55": BLIND}, ("BSD68", "Set12")),
     "laws": (GREY, {f"{name}, strict": (f"data.noise.law={law}", f"data.noise.level={level}")
                     for name, (law, level) in LAWS_AT.items()}, ("Set12",)),
 }  # fmt: skip
@@ -63,7 +62,7 @@ def study(name, words):
                                                      ("work", "runs/noise2score")))  # fmt: skip
     only, seed = words.pop("only", ""), words.pop("seed", "0")
     changed = [f"{key}={text}" for key, text in words.items()]
-    known = [key for key in variants if not only or any(key.startswith(o) for o in only.split(","))]
+    known = [key for key in variants if not only or any(key.startswith(o) for o in only.split(";"))]
     path = out / f"noise2score_{name}.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     work.mkdir(parents=True, exist_ok=True)
@@ -170,6 +169,30 @@ def draw(model, law, folder, path):
     images.write_png(path, images.grid(torch.stack(rows), columns=3))
 
 
+def levels(words):
+    """Measure the estimates of level and law from single pictures; see the module's docstring."""
+    out, rows = Path(words.pop("out", "benchmarks/results")), []
+    conditions = [("gaussian", 15), ("gaussian", 25), ("gaussian", 50), *LAWS_AT.values()]
+    for folder in ("Set12", "BSD68"):
+        readers = pictures.find(pictures_in(folder)).values()
+        clean = [read().levels[0] / 255 for read in readers]
+        for law, level in conditions:
+            started, errors, right = time.process_time(), [], 0
+            for index, x in enumerate(clean):
+                y = LAWS[law].sample(x, level, np.random.default_rng([0, index]))
+                y = torch.from_numpy(y).movedim(2, 0)
+                errors.append(abs(level_from_patches(y, law) / level - 1))
+                right += pick_law(y) == law
+            seconds = (time.process_time() - started) / len(clean)
+            row = {"set": folder, "law": law, "level": level, "mean_error": float(np.mean(errors))}
+            row |= {"worst_error": max(errors), "law_right": right / len(clean)}
+            rows.append(row | {"cpu_seconds_per_picture": seconds})
+            print(rows[-1])
+    result = {"command": "python -m benchmarks.noise2score levels", "machine": machine(),
+              "versions": benchmark.versions(), "rows": rows}  # fmt: skip
+    write_bytes(out / "noise2score_levels.json", json.dumps(result, indent=1).encode())
+
+
 def speed(words):
     """Measure restoring against BM3D on one picture, in turns; see the module's docstring."""
     out, rounds = Path(words.pop("out", "benchmarks/results")), int(words.pop("rounds", 3))
@@ -206,11 +229,11 @@ def run(argv):
     """Run one of the studies; see the module's docstring."""
     positionals, words, flags = cli.split_words(argv)
     cli.check_flags(flags, ("--help",))
-    if flags or len(positionals) != 1 or positionals[0] not in (*STUDIES, "speed"):
+    if flags or len(positionals) != 1 or positionals[0] not in (*STUDIES, "levels", "speed"):
         print(__doc__.strip())
         return
-    if positionals[0] == "speed":
-        speed(words)
+    if positionals[0] in ("levels", "speed"):
+        {"levels": levels, "speed": speed}[positionals[0]](words)
     else:
         study(positionals[0], words)
 

@@ -18,7 +18,23 @@ from genmodels.benchmark import process_state, tf32
 from genmodels.kernels.philox import philox_uniform
 from genmodels.seeding import Stream
 
-__all__ = ["bits_per_dim", "dequantise", "score"]
+__all__ = ["bits_per_dim", "dequantise", "kinds", "score"]
+
+
+def kinds(word, offered):
+    """Return the kinds that a word of the command line asks for.
+
+    Args:
+        word: true (all), or a kind, or what several begin with: ais for ais_lower and ais_upper.
+        offered: a method's LIKELIHOODS.
+
+    Raises:
+        ValueError: a word that asks for none of them.
+    """
+    found = [k for k in offered if word == "true" or k == word or k.startswith(f"{word}_")]
+    if not found:
+        raise ValueError(f"likelihood={word}: choose from true, {', '.join(offered)}")
+    return found
 
 
 def dequantise(pixels, seed, index):
@@ -33,14 +49,14 @@ def dequantise(pixels, seed, index):
     return (pixels.double() + u.double() - 0.5) / 127.5 - 1
 
 
-def score(model, pixels, labels=None, *, seed=0, batch=64, **options):
-    """Return ({metric: {"value", "stderr"}}, one dict for each image) of every kind there is.
+def score(model, pixels, labels=None, *, word="true", seed=0, batch=64, **options):
+    """Return ({metric: {"value", "stderr"}}, one dict for each image) of the kinds asked for.
 
-    The standard error is over images. Arguments as for bits_per_dim; "bpd" is the kind "ode",
-    "bpd_KIND" any other.
+    The standard error is over images. Arguments as for kinds and bits_per_dim; "bpd" is the kind
+    "ode", "bpd_KIND" any other.
     """
     scores, rows = {}, [{"index": i} for i in range(len(pixels))]
-    for kind in model.LIKELIHOODS:
+    for kind in kinds(word, model.LIKELIHOODS):
         bits = bits_per_dim(model, pixels, labels, kind=kind, seed=seed, batch=batch, **options)
         name = _metric(kind)
         scores[name] = {"value": float(bits.mean())}

@@ -63,5 +63,6 @@ def score_likelihood(model, options, extra, device):
     labels = labels[:num] if model.classes and labels is not None else None
     settings = {key: value for key, value in extra.items() if value is not None}
     settings |= {"seed": options["seed"], "batch": options["batch"]}
+    settings |= {"word": options["likelihood"]}
     scores, rows = likelihood.score(model, pixels[:num], labels, **settings)
     return scores, {"data": source, "num": num, "rows": rows}, f"on {source}: {num} images"

@@ -162,8 +162,30 @@ def test_mlp_is_an_energy_or_a_map_that_starts_at_zero():
     energy = MLP(MLPConfig(width=16), (2, 1, 1), classes=3)
     f = energy(x, torch.zeros(3), torch.tensor([0, 1, -1]))
     assert f.shape == (3,) and energy(x, torch.zeros(3), dtype=torch.float64).dtype == torch.float64
-    change = MLP(MLPConfig(width=16), (2, 1, 1), energy=False)
+    change = MLP(MLPConfig(width=16, form="distance"), (2, 1, 1), energy=False)
     assert torch.equal(change(x, torch.zeros(3)), torch.zeros_like(x))
+
+
+def test_the_stem_of_the_mlp_can_start_sharp():
+    plain, sharp = (torch.manual_seed(0) and MLP(MLPConfig(width=16, stem_scale=scale), (2, 1, 1))
+                    for scale in (1.0, 6.0))  # fmt: skip
+    torch.testing.assert_close(sharp.stem.weight, 6 * plain.stem.weight)
+    torch.testing.assert_close(sharp.stem.bias, plain.stem.bias)
+
+
+def test_mlp_of_the_form_distance():
+    """-|x - M(x)|^2 / 2 with the M of the same weights; at first M = 0."""
+    x, level, labels = torch.randn(5, 1, 4, 2), torch.rand(5), torch.arange(5) - 1
+    energy = MLP(MLPConfig(width=16, form="distance"), (1, 4, 2), classes=4)
+    change = MLP(MLPConfig(width=16), (1, 4, 2), classes=4, energy=False)
+    start = energy(x, level, labels)
+    torch.testing.assert_close(start, -0.5 * x.square().sum((1, 2, 3)))
+    torch.nn.init.normal_(energy.head.weight)
+    change.load_state_dict(energy.state_dict())
+    found = energy(x, level, labels, dtype=torch.float64)
+    expected = -0.5 * (x - change(x, level, labels)).double().square().sum((1, 2, 3))
+    assert found.dtype == torch.float64 and not torch.allclose(found.float(), start)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +198,8 @@ def test_mlp_is_an_energy_or_a_map_that_starts_at_zero():
         (EBMConfig, {"activation": "relu"}, "network.activation=relu: choose from leaky, silu"),
         (MLPConfig, {"width": 3}, "network.width=3: must be even"),
         (MLPConfig, {"layers": 0}, "network.layers=0: must be >= 1"),
+        (MLPConfig, {"stem_scale": 0.0}, "network.stem_scale=0.0: must be > 0"),
+        (MLPConfig, {"form": "sum"}, "network.form=sum: choose from dot, distance"),
     ],
 )
 def test_settings_refuse(config, options, message):

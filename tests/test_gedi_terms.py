@@ -264,8 +264,8 @@ def test_only_the_identity_explains_all_sums():
 
 @pytest.mark.parametrize(
     "numbers, words",
-    [((1.0, 0.0, 0.1), "uniform"), ((0.0, 8.0, 0.999), "one cluster"), ((0.1, 0.0, 0.12), ""),
-     ((0.97, 1.0, 0.5), "")],
+    [((1.0, 0.0, 0.1, 0.1), "uniform"), ((0.0, 8.0, 0.999, 1.0), "one cluster"),
+     ((0.1, 0.0, 0.12, 0.9), ""), ((0.97, 1.0, 0.5, 0.5), ""), ((3.0, 0.01, 0.12, 1.0), "")],
 )  # fmt: skip
 def test_collapse_in_words(numbers, words):
     assert words in collapse(*numbers, C) and bool(collapse(*numbers, C)) == bool(words)

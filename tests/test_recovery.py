@@ -72,6 +72,23 @@ def test_the_first_pair_of_drl():
     )
 
 
+def test_units_of_the_noise():
+    """Data that are one point: log p(y) = -|y - m|^2 / (2 n^2), so F = -|y - m|^2 / 2 needs f =
+    s^2 / n^2 F at every level; the weights of the loss, on F, stay the papers'."""
+    step, noise = (RecoverySchedule("cdrl", 6, 4e-4, units=u).exact for u in ("step", "noise"))
+    for t in range(1, 7):
+        n = float(noise.scale[t] * noise.sin_clean[t])
+        assert float(noise.gain[t]) == pytest.approx(float(noise.s[t]) ** 2 / n**2, rel=1e-12)
+        assert float(noise.gain[t] * noise.w[t]) == pytest.approx(PAIRS[t][6], abs=6e-5)
+        assert float(step.gain[t]) == 1 and float(step.w[t]) == pytest.approx(PAIRS[t][6], abs=6e-5)
+    assert float(noise.gain[1]) == pytest.approx(0.4898, abs=1e-4)  # 4e-4 sigma_1^2 / a_1 sin_0^2
+    capped = RecoverySchedule("cdrl", 6, 2e-3, "constant", "noise").exact.gain
+    assert capped[1] == 1 and float(capped[2]) == pytest.approx(0.9256, abs=1e-3)
+    assert RecoverySchedule(units="noise", limit=0.05).exact.gain[[1, 2]].tolist() == [
+        0.05, pytest.approx(0.0467, abs=1e-4)
+    ]  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------
 # Chains. Data N(m, c^2) in each element: y at level t-1 is N(M, V), so p(y | x_t) is normal with
 # precision q = 1 / V + r / sigma^2. n chains of 4 elements; errors of five standard errors.

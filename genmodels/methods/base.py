@@ -134,8 +134,14 @@ class GenerativeModule(L.LightningModule):
                 raise ValueError(f"labels={labels}: this model is unconditional; leave labels out")
             return None
         drawn = generators.randint(self.classes, device=self.device)
-        if labels is None:
-            return drawn
+        return drawn if labels is None else self.given_labels(labels, count)
+
+    def given_labels(self, labels, count):
+        """Return labels that the user gave, one int or `count`, as int64 (count,).
+
+        Raises:
+            ValueError: a label out of range, a wrong number of labels.
+        """
         labels = torch.as_tensor(labels, device=self.device).to(torch.int64).reshape(-1)
         if len(labels) not in (1, count):
             raise ValueError(f"labels={labels.tolist()}: give 1 or {count}, one for each seed")

@@ -18,7 +18,6 @@ likelihood", ICLR 2024, arXiv 2309.05153; Gao, Song, Poole, Wu and Kingma, "Lear
 models by diffusion recovery likelihood", ICLR 2021, arXiv 2012.08125 (initializer=none).
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -26,15 +25,15 @@ import torch
 from genmodels import seeding
 from genmodels.config import check, setting
 from genmodels.kernels.philox import philox_normal
+from genmodels.methods import cdrl_density as density
 from genmodels.methods.base import GenerativeModule
 from genmodels.networks import NETWORKS
 from genmodels.networks.ebm import fixed_weights, power_iteration
 from genmodels.networks.initializer import build_initializer
-from genmodels.sampling.ais import bound_log_z
 from genmodels.sampling.composition import blend_of, parse_compose
-from genmodels.sampling.langevin import frozen
 from genmodels.sampling.recovery import (
     ANGLES,
+    Level,
     LevelMeans,
     RecoverySchedule,
     recovery_chain,
@@ -58,6 +57,9 @@ class CDRLConfig:
     step_size: float = setting(4e-4, "b^2: squared noise of a step / sigma_t^2 at the first pair")
     growth: str = setting("clean", "how b^2 grows with the level: clean (sbar_{t-1} / sbar_0) or "
                           "constant (1 / sbar_0 everywhere)")  # fmt: skip
+    units: str = setting("step", "f is the network's output (step) or that times s_t^2 / n_t^2, "
+                         "n_t the noise of the level (noise)")  # fmt: skip
+    units_limit: float = setting(1.0, "units=noise: that factor is at most this")
     initializer: str = setting("unet", "unet, mlp or none (chains start at x_t)")
     initializer_channels: int = setting(64, "channels of the U-Net, or hidden units")
     initializer_multipliers: list[int] = setting([1, 1, 1], "channels of each level / channels")
@@ -75,6 +77,7 @@ class CDRLConfig:
 
     def __post_init__(self):
         for key, choices in (("angles", ANGLES), ("growth", ("clean", "constant")),
+                             ("units", ("step", "noise")),
                              ("initializer", ("unet", "mlp", "none"))):  # fmt: skip
             check(getattr(self, key) in choices, f"method.{key}", getattr(self, key),
                   f"choose from {', '.join(choices)}")  # fmt: skip
@@ -82,7 +85,7 @@ class CDRLConfig:
                            ("noise_scale", 0)):  # fmt: skip
             check(getattr(self, key) >= least, f"method.{key}", getattr(self, key),
                   f"must be >= {least}")  # fmt: skip
-        for key in ("step_size", "initializer_lr", "divergence"):
+        for key in ("step_size", "initializer_lr", "divergence", "units_limit"):
             check(getattr(self, key) > 0, f"method.{key}", getattr(self, key), "must be > 0")
         check(0 <= self.label_dropout <= 1, "method.label_dropout", self.label_dropout,
               "must be in [0, 1]")  # fmt: skip
@@ -121,8 +124,9 @@ class CDRL(GenerativeModule):
         self.net = NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes)
         self.initializer = build_initializer(method, self.shape, self.classes)
         self.schedule = RecoverySchedule(
-            method.angles, method.levels, method.step_size, method.growth
-        )
+            method.angles, method.levels, method.step_size, method.growth, method.units,
+            method.units_limit,
+        )  # fmt: skip
         self.log_z = {}  # bounds that log_prob() has made
         self.levels = None  # LevelMeans of the latest loss()
 
@@ -141,19 +145,22 @@ class CDRL(GenerativeModule):
         start = self.initial(x_t, level, labels, noise)
         with fixed_weights(self.net):
             chain = recovery_chain(
-                lambda y: self.net(y, level.noise_clean, labels), start.detach(), x_t, level,
+                lambda y: self.f(y, level, labels), start.detach(), x_t, level,
                 steps=self.cfg.method.steps, seed=seeding.keys(seed, n, Stream.CHAIN),
                 freeze=(self.net,),
             )  # fmt: skip
-        both = torch.cat([data, chain.y])
-        f = self.net(both, level.noise_clean.repeat(2), None if labels is None else
-                     labels.repeat(2))  # fmt: skip
+        twice = Level(*(value.repeat(2) for value in level))
+        f = self.f(torch.cat([data, chain.y]), twice, None if labels is None else labels.repeat(2))
         f_data, f_chain = f.chunk(2)
         loss_f = -(level.w * (f_data - f_chain)).mean()
         loss_g = (chain.y - start).square().sum(dim=(1, 2, 3)).mean()
         self.levels = LevelMeans(self.cfg.method.levels, t, f_data, f_chain, chain, data)
         logs = {"loss": loss_f.detach(), "loss_initializer": loss_g.detach()}
         return loss_f + loss_g, logs
+
+    def f(self, y, level, labels=None, dtype=torch.float32):
+        """Return f(y, t-1) = gain * network, (B,) in `dtype`: the log-density times s_t^2."""
+        return level.gain.to(dtype) * self.net(y, level.noise_clean, labels, dtype=dtype)
 
     def pair(self, x, n, level):
         """Return (x_t, y+ = sqrt(ahat_t) x_{t-1}) of clean images x, (B, C, H, W) each."""
@@ -167,10 +174,8 @@ class CDRL(GenerativeModule):
         """Return the chain's start g(x_t) + sqrt(v_t) noise, like x_t (x_t without initializer)."""
         if self.initializer is None:
             return x_t
-        if blend is None:
-            change = self.initializer(x_t, level.noise, labels)
-        else:
-            change = blend.map(self.initializer, x_t, level.noise)
+        change = lambda x, level, labels: self.initializer(x, level.noise, labels)  # noqa: E731
+        change = change(x_t, level, labels) if blend is None else blend.map(change, x_t, level)
         return x_t + change.float() + _column(level.v.sqrt()) * noise
 
     def _labels(self, labels, n):
@@ -253,16 +258,16 @@ class CDRL(GenerativeModule):
             index = keys.remainder(len(known)).to(known.device)
             mask = mask.expand_as(known)[index].to(self.device)
             known = known[index].to(self.device)
-        y, level, energy = self._draw(keys, blend, cfg, known, mask, callback)
+        y, level, energy = self.draw(keys, blend, cfg, known, mask, callback)
         x = tweedie(lambda y: energy(y, level), y, level, cfg.tweedie_scale).clamp(-1, 1)
         return x if mask is None else torch.where(mask, known, x)
 
-    def _draw(self, keys, blend, cfg, known=None, mask=None, callback=None):
+    def draw(self, keys, blend, cfg, known=None, mask=None, callback=None):
         """Return samples y of the first pair, their Level, and the energy; counts self.nfe."""
 
         def energy(y, level, dtype=torch.float32):
             self.nfe += blend.evaluations
-            return blend.energy(self.net, y, level.noise_clean, level.s.to(dtype) ** 2, dtype=dtype)
+            return blend.energy(self.f, y, level, dtype)
 
         def initial(x_t, level, noise):
             self.nfe += 0 if self.initializer is None else blend.evaluations
@@ -282,6 +287,8 @@ class CDRL(GenerativeModule):
         cfg = self.settings(options, SAMPLING)
         check(cfg.guidance == 0 or self.classes, "guidance", cfg.guidance,
               "this model is unconditional; leave it out")  # fmt: skip
+        scaled = options.get("noise_scale") not in (None, 1.0) and cfg.mala
+        check(not scaled, "noise_scale", cfg.noise_scale, "mala=true does not take it")
         return cfg
 
     def _blend(self, cfg, drawn, labels, compose, keys):
@@ -301,9 +308,7 @@ class CDRL(GenerativeModule):
 
         p is the density of the lowest noise level, 0.0075 on the scale of [-1, 1].
         """
-        y, level, labels = self._lowest(x, labels)
-        f = self.net(y, level.noise_clean, labels, dtype=torch.float64)
-        return -f / level.s.double() ** 2
+        return density.energy(self, x, labels)
 
     def ood_scores(self, x, labels=None):
         """Return {name: float32 (B,)}, HIGHER = more like the training data, of images in [-1, 1].
@@ -311,32 +316,13 @@ class CDRL(GenerativeModule):
         f: the energy's f at the lowest noise level. f_levels: its mean over all levels, with one
         noise e for all images and levels. grad_norm: minus the norm of f's gradient.
         """
-        y, level, labels = self._lowest(x, labels)
-        with torch.enable_grad(), frozen(self.net):
-            y.requires_grad_(True)
-            f = self.net(y, level.noise_clean, labels, dtype=torch.float64)
-            (grad,) = torch.autograd.grad(f.sum(), y)
-        total, zero = 0.0, torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        with torch.no_grad():
-            for t in range(1, self.schedule.levels + 1):
-                level = self.schedule.at(zero + t)
-                _, y = self.pair(x.float(), zero, level)
-                total = total + self.net(y, level.noise_clean, labels, dtype=torch.float64)
-        scores = {"f": f.detach(), "f_levels": total / self.schedule.levels,
-                  "grad_norm": -grad.flatten(1).norm(dim=1)}  # fmt: skip
-        return {name: value.float() for name, value in scores.items()}
+        return density.ood_scores(self, x, labels)
 
-    @torch.no_grad()
     def log_prob(self, x, labels=None, *, kind, seeds, **options):
         """Return bounds on the log density of images in [-1, 1], in nats, float64 (B,).
 
-        log p(x) = f(y) / s_1^2 - log Z + D log sqrt(a_1), y = sqrt(a_1) x: the density of the
-        lowest noise level. Annealed importance sampling bounds Z once for each label, from below
-        ("ais_upper") and from above ("ais_lower": its chains start at samples refined by MALA;
-        that these are exact samples is an assumption).
-
         Args:
-            kind: ais_lower or ais_upper.
+            kind: ais_lower or ais_upper, see genmodels.methods.cdrl_density.
             seeds: unused: nothing here is random for an image.
             x, labels: as in the base class. options: see LIKELIHOOD_OPTIONS.
         """
@@ -345,37 +331,8 @@ class CDRL(GenerativeModule):
         settings |= {key: value for key, value in options.items() if value is not None}
         for key, value in settings.items():
             check(value > 0, key, value, "must be > 0")
-        own = torch.full((len(x),), -1, device=x.device) if labels is None else labels
-        log_z = {int(c): self._log_z(int(c), kind, settings) for c in own.unique()}
-        log_z = torch.tensor([log_z[int(c)] for c in own], dtype=torch.float64, device=x.device)
-        scale = float(self.schedule.exact.scale[1])
-        return -self.energy(x, labels) - log_z + math.prod(self.shape) * math.log(scale)
-
-    def _log_z(self, label, kind, settings):
-        """Return the bound on log Z of a label that bounds log p from the side of `kind`."""
-        versions = tuple(p._version for p in self.net.parameters())
-        key = (label, kind, *settings.values(), versions)
-        if key in self.log_z:
-            return self.log_z[key]
-        settings = dict(settings)
-        keys = torch.arange(settings.pop("ais_chains"), device=self.device)
-        labels = torch.full_like(keys, label) if self.classes else None
-        blend = blend_of(0.0, labels, torch.zeros(len(keys), device=self.device))
-        y, level, energy = self._draw(keys, blend, self.cfg.method)
-        s2, noise = level.s.double() ** 2, float(level.scale[0] * level.sin_clean[0]) ** 2
-        with fixed_weights(self.net), frozen(self.net):
-            bound = bound_log_z(
-                lambda y: energy(y, level, torch.float64) / s2, y, keys, above=kind == "ais_lower",
-                variance=float(s2[0]), noise=noise, **settings,
-            )  # fmt: skip
-        self.log_z[key] = bound.log_z
-        return bound.log_z
-
-    def _lowest(self, x, labels):
-        """Return (y, Level of pair 1, labels) of images x, no gradient attached."""
-        level = self.schedule.at(torch.ones(len(x), dtype=torch.int64, device=x.device))
-        y = (_column(level.scale) * x.detach()).float()
-        return y, level, labels if self.classes else None
+        check(settings["ais_chains"] > 1, "ais_chains", 1, "must be >= 2, for their variance")
+        return density.log_prob(self, x, labels, kind, settings)
 
 
 def _column(x):

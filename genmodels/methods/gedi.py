@@ -285,7 +285,7 @@ class GEDI(GenerativeModule):
         steps = (cfg.steps if start == "fresh" else 0) if steps is None else steps
         check(steps >= 0, "steps", steps, "must be >= 0")
         keys = torch.tensor([int(seed) for seed in seeds], dtype=torch.int64, device=device)
-        labels = self._labels(labels, len(keys))
+        labels = None if labels is None else self.given_labels(labels, len(keys))
         if start == "buffer":
             check(self.replay.entries is not None, "start", start,
                   "only a run or its .ckpt holds a buffer; use start=fresh")  # fmt: skip
@@ -297,16 +297,6 @@ class GEDI(GenerativeModule):
         own = f"the replay buffer's chains, {steps} steps on"
         self.chains = f"fresh chains of {steps} steps" if start == "fresh" else own
         return self._chain(x, steps, keys, labels, callback)
-
-    def _labels(self, labels, count):
-        """Return the clusters of generated images, int64 (N,), or None."""
-        if labels is None:
-            return None
-        labels = torch.as_tensor(labels, device=self.device).to(torch.int64).reshape(-1)
-        check(len(labels) in (1, count), "labels", labels.tolist(), f"give 1 or {count}")
-        check(labels.min() >= -1 and labels.max() < self.clusters, "labels", labels.tolist(),
-              f"must be in 0..{self.clusters - 1}, -1 none")  # fmt: skip
-        return labels.expand(count)
 
     # --------------------------------------------------------------------------------------------
     # Watching the training, and what a checkpoint has to hold
@@ -331,8 +321,8 @@ class GEDI(GenerativeModule):
                 )
         settled = self._weights(self.global_step)[1] == self.cfg.method.w_inv
         if self._trainer is not None and settled and self.global_step % 100 == 99:
-            words = terms.collapse(*(float(logs[key]) for key in ("inv", "prior_gap", "largest")),
-                             self.clusters)  # fmt: skip
+            signs = ("inv", "prior_gap", "largest", "confidence")
+            words = terms.collapse(*(float(logs[key]) for key in signs), self.clusters)
             if words and words != self.warned:
                 self.print(f"step {self.global_step + 1}: {words}")
             self.warned = words

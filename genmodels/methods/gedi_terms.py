@@ -101,16 +101,18 @@ def sum_loss(z, labels):
     return F.nll_loss(log_sum(log_p[0::2], log_p[1::2]), labels[0::2] + labels[1::2])
 
 
-def collapse(inv, prior_gap, largest, clusters):
+def collapse(inv, prior_gap, largest, confidence, clusters):
     """Return in words which collapse these numbers are the signature of, or "".
 
     Args:
         inv: invariance term / log C, 1 for uniform predictions.
         prior_gap: prior term - its least value, 0 for a perfect marginal.
         largest: largest entry of pbar.
+        confidence: mean of the largest p(y | x); without it, sure predictions that one view flips
+            would look uniform, as their cross-entropy has no upper limit.
         clusters: C.
     """
-    if clusters > 1 and inv > 0.95 and prior_gap < 0.05:
+    if clusters > 1 and inv > 0.95 and prior_gap < 0.05 and confidence < 0.1 + 0.9 / clusters:
         return (
             "every prediction is uniform (the invariance term sits at log C); raise w_inv, lower "
             "tau, or let inv_ramp end sooner"

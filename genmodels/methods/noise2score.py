@@ -49,8 +49,7 @@ class Noise2ScoreConfig:
     anneal: int = setting(0, "images over which sigma_a falls evenly; 0: drawn at random, in log")
     domain: str = setting("even", "even: w, where the noise is even; pixels: y itself (published)")
     estimator: str = setting("law", "law: the paper's; corrected: second order (poisson, gamma)")
-    probes: int = setting(8, "corrected: random sign vectors for the diagonal of the Jacobian; "
-                           "r2r: perturbed pictures whose restored ones are averaged")  # fmt: skip
+    probes: int = setting(8, "draws averaged: of signs for estimator=corrected, of u for r2r")
 
     def __post_init__(self):
         choices = {"objective": tuple(TARGETS), "form": ("scaled", "published"),
@@ -193,41 +192,36 @@ class Noise2Score(GenerativeModule):
         loss = error.square().mean()
         return loss, {"loss": loss.detach()}
 
-    def state_score(self, w, sigma):
-        """Return s(w) of unperturbed states, whose noise has deviation sigma (B, 1, 1, 1).
-
-        R2R knows noise of one level only, that of z: as published it gives the mean of its x(z)
-        over several u, here as the s for which w + sigma^2 s is that mean.
-        """
-        cfg = self.cfg.method
-        if cfg.objective != "r2r":
-            return -self.noise_in(w, sigma) / sigma
-        a, x = sigma * cfg.sigma_a_max, torch.zeros_like(w)
-        deviation = (sigma**2 + a**2).sqrt()
-        draws = torch.arange(cfg.probes, device=w.device)
-        for u in philox_normal(w.shape[1:], self.cfg.seed, draws, stream=int(seeding.Stream.PROBE),
-                               device=w.device).to(w):  # fmt: skip
-            z = w + a * u
-            x += (z - deviation * self.noise_in(z, deviation)) / cfg.probes
-        return (x - w) / sigma**2
-
     def score(self, y, level):
         """Return s(y) = grad_y log p(y) of noisy pixels y on [0, 1]; level (B,), the law's unit."""
         level = level.reshape(-1, 1, 1, 1).to(y)
         w, sigma = self.to_state(y, level)
-        s = self.state_score(w, sigma)
+        s = -self.noise_in(w, sigma) / sigma
         return s if self.cfg.method.domain == "pixels" else self.law.score(w, s, level)
 
     def estimate(self, y, level):
         """Return the restored pixels on [0, 1], not clipped; arguments as for score()."""
         column = level.reshape(-1, 1, 1, 1).to(y)
-        if self.cfg.method.objective in ("score", "r2r"):
+        if self.cfg.method.objective == "score":
             s = self.score(y, level)
             if self.cfg.method.estimator == "law" or self.law.corrected is None:
                 return self.law.estimate(y, s, column)
             return self.law.corrected(y, s, self.diagonal(y, level), column)
         w, sigma = self.to_state(y, column)
+        if self.cfg.method.objective == "r2r":
+            return self.from_state(self.recorrupted(w, sigma), column)
         return self.from_state(w - sigma * self.noise_in(w, sigma), column)
+
+    def recorrupted(self, w, sigma):
+        """Return the mean of E[x | z] over perturbed z: R2R knows no other level than that of z."""
+        a, total = self.cfg.method.sigma_a_max * sigma, 0
+        n, deviation = torch.zeros(len(w), dtype=torch.int64), (sigma**2 + a**2).sqrt()
+        for k in range(self.cfg.method.probes):
+            u = philox_normal(w.shape[1:], self.cfg.seed, (n + k).to(w.device),
+                              stream=int(seeding.Stream.PROBE), device=w.device)  # fmt: skip
+            z = w + a * u.to(w)
+            total = total + z - deviation * self.noise_in(z, deviation)
+        return total / self.cfg.method.probes
 
     def diagonal(self, y, level):
         """Return ds_i / dy_i, by Hutchinson's signs; see score()."""

@@ -1,7 +1,13 @@
 """Fully connected networks for small data: an energy (f = -E, higher = likelier) and a plain map.
 
 h = Linear(x);  per layer: h + Linear(act(Linear(act(h)) + Linear(act(e)))),  e the level and label
-energy:  < act(h), Linear(act(e)) > -> (B,);      map:  Linear(act(h)) -> x's shape
+map M:   Linear(act(h)), like x
+energy:  < act(h), Linear(act(e)) > (form=dot) or -|x - M(x)|^2 / 2 (form=distance), (B,)
+
+The distance has a curvature of its own, so a narrow well needs no steep weights, and it is at most
+0. Its gradient is M(x) - x, as a denoiser's, but for the Jacobian of M.
+
+Reference: Salimans and Ho 2021, "Should EBMs model the energy or the score?" (form=distance).
 """
 
 import math
@@ -24,6 +30,9 @@ class MLPConfig:
     width: int = setting(128, "hidden units")
     layers: int = setting(2, "residual layers")
     activation: str = setting("silu", "leaky or silu")
+    form: str = setting("dot", "the energy: dot (linear in the last layer) or distance (squared)")
+    stem_scale: float = setting(1.0, "factor on the first layer's weights at the start: above 1, "
+                                "finer structure (without spectral norm)")  # fmt: skip
     spectral_norm: bool = setting(False, "divide weights by their largest singular value")
 
     def __post_init__(self):
@@ -32,10 +41,13 @@ class MLPConfig:
         check(self.layers >= 1, "network.layers", self.layers, "must be >= 1")
         check(self.activation in ACTIVATIONS, "network.activation", self.activation,
               f"choose from {', '.join(ACTIVATIONS)}")  # fmt: skip
+        check(self.stem_scale > 0, "network.stem_scale", self.stem_scale, "must be > 0")
+        check(self.form in ("dot", "distance"), "network.form", self.form,
+              "choose from dot, distance")  # fmt: skip
 
 
 class MLP(nn.Module):
-    """f(x, level), (B, C, H, W) -> (B,); with energy=False a map to (B, C, H, W), at first zero.
+    """f(x, level), (B, C, H, W) -> (B,); with energy=False the map M (B, C, H, W), at first zero.
 
     Args:
         cfg: MLPConfig.
@@ -50,10 +62,12 @@ class MLP(nn.Module):
     def __init__(self, cfg, shape, classes=0, energy=True):
         super().__init__()
         options = {"norm": cfg.spectral_norm}
-        self.act, self.energy, self.shape = ACTIVATIONS[cfg.activation][0], energy, tuple(shape)
+        self.act, self.form = ACTIVATIONS[cfg.activation][0], cfg.form if energy else "map"
         self.embedding = Embedding(max(2, cfg.width // 8 * 2), classes, self.act, **options)
         dim, size = self.embedding.dim, math.prod(shape)
         self.stem = Linear(size, cfg.width, **options)
+        with torch.no_grad():
+            self.stem.weight.mul_(cfg.stem_scale)
         self.layers = nn.ModuleList(
             nn.ModuleList([
                 Linear(cfg.width, cfg.width, **options),
@@ -62,8 +76,9 @@ class MLP(nn.Module):
             ])
             for _ in range(cfg.layers)
         )  # fmt: skip
-        self.head = nn.Linear(dim if energy else cfg.width, cfg.width if energy else size)
-        if not energy:
+        dot = self.form == "dot"
+        self.head = nn.Linear(dim if dot else cfg.width, cfg.width if dot else size)
+        if not dot:
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
 
@@ -77,6 +92,9 @@ class MLP(nn.Module):
             for first, shift, second in self.layers:
                 h = h + second(self.act(first(self.act(h)) + shift(embedding)))
             h = self.act(h)
-            if self.energy:
+            if self.form == "dot":
                 return (h.to(dtype) * self.head(embedding).to(dtype)).sum(dim=1)
-            return self.head(h).reshape(x.shape)
+            value = self.head(h).reshape(x.shape)
+            if self.form == "map":
+                return value
+            return -0.5 * (x.to(dtype) - value.to(dtype)).square().flatten(1).sum(dim=1)

@@ -22,6 +22,7 @@ import torch
 
 from genmodels.kernels.philox import philox_normal
 from genmodels.sampling.langevin import mala_chain
+from genmodels.seeding import Stream
 
 __all__ = ["Base", "Bound", "ais_forward", "ais_reverse", "bound_log_z", "sigmoid_path",
            "step_sizes"]  # fmt: skip
@@ -39,9 +40,9 @@ class Base(NamedTuple):
         constant = (2 * math.pi * self.variance.double()).log().sum()
         return -0.5 * (z2.flatten(1).sum(1) + constant)
 
-    def sample(self, seeds, stream):
+    def sample(self, seeds, stream=Stream.AIS_BASE):
         """Return one sample for each seed, float32 (B, C, H, W)."""
-        z = philox_normal(tuple(self.mean.shape), seeds, stream=stream, device=seeds.device)
+        z = philox_normal(tuple(self.mean.shape), seeds, stream=int(stream), device=seeds.device)
         return (self.mean + self.variance.sqrt() * z).float()
 
 
@@ -110,7 +111,7 @@ def ais_forward(log_density, base, seeds, *, betas, step, moves=1):
     Raises:
         ValueError: betas that do not rise from 0 to 1.
     """
-    return _anneal(log_density, base, base.sample(seeds, 0), seeds, betas, step, moves, False)
+    return _anneal(log_density, base, base.sample(seeds), seeds, betas, step, moves, False)
 
 
 def ais_reverse(log_density, base, y, seeds, *, betas, step, moves=1):
@@ -140,8 +141,8 @@ def bound_log_z(log_density, y, seeds, *, above, variance, noise, ais_steps, ais
     if not above:
         return ais_forward(log_density, base, seeds, betas=betas, step=steps, moves=ais_moves)
     start = mala_chain(
-        lambda y: -log_density(y), y, steps=ais_refine, step=steps[-1], seed=seeds, stream=3,
-        accumulate=torch.float64, diagnostics=False,
+        lambda y: -log_density(y), y, steps=ais_refine, step=steps[-1], seed=seeds,
+        stream=int(Stream.AIS_REFINE), accumulate=torch.float64, diagnostics=False,
     ).y  # fmt: skip
     return ais_reverse(log_density, base, start, seeds, betas=betas, step=steps, moves=ais_moves)
 
@@ -163,7 +164,8 @@ def _anneal(log_density, base, y, seeds, betas, step, moves, reverse):
             chain = mala_chain(
                 lambda y, b=b: -((1 - b) * base.log_prob(y) + b * log_density(y).double()), y,
                 steps=moves, step=steps[k + 1] if reverse else steps[k], seed=seeds,
-                counter=i * moves, stream=1, accumulate=torch.float64, diagnostics=False,
+                counter=i * moves, stream=int(Stream.AIS_CHAIN), accumulate=torch.float64,
+                diagnostics=False,
             )  # fmt: skip
             y = chain.y
             accepted.append(chain.accepted.double().mean())

@@ -13,6 +13,7 @@ References: Du, Li and Mordatch 2020, arXiv 2004.06030 (AND, OR, NOT of energies
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -42,7 +43,7 @@ def parse_compose(text, classes):
         names, _, weight = part.strip().partition(":")
         sign = -1.0 if names.startswith("!") else 1.0
         names = names.removeprefix("!").split("|")
-        known = all(name.strip().isdigit() and int(name) < classes for name in names)
+        known = all(name.strip().isdecimal() and int(name) < classes for name in names)
         check(known, "compose", text, f"{part.strip()!r} is no term; write 3, 3:1.5, 3|5 or !7:0.5 "
               f"with classes 0..{classes - 1}")  # fmt: skip
         try:
@@ -55,7 +56,8 @@ def parse_compose(text, classes):
     return terms
 
 
-class Blend(NamedTuple):
+@dataclass(eq=False)
+class Blend:
     """Evaluations (columns) and how they combine, for N images.
 
     Attributes:
@@ -69,30 +71,33 @@ class Blend(NamedTuple):
     groups: tuple[tuple[int, ...], ...] = ((0,),)
     weights: tuple[float, ...] = (1.0,)
     chosen: torch.Tensor | None = None
+    laid: tuple = (None, None, None)  # latest level, and it and the labels for all evaluations
 
     @property
     def evaluations(self):
         """Network evaluations for each image."""
         return 1 if self.labels is None else len(self.labels)
 
-    def _evaluate(self, net, y, noise, **options):
+    def _evaluate(self, function, y, level, *more):
         if self.labels is None:
-            return net(y, noise, None, **options)[None]
+            return function(y, level, None, *more)[None]
         m = len(self.labels)
-        if m == 1:
-            return net(y, noise, self.labels[0], **options)[None]
-        values = net(y.repeat(m, 1, 1, 1), noise.repeat(m), self.labels.flatten(), **options)
+        if self.laid[0] is not level:  # the same tensors all along a chain: see fixed_weights()
+            several = type(level)(*(value.repeat(m) for value in level))
+            self.laid = (level, several, self.labels.flatten())
+        values = function(y.repeat(m, 1, 1, 1) if m > 1 else y, *self.laid[1:], *more)
         return values.reshape(m, len(y), *values.shape[1:])
 
-    def energy(self, net, y, noise, temperature, **options):
-        """Return the composed f, (N,), with one backward through all evaluations.
+    def energy(self, f, y, level, dtype=torch.float32):
+        """Return the composed f, (N,) in `dtype`, with one backward through all evaluations.
 
         Args:
-            net: callable (y, noise, labels) -> f.
-            y: (N, C, H, W). noise: (N,) encoded level. temperature: s^2, (N,) or a number.
-            options: passed on to net.
+            f: callable (y, level, labels, dtype) -> (N,), the log-density times s^2.
+            y: (N, C, H, W).
+            level: Level of (N,) tensors.
         """
-        f = self._evaluate(net, y, noise, **options)
+        temperature = level.s.to(dtype) ** 2
+        f = self._evaluate(f, y, level, dtype)
         total = 0.0
         for rows, weight in zip(self.groups, self.weights):
             if len(rows) == 1:
@@ -102,9 +107,9 @@ class Blend(NamedTuple):
                 total = total + weight * temperature * torch.logsumexp(scaled, dim=0)
         return total
 
-    def map(self, net, x, noise):
-        """Return the linearly composed value of a map net(x, noise, labels), like x."""
-        values = self._evaluate(net, x, noise)
+    def map(self, function, x, level):
+        """Return the linearly composed value of a map function(x, level, labels), like x."""
+        values = self._evaluate(function, x, level)
         if self.labels is None:
             return values[0]
         own = torch.arange(len(x), device=x.device)

@@ -8,8 +8,11 @@ side x_{t-1} and the noisy side x_t; with y = sqrt(a_t) x_{t-1}, a_t = A_t / A_{
     y <- y + 1/2 grad f(y, t-1) + k_t (x_t - y) + s_t z
     s_t^2 = b^2 c_t sigma_t^2,   k_t = r_t b^2 c_t / 2,   c_t = sin(phi_{t-1}) / sin(phi_0)
 
-The network's output f is a log-density times the temperature s_t^2: the step size cancels, and a
-chain never divides by s_t^2. At the top, t = T, there is no tether (r_T = 0) and y = x_{T-1}.
+f is a log-density times the temperature s_t^2: the step size cancels, and a chain never divides by
+s_t^2. At the top, t = T, there is no tether (r_T = 0) and y = x_{T-1}. f is the network's output F
+times a gain, 1 in both papers. y carries noise of standard deviation n_t = sqrt(ahat_t)
+sin(phi_{t-1}), so log p(y) need not be narrower than a parabola of curvature 1 / n_t^2. With the
+gain q_t = s_t^2 / n_t^2 (units=noise) log p(y) = F / n_t^2, of one steepness at all levels.
 
 References: Gao, Song, Poole, Wu and Kingma 2021, arXiv 2012.08125 (recovery likelihood); Zhu, Xie,
 Wu and Gao 2024, arXiv 2309.05153 (angles, initializer). Coefficients as in their released codes.
@@ -62,7 +65,8 @@ class Level(NamedTuple):
     s: torch.Tensor  # s_t
     k: torch.Tensor  # k_t; 0 at the top
     v: torch.Tensor  # variance of the initializer's noise
-    w: torch.Tensor  # weight of the loss, sigma_1 / sigma_t
+    w: torch.Tensor  # weight of the loss in f: sigma_1 / sigma_t on the network's output
+    gain: torch.Tensor  # q_t: f / the network's output
     noise: torch.Tensor  # encoded level of the noisy side, 1000 (2 / pi) phi_t, for the initializer
     noise_clean: torch.Tensor  # of the clean side, for the energy
 
@@ -76,9 +80,12 @@ class RecoverySchedule(nn.Module):
         step: b^2 > 0.
         growth: c_t = sin(phi_{t-1}) / sin(phi_0) ("clean", both papers) or 1 / sin(phi_0)
             ("constant", their 2-D example).
+        units: gain 1 ("step", both papers) or q_t ("noise").
+        limit: the largest q_t: a step of the chain is stable on curvatures of f below 4.
     """
 
-    def __init__(self, angles="cdrl", levels=6, step=4e-4, growth="clean"):
+    def __init__(self, angles="cdrl", levels=6, step=4e-4, growth="clean", units="step",
+                 limit=1.0):  # fmt: skip
         super().__init__()
         phi = ANGLES[angles](levels)
         cos, sin, before = phi.cos(), phi.sin(), phi[:-1]
@@ -89,14 +96,16 @@ class RecoverySchedule(nn.Module):
         sigma = (1 - a).sqrt()
         c = (clean["sin_clean"] if growth == "clean" else torch.ones_like(phi)) / sin[0]
         ahat = torch.where(top, 1.0, a)
-        code = 1000 * 2 / math.pi * phi
+        s, code = (step * c).sqrt() * sigma, 1000 * 2 / math.pi * phi
+        gain = (s / (ahat.sqrt() * clean["sin_clean"])).square().clamp(max=limit)
+        gain = gain if units == "noise" else torch.ones_like(s)
         self.levels, self.step = levels, step
         # Row t, 1..T; row 0 has no meaning.
         self.exact = Level(
             cos=cos, sin=sin, **clean, scale=ahat.sqrt(), sigma=sigma, c=c,
-            s=(step * c).sqrt() * sigma, k=torch.where(top, 0.0, step * c / 2),
-            v=ahat * clean["sin_clean"] ** 2 / sin**2 * (1 - a), w=sigma[1] / sigma, noise=code,
-            noise_clean=torch.cat([code[:1], code[:-1]]),
+            s=s, k=torch.where(top, 0.0, step * c / 2),
+            v=ahat * clean["sin_clean"] ** 2 / sin**2 * (1 - a), w=sigma[1] / sigma / gain,
+            gain=gain, noise=code, noise_clean=torch.cat([code[:1], code[:-1]]),
         )  # fmt: skip
         table = torch.stack(list(self.exact)).float()
         self.register_buffer("table", table, persistent=False)
@@ -127,7 +136,7 @@ def recovery_chain(f, y, x_t, level, *, steps, rate=1.0, noise_scale=1.0, mask=N
     """Return the Chain after `steps` Langevin steps at these levels, from y.
 
     Args:
-        f: callable (B, C, H, W) -> (B,), the network's output: the log-density times s_t^2.
+        f: callable (B, C, H, W) -> (B,), the log-density times s_t^2.
         y: start, (B, C, H, W), float32.
         x_t: noisy side, like y.
         level: Level of (B,) tensors, or of numbers.
@@ -229,7 +238,7 @@ class LevelMeans:
     """Means over the images of each pair of levels in a batch, on the device: who is at fault.
 
     Attributes:
-        names: f_data and f_chain (the energy's f of both sides), their gap, grad_norm (mean over
+        names: f_data and f_chain (f of both sides), their gap, grad_norm (mean over
             the chain of |grad f|), displacement |y_K - y_0|, distance |y_K - y+|.
         values: (levels, names); NaN where the batch has no such pair.
     """
