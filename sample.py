@@ -50,6 +50,8 @@ SCHEMA = {
     "ema": (bool, True, "the averaged weights; false: the raw ones of a checkpoint"),
 }
 
+GENERATING = ("num", "seed", "seeds", "inpaint", "mask", "noise")  # not of denoise=
+
 
 def sample(argv):
     """Generate images; see the module's docstring."""
@@ -61,6 +63,7 @@ def sample(argv):
     model, words = cli.one_model(positionals), dict(words)
     common = {key: words.pop(key) for key in list(words) if key in SCHEMA}
     options = cli.typed_words(common, SCHEMA)
+    check_ignored(common, options)
     cli.check_choice("format", options["format"], ("png", "npz"))
     cli.check_choice("precision", options["precision"], ("fp32", "bf16"))
     cli.check_device("device", options["device"], ("auto", "cpu", "cuda", "mps"))
@@ -88,6 +91,16 @@ def sample(argv):
     if state.is_main_process:
         chains = f", {model.chains}" if getattr(model, "chains", "") else ""
         print(f"{len(seeds)} images{chains}, {model.nfe} network evaluations each: {out}")
+
+
+def check_ignored(common, options):
+    """Raise ValueError for a word about restoring where nothing is restored, or the other way."""
+    restores = bool(options["denoise"])
+    ignored = GENERATING if restores else tuple(restoring.SCHEMA)
+    remedy = "denoise= does not take it; leave it out" if restores else "needs denoise=PICTURES"
+    for key, text in common.items():
+        if key in ignored:
+            raise ValueError(f"{key}={text}: {remedy}")
 
 
 def cluster_images(path, words, options):

@@ -270,6 +270,15 @@ def test_bad_settings_are_one_line(more, message):
         build(*more)
 
 
+def test_every_study_of_the_benchmark_can_be_built():
+    from benchmarks.noise2score import STUDIES
+
+    for config, variants, _ in STUDIES.values():
+        for words in variants.values():
+            own = words if words[:1] and words[0].endswith(".yaml") else (config, *words)
+            genmodels.build(str(ROOT / own[0]), *own[1:])
+
+
 def test_other_methods_refuse_the_noise_of_pictures():
     with pytest.raises(ValueError, match="makes its own noise"):
         genmodels.build(
