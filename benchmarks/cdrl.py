@@ -67,10 +67,10 @@ PAPERS_NET = ("network.form=dot", "network.spectral_norm=true")
 PAPERS_UNITS, PAPERS_STEP = "method.units=step", "method.step_size=4e-4"
 ABLATIONS = {
     "as configured": (),
-    "step_size=4e-4": (PAPERS_STEP,),
-    "units=step": (PAPERS_UNITS,),
-    "form=dot with spectral norm": PAPERS_NET,
     "all three, as in the paper": (*PAPERS_NET, PAPERS_UNITS, PAPERS_STEP),
+    "form=dot with spectral norm": PAPERS_NET,
+    "units=step": (PAPERS_UNITS,),
+    "step_size=4e-4": (PAPERS_STEP,),
 }
 
 
