@@ -228,13 +228,17 @@ def fashion(words, out, pictures, started, facts):
     """Train CDRL, DRL and EDM for the same time; score all; tell Fashion-MNIST from other sets.
 
     time= of each training; overlay= a further config for all three (a smoke run: debug.yaml, which
-    ends a training by its steps); num= images to score; ood= sets; key=value for all three.
+    ends a training by its steps); num= images to score; ood= sets, ood_num= images of each;
+    key=value for all three, network. and method. for CDRL and DRL.
     """
     num, limit = words.pop("num", "10000"), words.pop("time", "6m")
     sets = words.pop("ood", "mnist,interpolation,noise,constant")
+    ood_num = words.pop("ood_num", "2000")
     overlay = [words.pop("overlay")] if "overlay" in words else []
-    given = [f"{key}={text}" for key, text in words.items()]
+    own = ("network.", "method.")
     for name, (config, more) in RUNS.items():
+        given = [f"{key}={text}" for key, text in words.items()
+                 if name != "edm" or not key.startswith(own)]  # fmt: skip
         began = time.monotonic()
         run = train.train([config, *overlay, f"name={name}_fashion", f"trainer.max_time={limit}",
                            *([] if overlay else [NO_LIMIT]), *more, *given])  # fmt: skip
@@ -245,7 +249,7 @@ def fashion(words, out, pictures, started, facts):
             "data=fashion_mnist:test", "batch=500", f"save_images={out}/{name}.npz",
         ])  # fmt: skip
         if name != "edm":
-            row["ood"] = evaluated(run, out, [f"ood={sets}", "num=2000", "pad=2"])
+            row["ood"] = evaluated(run, out, [f"ood={sets}", f"num={ood_num}", "pad=2"])
         facts[name] = row
         write(out / "cdrl_fashion.json", facts, started)  # what is there already
     shown = images.read_images(out / "cdrl.npz")[:100]
