@@ -10,10 +10,13 @@ from torch import nn
 import genmodels
 
 TOY = str(ROOT / "configs" / "cdrl_toy.yaml")
+MIXES = ("method.levels=6", "method.growth=constant", "method.step_size=2e-3", "method.units=step")
 
 
 def toy(*words):
-    return genmodels.build(TOY, "network.width=16", "method.initializer=none", *words).eval()
+    return genmodels.build(
+        TOY, "network.width=16", "method.initializer=none", *MIXES, *words
+    ).eval()
 
 
 class Gaussians(nn.Module):

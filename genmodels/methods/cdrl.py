@@ -62,7 +62,6 @@ class CDRLConfig:
     units_limit: float = setting(1.0, "units=noise: that factor is at most this")
     initializer: str = setting("unet", "unet, mlp or none (chains start at x_t)")
     initializer_channels: int = setting(64, "channels of the U-Net, or hidden units")
-    initializer_stem: float = setting(1.0, "stem_scale of initializer=mlp, see network.name=mlp")
     initializer_multipliers: list[int] = setting([1, 1, 1], "channels of each level / channels")
     initializer_blocks: int = setting(3, "residual blocks for each level")
     initializer_attention: list[int] = setting([16, 8], "heights of levels with self-attention")
@@ -86,7 +85,7 @@ class CDRLConfig:
                            ("noise_scale", 0)):  # fmt: skip
             check(getattr(self, key) >= least, f"method.{key}", getattr(self, key),
                   f"must be >= {least}")  # fmt: skip
-        for key in ("step_size", "initializer_lr", "divergence", "units_limit", "initializer_stem"):
+        for key in ("step_size", "initializer_lr", "divergence", "units_limit"):
             check(getattr(self, key) > 0, f"method.{key}", getattr(self, key), "must be > 0")
         check(0 <= self.label_dropout <= 1, "method.label_dropout", self.label_dropout,
               "must be in [0, 1]")  # fmt: skip

@@ -25,8 +25,7 @@ def build_initializer(cfg, shape, classes):
     if cfg.initializer == "none":
         return None
     if cfg.initializer == "mlp":
-        network = MLPConfig(width=cfg.initializer_channels, stem_scale=cfg.initializer_stem)
-        return MLP(network, shape, classes, energy=False)
+        return MLP(MLPConfig(width=cfg.initializer_channels), shape, classes, energy=False)
     network = EDMUNetConfig(
         kind="adm", channels=cfg.initializer_channels, multipliers=cfg.initializer_multipliers,
         blocks=cfg.initializer_blocks, attention=cfg.initializer_attention,
