@@ -109,6 +109,25 @@ def test_any_size_labels_and_levels_matter(size):
         net(x, torch.zeros(2), None, torch.zeros(2, 9))
 
 
+@pytest.mark.parametrize("kind", ["cdrl", "drl"])
+def test_block_by_hand(kind):
+    """h + g conv(act(conv(act(h)) + shift)); shift = act(Linear(.)) in CDRL, Linear(.) in DRL."""
+    torch.manual_seed(0)
+    net = EBM(EBMConfig(channels=4, multipliers=[1], blocks=1, kind=kind), (1, 4, 4))
+    block, conv, act = net.stages[0][0], torch.nn.functional.conv2d, torch.nn.functional.leaky_relu
+    torch.nn.init.normal_(block.conv_out.weight)
+    torch.nn.init.normal_(block.gain)
+    h, e = torch.randn(2, 4, 4, 4), torch.randn(2, 16)
+    shift = e @ block.shift.effective_weight().T + block.shift.bias
+    assert (shift < 0).any()
+    shift = act(shift, 0.2) if kind == "cdrl" else shift
+    inner = conv(act(h, 0.2), block.conv_in.effective_weight(), block.conv_in.bias, padding=1)
+    inner = act(inner + shift[..., None, None], 0.2)
+    inner = conv(inner, block.conv_out.effective_weight(), block.conv_out.bias, padding=1)
+    expected = h + block.gain[:, None, None] * inner
+    torch.testing.assert_close(block(h, e), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_odd_images_lose_no_pixel():
     """Each pixel of a 7 x 5 image reaches f, the last row and column too."""
     net = EBM(EBMConfig(**TINY, activation="silu"), (1, 7, 5))
