@@ -82,6 +82,22 @@ def test_bounded_norm_lets_weights_shrink():
     assert float(torch.linalg.matrix_norm(large.effective_weight().detach(), 2)) == pytest.approx(1)
 
 
+def test_weights_that_start_at_zero_are_bounded_later():
+    """DRL's second convolutions: zero, and still zero after a step with a learning rate of 0."""
+    torch.manual_seed(0)
+    net = EBM(EBMConfig(**TINY, kind="drl"), (1, 8, 8))
+    layer = net.stages[0][0].conv_out
+    assert not layer.weight.any()
+    power_iteration(net)
+    assert torch.equal(layer.effective_weight(), layer.weight)
+    with torch.no_grad():
+        layer.weight.normal_(std=3)
+    for _ in range(100):
+        power_iteration(net)
+    largest = torch.linalg.matrix_norm(layer.effective_weight().detach().flatten(1), 2)
+    assert float(largest) == pytest.approx(1, rel=1e-3)
+
+
 def test_only_power_iteration_moves_the_singular_vectors():
     net, x = EBM(EBMConfig(**TINY), (1, 8, 8)).train(), torch.randn(2, 1, 8, 8)
     before = {k: v.clone() for k, v in net.state_dict().items() if k.endswith(".u")}

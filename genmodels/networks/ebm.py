@@ -197,7 +197,10 @@ class Spectral:
         """Do power iterations on W W'."""
         rows = self.weight.flatten(1)
         for _ in range(times):
-            self.u.copy_(F.normalize(rows @ F.normalize(rows.T @ self.u, dim=0), dim=0))
+            u = F.normalize(rows @ F.normalize(rows.T @ self.u, dim=0), dim=0)
+            # Weights of 0 (kind=drl, until the learning rate has left 0) say nothing: keep u, for
+            # from u = 0 no iteration would ever come back.
+            self.u.copy_(torch.where(u.norm() > 0.5, u, self.u))
 
     def effective_weight(self):
         """Return W / sigma, or the weight that fixed_weights() has laid ready."""
