@@ -219,12 +219,12 @@ def speed(words, out, started, facts):
 
 
 DRL = ("method.initializer=none", "method.angles=drl", "method.steps=30", "method.step_size=2e-4",
-       "method.shared_noise=false", "network.kind=drl")  # fmt: skip
+       "method.shared_noise=false", "method.noise_scale=0.99", "network.kind=drl")  # fmt: skip
 NO_LIMIT = "trainer.max_steps=1000000"  # time alone ends a training
 RUNS = {
     "cdrl": ("configs/cdrl_fashion.yaml", ()),
     "drl": ("configs/cdrl_fashion.yaml", DRL),
-    "edm": ("configs/edm_fashion.yaml", ()),
+    "edm": ("configs/edm_fashion.yaml", ("data.labels=false",)),  # as the other two
 }
 
 

@@ -6,6 +6,7 @@ from conftest import ROOT
 from torch import nn
 
 import genmodels
+from genmodels.methods.base import GenerativeModule
 
 DIGITS = str(ROOT / "configs" / "cdrl_digits.yaml")
 SMALL = ("network.width=16", "method.steps=3", "method.initializer_channels=16")
@@ -154,6 +155,31 @@ def test_two_groups_are_two_optimizers_bit_for_bit():
     assert not torch.equal(
         together.net.stem.weight, genmodels.build(DIGITS, *words).net.stem.weight
     )
+
+
+def test_a_share_of_the_labels_is_hidden_in_training():
+    model, n = genmodels.build(DIGITS, *SMALL, "method.label_dropout=0.2"), torch.arange(4000)
+    labels = torch.full((4000,), 3)
+    hidden = model.train()._labels(labels, n) == -1
+    assert abs(float(hidden.double().mean()) - 0.2) < 5 * (0.2 * 0.8 / 4000) ** 0.5
+    assert torch.equal(model.eval()._labels(labels, n), labels)
+
+
+def test_each_step_is_followed_by_a_power_iteration(monkeypatch):
+    words = ("data.name=digits", "network.channels=8", "network.multipliers=1", "network.blocks=1")
+    model = genmodels.build(str(ROOT / "configs" / "drl_cifar10.yaml"), *words)
+    layer = model.net.stem
+    before = layer.u.clone()
+
+    def step(self):
+        layer.weight.data = torch.randn_like(layer.weight)
+
+    monkeypatch.setattr(GenerativeModule, "optimizer_step", step)
+    model.optimizer_step()
+    rows = layer.weight.detach().flatten(1)
+    expected = nn.functional.normalize(rows @ (rows.T @ before), dim=0)
+    torch.testing.assert_close(layer.u, expected)
+    assert not torch.allclose(before, expected)
 
 
 def test_initializer_learns_the_chains_displacement():

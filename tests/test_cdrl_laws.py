@@ -8,9 +8,13 @@ from conftest import ROOT
 from torch import nn
 
 import genmodels
+from genmodels.kernels.philox import philox_normal
+from genmodels.seeding import Stream
 
 TOY = str(ROOT / "configs" / "cdrl_toy.yaml")
-MIXES = ("method.levels=6", "method.growth=constant", "method.step_size=2e-3", "method.units=step")
+# Chains that mix; gains of the energy that are not 1 and differ between the levels.
+MIXES = ("method.levels=6", "method.growth=constant", "method.step_size=2e-3",
+         "method.units=noise", "method.units_limit=0.5")  # fmt: skip
 
 
 def toy(*words):
@@ -20,7 +24,7 @@ def toy(*words):
 
 
 class Gaussians(nn.Module):
-    """f(y, level, label) = s^2 log p: data N(m_c, S_c), the last one without label.
+    """gain f(y, level, label) = s^2 log p: data N(m_c, S_c), the last one without label.
 
     y = scale x_{t-1}, x_{t-1} = cos x_0 + sin e: its mean is scale cos m, its covariance
     scale^2 (cos^2 S + sin^2 I). The level is recognised by its code.
@@ -56,7 +60,7 @@ class Gaussians(nn.Module):
         for label in labels.unique():
             own = labels == label
             f[own] = self.log_prob(y[own], t, int(label))
-        return (f * float(self.level.s[t]) ** 2).to(dtype)
+        return (f * float(self.level.s[t] ** 2 / self.level.gain[t])).to(dtype)
 
 
 N = 2000
@@ -110,6 +114,7 @@ def gaussian():
     covariances[1] = torch.tensor([[0.02, -0.01], [-0.01, 0.05]])
     covariances[-1] = torch.tensor([[0.08, 0.03], [0.03, 0.06]])
     model.net = Gaussians(model.schedule, means, covariances)
+    assert (model.schedule.exact.gain[1:] <= 0.5).all()  # so that a gain forgotten is seen
     return model
 
 
@@ -220,6 +225,9 @@ def test_energy_and_likelihood_of_a_gaussian(gaussian):
         assert low.dtype == torch.float64
         assert (low < exact + 0.05).all() and (high > exact - 0.05).all()
         assert (high - low).abs().max() < 0.3
+        for kind, values in found.items():  # beside log Z, which is 0, nothing is left out
+            (log_z,) = (z for key, z in gaussian.log_z.items() if key[:2] == (label, kind))
+            torch.testing.assert_close(values, exact - log_z, rtol=1e-5, atol=1e-3)
     with pytest.raises(ValueError, match="kind=ode: choose from ais_lower, ais_upper"):
         gaussian.log_prob(x, kind="ode", seeds=torch.arange(3))
     for options, message in (({"ais_steps": 0}, "ais_steps=0: must be > 0"),
@@ -238,6 +246,12 @@ def test_ood_scores_of_a_gaussian(gaussian):
     precision, shift = natural(gaussian.net, 1, -1)
     grad = s2 * (shift - y.flatten(1).double() @ precision)
     torch.testing.assert_close(scores["grad_norm"], -grad.norm(dim=1).float())
+    e, total = philox_normal((2, 1, 1), 0, torch.zeros(3).long(), stream=int(Stream.NOISE)), 0.0
+    for t in range(1, 7):
+        at = {k: float(v[t]) for k, v in gaussian.schedule.exact._asdict().items()}
+        y = at["scale"] * (at["cos_clean"] * x + at["sin_clean"] * e)
+        total = total + at["s"] ** 2 * gaussian.net.log_prob(y, t, -1) / 6
+    torch.testing.assert_close(scores["f_levels"], total.float())
     for name in ("f", "f_levels", "grad_norm"):
         assert scores[name].dtype == torch.float32 and scores[name][0] > scores[name][1:].max()
     for name, values in gaussian.ood_scores(x[1:]).items():  # not a matter of the batch

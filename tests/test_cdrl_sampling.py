@@ -10,6 +10,7 @@ from torch import nn
 import genmodels
 from genmodels import benchmark
 from genmodels.images import from_uint8, to_uint8
+from genmodels.methods import cdrl
 from genmodels.sampling.composition import blend_of, parse_compose
 from genmodels.sampling.recovery import Level
 
@@ -61,6 +62,29 @@ def test_level_and_label_are_embedded_once_for_a_chain(digits, options, monkeypa
     )  # fmt: skip
     digits.sample([0, 1], **options)
     assert sum(owner is digits.net.embedding for owner in calls) == 7
+
+
+def test_fewer_steps_have_the_time_of_all(digits, monkeypatch):
+    rates, original = [], cdrl.sample_recovery
+    monkeypatch.setattr(
+        cdrl, "sample_recovery",
+        lambda *args, **options: rates.append(options["rate"]) or original(*args, **options),
+    )  # fmt: skip
+    for steps in (None, 2, 6):
+        digits.sample([0], 3, steps=steps)
+    assert rates == [1.0, 1.5, 0.5]
+
+
+def test_chains_start_at_the_initializer(digits):
+    """x_t + network(x_t, level of the noisy side) + sqrt(v_t) n; the roots from the table."""
+    generator = torch.Generator().manual_seed(0)
+    x, n = torch.randn(2, 6, 1, 8, 8, generator=generator)
+    t, labels = torch.arange(1, 7), torch.arange(6)
+    root = torch.tensor([0.00720, 0.20113, 0.32473, 0.40371, 0.42237, 0.92179])
+    code = 2000 / torch.pi * (0.00745 + 0.24757 * t)
+    expected = x + digits.initializer(x, code, labels) + root.reshape(-1, 1, 1, 1) * n
+    found = digits.initial(x, digits.schedule.at(t), labels, n)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
 
 
 def test_options_do_what_they_say(digits):

@@ -128,6 +128,12 @@ def test_image_configs_build_what_they_say(name):
     assert drl == (not cfg.method.shared_noise) == (cfg.network.kind == "drl")
     assert cfg.data.labels == (name == "cdrl_imagenet32")
     assert cfg.optim.clip == (0.0 if drl else 1.0)
+    # As in the papers: no setting that helps short trainings.
+    method = cfg.method
+    assert (method.units, method.growth, method.tweedie_scale) == ("step", "clean", 1.0)
+    assert method.levels == 6 and method.noise_scale == (0.99 if drl else 1.0)
+    assert cfg.network.spectral_norm and cfg.network.activation == "leaky"
+    assert cfg.network.multipliers == [1, 2, 2, 2]
 
 
 def test_the_parent_method_trains_and_samples(tmp_path):

@@ -82,6 +82,22 @@ def test_bounded_norm_lets_weights_shrink():
     assert float(torch.linalg.matrix_norm(large.effective_weight().detach(), 2)) == pytest.approx(1)
 
 
+def test_weights_that_start_at_zero_are_bounded_later():
+    """DRL's second convolutions: zero, and still zero after a step with a learning rate of 0."""
+    torch.manual_seed(0)
+    net = EBM(EBMConfig(**TINY, kind="drl"), (1, 8, 8))
+    layer = net.stages[0][0].conv_out
+    assert not layer.weight.any()
+    power_iteration(net)
+    assert torch.equal(layer.effective_weight(), layer.weight)
+    with torch.no_grad():
+        layer.weight.normal_(std=3)
+    for _ in range(100):
+        power_iteration(net)
+    largest = torch.linalg.matrix_norm(layer.effective_weight().detach().flatten(1), 2)
+    assert float(largest) == pytest.approx(1, rel=1e-3)
+
+
 def test_only_power_iteration_moves_the_singular_vectors():
     net, x = EBM(EBMConfig(**TINY), (1, 8, 8)).train(), torch.randn(2, 1, 8, 8)
     before = {k: v.clone() for k, v in net.state_dict().items() if k.endswith(".u")}
@@ -107,6 +123,25 @@ def test_any_size_labels_and_levels_matter(size):
     assert (net(x, torch.full((2,), 300.0)) != none).all()
     with pytest.raises(ValueError, match="takes no augmentation"):
         net(x, torch.zeros(2), None, torch.zeros(2, 9))
+
+
+@pytest.mark.parametrize("kind", ["cdrl", "drl"])
+def test_block_by_hand(kind):
+    """h + g conv(act(conv(act(h)) + shift)); shift = act(Linear(.)) in CDRL, Linear(.) in DRL."""
+    torch.manual_seed(0)
+    net = EBM(EBMConfig(channels=4, multipliers=[1], blocks=1, kind=kind), (1, 4, 4))
+    block, conv, act = net.stages[0][0], torch.nn.functional.conv2d, torch.nn.functional.leaky_relu
+    torch.nn.init.normal_(block.conv_out.weight)
+    torch.nn.init.normal_(block.gain)
+    h, e = torch.randn(2, 4, 4, 4), torch.randn(2, 16)
+    shift = e @ block.shift.effective_weight().T + block.shift.bias
+    assert (shift < 0).any()
+    shift = act(shift, 0.2) if kind == "cdrl" else shift
+    inner = conv(act(h, 0.2), block.conv_in.effective_weight(), block.conv_in.bias, padding=1)
+    inner = act(inner + shift[..., None, None], 0.2)
+    inner = conv(inner, block.conv_out.effective_weight(), block.conv_out.bias, padding=1)
+    expected = h + block.gain[:, None, None] * inner
+    torch.testing.assert_close(block(h, e), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_odd_images_lose_no_pixel():

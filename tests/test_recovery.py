@@ -139,7 +139,7 @@ def test_recovery_posterior(t):
     options = {"seed": torch.arange(N)}
     plain = recovery_chain(f, start, x_t, level, steps=60, **options)
     check_law(plain.y, mean, biased)
-    exact = recovery_mala(f, start, x_t, level, steps=120, **options)
+    exact = recovery_mala(f, start, x_t, level, steps=120, rate=0.8, **options)
     check_law(exact.y, mean, variance)
     assert 0.5 < exact.acceptance.mean() < 1
 
@@ -157,6 +157,10 @@ def test_fewer_steps_keep_drift_and_noise():
         y = recovery_chain(slope, zero, zero, level, steps=steps, rate=15 / steps, noise_scale=0.0,
                            seed=torch.arange(N)).y  # fmt: skip
         torch.testing.assert_close(y, zero + 7.5)
+    tied = SCHEDULE.at(torch.full((N,), 3))
+    y = recovery_chain(flat, zero, zero + 1, tied, steps=1, rate=3.0, noise_scale=0.0,
+                       seed=torch.arange(N)).y  # fmt: skip
+    torch.testing.assert_close(y, zero + 3 * 2e-3 / 0.0074464 / 2, rtol=1e-4, atol=0)
 
 
 def test_levels_of_a_batch_are_the_images_own():

@@ -2,7 +2,7 @@
 
     e = MLP(sinusoids of the level) + Linear(one-hot label)            (B, 4 * channels)
     h = conv(x);  per stage: residual blocks, then 2x2 mean (not after the last stage)
-    block:  h + g * conv(act(conv(act(h)) + Linear(act(e))))
+    block:  h + g * conv(act(conv(act(h)) + act(Linear(act(e)))))   (drl: no act(Linear))
     f = < sum over pixels of relu(h), Linear(act(e)) >
 
 No normalisation and no attention: every weight W is divided by its largest singular value sigma
@@ -33,8 +33,8 @@ class EBMConfig:
     """Residual energy network (Zhu et al. 2024); the defaults are CIFAR-10's, 34.8 M parameters."""
 
     name: str = setting("ebm", "")
-    kind: str = setting("cdrl", "cdrl, or drl: the second convolutions start at 0 and weights are "
-                        "divided by max(sigma, 1)")  # fmt: skip
+    kind: str = setting("cdrl", "cdrl, or drl: the second convolutions start at 0, weights are "
+                        "divided by max(sigma, 1), no activation of the level's shift")  # fmt: skip
     channels: int = setting(128, "channels of the finest stage")
     multipliers: list[int] = setting([1, 2, 2, 2], "channels of each stage / channels")
     blocks: int = setting(8, "residual blocks for each stage")
@@ -151,6 +151,7 @@ class Block(nn.Module):
     def __init__(self, inputs, outputs, dim, cfg, options):
         super().__init__()
         self.act = ACTIVATIONS[cfg.activation][0]
+        self.shift_act = self.act if cfg.kind == "cdrl" else nn.Identity()
         self.conv_in = Conv(inputs, outputs, 3, padding=1, **options)
         self.shift = Linear(dim, outputs, **options)
         self.conv_out = Conv(outputs, outputs, 3, padding=1, **options)
@@ -165,7 +166,7 @@ class Block(nn.Module):
     def forward(self, x, embedding):
         """Return (B, outputs, H, W) for x (B, inputs, H, W)."""
         h = self.conv_in(self.act(x))
-        h = h + self.shift(embedding)[..., None, None].to(h.dtype)
+        h = h + self.shift_act(self.shift(embedding))[..., None, None].to(h.dtype)
         h = self.conv_out(self.act(h)) * self.gain[:, None, None]
         return h.to(x.dtype) + self.shortcut(x)
 
@@ -196,7 +197,10 @@ class Spectral:
         """Do power iterations on W W'."""
         rows = self.weight.flatten(1)
         for _ in range(times):
-            self.u.copy_(F.normalize(rows @ F.normalize(rows.T @ self.u, dim=0), dim=0))
+            u = F.normalize(rows @ F.normalize(rows.T @ self.u, dim=0), dim=0)
+            # Weights of 0 (kind=drl, until the learning rate has left 0) say nothing: keep u, for
+            # from u = 0 no iteration would ever come back.
+            self.u.copy_(torch.where(u.norm() > 0.5, u, self.u))
 
     def effective_weight(self):
         """Return W / sigma, or the weight that fixed_weights() has laid ready."""
