@@ -8,8 +8,8 @@ ACC, ARI, AMI on the test split; Frechet distance, in the in-tree net for MNIST,
 chains and of as many entries of the buffer; AUROC of test digits against Fashion-MNIST, noise and
 constants by three scores. addition: accuracy without matching, and NMI, after training on sums.
 Needs GENMODELS_DATA with MNIST and FashionMNIST. Writes OUT/gedi_mnist.json or gedi_addition.json
-after each training; an interrupted command goes on (limit=: trainings at a time). The default
-config is the reduced one, gedi_mnist_cpu.yaml.
+after each training; an interrupted command goes on (limit=: trainings at a time, variants=: some of
+gedi, no-gen, k-means or "sums alone"). The default config is the reduced one, gedi_mnist_cpu.yaml.
 """
 
 import json
@@ -26,7 +26,7 @@ import train
 from benchmarks.demo import machine
 from genmodels import benchmark, cli, clusters, scoring
 from genmodels.cli import parse_seeds
-from genmodels.config import DataConfig
+from genmodels.config import DataConfig, parse_value
 from genmodels.data import load_split
 from genmodels.images import write_bytes
 from genmodels.metrics import ood
@@ -138,6 +138,7 @@ def measure(argv):
     out = Path(words.pop("out", "benchmarks/results")) / f"{name}.json"
     seeds, num = parse_seeds(words.pop("seeds", "0-2")), int(words.pop("num", 2000))
     limit = int(words.pop("limit", 10**9))
+    variants = parse_value("variants", words.pop("variants", ""), list[str]) or variants
     changed = [f"{key}={text}" for key, text in words.items()]
     rows = json.loads(out.read_text())["rows"] if out.exists() else []
     known = {(row["variant"], row["seed"]) for row in rows}

@@ -7,6 +7,7 @@ from gedi_models import POINTS, batch_of, build, points
 
 import genmodels
 from genmodels.methods.gedi import GEDI
+from genmodels.views import view
 
 
 @pytest.fixture
@@ -178,6 +179,27 @@ def seen_by(model, x):
     slots = model.replay.slots(len(x), 0)
     return (add_noise(x, cfg.data_noise, 0, n), view(x, 0, n, noise=cfg.view_noise),
             model.replay.entries[slots])  # fmt: skip
+
+
+def test_two_views_a_prior_and_a_detached_target_reach_the_loss(x):
+    """Invariance is between the two views, and so is the marginal; f stays that of the image."""
+    words = ("method.two_views=true", "method.prior=0.8,0.2", "method.detach_target=true",
+             "method.w_inv=2", "method.w_prior_mean=3", "method.view_noise=0.2")  # fmt: skip
+    model = build(*words)
+    loss, logs = model.loss(batch_of(x))
+    n = torch.arange(32)
+    first, second = (view(x, 0, n, which=which, noise=0.2) for which in (1, 0))
+    z, target = model.outputs(first)[0], model.outputs(second)[0].detach()
+    inv = torch.nn.functional.cross_entropy(z, target.softmax(1))
+    prior = -(torch.tensor([0.8, 0.2]) * z.softmax(1).mean(0).log()).sum()
+    real, _, fake = seen_by(model, x)
+    gap = model.energy(fake).mean() - model.energy(real).mean()
+    expected = 2 * inv + 3 * prior - gap
+    torch.testing.assert_close(loss, expected)
+    grads = (torch.autograd.grad(total, model.head[0].weight)[0] for total in (loss, expected))
+    torch.testing.assert_close(*grads)
+    least = -(0.8 * math.log(0.8) + 0.2 * math.log(0.2))
+    assert float(logs["prior_gap"]) == pytest.approx(float(prior.detach()) - least, abs=1e-5)
 
 
 def test_no_gen_runs_no_chain(x):

@@ -35,6 +35,17 @@ def test_stationary_variance(monkeypatch, step, scale, variance):
     assert float(end.var()) == pytest.approx(variance, rel=5 * (2 / 8000) ** 0.5)
 
 
+def test_clamp_and_grad_clip_reach_the_chains(monkeypatch):
+    """A steep energy: free it leaves the box at once, clamped it stays, clipped it moves by a."""
+    monkeypatch.setattr(GEDI, "energy", lambda self, y, labels: -100 * y.flatten(1).sum(1))
+    words = ("method.step=0.1", "method.noise_scale=1e-6")
+    start = torch.zeros(4, 2, 1, 1)
+    for options, end in (((), 10.0), (("method.clamp=true",), 1.0), (("method.grad_clip=2",), 0.2)):
+        model = build(*words, *options)
+        moved = model._chain(start, 1, torch.arange(4))
+        torch.testing.assert_close(moved, torch.full_like(start, end), atol=1e-4, rtol=0)
+
+
 def test_noise_scale_0_is_temperature_1():
     model = build("method.step=0.02", "method.noise_scale=0")
     for parameter in model.parameters():
