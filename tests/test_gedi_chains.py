@@ -62,6 +62,15 @@ def test_another_retry_is_other_noise_and_half_the_lr(x):
     assert other.lr_factor(7) == first.lr_factor(7) / 2
 
 
+def test_a_restored_buffer_follows_the_model_to_its_device():
+    """Lightning reads the checkpoint before it moves the model."""
+    first, model = build(), build()
+    first._fakes(torch.arange(32))
+    model.on_load_checkpoint({"replay": first.replay.state() | {"log_ema": None}})
+    fakes = model.to("meta").eval()._fakes(torch.arange(32))
+    assert fakes.device.type == model.replay.visits.device.type == "meta"
+
+
 def test_samples_depend_on_their_seed_alone():
     model = build().eval()
     all_of_them = model.sample([3, 4, 2**40, 9], steps=5)

@@ -271,6 +271,18 @@ def test_collapse_in_words(numbers, words):
     assert words in collapse(*numbers, C) and bool(collapse(*numbers, C)) == bool(words)
 
 
+@pytest.mark.parametrize("clusters, mass", [(2, 0.975), (10, 0.968), (100, 0.976)])
+def test_the_basin_of_a_constant_predictor_is_named(clusters, mass):
+    """The best constant at weights 50 and 10; the same marginal is right where the prior is it."""
+    p = torch.full((clusters,), (1 - mass) / (clusters - 1), dtype=torch.float64)
+    p[0] = mass
+    inv, prior = value(logits_of(p), logits_of(p))
+    numbers = -inv / math.log(clusters), -prior - math.log(clusters), mass, mass
+    assert "one cluster" in collapse(*numbers, clusters)
+    gap = float(prior_cross_entropy(p.log(), p) + (p * p.log()).sum())
+    assert collapse(numbers[0], gap, mass, mass, clusters) == ""
+
+
 # ------------------------------------------------------------------------------------------------
 # Two processes
 

@@ -237,6 +237,7 @@ class GEDI(GenerativeModule):
         cfg = self.cfg.method
         if self.replay.entries is None:
             self.replay.fill(*self._place(), self.device)
+        self.replay.to(self.device)  # a checkpoint is read before the model moves to its device
         if not self.training:
             return self.replay.entries[: len(n)]
         batch = int(n[0]) // len(n)  # its number in the stream: of the step, micro-batch and rank

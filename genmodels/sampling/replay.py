@@ -49,6 +49,10 @@ class Replay:
         self.entries = self.fresh(n, self.keys(-1)[0])
         self.visits = torch.zeros(own, dtype=torch.int64, device=device)
 
+    def to(self, device):
+        """Move the entries and their counters there."""
+        self.entries, self.visits = self.entries.to(device), self.visits.to(device)
+
     def __deepcopy__(self, memo):
         return self
 
