@@ -126,6 +126,8 @@ def scored(run, folder, conditions, work):
         raise RuntimeError(f"evaluate.py failed with {code}")
     found = json.loads(report.read_text())
     scores = {key: round(score["value"], 4) for key, score in found["metrics"].items()}
+    if "level" in scores:
+        scores["level_found"] = scores.pop("level")
     return scores | {"megapixels_per_second": found["restoring"]["megapixels_per_second"]}
 
 
