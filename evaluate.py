@@ -125,6 +125,8 @@ def evaluate(argv):
     given = {key: (options | extra)[key] for key in [*common, *words] if key not in FILES}
     with cli.told_warnings() as told:
         scores, facts, title = score_clusters(model, options, clustering)
+        if mode == "ood" and "metrics" in common and options["metrics"]:
+            scores |= score_images(model, options, dict(extra), device)[0]  # asked for beside it
         if options["metrics"] or mode:
             more, facts, title = work(model, options, extra, device)
             scores |= more

@@ -91,6 +91,10 @@ def test_evaluate_scores_clusters_and_images_together(digits_run, tmp_path, caps
     found = model.cluster(pixels.float() / 127.5 - 1).argmax(1)
     expected = normalized_mutual_info_score(labels, found)
     assert scores["nmi"]["value"] == pytest.approx(expected, abs=1e-6)
+    assert evaluate.main([str(digits_run), *words, "ood=noise"]) == 0  # all three in one command
+    together = json.loads(out.read_text())["metrics"]
+    assert together["fd"]["value"] == pytest.approx(scores["fd"]["value"], rel=1e-6)
+    assert together["nmi"] == scores["nmi"] and "auroc_noise_f" in together
     assert evaluate.main([str(digits_run), "cluster=digits:test", f"out={out}"]) == 0
     assert list(json.loads(out.read_text())["metrics"]) == ["nmi", "acc", "ari", "ami"]
     capsys.readouterr()
@@ -108,3 +112,6 @@ def test_out_of_distribution_scores(digits_run):
     direction = direction / direction.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
     slope = (model.energy(x + step * direction) - model.energy(x - step * direction)) / (2 * step)
     assert (slope.detach().abs() <= -scores["grad_norm"] * 1.01).all()
+    y = x.clone().requires_grad_(True)
+    (grad,) = torch.autograd.grad(model.energy(y).sum(), y)
+    torch.testing.assert_close(scores["grad_norm"], -grad.square().sum((1, 2, 3)).sqrt())
