@@ -50,15 +50,21 @@ def toys(words):
         print(*(f"{key} {rows[-1][key]}" for key in ("data", "seed", "nmi", "cpu_seconds")))
         if seed == seeds[0]:
             draw(model, figures / f"gedi_{data}.png")
-        result = {
-            "command": " ".join(["python -m benchmarks.gedi toys", *changed]),
-            "machine": machine(),
-            "versions": benchmark.versions(),
-            "summary": summary(rows),
-            "rows": rows,
-        }
-        write_bytes(out, json.dumps(result, indent=1).encode())
+        save(out, rows, changed)
+    save(out, rows, changed)
     print_summary(rows)
+
+
+def save(out, rows, changed):
+    """Write the rows and their summary."""
+    result = {
+        "command": " ".join(["python -m benchmarks.gedi toys", *changed]),
+        "machine": machine(),
+        "versions": benchmark.versions(),
+        "summary": summary(rows),
+        "rows": rows,
+    }
+    write_bytes(out, json.dumps(result, indent=1).encode())
 
 
 def train_one(data, words):

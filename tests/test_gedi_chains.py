@@ -46,6 +46,23 @@ def test_clamp_and_grad_clip_reach_the_chains(monkeypatch):
         torch.testing.assert_close(moved, torch.full_like(start, end), atol=1e-4, rtol=0)
 
 
+def test_every_step_has_noise_of_its_own():
+    """Without force, all entries visited at both steps: the two displacements do not agree."""
+    model = build(
+        "method.reinit=0", "method.buffer=32", "method.chain_steps=1", "method.clamp=false"
+    )
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    states = []
+    for batch in range(3):
+        model._fakes(torch.arange(32 * batch, 32 * batch + 32))
+        states.append(model.replay.entries.clone())
+    moves = [(b - a).flatten(1) for a, b in zip(states, states[1:])]
+    orders = [model.replay.slots(32, batch) for batch in (1, 2)]
+    first, second = (move[order].flatten() for move, order in zip(moves, orders))
+    assert torch.stack([first, second]).corrcoef()[0, 1].abs() < 0.6  # 5 of 1 / sqrt(64)
+
+
 def test_noise_scale_0_is_temperature_1():
     model = build("method.step=0.02", "method.noise_scale=0")
     for parameter in model.parameters():
