@@ -147,7 +147,7 @@ def measure(argv):
         row = measure_row(variant, seed, config, changed, num)
         rows.append({"variant": variant, "seed": seed} | row)
         result = {
-            "command": " ".join(["python -m benchmarks.gedi_mnist", positionals[0], *changed]),
+            "command": " ".join(["python -m benchmarks.gedi_mnist", *argv]),
             "config": config,
             "num": num,
             "machine": machine(),
