@@ -1,11 +1,12 @@
 """What makes GEDI stable on the toys: one setting changed at a time, all runs trained at once.
 
-    python -m benchmarks.gedi_ablation [seeds=10-12] [variants=gedi,no-gen] [key=value ...]
+    python -m benchmarks.gedi_ablation [seeds=10-12] [variants=gedi,no-gen] [name=gedi_ablation]
+        [key=value ...]
 
 The networks of all runs of a data set are stacked and trained by batched products, ten times
 quicker than one after the other. So this is a second implementation of the same step: settings,
 initial weights and data are those of configs/gedi_{moons,circles}.yaml, the noise is torch's own.
-Writes OUT/gedi_ablation.json, after each data set.
+Writes OUT/NAME.json, after each data set.
 """
 
 import json
@@ -47,6 +48,11 @@ VARIANTS = {
     "chains 25 times slower": ("method.step=5e-5",),
     "noise of views 0.15": ("method.view_noise=0.15",),
     "detached target": ("method.detach_target=true",),
+    "w_gen = 0.3": ("method.w_gen=0.3",),
+    "w_gen = 3": ("method.w_gen=3",),
+    "5 chain steps": ("method.chain_steps=5",),
+    "width 25": ("network.width=25",),
+    "width 300": ("network.width=300",),
 }
 
 
@@ -87,15 +93,16 @@ class Runs:
         return torch.randn(like.shape, generator=self.random)
 
     def chains(self, count):
-        """Return `count` chains of each run after one Langevin step at temperature 1."""
+        """Return `count` chains of each run after chain_steps Langevin steps at temperature 1."""
         slots = torch.randperm(self.buffer.shape[1], generator=self.random)[:count]
         x = self.buffer[:, slots]
         new = torch.rand(*x.shape[:2], 1, generator=self.random) < self.of("reinit")
         x = torch.where(new, 2 * torch.rand(x.shape, generator=self.random) - 1, x)
         step = self.of("step")
-        x.requires_grad_(True)
-        (grad,) = torch.autograd.grad(self.logits(x).logsumexp(2).sum(), x)
-        x = (x.detach() + step * grad + (2 * step).sqrt() * self.normal(x)).clamp(-1, 1)
+        for _ in range(self.settings[0].chain_steps):
+            x.requires_grad_(True)
+            (grad,) = torch.autograd.grad(self.logits(x).logsumexp(2).sum(), x)
+            x = (x.detach() + step * grad + (2 * step).sqrt() * self.normal(x)).clamp(-1, 1)
         self.buffer[:, slots] = x
         return x
 
@@ -125,7 +132,7 @@ class Runs:
 def train_all(data, variants, seeds, words):
     """Return rows of scores on held-out points for every variant and seed.
 
-    Runs of the same learning rate, batch and buffer are trained together.
+    Runs of the same learning rate, batch, buffer, chain length and width are trained together.
     """
     groups = {}
     for variant in variants:
@@ -134,6 +141,7 @@ def train_all(data, variants, seeds, words):
                                     *VARIANTS[variant], *words)  # fmt: skip
             cfg = model.cfg
             key = (cfg.optim.lr, cfg.data.batch_size, cfg.trainer.max_steps, cfg.method.buffer)
+            key += (cfg.method.chain_steps, cfg.network.width)
             groups.setdefault(key, []).append((variant, seed, model))
     return [row for group in groups.values() for row in train_group(data, group)]
 
@@ -171,7 +179,8 @@ def ablation(argv):
     if flags:
         print(__doc__.strip())
         return
-    out = Path(words.pop("out", "benchmarks/results")) / "gedi_ablation.json"
+    out = Path(words.pop("out", "benchmarks/results"))
+    out = out / f"{words.pop('name', 'gedi_ablation')}.json"
     seeds = parse_seeds(words.pop("seeds", "10-12"))
     variants = parse_value("variants", words.pop("variants", ""), list[str]) or list(VARIANTS)
     chosen = parse_value("data", words.pop("data", ",".join(DATA)), list[str])
