@@ -37,6 +37,7 @@ DATA = ("moons", "circles")
 def toys(words):
     """Train and score; see the module's docstring."""
     out = Path(words.pop("out", "benchmarks/results")) / "gedi_toys.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
     figures = Path(words.pop("figures", "docs"))
     seeds = parse_seeds(words.pop("seeds", "0-4"))
     changed = [f"{key}={text}" for key, text in words.items()]

@@ -181,6 +181,7 @@ def ablation(argv):
         return
     out = Path(words.pop("out", "benchmarks/results"))
     out = out / f"{words.pop('name', 'gedi_ablation')}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
     seeds = parse_seeds(words.pop("seeds", "10-12"))
     variants = parse_value("variants", words.pop("variants", ""), list[str]) or list(VARIANTS)
     chosen = parse_value("data", words.pop("data", ",".join(DATA)), list[str])

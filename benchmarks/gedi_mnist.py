@@ -136,6 +136,7 @@ def measure(argv):
     config = words.pop("config", config)
     name = "gedi_mnist" if positionals[0] == "clusters" else "gedi_addition"
     out = Path(words.pop("out", "benchmarks/results")) / f"{name}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
     seeds, num = parse_seeds(words.pop("seeds", "0-2")), int(words.pop("num", 2000))
     limit = int(words.pop("limit", 10**9))
     variants = parse_value("variants", words.pop("variants", ""), list[str]) or variants
