@@ -38,3 +38,18 @@ def train_tiny(tmp_path_factory):
 def tiny_run(train_tiny):
     """A finished run of four steps."""
     return train_tiny()
+
+
+@pytest.fixture
+def box(monkeypatch):
+    """Return a function that makes the scripts load a Box of these settings as their model."""
+    from boxes import Box
+
+    from genmodels import checkpoint
+
+    def load(*args, **settings):
+        model = Box(*args, **settings)
+        monkeypatch.setattr(checkpoint, "load", lambda *_, **__: model)
+        return model
+
+    return load

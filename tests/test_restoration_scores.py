@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from boxes import Box
 from scipy.ndimage import gaussian_filter
 from scipy.special import digamma, polygamma
 
 import evaluate
-from genmodels import checkpoint, files, images
+from genmodels import files, images
 from genmodels.metrics import restoration
 from genmodels.noise import LAWS
 
@@ -36,18 +35,6 @@ def folder(tmp_path):
         (where / f"{k}.png").write_bytes(images.level_bytes(levels, "png"))
     (where / "README.md").write_text("no picture")
     return where
-
-
-@pytest.fixture
-def box(monkeypatch):
-    """Return a function that makes evaluate.py load a Box of these settings."""
-
-    def load(*args, **settings):
-        model = Box(*args, **settings)
-        monkeypatch.setattr(checkpoint, "load", lambda *_, **__: model)
-        return model
-
-    return load
 
 
 def report(folder, tmp_path, *words):

@@ -12,22 +12,10 @@ from boxes import Box
 from PIL import Image
 
 import sample
-from genmodels import checkpoint, files, images, pictures, restoring
+from genmodels import files, images, pictures, restoring
 from genmodels.benchmark import NonFinite
 
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture
-def box(monkeypatch):
-    """Return a function that makes sample.py load a Box of these settings."""
-
-    def load(*args, **settings):
-        model = Box(*args, **settings)
-        monkeypatch.setattr(checkpoint, "load", lambda *_, **__: model)
-        return model
-
-    return load
 
 
 def run(source, out, *words):
