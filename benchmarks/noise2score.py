@@ -44,6 +44,7 @@ BASELINES = {
     "Noise2Noise, two copies": NOISE2NOISE,
     "supervised, fresh noise": (*SUPERVISED, "data.noise.copies=fresh"),
     "AR-DAE as published": (PUBLISHED,),
+    "three times the steps, strict": ("trainer.max_steps=13000",),
 }  # fmt: skip
 # study -> (config, {name: words, or another config and words}, test sets)
 STUDIES = {
@@ -64,21 +65,22 @@ def study(name, words):
     changed = [f"{key}={text}" for key, text in words.items()]
     known = [key for key in variants if not only or any(key.startswith(o) for o in only.split(";"))]
     path = out / f"noise2score_{name}.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
     work.mkdir(parents=True, exist_ok=True)
     for key in known:
-        if any(row["model"] == key and row["seed"] == int(seed) for row in rows):
+        if any(row["model"] == key and row["seed"] == int(seed) for row in finished(path)):
             continue
         own = [config, *variants[key]] if PUBLISHED not in variants[key] else variants[key]
         run, facts = trained([*own, *changed, f"seed={seed}"], work)
         model = genmodels.load(run)
         (law,) = model.DENOISE_LAWS
+        rows = []
         for conditions in wanted(model, law):
             for folder in sets:
                 row = {"model": key, "seed": int(seed), **facts, **conditions, "set": folder}
                 rows.append(row | scored(run, folder, conditions, work))
         if key == known[0]:
             draw(model, law, sets[0], Path("docs") / f"noise2score_{name}.png")
+        rows = finished(path) + rows  # another process may have trained another one meanwhile
         result = {
             "command": " ".join(["python -m benchmarks.noise2score", name, *changed]),
             "machine": machine(),
@@ -89,7 +91,12 @@ def study(name, words):
         }
         write_bytes(path, json.dumps(result, indent=1).encode())
         write_bytes(path.with_suffix(".md"), table(rows).encode())
-    print(table(rows))
+    print(table(finished(path)))
+
+
+def finished(path):
+    """Return the rows that a results file has."""
+    return json.loads(path.read_text())["rows"] if path.exists() else []
 
 
 def wanted(model, law):
