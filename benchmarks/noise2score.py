@@ -32,7 +32,7 @@ from genmodels.noise_levels import level_from_patches, pick_law
 
 GREY, COLOUR = "configs/noise2score_bsd400.yaml", "configs/noise2score_cbsd400.yaml"
 PUBLISHED = "configs/noise2score_published.yaml"
-BLIND = ("data.noise.level=5", "data.noise.level_max=55", "trainer.max_steps=9000")
+BLIND = ("data.noise.level=5", "data.noise.level_max=55", "trainer.max_steps=10000")
 NOISE2NOISE = ("method.objective=noise2noise", "data.noise.target=second")
 SUPERVISED = ("method.objective=supervised", "data.noise.target=clean")
 LAWS_AT = {"poisson 0.01": ("poisson", 0.01), "poisson 0.05": ("poisson", 0.05),

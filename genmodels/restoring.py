@@ -176,19 +176,18 @@ def denoise_pictures(model, options, level, out, state):
     names = list(readers)
     check_place(out, Path(options["denoise"]), names)
     # All are read before the first is written, so that a broken one stops the work at once.
-    plans = [plan(model, reader(), law, settings) for reader in readers.values()]
+    plans = [plan(model, reader(), law, level, settings) for reader in readers.values()]
     own, found = range(state.process_index, len(names), state.num_processes), []
     bar = tqdm(total=sum(plans[k][1] for k in own), desc="restoring", unit="tile", delay=0.5,
                disable=None if state.is_main_process else True)  # fmt: skip
     with bar:  # disable=None: shown on a terminal only
         for k in own:
             picture, restored = readers[names[k]](), []
-            for image, told in zip(picture.images(), plans[k][0]):
+            for image, noise in zip(picture.images(), plans[k][0]):
                 with cli.told_of(picture.name):
-                    number = find_level(model, image, told) if level is None else level
-                    done = restore(model, image, told, number, **settings, tick=bar.update)
+                    done = restore(model, image, *noise, **settings, tick=bar.update)
                 restored.append(done)
-                found.append((told, number))
+                found.append(noise)
             (out / names[k]).parent.mkdir(parents=True, exist_ok=True)
             images.write_bytes(out / names[k], picture.as_file(torch.stack(restored)))
     state.wait_for_everyone()
@@ -214,18 +213,20 @@ def known_law(model, law, level=None):
     return law
 
 
-def plan(model, picture, law, settings):
-    """Return ([law of each image of a Picture], how many tiles they have together).
+def plan(model, picture, law, level, settings):
+    """Return ([(law, level) of each image of a Picture], how many tiles they have together).
 
     Raises:
-        ValueError: pixels, channels or a law that the model does not know.
+        ValueError: pixels, channels, a law or a level that the model does not know.
     """
-    noisy = picture.images()
+    noisy, noises = picture.images(), []
     with cli.told_of(picture.name):
         for image in noisy:
             model.noisy_state(planes(model, image))
-        laws = [find_law(model, image, law) for image in noisy]
-    return laws, len(noisy) * len(windows(noisy.shape, settings["tile"], settings["overlap"]))
+            told = find_law(model, image, law)
+            noises.append((told, find_level(model, image, told) if level is None else level))
+            model.check_level(noises[-1][1])
+    return noises, len(noisy) * len(windows(noisy.shape, settings["tile"], settings["overlap"]))
 
 
 def check_place(out, source, names):

@@ -10,10 +10,10 @@ class Box:
     """The mean over a square of side 2 radius + 1, edges repeated, moved right by `shift`.
 
     It records what it was given. Its Gaussian level is the standard deviation of all pixels, its
-    Poisson level 0.05.
+    Poisson level 0.05; it knows levels up to `most`.
     """
 
-    ANY_SIZE = True
+    ANY_SIZE, most = True, float("inf")
     classes = 0
     device = torch.device("cpu")
 
@@ -25,6 +25,10 @@ class Box:
     def noisy_state(self, x):
         assert x.shape[1] == self.shape[0] and torch.isfinite(x).all()
         return x
+
+    def check_level(self, level):
+        if level > self.most:
+            raise ValueError(f"level={level:.4g}: this model knows up to {self.most:.4g}")
 
     def restore(self, x, law, level=None, labels=None):
         LAWS[law or "gaussian"].check(level)

@@ -139,6 +139,12 @@ def test_perturbations_are_a_function_of_n_and_stay_in_range():
     a = model.sigma_a(n, sigma) / SIGMA
     assert torch.equal(a[10:], model.sigma_a(n[10:], sigma[10:]) / SIGMA)
     assert 0.25 <= a.min() < 0.35 and 0.75 < a.max() <= 1
+    blind = build("data.noise.level=5", "data.noise.level_max=50")
+    for level in (5, 25, 50):  # each shows levels from its own up to the highest
+        own = torch.full((64, 1, 1, 1), level / 255)
+        t = (own**2 + blind.sigma_a(n, own) ** 2).sqrt() * 255
+        lowest, highest = level * math.sqrt(1 + 0.25**2), 50 * math.sqrt(2)
+        assert lowest <= t.min() < 1.1 * lowest and 0.8 * highest < t.max() < 1.001 * highest
     published = build("method.form=published", "method.sigma_a_max=0.05",
                       "method.sigma_a_min=0.001", "method.anneal=22000")  # fmt: skip
     a = published.sigma_a(torch.tensor([0, 11_000, 22_000, 50_000]), sigma[:4]).flatten()
@@ -233,7 +239,7 @@ def test_pictures_of_any_size_are_restored(shape):
     ("call", "message"),
     [((torch.zeros(1, 3, 8, 8), "gaussian", 25), "the model knows 1 channels"),
      ((torch.zeros(1, 1, 8, 8), "poisson", 0.1), "law=poisson: choose from gaussian"),
-     ((torch.zeros(1, 1, 8, 8), "gaussian", 40), "level=40: this model was trained at 25 to 25"),
+     ((torch.zeros(1, 1, 8, 8), "gaussian", 40), "level=40: this model was trained at 25 to 25;"),
      ((torch.full((1, 1, 8, 8), math.nan), "gaussian", 25), "must be finite")],
 )  # fmt: skip
 def test_restore_says_what_it_cannot_do(call, message):

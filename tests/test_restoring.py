@@ -283,6 +283,17 @@ def test_a_level_that_the_model_does_not_know_names_the_picture(box, tmp_path, c
     assert "level=7" in errors and errors.endswith("logarithm of the factor) (a.png)\n")
 
 
+def test_a_level_beyond_the_training_is_found_before_the_first_picture_is_written(
+    box, tmp_path, capsys
+):
+    box().most = 20
+    save(tmp_path / "in" / "a.png", np.full((32, 32), 51, np.uint8))
+    save(tmp_path / "in" / "b.png", random_levels(32, 32))
+    assert run(tmp_path / "in", tmp_path / "out", "law=gaussian") == 2
+    assert "this model knows up to 20 (b.png)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_law_may_be_left_out_or_found(box, tmp_path, capsys, monkeypatch):
     picked = []
 

@@ -45,7 +45,7 @@ class Noise2ScoreConfig:
     form: str = setting("scaled", "scaled: sigma_a in units of the noise, F = -sqrt(t) s; "
                         "published: sigma_a on [0, 1], and the network is s")  # fmt: skip
     sigma_a_min: float = setting(0.0, "smallest perturbation; 0: 0.25, for poisson 0.6")
-    sigma_a_max: float = setting(1.0, "largest perturbation; r2r: the one it uses")
+    sigma_a_max: float = setting(1.0, "largest perturbation, at the highest level; r2r: the one it uses")
     anneal: int = setting(0, "images over which sigma_a falls evenly; 0: drawn at random, in log")
     domain: str = setting("even", "even: w, where the noise is even; pixels: y itself (published)")
     estimator: str = setting("law", "law: the paper's; corrected: second order (poisson, gamma)")
@@ -132,15 +132,17 @@ class Noise2Score(GenerativeModule):
         return f"{noise.law} noise of level {level}; {VIEWS[noise.copies]}; {target}; {objective}"
 
     def to_state(self, y, level):
-        """Return (w, sigma (B, 1, 1, 1)) of noisy pixels y; level (B, 1, 1, 1).
+        """Return (w, sigma (B, 1, 1, 1)) of noisy pixels y; level (B, 1, 1, 1)."""
+        w = self.law.to_state(y, level) if self.cfg.method.domain == "even" else y
+        return w, self.noise_std(level)
 
-        Of uneven noise sigma is that of mid grey.
-        """
+    def noise_std(self, level):
+        """Return sigma, that of the noise in w; of uneven noise, at mid grey."""
         sigma = torch.zeros_like(level) + self.law.state_std(level)
         if self.cfg.method.domain == "even":
-            return self.law.to_state(y, level), sigma
+            return sigma
         grey = self.law.to_state(torch.full_like(level, 0.5), level)
-        return y, sigma * self.law.state.slopes(grey, level)[0]
+        return sigma * self.law.state.slopes(grey, level)[0]
 
     def from_state(self, w, level):
         """Return pixels y of a state w."""
@@ -154,7 +156,11 @@ class Noise2Score(GenerativeModule):
         return self.net(z, 10 * deviation.flatten())
 
     def sigma_a(self, n, sigma):
-        """Return the perturbation of training images n, (B, 1, 1, 1)."""
+        """Return the perturbation of training images n, (B, 1, 1, 1).
+
+        Pictures of less noise are perturbed up to what the noisiest reach: E[x | z] depends on t
+        alone (exactly so under Gaussian noise), and they tell more of the noise in z.
+        """
         cfg = self.cfg.method
         if cfg.objective == "r2r":
             share = torch.full_like(sigma, cfg.sigma_a_max)
@@ -163,7 +169,9 @@ class Noise2Score(GenerativeModule):
             share = self.sigma_a_min + (cfg.sigma_a_max - self.sigma_a_min) * rest
         else:
             drawn = seeding.uniform(self.cfg.seed, n, seeding.Stream.SIGMA).reshape(-1, 1, 1, 1)
-            share = self.sigma_a_min * (cfg.sigma_a_max / self.sigma_a_min) ** drawn
+            t = (1 + cfg.sigma_a_max**2) * self.noise_std(self.levels).max() ** 2
+            most = (t - sigma**2).sqrt() / sigma
+            share = self.sigma_a_min * (most / self.sigma_a_min) ** drawn
         return share if cfg.form == "published" else share * sigma
 
     def loss(self, batch):
@@ -241,6 +249,12 @@ class Noise2Score(GenerativeModule):
         check(law in self.DENOISE_LAWS, "law", law, f"choose from {', '.join(self.DENOISE_LAWS)}")
         return float(level_from_patches((image.double() + 1) / 2, self.law))
 
+    def check_level(self, level):
+        """Raise ValueError for a level that it was not trained on."""
+        low, high = self.levels.tolist()
+        check(0.9 * low <= level <= 1.1 * high, "level", f"{level:.4g}",
+              f"this model was trained at {low:.4g} to {high:.4g}; tell it one of these")  # fmt: skip
+
     @torch.no_grad()
     def restore(self, images, law, level=None, labels=None):
         """Return (restored pictures in [-1, 1], float32, their levels (B,)) of noisy ones.
@@ -259,10 +273,8 @@ class Noise2Score(GenerativeModule):
         check(law in self.DENOISE_LAWS, "law", law, f"choose from {', '.join(self.DENOISE_LAWS)}")
         self.noisy_state(images)
         found = [self.noise_level(image, law) if level is None else level for image in images]
-        low, high = self.levels.tolist()
         for value in found:
-            check(0.9 * low <= value <= 1.1 * high, "level", f"{value:.4g}",
-                  f"this model was trained at {low:.4g} to {high:.4g}")  # fmt: skip
+            self.check_level(value)
         found = torch.tensor(found, dtype=torch.float32, device=self.device)
         y = (images.to(self.device) + 1) / 2
         return (self.estimate(y, found) * 2 - 1).clamp(-1, 1), found
