@@ -3,6 +3,7 @@
 import torch
 from torch.nn import functional
 
+from genmodels.config import check
 from genmodels.noise import LAWS
 
 
@@ -27,8 +28,7 @@ class Box:
         return x
 
     def check_level(self, level):
-        if level > self.most:
-            raise ValueError(f"level={level:.4g}: this model knows up to {self.most:.4g}")
+        check(not level > self.most, "level", f"{level:.4g}", f"this model knows up to {self.most}")
 
     def restore(self, x, law, level=None, labels=None):
         LAWS[law or "gaussian"].check(level)
