@@ -45,7 +45,7 @@ class Noise2ScoreConfig:
     form: str = setting("scaled", "scaled: sigma_a in units of the noise, F = -sqrt(t) s; "
                         "published: sigma_a on [0, 1], and the network is s")  # fmt: skip
     sigma_a_min: float = setting(0.0, "smallest perturbation; 0: 0.25, for poisson 0.6")
-    sigma_a_max: float = setting(1.0, "largest perturbation, at the highest level; r2r: the one it uses")
+    sigma_a_max: float = setting(1.0, "largest perturbation of the noisiest; r2r: the one it uses")
     anneal: int = setting(0, "images over which sigma_a falls evenly; 0: drawn at random, in log")
     domain: str = setting("even", "even: w, where the noise is even; pixels: y itself (published)")
     estimator: str = setting("law", "law: the paper's; corrected: second order (poisson, gamma)")
@@ -253,7 +253,7 @@ class Noise2Score(GenerativeModule):
         """Raise ValueError for a level that it was not trained on."""
         low, high = self.levels.tolist()
         check(0.9 * low <= level <= 1.1 * high, "level", f"{level:.4g}",
-              f"this model was trained at {low:.4g} to {high:.4g}; tell it one of these")  # fmt: skip
+              f"this model was trained at {low:.4g} to {high:.4g}; tell one of these")  # fmt: skip
 
     @torch.no_grad()
     def restore(self, images, law, level=None, labels=None):
