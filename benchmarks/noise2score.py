@@ -24,6 +24,7 @@ import genmodels
 import train
 from benchmarks.demo import machine
 from genmodels import benchmark, cli, images, pictures, restoring
+from genmodels.config import check
 from genmodels.datasets import data_root
 from genmodels.images import write_bytes
 from genmodels.metrics import restoration
@@ -65,6 +66,9 @@ def study(name, words):
     changed = [f"{key}={text}" for key, text in words.items()]
     known = [key for key in variants if not only or any(key.startswith(o) for o in only.split(";"))]
     path = out / f"noise2score_{name}.json"
+    command = " ".join(["python -m benchmarks.noise2score", name, *changed])
+    told = json.loads(path.read_text())["command"] if path.exists() else command
+    check(told == command, "out", out, f"has the results of `{told}`; name another")
     work.mkdir(parents=True, exist_ok=True)
     for key in known:
         if any(row["model"] == key and row["seed"] == int(seed) for row in finished(path)):
@@ -77,12 +81,12 @@ def study(name, words):
         for conditions in wanted(model, law):
             for folder in sets:
                 row = {"model": key, "seed": int(seed), **facts, **conditions, "set": folder}
-                rows.append(row | scored(run, folder, conditions, work))
+                rows.append(row | scored(run, folder, conditions))
         if key == known[0]:
             draw(model, law, sets[0], Path("docs") / f"noise2score_{name}.png")
         rows = finished(path) + rows  # another process may have trained another one meanwhile
         result = {
-            "command": " ".join(["python -m benchmarks.noise2score", name, *changed]),
+            "command": command,
             "machine": machine(),
             "threads": torch.get_num_threads(),
             "versions": benchmark.versions(),
@@ -104,7 +108,8 @@ def wanted(model, law):
     low, high = model.levels.tolist()
     levels = [low] if low == high else [15.0, 25.0, 50.0]
     blinds = (False,) if low == high else (False, True)
-    return [{"law": law, "level": level, "blind": blind} for level in levels for blind in blinds]
+    return [{"law": law, "level": level, "blind": blind, "estimator": estimator}
+            for level in levels for blind in blinds for estimator in model.ESTIMATORS]  # fmt: skip
 
 
 def trained(words, work):
@@ -122,11 +127,11 @@ def trained(words, work):
     }
 
 
-def scored(run, folder, conditions, work):
+def scored(run, folder, conditions):
     """Return the scores of evaluate.py denoise=."""
-    report = work / "scores.json"
+    report = run / "denoise.json"
     words = [f"{key}={str(value).lower()}" for key, value in conditions.items()]
-    if folder == "Set12":
+    if folder == "Set12" and conditions["estimator"] == "law":
         words.append("ensemble=true")  # eight times the work
     code = evaluate.main([str(run), f"denoise={pictures_in(folder)}", *words, f"out={report}"])
     if code:
@@ -152,6 +157,7 @@ def table(rows):
     lines = []
     for row in rows:
         blind = " (estimated)" if row["blind"] else ""
+        blind += " corrected" if row.get("estimator") == "corrected" else ""
         ensemble = f"{row['psnr_ensemble']:.2f}" if "psnr_ensemble" in row else ""
         lines.append((row["model"], row["set"], f"{row['law']} {row['level']:g}{blind}",
                       f"{row['psnr_noisy']:.2f}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}",

@@ -20,6 +20,16 @@ from genmodels.arrays import npy_images, npz_images
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 LARGEST_ENTRY = 1 << 30  # bytes of one unpacked entry of a zip
+ORIENTATION = 0x0112  # of EXIF: how the stored rows and columns lie in the upright picture
+UPRIGHT = {
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
 
 
 def read_image(file, channels=None, name=None):
@@ -61,18 +71,21 @@ def read_image(file, channels=None, name=None):
 def read_levels(data, name):
     """Return one picture as it is, (H, W, C), C = 1 or 3: uint8, uint16, or float32 of a TIFF.
 
-    As read_image, but 16 bits stay 16 bits, in colour too.
+    As read_image, but 16 bits stay 16 bits, in colour too, and a picture that its EXIF data call
+    turned or mirrored is put upright.
 
     Args:
         data: the bytes of the file.
         name: what errors call it.
 
     Raises:
-        ValueError: as read_image; a 16-bit colour TIFF where tifffile is not installed.
+        ValueError: as read_image; a TIFF of several pages; one of 16 bits in colour where tifffile
+            is not installed.
     """
     try:
         with _no_bombs(), Image.open(io.BytesIO(data)) as picture:
             mode, kind = picture.mode, picture.format
+            pages = getattr(picture, "n_frames", 1) if kind == "TIFF" else 1
             # Pillow keeps the high byte of 16-bit colour; only its plan of the file tells.
             deep = mode in ("LA", "RGB", "RGBA") and ";16" in str(picture.tile)
             if deep:
@@ -83,10 +96,14 @@ def read_levels(data, name):
                 array = array.astype(np.uint16) if mode == "I" and kind == "PNG" else array
             else:
                 array = np.array(picture.convert("L" if mode in ("1", "L", "LA") else "RGB"))
+            array = UPRIGHT.get(picture.getexif().get(ORIENTATION), lambda a: a)(array)
     except ImportError as error:
         raise ValueError(str(error)) from None
     except Exception as error:  # at a broken file Pillow and the others raise nearly anything
         raise ValueError(_unreadable(name, error)) from None
+    if pages > 1:
+        raise ValueError(f"{name}: holds {pages} pages; save each as a file, or all as an .npy "
+                         "(N, H, W, C)")  # fmt: skip
     if array.dtype not in (np.uint8, np.uint16, np.float32):
         array = array.astype(np.float64)  # which _to_8_bits refuses
         _to_8_bits(array, name)

@@ -47,6 +47,7 @@ class Law:
         from_state_std: its inverse, float -> float.
         second: (y, s, ds, level) -> x, nearer to the posterior mean, ds = ds_i/dy_i; or None.
         positive: whether no pixel lies below 0; one that does counts as 0.
+        normal: whether the noise in w is exactly Gaussian.
     """
 
     unit: str
@@ -59,6 +60,7 @@ class Law:
     from_state_std: Callable
     second: Callable | None = None
     positive: bool = True
+    normal: bool = False
 
     def check(self, level):
         """Return the level as a float.
@@ -243,6 +245,7 @@ LAWS = {
         lambda sigma: sigma / 255,
         lambda std: 255 * std,
         positive=False,
+        normal=True,
     ),
     "poisson": Law(
         "zeta, the brightness of one count on 0..1",
@@ -315,6 +318,7 @@ LAWS = {
         LOG,
         lambda std: std,
         lambda std: std,
+        normal=True,
     ),
 }
 

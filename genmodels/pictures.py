@@ -1,6 +1,7 @@
 """Pictures of any size to restore: 8 and 16 bits and floats, read and written without loss.
 
-    PNG, TIFF   8 and 16 bits, grey or colour; TIFF also floats, grey; alpha is dropped
+    PNG, TIFF   8 and 16 bits, grey or colour; alpha is dropped; TIFF also floats, grey, on the
+                scale 0..255
     npy         (H, W), (H, W, C) or (N, H, W, C), C = 1 or 3, floats on the scale 0..255, uint8 or
                 uint16 (0..65535); written as float32 on the same scale
     others      JPEG, WebP, BMP: written as PNG
@@ -18,7 +19,7 @@ import torch
 
 from genmodels import files, images
 
-__all__ = ["SHEET", "Picture", "before_after", "find", "read"]
+__all__ = ["SHEET", "Picture", "before_after", "check_scale", "find", "read"]
 
 KEPT = (".png", ".tif", ".tiff", ".npy")  # written as they came; others, JPEG say, as PNG
 SHEET = "before_after.png"
@@ -96,7 +97,7 @@ def read(name, data, key="denoise"):
     """Return the Picture of this name whose bytes the callable `data` returns.
 
     Raises:
-        ValueError: broken, of another form, or with pixels that are no numbers.
+        ValueError: broken, of another form or scale, or with pixels that are no numbers.
     """
     data = data()
     if name.lower().endswith(".npy"):
@@ -104,7 +105,15 @@ def read(name, data, key="denoise"):
     levels = files.read_levels(data, name)
     if not np.isfinite(levels).all():
         raise ValueError(f"{key}={name}: holds NaN or infinite pixels; mend or remove it")
+    check_scale(levels, name, key)
     return Picture(name, levels[None], levels.shape)
+
+
+def check_scale(levels, name, key="denoise"):
+    """Raise ValueError for floats on the scale 0..1: they would be nearly black."""
+    if levels.dtype.kind == "f" and levels.size and 0 < levels.max() <= 2:
+        raise ValueError(f"{key}={name}: its brightest pixel is {levels.max():.3g}; floats are on "
+                         "the scale 0..255: multiply those of 0..1 by 255")  # fmt: skip
 
 
 def _read_array(name, data, key):
@@ -125,6 +134,7 @@ def _read_array(name, data, key):
         raise ValueError(f"{key}={name}: has shape {array.shape}: holds no picture")
     if not np.isfinite(array).all():
         raise ValueError(f"{key}={name}: holds NaN or infinite pixels; mend or remove it")
+    check_scale(array, name, key)
     levels = array if array.ndim == 4 else array[None]
     return Picture(name, levels[..., None] if array.ndim == 2 else levels, array.shape)
 

@@ -68,6 +68,9 @@ def told(model, options):
     if options["level"] == "auto":
         raise ValueError("level=auto: say the level of the noise to add; blind=true hides it")
     level = LAWS[law].check(options["level"])
+    if not options["blind"]:
+        model.check_level(level)
+    restoring.choose_estimator(model, options["estimator"])
     if options["against"]:
         cli.check_choice("against", options["against"], ("bm3d",))
         restoration.load_bm3d()
@@ -103,7 +106,8 @@ def restore_one(model, index, name, picture, options, law, level):
     settings = {key: options[key] for key in restoring.SETTINGS if key != "ensemble"}
     number = level
     if options["blind"]:
-        number = row["level"] = restoring.find_level(model, noisy, law)
+        row["level"] = restoring.find_level(model, noisy, law)
+        number = model.nearest_level(row["level"])
 
     def ours(ensemble):
         image = restoring.restore(model, noisy, law, number, ensemble=ensemble, **settings)

@@ -10,6 +10,7 @@ on multiples of 32 from the corner if tile and overlap do, as in the whole pictu
 
 import contextlib
 import statistics
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ SCHEMA = {
     "tile": (int, 512, "denoise: side of the tiles of large pictures, overlap included"),
     "overlap": (int, 32, "denoise: pixels that a tile sees beyond its own, on each side"),
     "ensemble": (bool, False, "denoise: mean over the 8 turned and mirrored pictures"),
+    "estimator": (str, "", "denoise: law, or corrected to second order; default the model's own"),
 }
 SETTINGS = ("tile", "overlap", "ensemble", "precision")  # of restore(), from the command line
 
@@ -169,6 +171,9 @@ def denoise(model, options, out, state):
 def denoise_pictures(model, options, level, out, state):
     """Restore pictures of any size and write each as it came, under its own name."""
     law = known_law(model, options["law"], level)
+    choose_estimator(model, options["estimator"])
+    if level is not None:
+        model.check_level(level)
     if options["labels"]:
         benchmark.labels_for((), options["labels"], model.classes)
     settings = {key: options[key] for key in SETTINGS}
@@ -176,11 +181,12 @@ def denoise_pictures(model, options, level, out, state):
     names = list(readers)
     check_place(out, Path(options["denoise"]), names)
     # All are read before the first is written, so that a broken one stops the work at once.
-    plans = [plan(model, reader(), law, level, settings) for reader in readers.values()]
+    shown = {"delay": 0.5, "disable": None if state.is_main_process else True}  # on a terminal only
+    plans = [plan(model, reader(), law, level, settings)
+             for reader in tqdm(readers.values(), desc="reading", unit="img", **shown)]  # fmt: skip
     own, found = range(state.process_index, len(names), state.num_processes), []
-    bar = tqdm(total=sum(plans[k][1] for k in own), desc="restoring", unit="tile", delay=0.5,
-               disable=None if state.is_main_process else True)  # fmt: skip
-    with bar:  # disable=None: shown on a terminal only
+    tiles = sum(plans[k][1] for k in own)
+    with tqdm(total=tiles, desc="restoring", unit="tile", **shown) as bar:
         for k in own:
             picture, restored = readers[names[k]](), []
             for image, noise in zip(picture.images(), plans[k][0]):
@@ -213,19 +219,33 @@ def known_law(model, law, level=None):
     return law
 
 
+def choose_estimator(model, name):
+    """Have the model restore by this estimator, its own if "".
+
+    Raises:
+        ValueError: one that it does not have.
+    """
+    if name:
+        cli.check_choice("estimator", name, model.ESTIMATORS)
+        model.cfg.method.estimator = name
+
+
 def plan(model, picture, law, level, settings):
     """Return ([(law, level) of each image of a Picture], how many tiles they have together).
 
     Raises:
-        ValueError: pixels, channels, a law or a level that the model does not know.
+        ValueError: pixels, channels or a law that the model does not know, no noise to measure.
     """
     noisy, noises = picture.images(), []
     with cli.told_of(picture.name):
         for image in noisy:
             model.noisy_state(planes(model, image))
             told = find_law(model, image, law)
-            noises.append((told, find_level(model, image, told) if level is None else level))
-            model.check_level(noises[-1][1])
+            found = find_level(model, image, told) if level is None else level
+            noises.append((told, model.nearest_level(found)))
+            if noises[-1][1] != found:
+                print(f"{picture.name}: level {found:.3g} found; restored with the nearest that "
+                      f"the model knows, {noises[-1][1]:.3g}", file=sys.stderr)  # fmt: skip
     return noises, len(noisy) * len(windows(noisy.shape, settings["tile"], settings["overlap"]))
 
 
@@ -263,8 +283,9 @@ def summary(found):
 
 def denoise_images(model, options, level, out, state):
     """Restore images of the model's own shape and write them as PNGs with numbers."""
-    if options["ensemble"]:
-        raise ValueError(f"ensemble=true: {type(model).__name__} does not take it; leave it out")
+    for key, word in (("ensemble", "true"), ("estimator", options["estimator"])):
+        if options[key]:
+            raise ValueError(f"{key}={word}: {type(model).__name__} does not take it; leave it out")
     noisy = read_noisy(Path(options["denoise"]), model)
     sources.check_folder("out", out, range(len(noisy)))
     labels = benchmark.labels_for(range(len(noisy)), options["labels"], model.classes)
@@ -295,6 +316,7 @@ def read_noisy(path, model):
         array = np.load(path, allow_pickle=False)
         if array.ndim != 4 or array.dtype.kind != "f":
             raise ValueError(f"denoise={path}: {array.dtype} {array.shape}; must be (N, H, W, C)")
+        pictures.check_scale(array, path)
         noisy = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
     elif path.suffix.lower() in files.SUFFIXES and path.is_file():
         noisy = images.from_uint8(images.read_image(path, channels)[None])

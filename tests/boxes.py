@@ -14,7 +14,7 @@ class Box:
     Poisson level 0.05; it knows levels up to `most`.
     """
 
-    ANY_SIZE, most = True, float("inf")
+    ANY_SIZE, most, ESTIMATORS = True, float("inf"), ("law",)
     classes = 0
     device = torch.device("cpu")
 
@@ -28,7 +28,10 @@ class Box:
         return x
 
     def check_level(self, level):
-        check(not level > self.most, "level", f"{level:.4g}", f"this model knows up to {self.most}")
+        check(level <= self.most, "level", f"{level:.4g}", f"this model knows up to {self.most}")
+
+    def nearest_level(self, level):
+        return min(level, self.most)
 
     def restore(self, x, law, level=None, labels=None):
         LAWS[law or "gaussian"].check(level)

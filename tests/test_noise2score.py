@@ -145,6 +145,12 @@ def test_perturbations_are_a_function_of_n_and_stay_in_range():
         t = (own**2 + blind.sigma_a(n, own) ** 2).sqrt() * 255
         lowest, highest = level * math.sqrt(1 + 0.25**2), 50 * math.sqrt(2)
         assert lowest <= t.min() < 1.1 * lowest and 0.8 * highest < t.max() < 1.001 * highest
+    # Elsewhere the noise in w is not Gaussian, or sigma_a is that of the config: not beyond.
+    gamma = build("data.noise.law=gamma", "data.noise.level=20", "data.noise.level_max=200")
+    assert (gamma.sigma_a(n, sigma) / SIGMA).max() <= 1
+    plain = build("method.form=published", "method.sigma_a_max=0.05", "method.sigma_a_min=0.001",
+                  "data.noise.level=5", "data.noise.level_max=50")  # fmt: skip
+    assert 0.001 <= plain.sigma_a(n, sigma).min() and plain.sigma_a(n, sigma).max() <= 0.05
     published = build("method.form=published", "method.sigma_a_max=0.05",
                       "method.sigma_a_min=0.001", "method.anneal=22000")  # fmt: skip
     a = published.sigma_a(torch.tensor([0, 11_000, 22_000, 50_000]), sigma[:4]).flatten()
@@ -191,10 +197,12 @@ def test_r2r_averages_over_perturbed_pictures():
     assert float(error.std()) == pytest.approx(1, abs=0.2) and abs(float(error.mean())) < 0.2
 
 
+@pytest.mark.parametrize("domain", ["even", "pixels"])
 @pytest.mark.parametrize(("law", "level"), [("poisson", 0.05), ("gamma", 20.0), ("lognormal", 0.2)])
-def test_the_even_domain_changes_nothing_where_the_score_is_exact(law, level):
+def test_the_domain_changes_nothing_where_the_score_is_exact(law, level, domain):
     """A network that knows the score of w gives the law's estimate with the score of y."""
-    model, entry = build(f"data.noise.law={law}", f"data.noise.level={level}"), LAWS[law]
+    model = build(f"data.noise.law={law}", f"data.noise.level={level}", f"method.domain={domain}")
+    entry = LAWS[law]
     y = torch.linspace(0.1, 1, 16 * 16, dtype=torch.float64).reshape(1, 1, 16, 16)
     column, told = (torch.full(size, level, dtype=torch.float64) for size in ((1, 1, 1, 1), (1,)))
 
@@ -206,6 +214,8 @@ def test_the_even_domain_changes_nothing_where_the_score_is_exact(law, level):
         return torch.autograd.grad(log_p(at).sum(), at)[0]
 
     def log_p_w(w):
+        if domain == "pixels":
+            return log_p_y(w)
         slope = entry.state.slopes(w, column)[0]
         return log_p_y(entry.from_state(w, column)) + slope.log()
 
@@ -225,6 +235,17 @@ def test_corrected_estimator_uses_the_diagonal_of_the_jacobian():
     expected = LAWS["gamma"].corrected(y, s, 4 * torch.cos(4 * y) - 2 * y, column)
     torch.testing.assert_close(model.estimate(y, level), expected)
     assert not torch.allclose(expected, LAWS["gamma"].estimate(y, s, column), atol=1e-3)
+
+
+@pytest.mark.parametrize(("law", "level"), [("poisson", 0.02), ("gamma", 50), ("lognormal", 0.1)])
+def test_the_noise_is_told_in_the_units_of_its_domain(law, level):
+    """At mid grey the standard deviation of w is that of samples."""
+    for domain in ("even", "pixels"):
+        model = build(f"data.noise.law={law}", f"data.noise.level={level}",
+                      f"method.domain={domain}")  # fmt: skip
+        y = LAWS[law].sample(np.full((1, 1, 300, 300), 0.5), level, np.random.default_rng(0))
+        w, sigma = model.to_state(torch.from_numpy(y), torch.full((1, 1, 1, 1), level).double())
+        assert float(w.std()) == pytest.approx(float(sigma), rel=0.03)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (33, 17)])
@@ -267,8 +288,9 @@ def test_restore_says_what_it_cannot_do(call, message):
        "method.sigma_a_min=0.03"], "method.sigma_a_min=0.03: must be >= 0.087"),
      (["method.form=published", "data.noise.law=poisson", "data.noise.level=0.1",
        "method.domain=pixels", "method.sigma_a_min=0.03"], "sigma_a_min=0.03: must be >= 0.05:"),
-     (["method.objective=r2r", "data.noise.law=poisson", "data.noise.level=0.1",
-       "method.sigma_a_max=0.5"], "method.sigma_a_max=0.5: must be >= 0.55"),
+     (["method.objective=r2r", "data.noise.law=poisson", "data.noise.level=0.1"],
+      "method.objective=r2r: averages w, in which the noise must be Gaussian"),
+     (["method.estimator=corrected"], "method.estimator=corrected: is for the score of poisson"),
      (["data.noise.level_max=300"], "data.noise.level_max=300.0: must be 0.1 to 255")],
 )  # fmt: skip
 def test_bad_settings_are_one_line(more, message):
@@ -336,6 +358,23 @@ def test_the_levels_are_those_of_its_own_training(folder, tmp_path):
         model = genmodels.load(run(folder, tmp_path / copies, *more))
         assert model.levels.tolist() == [50, 50]
         model.restore(torch.zeros(1, 1, 8, 8), "gaussian", 50)
+
+
+def test_noisy_pictures_alone_are_learned_from(folder, tmp_path):
+    """Of unknown noise: the levels are those found in them, and known when it restores."""
+    rng, given = np.random.default_rng(1), tmp_path / "given"
+    given.mkdir()
+    for k, path in enumerate(sorted(folder.glob("*.png"))):
+        smooth = np.asarray(Image.open(path)) * 0.4 + 76.0
+        noisy = smooth + (10 + k) * rng.standard_normal(smooth.shape)
+        Image.fromarray(noisy.clip(0, 255).round().astype(np.uint8)).save(given / path.name)
+    made = run(given, tmp_path / "runs", "data.noise.copies=given", "data.noise.level=0")
+    model = genmodels.load(made)
+    low, high = model.levels.tolist()
+    assert 5 < low < 15 < high < 35
+    assert "nan" not in (made / "metrics.csv").read_text()
+    assert sample.main([str(made), f"denoise={given}", f"out={tmp_path}/restored"]) == 0
+    assert len(list((tmp_path / "restored").glob("*.png"))) == 13
 
 
 def test_unknown_noise_is_one_line(folder, tmp_path, capsys):

@@ -117,6 +117,13 @@ def test_blind_hides_the_level_and_tells_the_error(box, folder, tmp_path, capsys
     model.told.clear()
     assert "level" not in report(folder, tmp_path, "law=gaussian", "level=40")["metrics"]
     assert set(model.told) == {40.0}
+    model.told.clear()
+    model.most = middle = sorted(levels)[2]  # the model is told no level that it does not know
+    beyond = report(folder, tmp_path, "law=gaussian", "level=40", "blind=true")
+    assert model.told == [min(level, middle) for level in levels]
+    assert beyond["metrics"]["level_error"] == found["metrics"]["level_error"]
+    words = ["model", f"denoise={folder}", "law=gaussian", "level=200"]
+    assert evaluate.main(words) == 2 and "this model knows up to" in capsys.readouterr().err
 
 
 def test_the_ensemble_is_reported_apart(box, folder, tmp_path):

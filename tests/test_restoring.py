@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from boxes import Box
-from PIL import Image
+from PIL import Image, ImageOps
 
 import sample
 from genmodels import files, images, pictures, restoring
 from genmodels.benchmark import NonFinite
+from genmodels.config import check
 
 RNG = np.random.default_rng(0)
 
@@ -243,7 +244,7 @@ def test_processes_take_their_shares(box, tmp_path, monkeypatch):
         save(tmp_path / "in" / f"{k}.png", random_levels(6, 6 + k))
     options = {"denoise": f"{tmp_path}/in", "law": "gaussian", "level": "25", "tile": 512,
                "overlap": 32, "ensemble": False, "precision": "fp32", "format": "png",
-               "labels": ""}  # fmt: skip
+               "labels": "", "estimator": ""}  # fmt: skip
     waited = []
     for rank in (1, 0):
         state = types.SimpleNamespace(process_index=rank, num_processes=2,
@@ -283,15 +284,49 @@ def test_a_level_that_the_model_does_not_know_names_the_picture(box, tmp_path, c
     assert "level=7" in errors and errors.endswith("logarithm of the factor) (a.png)\n")
 
 
-def test_a_level_beyond_the_training_is_found_before_the_first_picture_is_written(
-    box, tmp_path, capsys
-):
-    box().most = 20
+def test_a_level_found_beyond_the_training_is_brought_to_the_nearest(box, tmp_path, capsys):
+    model = box()
+    model.most = 20
     save(tmp_path / "in" / "a.png", np.full((32, 32), 51, np.uint8))
     save(tmp_path / "in" / "b.png", random_levels(32, 32))
+    assert run(tmp_path / "in", tmp_path / "out", "law=gaussian", "level=21") == 2
+    assert "level=21: this model knows up to 20" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()  # a level that is told is not changed
+    assert run(tmp_path / "in", tmp_path / "out", "law=gaussian") == 0
+    assert model.told == [0.1, 20]
+    errors = capsys.readouterr().err
+    assert errors.startswith("b.png: level 7") and errors.endswith("model knows, 20\n")
+
+
+def test_a_picture_without_noise_stops_the_work_before_the_first_is_written(
+    box, tmp_path, capsys, monkeypatch
+):
+    model = box()
+
+    def noise_level(image, law):
+        check(image.std() > 1e-3, "level", "auto", "the picture has no noise to measure")
+        return 20.0
+
+    monkeypatch.setattr(model, "noise_level", noise_level)
+    save(tmp_path / "in" / "a.png", random_levels(32, 32))
+    save(tmp_path / "in" / "b.png", np.full((32, 32), 51, np.uint8))
     assert run(tmp_path / "in", tmp_path / "out", "law=gaussian") == 2
-    assert "this model knows up to 20 (b.png)" in capsys.readouterr().err
+    assert "no noise to measure (b.png)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "tiff"])
+def test_a_camera_held_askew(kind):
+    """As Pillow's own exif_transpose has it."""
+    levels = random_levels(24, 16, 3) // 8 + np.arange(16, dtype=np.uint8)[:, None] * 8
+    for orientation in range(1, 9):
+        exif, buffer = Image.Exif(), io.BytesIO()
+        exif[files.ORIENTATION] = orientation
+        Image.fromarray(levels).save(buffer, kind, exif=exif)
+        upright = np.array(ImageOps.exif_transpose(Image.open(buffer)))
+        found = files.read_levels(buffer.getvalue(), f"photo.{kind}")
+        assert np.array_equal(found, upright), orientation
+        assert found.shape[:2] == ((24, 16) if orientation < 5 else (16, 24))
 
 
 def test_the_law_may_be_left_out_or_found(box, tmp_path, capsys, monkeypatch):
@@ -336,7 +371,7 @@ def test_bf16_and_the_ensemble_reach_the_network(box, tmp_path):
         (["level=25"], "law=: choose from gaussian, poisson, auto"),
         (["law=gaussian", "level=900"], "level=900.0: must be 0.1 to 255"),
         (["law=gaussian", "level=much"], "level=much: must be a number, or auto"),
-        (["law=gaussian", "level=nan"], "level=nan: must be 0.1 to 255"),
+        (["law=gaussian", "level=nan"], "level=nan: this model knows up to inf"),
         (
             ["law=auto"],
             "law=auto: needs a picture of 32 x 32 pixels at least; name the law (a.png)",
@@ -364,6 +399,16 @@ def test_bf16_and_the_ensemble_reach_the_network(box, tmp_path):
         (["law=gaussian", "denoise={dir}/no.npy"], "no.npy: has shape (0, 4): holds no picture"),
         (["law=gaussian", "denoise={dir}/pickle.npy"], "pickle.npy: cannot be read (Object arrays"),
         (["law=gaussian", "denoise={dir}/wide.tif"], "wide.tif: has more than 16 bits a pixel"),
+        (
+            ["law=gaussian", "denoise={dir}/unit.tif"],
+            "unit.tif: its brightest pixel is 1.2; fl",
+        ),
+        (
+            ["law=gaussian", "denoise={dir}/unit.npy"],
+            "unit.npy: its brightest pixel is 1.2; fl",
+        ),
+        (["law=gaussian", "denoise={dir}/two.tif"], "two.tif: holds 2 pages; save each as a file"),
+        (["law=gaussian", "estimator=corrected"], "estimator=corrected: choose from law"),
         (["law=gaussian", "out={dir}/a.txt"], "a.txt: is a file; name a folder"),
         (["law=gaussian", "out={dir}"], "is the folder of the noisy picture; name another"),
         (["law=gaussian", "denoise={dir}/cut", "out={dir}/cut/o"], "lies in the folder of the"),
@@ -389,11 +434,15 @@ def test_bad_input_is_one_line_and_nothing_is_written(box, tmp_path, capsys, wor
     (tmp_path / "a.txt").write_text("no picture")
     arrays = {"nan": np.full((4, 4), np.nan), "int": np.ones((4, 4), int),
               "five": np.ones((4, 4, 5)), "no": np.ones((0, 4)),
-              "pickle": np.array([{}])}  # fmt: skip
+              "pickle": np.array([{}]), "unit": np.full((4, 4), 1.2)}  # fmt: skip
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array)
     Image.fromarray(np.full((4, 4), np.inf, np.float32)).save(tmp_path / "inf.tif")
     Image.fromarray(np.full((4, 4), 300, np.int32)).save(tmp_path / "wide.tif")
+    unit = np.full((4, 4), 1.2, np.float32)
+    Image.fromarray(unit).save(tmp_path / "unit.tif")
+    page = Image.fromarray(good)
+    page.save(tmp_path / "two.tif", save_all=True, append_images=[page])
     before = sorted(tmp_path.rglob("*"))
     words = [word.replace("{dir}", str(tmp_path)) for word in words]
     assert run(tmp_path / "a.png", tmp_path / "out", *words) == 2

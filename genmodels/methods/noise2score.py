@@ -82,6 +82,13 @@ class Noise2Score(GenerativeModule):
               "scores generated images, of which it makes none; take eval.loss_every")  # fmt: skip
         self.sigma_a_min = self.least_perturbation(max(self.told_levels()))
         self.DENOISE_LAWS = {noise.law: self.law.unit}
+        self.ESTIMATORS = ("law",)
+        if self.law.corrected is not None and method.objective == "score":
+            self.ESTIMATORS += ("corrected",)
+        check(method.estimator in self.ESTIMATORS, "method.estimator", method.estimator,
+              "is for the score of poisson and gamma noise")  # fmt: skip
+        check(method.objective != "r2r" or self.law.normal, "method.objective", "r2r",
+              "averages w, in which the noise must be Gaussian: gaussian, lognormal")  # fmt: skip
         self.net = NETWORKS[cfg.network.name](cfg.network, self.shape)
         # The levels it was trained on; of given pictures they are estimated, in prepare().
         self.register_buffer("levels", torch.tensor(self.told_levels()))
@@ -106,7 +113,7 @@ class Noise2Score(GenerativeModule):
         key = "min"
         if method.objective == "r2r":
             least, key = method.sigma_a_max, "max"
-        if poisson and method.objective in ("score", "r2r"):
+        if poisson and method.objective == "score":
             bound = 0.5 * zeta if method.domain == "pixels" else 0.275 * zeta**0.5
             bound = 0.55 if method.form == "scaled" else bound
             check(least >= bound, f"method.sigma_a_{key}", least, f"must be >= {bound:.3g}: counts "
@@ -158,8 +165,8 @@ class Noise2Score(GenerativeModule):
     def sigma_a(self, n, sigma):
         """Return the perturbation of training images n, (B, 1, 1, 1).
 
-        Pictures of less noise are perturbed up to what the noisiest reach: E[x | z] depends on t
-        alone (exactly so under Gaussian noise), and they tell more of the noise in z.
+        Where the noise in w is Gaussian E[x | z] depends on t alone: pictures of less noise are
+        perturbed up to what the noisiest reach, and tell more of the noise in z.
         """
         cfg = self.cfg.method
         if cfg.objective == "r2r":
@@ -169,8 +176,10 @@ class Noise2Score(GenerativeModule):
             share = self.sigma_a_min + (cfg.sigma_a_max - self.sigma_a_min) * rest
         else:
             drawn = seeding.uniform(self.cfg.seed, n, seeding.Stream.SIGMA).reshape(-1, 1, 1, 1)
-            t = (1 + cfg.sigma_a_max**2) * self.noise_std(self.levels).max() ** 2
-            most = (t - sigma**2).sqrt() / sigma
+            most = cfg.sigma_a_max
+            if self.law.normal and cfg.domain == "even" and cfg.form == "scaled":
+                noisiest = torch.maximum(self.noise_std(self.levels).max(), sigma)
+                most = ((1 + most**2) * noisiest**2 - sigma**2).sqrt() / sigma
             share = self.sigma_a_min * (most / self.sigma_a_min) ** drawn
         return share if cfg.form == "published" else share * sigma
 
@@ -249,10 +258,15 @@ class Noise2Score(GenerativeModule):
         check(law in self.DENOISE_LAWS, "law", law, f"choose from {', '.join(self.DENOISE_LAWS)}")
         return float(level_from_patches((image.double() + 1) / 2, self.law))
 
-    def check_level(self, level):
-        """Raise ValueError for a level that it was not trained on."""
+    def nearest_level(self, level):
+        """Return the level nearest to this one of those that it knows: trained on, or 10 % off."""
         low, high = self.levels.tolist()
-        check(0.9 * low <= level <= 1.1 * high, "level", f"{level:.4g}",
+        return min(max(level, 0.9 * low), 1.1 * high)
+
+    def check_level(self, level):
+        """Raise ValueError for a level that it does not know."""
+        low, high = self.levels.tolist()
+        check(self.nearest_level(level) == level, "level", f"{level:.4g}",
               f"this model was trained at {low:.4g} to {high:.4g}; tell one of these")  # fmt: skip
 
     @torch.no_grad()
@@ -262,7 +276,7 @@ class Noise2Score(GenerativeModule):
         Args:
             images: float32 (B, C, H, W) on the [-1, 1] scale, not clipped; any H and W.
             law: the one it was trained on, a key of DENOISE_LAWS.
-            level: in the law's unit; None: estimated for each picture.
+            level: in the law's unit; None: estimated for each picture, the nearest that it knows.
             labels: None; it knows no classes.
 
         Raises:
@@ -272,9 +286,11 @@ class Noise2Score(GenerativeModule):
               f"the model knows {self.shape[0]} channels")  # fmt: skip
         check(law in self.DENOISE_LAWS, "law", law, f"choose from {', '.join(self.DENOISE_LAWS)}")
         self.noisy_state(images)
-        found = [self.noise_level(image, law) if level is None else level for image in images]
-        for value in found:
-            self.check_level(value)
+        if level is None:
+            found = [self.nearest_level(self.noise_level(image, law)) for image in images]
+        else:
+            self.check_level(level)
+            found = [level] * len(images)
         found = torch.tensor(found, dtype=torch.float32, device=self.device)
         y = (images.to(self.device) + 1) / 2
         return (self.estimate(y, found) * 2 - 1).clamp(-1, 1), found
