@@ -1,14 +1,16 @@
 """Noise2Score on real pictures beside its baselines, the same network and steps for all.
 
-    python -m benchmarks.noise2score grey|colour|laws|blind|levels|speed [only=NAME;...] [seed=0]
+    python -m benchmarks.noise2score grey|colour|laws|blind [only=NAME;...] [seed=0]
         [work=runs/noise2score] [out=benchmarks/results] [key=value ... of the config]
+    python -m benchmarks.noise2score levels|scores|speed [model=MODEL] [out=benchmarks/results]
 
 grey: BSD68 and Set12 under Gaussian noise of 25; colour: CBSD68; laws: Set12 under Poisson and
 Gamma noise; blind: one model of levels 5 to 55, told and not told the level. Each trains what
 STUDIES names (only=: names that begin so, between semicolons), evaluates it as evaluate.py denoise=
 does, and writes OUT/noise2score_STUDY.json and .md, and a picture; what is there is kept, so
 that a killed command goes on. levels: how well level and law are told from a picture alone, without
-a model. speed: megapixels per second against BM3D, one picture in turns.
+a model; scores: how well the level is told from the score of MODEL, of Gaussian noise. speed:
+megapixels per second against BM3D, one picture in turns.
 """
 
 import json
@@ -29,7 +31,13 @@ from genmodels.datasets import data_root
 from genmodels.images import write_bytes
 from genmodels.metrics import restoration
 from genmodels.noise import LAWS
-from genmodels.noise_levels import level_from_patches, pick_law
+from genmodels.noise_levels import (
+    level_bound,
+    level_from_patches,
+    level_jvp,
+    level_tv,
+    pick_law,
+)
 
 GREY, COLOUR = "configs/noise2score_bsd400.yaml", "configs/noise2score_cbsd400.yaml"
 PUBLISHED = "configs/noise2score_published.yaml"
@@ -208,6 +216,45 @@ def levels(words):
     write_bytes(out / "noise2score_levels.json", json.dumps(result, indent=1).encode())
 
 
+@torch.no_grad()
+def scores(words):
+    """Measure the estimates of the level of Set12 from a learned score; see the module's docstring.
+
+    The score of a model of a range of levels depends on the level it is told: it is told the middle
+    first, and its estimate then, four times.
+    """
+    out = Path(words.pop("out", "benchmarks/results"))
+    name = words.pop("model", "pretrained/noise2score_grey")
+    model = genmodels.load(name)
+    low, high = model.levels.tolist()
+    estimates = {
+        "patches": lambda y, score: level_from_patches(y, "gaussian"),
+        "total variation": lambda y, score: level_tv(y, score(y), "gaussian"),
+        "Jacobian": lambda y, score: level_jvp(y, score, "gaussian"),
+        "bound": lambda y, score: level_bound(score(y)),
+    }
+    readers = pictures.find(pictures_in("Set12")).values()
+    clean, rows = [read().levels[0] / 255 for read in readers], []
+    for level in [low] if low == high else [15, 25, 50]:
+        row = {"level": level}
+        for key, estimate in estimates.items():
+            levels = []
+            for index, x in enumerate(clean):
+                y = LAWS["gaussian"].sample(x, level, np.random.default_rng([0, index]))
+                y, told = torch.from_numpy(y).movedim(2, 0).float(), (low * high) ** 0.5
+                for _ in range(1 if low == high or key == "patches" else 4):
+                    told = torch.tensor([model.nearest_level(told)])
+                    told = estimate(y, lambda y, told=told: model.score(y[None], told)[0])
+                levels.append(told / level)
+            row[key] = {"mean_ratio": float(np.mean(levels)),
+                        "mean_error": float(np.mean(np.abs(np.array(levels) - 1)))}  # fmt: skip
+        rows.append(row)
+        print(row)
+    result = {"command": f"python -m benchmarks.noise2score scores model={name}",
+              "machine": machine(), "versions": benchmark.versions(), "rows": rows}  # fmt: skip
+    write_bytes(out / "noise2score_scores.json", json.dumps(result, indent=1).encode())
+
+
 def speed(words):
     """Measure restoring against BM3D on one picture, in turns; see the module's docstring."""
     out, rounds = Path(words.pop("out", "benchmarks/results")), int(words.pop("rounds", 3))
@@ -244,11 +291,12 @@ def run(argv):
     """Run one of the studies; see the module's docstring."""
     positionals, words, flags = cli.split_words(argv)
     cli.check_flags(flags, ("--help",))
-    if flags or len(positionals) != 1 or positionals[0] not in (*STUDIES, "levels", "speed"):
+    others = {"levels": levels, "scores": scores, "speed": speed}
+    if flags or len(positionals) != 1 or positionals[0] not in (*STUDIES, *others):
         print(__doc__.strip())
         return
-    if positionals[0] in ("levels", "speed"):
-        {"levels": levels, "speed": speed}[positionals[0]](words)
+    if positionals[0] in others:
+        others[positionals[0]](words)
     else:
         study(positionals[0], words)
 
