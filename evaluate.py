@@ -255,7 +255,9 @@ def score_images(model, options, extra, device):
     fast = scoring.fast_difference(features, reference, pictures)
     facts |= {"features": describe(features) | fast, "stages": scorer.seconds, "rows": []}
     facts |= {"scorer": scorer}
-    return scores, facts, f"against {source}: {len(pictures)} images, features {features.name}"
+    mode = "" if features.mode == "exact" else f", mode {features.mode}"
+    title = f"against {source}: {len(pictures)} images, features {features.name}{mode}"
+    return scores, facts, title
 
 
 def check_sizes(source, shape, real, features):

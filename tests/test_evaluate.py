@@ -231,7 +231,9 @@ def test_notes_of_the_features_are_told_and_reported(tmp_path, digits, capsys):
     words = ["images=digits:test", "reference=digits:train", "features=digits", "mode=fast"]
     report = scores(words, tmp_path)
     assert "mode=fast: rows differ from exact ones" in report["warnings"][0]
-    errors = capsys.readouterr().err
+    assert report["features"]["mode"] == "fast"
+    shown, errors = capsys.readouterr()
+    assert "features digits, mode fast" in " ".join(shown.split())
     assert "note: mode=fast" in errors and "UserWarning" not in errors
 
 
