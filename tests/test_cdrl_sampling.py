@@ -104,7 +104,7 @@ def test_options_do_what_they_say(digits):
         (lambda m: m.sample([0], steps=0), "steps=0: must be >= 1"),
         (lambda m: m.sample([0], guidance=-2.0), "guidance=-2.0: must be >= -1"),
         (lambda m: m.sample([0], churn=1.0), "churn=1.0: choose from steps"),
-        (lambda m: m.sample([0], mala=True, noise_scale=0.9), "noise_scale=0.9: mala=true does"),
+        (lambda m: m.sample([0], mala=True, noise_scale=0.9), "^noise_scale=0.9: mala=true does"),
         (lambda m: m.sample([0], compose="\u00b2"), "is no term"),
         (lambda m: m.sample([0], 3, compose="3"), "compose=3: names the classes itself"),
         (lambda m: m.sample([0], compose="3", guidance=1.0), "compose=3: weights take guidance's"),

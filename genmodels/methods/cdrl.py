@@ -89,6 +89,8 @@ class CDRLConfig:
             check(getattr(self, key) > 0, f"method.{key}", getattr(self, key), "must be > 0")
         check(0 <= self.label_dropout <= 1, "method.label_dropout", self.label_dropout,
               "must be in [0, 1]")  # fmt: skip
+        check(self.noise_scale == 1 or not self.mala, "method.noise_scale", self.noise_scale,
+              "mala=true does not take it; use noise_scale=1")  # fmt: skip
 
 
 class CDRL(GenerativeModule):
