@@ -61,6 +61,7 @@ def score_likelihood(model, options, extra, device):
     check_shape(source, pixels.shape[1:], model)
     num = min(options["num"] or len(pixels), len(pixels))
     labels = labels[:num] if model.classes and labels is not None else None
+    model.check_labels(labels, f"{source} has images without; name others by data=")
     settings = {key: value for key, value in extra.items() if value is not None}
     settings |= {"seed": options["seed"], "batch": options["batch"]}
     settings |= {"word": options["likelihood"]}

@@ -299,6 +299,23 @@ def test_log_prob_and_sample_refuse(exact):
         exact.sample([0], guidance=2)
 
 
+@pytest.mark.parametrize("labels", [None, torch.tensor([3, -1])])
+def test_a_model_with_classes_asks_for_them(trained, labels):
+    """Without one it would be given the embedding of no class, which no training has touched."""
+    x = batch(2)["image"]
+    kinds = {kind: {"kind": kind, "seeds": [0, 1], "steps": 1} for kind in trained.LIKELIHOODS}
+    for call in (
+        lambda told: trained.denoise(x, 0.1, told),
+        lambda told: trained.score(x, 1, told),
+        lambda told: trained.restore(x, "lognormal", 0.1, told),
+        lambda told: trained.restore(x, "lognormal", None, told),
+        *(lambda told, o=o: trained.log_prob(x, told, **o) for o in kinds.values()),
+    ):
+        with pytest.raises(ValueError, match="^labels=: this model was trained with a class for"):
+            call(labels)
+        call(torch.tensor([3, 0]))
+
+
 def test_restore_is_the_posterior_mean_of_the_log(exact):
     """And the level is found without being told: 64 pixels know a variance to 18 %."""
     clean = batch(300)["image"]

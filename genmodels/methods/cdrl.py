@@ -289,8 +289,8 @@ class CDRL(GenerativeModule):
         cfg = self.settings(options, SAMPLING)
         check(cfg.guidance == 0 or self.classes, "guidance", cfg.guidance,
               "this model is unconditional; leave it out")  # fmt: skip
-        scaled = options.get("noise_scale") not in (None, 1.0) and cfg.mala
-        check(not scaled, "noise_scale", cfg.noise_scale, "mala=true does not take it")
+        check(cfg.guidance == 0 or self.unlabelled, "guidance", cfg.guidance,
+              "no label was hidden in training (method.label_dropout); use 0")  # fmt: skip
         return cfg
 
     def _blend(self, cfg, drawn, labels, compose, keys):
@@ -300,7 +300,10 @@ class CDRL(GenerativeModule):
             return blend_of(float(cfg.guidance), drawn, choice)
         check(labels is None, "compose", compose, "names the classes itself; leave labels out")
         check(cfg.guidance == 0, "compose", compose, "weights take guidance's place; leave it out")
-        return blend_of(parse_compose(compose, self.classes), drawn, choice)
+        blend = blend_of(parse_compose(compose, self.classes), drawn, choice)
+        check(self.unlabelled or (blend.labels >= 0).all(), "compose", compose, "no label was "
+              "hidden in training (method.label_dropout); make the weights sum to 1")  # fmt: skip
+        return blend
 
     # --------------------------------------------------------------------------------------------
     # What the energy says of an image
@@ -310,6 +313,7 @@ class CDRL(GenerativeModule):
 
         p is the density of the lowest noise level, 0.0075 on the scale of [-1, 1].
         """
+        self.check_labels(labels)
         return density.energy(self, x, labels)
 
     def ood_scores(self, x, labels=None):
@@ -318,6 +322,7 @@ class CDRL(GenerativeModule):
         f: the energy's f at the lowest noise level. f_levels: its mean over all levels, with one
         noise e for all images and levels. grad_norm: minus the norm of f's gradient.
         """
+        self.check_labels(labels)
         return density.ood_scores(self, x, labels)
 
     def log_prob(self, x, labels=None, *, kind, seeds, **options):
@@ -329,6 +334,7 @@ class CDRL(GenerativeModule):
             x, labels: as in the base class. options: see LIKELIHOOD_OPTIONS.
         """
         check(kind in self.LIKELIHOODS, "kind", kind, f"choose from {', '.join(self.LIKELIHOODS)}")
+        self.check_labels(labels)
         settings = {key: default for key, (_, default, _) in self.LIKELIHOOD_OPTIONS.items()}
         settings |= {key: value for key, value in options.items() if value is not None}
         for key, value in settings.items():

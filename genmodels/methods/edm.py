@@ -179,7 +179,11 @@ class EDM(GenerativeModule):
             x: noisy images on the [-1, 1] scale (B, C, H, W).
             sigma: noise level on that scale, a scalar or (B,) tensor.
             labels: int64 (B,), -1 = none.
+
+        Raises:
+            ValueError: labels the model does not have.
         """
+        self.check_labels(labels)
         return self.net(x, torch.as_tensor(sigma, device=x.device), labels)
 
     def score(self, x, sigma, labels=None):
@@ -211,14 +215,14 @@ class EDM(GenerativeModule):
         check(trace in TRACES, "trace", trace, f"choose from {', '.join(TRACES)}")
         check(probes >= 1, "probes", probes, "must be >= 1")
         check(0 < low < high, "sigma_min", low, f"must be in (0, sigma_max={high})")
-        check(labels is None or self.classes, "labels", "given", "this model is unconditional")
+        self.check_labels(labels)
         seeds = torch.as_tensor(seeds, device=self.device)
         times = torch.linspace(low ** (1 / cfg.rho), high ** (1 / cfg.rho), steps + 1,
                                dtype=state_dtype(self.device), device=self.device)  # fmt: skip
 
         def velocity(x, t):
             sigma = t**cfg.rho
-            slope = (x - self.denoise(x, sigma, labels).to(x.dtype)) / sigma
+            slope = (x - self.net(x, sigma, labels).to(x.dtype)) / sigma
             return slope * cfg.rho * t ** (cfg.rho - 1)
 
         def signs(i):
@@ -280,6 +284,12 @@ class EDM(GenerativeModule):
         if guide is None:
             check(cfg.guidance == 1 or self.classes, "guidance", cfg.guidance,
                   "this model is unconditional; give it a guide")  # fmt: skip
+            check(
+                cfg.guidance == 1 or self.unlabelled,
+                "guidance",
+                cfg.guidance,
+                "no label was hidden in training (method.label_dropout); give it a guide",
+            )
         else:
             check(cfg.guidance != 1, "guidance", cfg.guidance, "leaves the guide unused; try 2")
             check(guide.shape == self.shape and guide.classes in (0, self.classes), "guide",
