@@ -175,6 +175,15 @@ class GenerativeModule(L.LightningModule):
         check(known or self.unlabelled, "labels", "", "this model was trained with a class for "
               f"every image and knows no image without; {remedy}")  # fmt: skip
 
+    def anywhere(self, decision):
+        """Return whether it holds on any process; all of them have to ask at the same time.
+
+        A process that stopped alone would leave the others waiting for it.
+        """
+        if self._trainer is None:
+            return decision
+        return self.trainer.strategy.reduce_boolean_decision(decision, all=False)
+
     def training_step(self, batch, batch_idx):
         """Return the loss of one micro-batch; dropout is keyed by (seed, micro-step, rank).
 

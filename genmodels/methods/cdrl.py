@@ -216,8 +216,9 @@ class CDRL(GenerativeModule):
         """
         limit = self.cfg.method.divergence
         lines, finite = self.levels.beyond(limit)
-        where = f"step {self.global_step} at {'; '.join(lines)}"
-        if lines and finite:
+        levels = "; ".join(lines) or "a level on another process"
+        where = f"step {self.global_step} at {levels}"
+        if self.anywhere(bool(lines) and finite):
             raise FloatingPointError(f"method.divergence={limit:g}: exceeded in {where}")
         if lines:  # the base class skips and counts such steps
             self.print(f"not finite in {where}")
