@@ -197,7 +197,8 @@ def test_sample_script_completes_and_composes(run, tmp_path, capsys):
         images.write_png(tmp_path / f"in/{k}.png", pixels[k])
     images.write_png(tmp_path / "mask.png", mask)
     words = [str(run), "num=3", f"inpaint={tmp_path}/in", f"mask={tmp_path}/mask.png"]
-    assert sample.main([*words, f"out={tmp_path}/out"]) == 0
+    # The last denoising, of hardly any training, would make all of them one grey.
+    assert sample.main([*words, "tweedie_scale=0", f"out={tmp_path}/out"]) == 0
     made = torch.stack([images.read_image(tmp_path / f"out/{k:06d}.png", 1) for k in range(3)])
     assert torch.equal(made[:, :, :5], pixels[[0, 1, 0]][:, :, :5])
     assert not torch.equal(made[0], made[2])
