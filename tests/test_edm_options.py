@@ -150,6 +150,7 @@ def test_guide_on_the_command_line(tmp_path, capsys):
     [
         (dict(sampler="rk4"), "^sampler=rk4: choose from euler, heun, dpmpp_2m"),
         (dict(steps=0), "^steps=0: must be >= 1"),
+        (dict(sampler="euler", alpha=0.5), "^alpha=0.5: euler takes no second-order step"),
         (dict(alpha=0.0), r"^alpha=0.0: must be in \(0, 1\]"),
         (dict(sigmas="karras"), "^sigmas=karras: choose from edm, vp, ve, iddpm"),
         (dict(sampler="dpmpp_2m", churn=1.0), "^churn=1.0: dpmpp_2m is deterministic"),

@@ -288,6 +288,7 @@ def test_log_prob_and_sample_refuse(exact):
     for options, message in (
         ({"kind": "elbo"}, "kind=elbo: choose from ode, bound"),
         ({"kind": "ode", "trace": "svd"}, "trace=svd: choose from"),
+        ({"kind": "ode", "trace": "exact", "probes": 2}, "probes=2: trace=exact draws none"),
     ):
         with pytest.raises(ValueError, match=message):
             exact.log_prob(x, seeds=[0], **options)
@@ -295,6 +296,16 @@ def test_log_prob_and_sample_refuse(exact):
         exact_model("method.offset=0.001").log_prob(x, kind="ode", seeds=[0])
     with pytest.raises(ValueError, match="^steps=0: must be >= 1"):
         exact.sample([0], steps=0)
+    for options in (
+        {"solver": "rk4"},
+        {"sampler": "ode", "denoise_last": False},
+        {"delta": 1e-4},
+        {"sampler": "paper", "grid": "uniform"},
+        {"sampler": "ums", "form": "ums"},
+    ):
+        key, value = list(options.items())[-1]
+        with pytest.raises(ValueError, match=f"^{key}={value}: sampler=.* does not take it"):
+            exact.sample([0], **options)
     with pytest.raises(ValueError, match="^guidance=2: choose from"):
         exact.sample([0], guidance=2)
 

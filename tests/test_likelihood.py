@@ -143,7 +143,8 @@ def test_signs_are_fair_and_fresh():
     ("options", "message"),
     [({"steps": 0}, "steps=0"), ({"probes": 0}, "probes=0"), ({"trace": "full"}, "trace=full"),
      ({"sigma_min": 90.0}, "sigma_min=90"), ({"kind": "ais"}, "kind=ais"),
-     ({"labels": torch.zeros(1)}, "labels=given: this model is unconditional")],
+     ({"labels": torch.zeros(1)}, "labels=given: this model is unconditional"),
+     ({"trace": "exact", "probes": 2}, "probes=2: trace=exact draws none")],
 )  # fmt: skip
 def test_bad_options(model, options, message):
     with pytest.raises(ValueError, match=message):
@@ -204,6 +205,7 @@ def test_images_without_labels(tmp_path, capsys, dropout):
     assert (expected in capsys.readouterr().err) is not bool(dropout)
     assert evaluate.main([*words, "data=npz:train", f"root={tmp_path}/others.npz"]) == 2
     assert "labels=12: must be in 0..9" in capsys.readouterr().err
+    assert evaluate.main([*words, f"data={tmp_path}/unknown.npz"]) == code  # a path is one too
 
 
 def test_evaluate_reports_bits_per_dim(tiny_run, tmp_path, capsys):

@@ -75,6 +75,8 @@ class EDMConfig:
               f"must be in (0, sigma_max={self.sigma_max})")  # fmt: skip
         check(self.churn >= 0, "method.churn", self.churn, "must be >= 0")
         check(0 < self.alpha <= 1, "method.alpha", self.alpha, "must be in (0, 1]")
+        check(self.alpha == 1 or self.sampler != "euler", "method.alpha", self.alpha,
+              "euler takes no second-order step; use heun")  # fmt: skip
         if self.sampler == "dpmpp_2m":
             check(not self.churn, "method.churn", self.churn, "dpmpp_2m is deterministic; use heun")
             check(not self.general, "method.sampler", self.sampler,
@@ -214,6 +216,7 @@ class EDM(GenerativeModule):
         check(steps >= 1, "steps", steps, "must be >= 1")
         check(trace in TRACES, "trace", trace, f"choose from {', '.join(TRACES)}")
         check(probes >= 1, "probes", probes, "must be >= 1")
+        check(probes == 1 or trace != "exact", "probes", probes, "trace=exact draws none")
         check(0 < low < high, "sigma_min", low, f"must be in (0, sigma_max={high})")
         self.check_labels(labels)
         seeds = torch.as_tensor(seeds, device=self.device)

@@ -309,6 +309,9 @@ class GBM(GenerativeModule):
         (low, high), (first, last) = self.cfg.method.ends, cfg.ends
         check(low <= first and last <= high, "sigma_max", cfg.sigma_max,
               f"and sigma_min={cfg.sigma_min} must be levels it was trained on")  # fmt: skip
+        for key, samplers in gbm.READ_BY.items():
+            check(options.get(key) is None or cfg.sampler in samplers, key, options.get(key),
+                  f"sampler={cfg.sampler} does not take it; leave it out")  # fmt: skip
         return cfg
 
     @torch.no_grad()
@@ -327,6 +330,7 @@ class GBM(GenerativeModule):
         check(trace in TRACES, "trace", trace, f"choose from {', '.join(TRACES)}")
         check(steps >= 1, "steps", steps, "must be >= 1")
         check(probes >= 1, "probes", probes, "must be >= 1")
+        check(probes == 1 or trace != "exact", "probes", probes, "trace=exact draws none")
         check(self.cfg.method.offset > 1 / 510, "method.offset", self.cfg.method.offset,
               "dequantised black reaches -1/510; a density needs a larger offset")  # fmt: skip
         self.check_labels(labels)
