@@ -153,6 +153,8 @@ def test_a_model_that_saw_every_label_knows_nothing_without():
             call(model)
     model.sample([0], compose="3:1.5,4:0.5,!5:1", steps=1)
     model.energy(x, torch.tensor([3]))
+    with pytest.raises(ValueError, match="^method.guidance=1.0: needs a conditional model"):
+        genmodels.build(DIGITS, *SMALL, "method.label_dropout=0", "method.guidance=1")
 
 
 def test_blend_of_or_is_a_mixture():

@@ -116,6 +116,8 @@ def test_a_model_that_saw_every_label_is_no_guide_of_itself():
     model, x = make(labels=True), torch.zeros(2, 1, 8, 8)
     with pytest.raises(ValueError, match="^guidance=2.0: no label was hidden in training"):
         model.sample([0], 3, steps=1, guidance=2.0)
+    with pytest.raises(ValueError, match="^method.guidance=2.0: needs a conditional model"):
+        make(labels=True, guidance=2.0)  # before a picture of the training needs it
     without = "^labels=: this model was trained with a class for every image"
     for call in (lambda m: m.sample([0, 1], [3, -1], steps=1), lambda m: m.denoise(x, 1.0),
                  lambda m: m.score(x, 1.0, torch.tensor([3, -1])),

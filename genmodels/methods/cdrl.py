@@ -121,8 +121,9 @@ class CDRL(GenerativeModule):
     def __init__(self, cfg):
         super().__init__(cfg)
         method = cfg.method
-        check(method.guidance == 0 or self.classes, "method.guidance", method.guidance,
-              "needs a conditional model (data.labels=true)")  # fmt: skip
+        guided = method.guidance == 0 or self.classes and self.unlabelled
+        check(guided, "method.guidance", method.guidance,
+              "needs a conditional model (data.labels=true, method.label_dropout=0.1)")  # fmt: skip
         self.net = NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes)
         self.initializer = build_initializer(method, self.shape, self.classes)
         self.schedule = RecoverySchedule(
@@ -323,7 +324,7 @@ class CDRL(GenerativeModule):
         f: the energy's f at the lowest noise level. f_levels: its mean over all levels, with one
         noise e for all images and levels. grad_norm: minus the norm of f's gradient.
         """
-        self.check_labels(labels)
+        self.check_labels(labels, "give labels (ood= has none)")
         return density.ood_scores(self, x, labels)
 
     def log_prob(self, x, labels=None, *, kind, seeds, **options):

@@ -76,7 +76,7 @@ class EDMConfig:
         check(self.churn >= 0, "method.churn", self.churn, "must be >= 0")
         check(0 < self.alpha <= 1, "method.alpha", self.alpha, "must be in (0, 1]")
         check(self.alpha == 1 or self.sampler != "euler", "method.alpha", self.alpha,
-              "euler takes no second-order step; use heun")  # fmt: skip
+              "euler takes no second-order step; use 1")  # fmt: skip
         if self.sampler == "dpmpp_2m":
             check(not self.churn, "method.churn", self.churn, "dpmpp_2m is deterministic; use heun")
             check(not self.general, "method.sampler", self.sampler,
@@ -115,8 +115,9 @@ class EDM(GenerativeModule):
         super().__init__(cfg)
         check(not cfg.method.augment or getattr(cfg.network, "augment", False), "method.augment",
               cfg.method.augment, "needs network.name=edm_unet, network.augment=true")  # fmt: skip
-        check(cfg.method.guidance == 1 or self.classes, "method.guidance", cfg.method.guidance,
-              "needs a conditional model (data.labels=true)")  # fmt: skip
+        guided = cfg.method.guidance == 1 or self.classes and self.unlabelled
+        check(guided, "method.guidance", cfg.method.guidance,
+              "needs a conditional model (data.labels=true, method.label_dropout=0.1)")  # fmt: skip
         check(not getattr(NETWORKS[cfg.network.name], "ENCODER", False), "network.name",
               cfg.network.name, "needs a network that makes images: unet, edm_unet")  # fmt: skip
         raw = NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes)
@@ -287,12 +288,9 @@ class EDM(GenerativeModule):
         if guide is None:
             check(cfg.guidance == 1 or self.classes, "guidance", cfg.guidance,
                   "this model is unconditional; give it a guide")  # fmt: skip
-            check(
-                cfg.guidance == 1 or self.unlabelled,
-                "guidance",
-                cfg.guidance,
-                "no label was hidden in training (method.label_dropout); give it a guide",
-            )
+            check(cfg.guidance == 1 or self.unlabelled, "guidance", cfg.guidance,
+                  "no label was hidden in training (method.label_dropout); give it a guide",
+            )  # fmt: skip
         else:
             check(cfg.guidance != 1, "guidance", cfg.guidance, "leaves the guide unused; try 2")
             check(guide.shape == self.shape and guide.classes in (0, self.classes), "guide",
