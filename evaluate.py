@@ -85,6 +85,8 @@ TAKEN = {
     "likelihood=true": ("likelihood", "data", "num", "seed", "root", "pad", "batch", "device",
                         "out"),
     "denoise=": (*restoration_scores.SCHEMA, "num", "seed", "precision", "device", "out"),
+    "ood=": ("ood", "cluster", "metrics", "num", "seed", "root", "pad", "batch", "device", "out"),
+    "cluster=": ("cluster", "metrics", "root", "pad", "batch", "device", "out"),
 }  # fmt: skip
 # What scores a model in place of its images: (model, options, options of the method, device) ->
 # (scores, facts, title), by the key that asks for it; and where the method says what it takes.
@@ -121,11 +123,13 @@ def evaluate(argv):
     model = checkpoint.load(positionals[0], device=device) if positionals else None
     mode = next((key for key in WORK if options[key]), "")
     work, taken = WORK.get(mode, (score_images, "SAMPLE_OPTIONS"))
+    made = scores_images(common, options)
+    taken = taken if made or mode == "likelihood" else ""
     extra = cli.typed_words(words, getattr(model, taken, {}), also=SCHEMA)
     given = {key: (options | extra)[key] for key in [*common, *words] if key not in FILES}
     with cli.told_warnings() as told:
         scores, facts, title = score_clusters(model, options, clustering)
-        if mode == "ood" and "metrics" in common and options["metrics"]:
+        if mode == "ood" and made:
             scores |= score_images(model, options, dict(extra), device)[0]  # asked for beside it
         if options["metrics"] or mode:
             more, facts, title = work(model, options, extra, device)
@@ -168,10 +172,17 @@ def split_metrics(options, chosen):
     return [name for name in asked if name in CLUSTERING]
 
 
+def scores_images(common, options):
+    """Return whether images are scored, beside clusters or ood= only if metrics= asks for it."""
+    return bool(options["metrics"]) and ("metrics" in common or not options["ood"])
+
+
 def check_words(common, options, positionals, command):
     """Raise ValueError for a word that would be ignored."""
     asked = (word for word in TAKEN if options.get(word.partition("=")[0]))
     work = command or next(asked, "")
+    if work in ("ood=", "cluster=") and scores_images(common, options):
+        work = ""  # images are scored too, and take every key
     for key, text in common.items():
         if key not in TAKEN.get(work, SCHEMA):
             raise ValueError(f"{key}={text}: {work} does not take it; leave it out")
@@ -255,7 +266,9 @@ def score_images(model, options, extra, device):
     fast = scoring.fast_difference(features, reference, pictures)
     facts |= {"features": describe(features) | fast, "stages": scorer.seconds, "rows": []}
     facts |= {"scorer": scorer}
-    return scores, facts, f"against {source}: {len(pictures)} images, features {features.name}"
+    mode = "" if features.mode == "exact" else f", mode {features.mode}"
+    title = f"against {source}: {len(pictures)} images, features {features.name}{mode}"
+    return scores, facts, title
 
 
 def check_sizes(source, shape, real, features):

@@ -102,8 +102,8 @@ def read_released(path, key="ema"):
         key: which of its networks.
 
     Returns:
-        spec: {"network": fields of EDMUNetConfig, "method": {"precond", "sigma_data"},
-            "shape": [C, H, W], "classes": int} and, for iddpm, "levels": its table.
+        spec: {"network": fields of EDMUNetConfig, "method": {"precond", "sigma_data",
+            "label_dropout"}, "shape": [C, H, W], "classes": int} and, for iddpm, "levels".
         tensors: the raw network's tensors under their released names, float32.
 
     Raises:
@@ -140,6 +140,7 @@ def _specify(net, kind):
         net_on_meta = EDMUNet(EDMUNetConfig(**spec["network"]), spec["shape"], spec["classes"])
     state_from_released(net_on_meta, tensors, spec["shape"][1])
     spec["method"] = {"precond": kind, "sigma_data": float(net.state.get("sigma_data", 0.5))}
+    spec["method"]["label_dropout"] = float(model.state.get("label_dropout", 0))
     if kind == "iddpm":
         spec["levels"] = net.state["_buffers"]["u"].value[:-1]  # the last one is 0
     return spec, tensors

@@ -4,11 +4,17 @@ Each function returns (scores, facts, title) and takes the options of the comman
 """
 
 from genmodels import clusters, likelihood
+from genmodels.datasets import DATASETS
 from genmodels.metrics import ood
 from genmodels.metrics.clustering import clustering_scores
 from genmodels.sources import check_shape, read_source, where
 
 __all__ = ["score_clusters", "score_likelihood", "score_ood"]
+
+
+def of_test(source):
+    """Return a data set's name with its split, test if none is named; a path as it is."""
+    return f"{source}:test" if source in DATASETS else source
 
 
 def score_clusters(model, options, metrics):
@@ -18,7 +24,7 @@ def score_clusters(model, options, metrics):
         return {}, {}, ""
     if not hasattr(model, "cluster"):
         raise ValueError(f"cluster={source}: needs a MODEL whose method makes clusters")
-    source = source if ":" in source else f"{source}:test"
+    source = of_test(source)
     pixels, labels, _ = read_source(source, **where(options, model))
     check_shape(source, pixels.shape[1:], model)
     if labels is None:
@@ -43,7 +49,7 @@ def score_ood(model, options, extra, device):
         if source in ood.SYNTHETIC:
             pixels[source] = ood.synthetic(source, inside, options["seed"])
         else:
-            other = read_source(source if ":" in source else f"{source}:test", **kept)[0]
+            other = read_source(of_test(source), **kept)[0]
             check_shape(source, other.shape[1:], model)
             pixels[source] = ood.first(other, num)
     scores = {k: ood.image_scores(model, v, options["batch"]) for k, v in pixels.items()}
@@ -55,12 +61,12 @@ def score_likelihood(model, options, extra, device):
     """Return (scores, facts, title): bits per dimension of real images under the model."""
     if model is None or not model.LIKELIHOODS:
         raise ValueError("likelihood=true: needs a MODEL whose method has a likelihood")
-    source = options["data"] or model.cfg.data.name
-    source = source if ":" in source else f"{source}:test"
+    source = of_test(options["data"] or model.cfg.data.name)
     pixels, labels, _ = read_source(source, **where(options, model))
     check_shape(source, pixels.shape[1:], model)
     num = min(options["num"] or len(pixels), len(pixels))
     labels = labels[:num] if model.classes and labels is not None else None
+    model.check_labels(labels, f"{source} has images without; name others by data=")
     settings = {key: value for key, value in extra.items() if value is not None}
     settings |= {"seed": options["seed"], "batch": options["batch"]}
     settings |= {"word": options["likelihood"]}

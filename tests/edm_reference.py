@@ -355,7 +355,7 @@ def released_pickle(weights, cfg, precond="EDMPrecond", dropout=0.13, taps=None,
             kernel = taps[:, None] * taps / taps.sum() ** 2
             tensors[f"{stem}.resample_filter"] = kernel[None, None]
     inner = "DhariwalUNet" if cfg["kind"] == "adm" else "SongUNet"
-    model = module_tree(inner, tensors, label_dropout=0, img_resolution=cfg["size"])
+    model = module_tree(inner, tensors, label_dropout=0.2, img_resolution=cfg["size"])
     for module in model.modules():
         if "conv0" in module._modules:
             module.__dict__.update(dropout=dropout, skip_scale=np.sqrt(0.5))

@@ -104,7 +104,7 @@ def test_options_do_what_they_say(digits):
         (lambda m: m.sample([0], steps=0), "steps=0: must be >= 1"),
         (lambda m: m.sample([0], guidance=-2.0), "guidance=-2.0: must be >= -1"),
         (lambda m: m.sample([0], churn=1.0), "churn=1.0: choose from steps"),
-        (lambda m: m.sample([0], mala=True, noise_scale=0.9), "noise_scale=0.9: mala=true does"),
+        (lambda m: m.sample([0], mala=True, noise_scale=0.9), "^noise_scale=0.9: mala=true does"),
         (lambda m: m.sample([0], compose="\u00b2"), "is no term"),
         (lambda m: m.sample([0], 3, compose="3"), "compose=3: names the classes itself"),
         (lambda m: m.sample([0], compose="3", guidance=1.0), "compose=3: weights take guidance's"),
@@ -123,6 +123,38 @@ def test_unconditional_model_refuses_labels_guidance_and_terms():
     for options in ({"labels": 3}, {"guidance": 1.0}, {"compose": "3"}):
         with pytest.raises(ValueError, match="unconditional"):
             model.sample([0], **options)
+
+
+def test_metropolis_steps_refuse_the_config_s_noise_scale():
+    words = ("method.mala=true", "method.noise_scale=0.99")
+    with pytest.raises(ValueError, match="^method.noise_scale=0.99: mala=true does not take it"):
+        genmodels.build(DIGITS, *SMALL, *words)
+    model = genmodels.build(DIGITS, *SMALL, words[1]).eval()
+    with pytest.raises(ValueError, match="^noise_scale=0.99: mala=true does not take it"):
+        model.sample([0], mala=True)
+    model.sample([0], mala=True, noise_scale=1.0, steps=1)
+
+
+def test_a_model_that_saw_every_label_knows_nothing_without():
+    model, x = (
+        genmodels.build(DIGITS, *SMALL, "method.label_dropout=0").eval(),
+        torch.zeros(1, 1, 8, 8),
+    )
+    for call, message in (
+        (lambda m: m.sample([0], 3, steps=1, guidance=1.0), "^guidance=1.0: no label was hidden"),
+        (lambda m: m.sample([0], compose="3:1.5", steps=1), "^compose=3:1.5: no label was hidden"),
+        (lambda m: m.sample([0], known=x, mask=x == 0, steps=1), "^labels=: this model was"),
+        (lambda m: m.energy(x), "^labels=: this model was trained with a class"),
+        (lambda m: m.ood_scores(x), "^labels=: this model was trained with a class"),
+        (lambda m: m.log_prob(x, kind="ais_upper", seeds=[0], ais_steps=2, ais_chains=2),
+         "^labels=: this model was trained with a class"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            call(model)
+    model.sample([0], compose="3:1.5,4:0.5,!5:1", steps=1)
+    model.energy(x, torch.tensor([3]))
+    with pytest.raises(ValueError, match="^method.guidance=1.0: needs a conditional model"):
+        genmodels.build(DIGITS, *SMALL, "method.label_dropout=0", "method.guidance=1")
 
 
 def test_blend_of_or_is_a_mixture():

@@ -103,13 +103,30 @@ def test_an_unconditional_guide_of_a_conditional_model_gets_no_labels():
 
 
 def test_classifier_free_guidance_is_the_model_without_label():
-    model = filled(labels=True)
-    guide = filled(labels=True)
+    model, guide = (filled(labels=True, label_dropout=0.1) for _ in range(2))
     original = guide.net.forward
     guide.net.forward = lambda x, sigma, labels: original(x, sigma, torch.full_like(labels, -1))
     one = model.sample([0, 5], 3, steps=3, guidance=2.0)
     other = model.sample([0, 5], 3, steps=3, guidance=2.0, guide=guide)
     torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_that_saw_every_label_is_no_guide_of_itself():
+    """Nor does it take an image without a label; one that some were hidden from does."""
+    model, x = make(labels=True), torch.zeros(2, 1, 8, 8)
+    with pytest.raises(ValueError, match="^guidance=2.0: no label was hidden in training"):
+        model.sample([0], 3, steps=1, guidance=2.0)
+    with pytest.raises(ValueError, match="^method.guidance=2.0: needs a conditional model"):
+        make(labels=True, guidance=2.0)  # before a picture of the training needs it
+    without = "^labels=: this model was trained with a class for every image"
+    for call in (lambda m: m.sample([0, 1], [3, -1], steps=1), lambda m: m.denoise(x, 1.0),
+                 lambda m: m.score(x, 1.0, torch.tensor([3, -1])),
+                 lambda m: m.log_prob(x, seeds=[0, 1], steps=1)):  # fmt: skip
+        with pytest.raises(ValueError, match=without):
+            call(model)
+        call(make(labels=True, label_dropout=0.1))
+    with pytest.raises(ValueError, match=r"^labels=10: must be in 0\.\.9"):
+        model.log_prob(x, torch.tensor([0, 10]), seeds=[0, 1], steps=1)
 
 
 def test_guide_on_the_command_line(tmp_path, capsys):
@@ -135,6 +152,7 @@ def test_guide_on_the_command_line(tmp_path, capsys):
     [
         (dict(sampler="rk4"), "^sampler=rk4: choose from euler, heun, dpmpp_2m"),
         (dict(steps=0), "^steps=0: must be >= 1"),
+        (dict(sampler="euler", alpha=0.5), "^alpha=0.5: euler takes no second-order step"),
         (dict(alpha=0.0), r"^alpha=0.0: must be in \(0, 1\]"),
         (dict(sigmas="karras"), "^sigmas=karras: choose from edm, vp, ve, iddpm"),
         (dict(sampler="dpmpp_2m", churn=1.0), "^churn=1.0: dpmpp_2m is deterministic"),

@@ -201,6 +201,9 @@ def test_words_that_would_be_ignored_are_refused(capsys):
         (["stats", "data=digits", "images=a", "out=s.npz"], "data=digits: images= takes its place"),
         (["selftest", "data=digits"], "data=digits: selftest does not take it"),
         (["run", "likelihood=yes", "reference=a"], "reference=a: likelihood=true does not take it"),
+        (["run", "ood=noise", "labels=3"], "labels=3: ood= does not take it"),
+        (["run", "cluster=digits", "num=9"], "num=9: cluster= does not take it"),
+        (["run", "cluster=a", "ood=noise", "metrics=nmi", "plot=p.png"], "plot=p.png: ood= does"),
         (["selftest", "run"], "run: selftest takes key=value words only"),
     ):
         assert evaluate.main(words) == 2, words
@@ -231,7 +234,9 @@ def test_notes_of_the_features_are_told_and_reported(tmp_path, digits, capsys):
     words = ["images=digits:test", "reference=digits:train", "features=digits", "mode=fast"]
     report = scores(words, tmp_path)
     assert "mode=fast: rows differ from exact ones" in report["warnings"][0]
-    errors = capsys.readouterr().err
+    assert report["features"]["mode"] == "fast"
+    shown, errors = capsys.readouterr()
+    assert "features digits, mode fast" in " ".join(shown.split())
     assert "note: mode=fast" in errors and "UserWarning" not in errors
 
 

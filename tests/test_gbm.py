@@ -288,6 +288,7 @@ def test_log_prob_and_sample_refuse(exact):
     for options, message in (
         ({"kind": "elbo"}, "kind=elbo: choose from ode, bound"),
         ({"kind": "ode", "trace": "svd"}, "trace=svd: choose from"),
+        ({"kind": "ode", "trace": "exact", "probes": 2}, "probes=2: trace=exact draws none"),
     ):
         with pytest.raises(ValueError, match=message):
             exact.log_prob(x, seeds=[0], **options)
@@ -295,8 +296,35 @@ def test_log_prob_and_sample_refuse(exact):
         exact_model("method.offset=0.001").log_prob(x, kind="ode", seeds=[0])
     with pytest.raises(ValueError, match="^steps=0: must be >= 1"):
         exact.sample([0], steps=0)
+    for options in (
+        {"solver": "rk4"},
+        {"sampler": "ode", "denoise_last": False},
+        {"delta": 1e-4},
+        {"sampler": "paper", "grid": "uniform"},
+        {"sampler": "ums", "form": "ums"},
+    ):
+        key, value = list(options.items())[-1]
+        with pytest.raises(ValueError, match=f"^{key}={value}: sampler=.* does not take it"):
+            exact.sample([0], **options)
     with pytest.raises(ValueError, match="^guidance=2: choose from"):
         exact.sample([0], guidance=2)
+
+
+@pytest.mark.parametrize("labels", [None, torch.tensor([3, -1])])
+def test_a_model_with_classes_asks_for_them(trained, labels):
+    """Without one it would be given the embedding of no class, which no training has touched."""
+    x = batch(2)["image"]
+    kinds = {kind: {"kind": kind, "seeds": [0, 1], "steps": 1} for kind in trained.LIKELIHOODS}
+    for call in (
+        lambda told: trained.denoise(x, 0.1, told),
+        lambda told: trained.score(x, 1, told),
+        lambda told: trained.restore(x, "lognormal", 0.1, told),
+        lambda told: trained.restore(x, "lognormal", None, told),
+        *(lambda told, o=o: trained.log_prob(x, told, **o) for o in kinds.values()),
+    ):
+        with pytest.raises(ValueError, match="^labels=: this model was trained with a class for"):
+            call(labels)
+        call(torch.tensor([3, 0]))
 
 
 def test_restore_is_the_posterior_mean_of_the_log(exact):

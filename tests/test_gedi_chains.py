@@ -1,6 +1,6 @@
 import pytest
 import torch
-from gedi_models import build, points
+from gedi_models import batch_of, build, points
 
 from genmodels.methods.gedi import GEDI
 
@@ -115,6 +115,19 @@ def test_chains_of_a_cluster_end_in_it():
         assert float(ends.std()) == pytest.approx((0.02 / (1 - 0.84**2)) ** 0.5, rel=0.1)
     both = model.sample(range(1000), steps=50)[:, 0, 0, 0]
     assert 400 < (both > 0).sum() < 600
+
+
+def test_a_cluster_of_buffered_images_needs_steps(x):
+    """Without any they would stay in whatever cluster they are in."""
+    model = build()
+    model.loss(batch_of(x))
+    model.eval()
+    for labels in (None, -1):
+        model.sample([0, 1], labels=labels, start="buffer")
+    one = model.sample([0, 1], labels=1, start="buffer", steps=5)
+    assert not torch.equal(one, model.sample([0, 1], labels=0, start="buffer", steps=5))
+    with pytest.raises(ValueError, match="^steps=0: leaves the buffer's images in any cluster"):
+        model.sample([0, 1], labels=[-1, 1], start="buffer")
 
 
 @pytest.mark.parametrize(

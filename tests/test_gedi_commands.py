@@ -98,6 +98,8 @@ def test_evaluate_scores_clusters_and_images_together(digits_run, tmp_path, caps
     assert evaluate.main([str(digits_run), "cluster=digits:test", f"out={out}"]) == 0
     assert list(json.loads(out.read_text())["metrics"]) == ["nmi", "acc", "ari", "ami"]
     capsys.readouterr()
+    assert evaluate.main([str(digits_run), "ood=noise", "steps=2"]) == 2
+    assert "unknown key steps=2" in capsys.readouterr().err
     assert evaluate.main([str(digits_run), "cluster=mnist", "metrics=nmi,bad"]) == 2
     assert "metrics=bad: choose from" in capsys.readouterr().err
 

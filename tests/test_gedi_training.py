@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ def test_resume_is_exact_with_buffer_and_marginal(tmp_path):
     for key in first:
         assert torch.equal(first[key], second[key]), key
     assert not torch.equal(middle["entries"], first["entries"])
+    assert 0 < middle["mean_gap"] != first["mean_gap"]
     assert first["visits"].max() > 1 and first["log_ema"].exp().sum() == pytest.approx(1, abs=1e-5)
 
 
@@ -73,6 +75,21 @@ def test_a_collapsed_run_says_so(tmp_path, capsys):
              "trainer.log_every=100")  # fmt: skip
     run_of(tmp_path, *words)
     assert capsys.readouterr().out.count("every prediction is uniform") == 1
+
+
+def test_a_run_without_clustering_terms_is_not_warned_of_clusters(tmp_path, capsys):
+    words = ("trainer.max_steps=100", "method.w_gen=0", "method.w_inv=0", "method.w_prior_mean=0",
+             "method.w_label=1", "method.tau=1000", "trainer.log_every=100")  # fmt: skip
+    run_of(tmp_path, *words)
+    assert "every prediction is uniform" not in capsys.readouterr().out
+
+
+def test_chains_on_another_process_stop_this_one(x):
+    model = build()
+    anyone = SimpleNamespace(reduce_boolean_decision=lambda decision, all: not all)
+    model._trainer = SimpleNamespace(strategy=anyone, global_step=7, global_rank=0, world_size=2)
+    with pytest.raises(FloatingPointError, match="ran apart at step 7"):
+        model.loss(batch_of(x))
 
 
 def test_two_processes_share_the_buffer_and_go_on_exactly(tmp_path):

@@ -55,7 +55,7 @@ def test_spec_is_read_off_the_tensors(model, tmp_path):
     expected.update(attention=[8], augment=cfg["augment"], dropout=0.13, name="edm_unet")
     assert spec["network"] == expected
     assert (spec["shape"], spec["classes"]) == ([3, 16, 16], 4)
-    assert spec["method"] == {"precond": "edm", "sigma_data": 0.5}
+    assert spec["method"] == {"precond": "edm", "sigma_data": 0.5, "label_dropout": 0.2}
     assert set(tensors) == set(weights)
 
 

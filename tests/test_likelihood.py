@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY
@@ -10,7 +11,7 @@ from test_edm import Gaussian
 
 import evaluate
 import genmodels
-from genmodels import likelihood, seeding
+from genmodels import checkpoint, likelihood, seeding
 from genmodels.sampling.likelihood import log_normal, ode_log_prob
 
 LOW, HIGH = 0.002, 80.0
@@ -142,7 +143,8 @@ def test_signs_are_fair_and_fresh():
     ("options", "message"),
     [({"steps": 0}, "steps=0"), ({"probes": 0}, "probes=0"), ({"trace": "full"}, "trace=full"),
      ({"sigma_min": 90.0}, "sigma_min=90"), ({"kind": "ais"}, "kind=ais"),
-     ({"labels": torch.zeros(1)}, "labels=given: this model is unconditional")],
+     ({"labels": torch.zeros(1)}, "labels=given: this model is unconditional"),
+     ({"trace": "exact", "probes": 2}, "probes=2: trace=exact draws none")],
 )  # fmt: skip
 def test_bad_options(model, options, message):
     with pytest.raises(ValueError, match=message):
@@ -185,6 +187,25 @@ def test_dequantisation_is_uniform_and_keyed_by_place():
     some = likelihood.dequantise(pixels[:2], 3, torch.tensor([9, 400]))
     assert torch.equal(some, likelihood.dequantise(pixels, 3, index)[[9, 400]])
     assert not torch.equal(some, likelihood.dequantise(pixels[:2], 4, torch.tensor([9, 400])))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_images_without_labels(tmp_path, capsys, dropout):
+    """A model that saw every label refuses them all before the first; another one scores them."""
+    words = ("data.labels=true", f"method.label_dropout={dropout}")
+    model = genmodels.build(str(ROOT / "configs" / "edm_digits.yaml"), *TINY, *words)
+    run = checkpoint.write_export(model.eval(), tmp_path / "model", "card")
+    pixels = np.zeros((3, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "unknown.npz", images=pixels)
+    np.savez(tmp_path / "others.npz", images=pixels, labels=np.array([0, 1, 12]))
+    words = [str(run), "likelihood=true", "steps=1", "batch=1"]
+    code = evaluate.main([*words, "data=npz:train", f"root={tmp_path}/unknown.npz"])
+    assert code == (0 if dropout else 2)
+    expected = "labels=: this model was trained with a class for every image and knows no image"
+    assert (expected in capsys.readouterr().err) is not bool(dropout)
+    assert evaluate.main([*words, "data=npz:train", f"root={tmp_path}/others.npz"]) == 2
+    assert "labels=12: must be in 0..9" in capsys.readouterr().err
+    assert evaluate.main([*words, f"data={tmp_path}/unknown.npz"]) == code  # a path is one too
 
 
 def test_evaluate_reports_bits_per_dim(tiny_run, tmp_path, capsys):

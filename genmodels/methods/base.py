@@ -134,7 +134,11 @@ class GenerativeModule(L.LightningModule):
                 raise ValueError(f"labels={labels}: this model is unconditional; leave labels out")
             return None
         drawn = generators.randint(self.classes, device=self.device)
-        return drawn if labels is None else self.given_labels(labels, count)
+        if labels is None:
+            return drawn
+        labels = self.given_labels(labels, count)
+        self.check_labels(labels)
+        return labels
 
     def given_labels(self, labels, count):
         """Return labels that the user gave, one int or `count`, as int64 (count,).
@@ -148,6 +152,37 @@ class GenerativeModule(L.LightningModule):
         if labels.min() < -1 or labels.max() >= self.classes:
             raise ValueError(f"labels={labels.tolist()}: must be in 0..{self.classes - 1}, -1 none")
         return labels.expand(count)
+
+    @property
+    def unlabelled(self):
+        """Whether it knows images without a class: it has no classes, or saw some hidden."""
+        return not self.classes or getattr(self.cfg.method, "label_dropout", 0) > 0
+
+    def check_labels(self, labels, remedy="give labels"):
+        """Raise ValueError for labels that the network would misread.
+
+        A network with classes has an embedding of no class, trained by hidden labels alone.
+
+        Args:
+            labels: of images, int64 (B,), -1 = none; or None.
+            remedy: ends the line about images without a class.
+        """
+        if labels is not None:
+            check(self.classes, "labels", "given", "this model is unconditional; leave them out")
+            check((labels < self.classes).all(), "labels", int(labels.max()),
+                  f"must be in 0..{self.classes - 1}, -1 none")  # fmt: skip
+        known = labels is not None and (labels >= 0).all()
+        check(known or self.unlabelled, "labels", "", "this model was trained with a class for "
+              f"every image and knows no image without; {remedy}")  # fmt: skip
+
+    def anywhere(self, decision):
+        """Return whether it holds on any process; all of them have to ask at the same time.
+
+        A process that stopped alone would leave the others waiting for it.
+        """
+        if self._trainer is None:
+            return decision
+        return self.trainer.strategy.reduce_boolean_decision(decision, all=False)
 
     def training_step(self, batch, batch_idx):
         """Return the loss of one micro-batch; dropout is keyed by (seed, micro-step, rank).

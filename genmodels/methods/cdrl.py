@@ -89,6 +89,8 @@ class CDRLConfig:
             check(getattr(self, key) > 0, f"method.{key}", getattr(self, key), "must be > 0")
         check(0 <= self.label_dropout <= 1, "method.label_dropout", self.label_dropout,
               "must be in [0, 1]")  # fmt: skip
+        check(self.noise_scale == 1 or not self.mala, "method.noise_scale", self.noise_scale,
+              "mala=true does not take it; use noise_scale=1")  # fmt: skip
 
 
 class CDRL(GenerativeModule):
@@ -119,8 +121,9 @@ class CDRL(GenerativeModule):
     def __init__(self, cfg):
         super().__init__(cfg)
         method = cfg.method
-        check(method.guidance == 0 or self.classes, "method.guidance", method.guidance,
-              "needs a conditional model (data.labels=true)")  # fmt: skip
+        guided = method.guidance == 0 or self.classes and self.unlabelled
+        check(guided, "method.guidance", method.guidance,
+              "needs a conditional model (data.labels=true, method.label_dropout=0.1)")  # fmt: skip
         self.net = NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes)
         self.initializer = build_initializer(method, self.shape, self.classes)
         self.schedule = RecoverySchedule(
@@ -214,8 +217,9 @@ class CDRL(GenerativeModule):
         """
         limit = self.cfg.method.divergence
         lines, finite = self.levels.beyond(limit)
-        where = f"step {self.global_step} at {'; '.join(lines)}"
-        if lines and finite:
+        levels = "; ".join(lines) or "a level on another process"
+        where = f"step {self.global_step} at {levels}"
+        if self.anywhere(bool(lines) and finite):
             raise FloatingPointError(f"method.divergence={limit:g}: exceeded in {where}")
         if lines:  # the base class skips and counts such steps
             self.print(f"not finite in {where}")
@@ -287,8 +291,8 @@ class CDRL(GenerativeModule):
         cfg = self.settings(options, SAMPLING)
         check(cfg.guidance == 0 or self.classes, "guidance", cfg.guidance,
               "this model is unconditional; leave it out")  # fmt: skip
-        scaled = options.get("noise_scale") not in (None, 1.0) and cfg.mala
-        check(not scaled, "noise_scale", cfg.noise_scale, "mala=true does not take it")
+        check(cfg.guidance == 0 or self.unlabelled, "guidance", cfg.guidance,
+              "no label was hidden in training (method.label_dropout); use 0")  # fmt: skip
         return cfg
 
     def _blend(self, cfg, drawn, labels, compose, keys):
@@ -298,7 +302,10 @@ class CDRL(GenerativeModule):
             return blend_of(float(cfg.guidance), drawn, choice)
         check(labels is None, "compose", compose, "names the classes itself; leave labels out")
         check(cfg.guidance == 0, "compose", compose, "weights take guidance's place; leave it out")
-        return blend_of(parse_compose(compose, self.classes), drawn, choice)
+        blend = blend_of(parse_compose(compose, self.classes), drawn, choice)
+        check(self.unlabelled or (blend.labels >= 0).all(), "compose", compose, "no label was "
+              "hidden in training (method.label_dropout); make the weights sum to 1")  # fmt: skip
+        return blend
 
     # --------------------------------------------------------------------------------------------
     # What the energy says of an image
@@ -308,6 +315,7 @@ class CDRL(GenerativeModule):
 
         p is the density of the lowest noise level, 0.0075 on the scale of [-1, 1].
         """
+        self.check_labels(labels)
         return density.energy(self, x, labels)
 
     def ood_scores(self, x, labels=None):
@@ -316,6 +324,7 @@ class CDRL(GenerativeModule):
         f: the energy's f at the lowest noise level. f_levels: its mean over all levels, with one
         noise e for all images and levels. grad_norm: minus the norm of f's gradient.
         """
+        self.check_labels(labels, "give labels (ood= has none)")
         return density.ood_scores(self, x, labels)
 
     def log_prob(self, x, labels=None, *, kind, seeds, **options):
@@ -327,6 +336,7 @@ class CDRL(GenerativeModule):
             x, labels: as in the base class. options: see LIKELIHOOD_OPTIONS.
         """
         check(kind in self.LIKELIHOODS, "kind", kind, f"choose from {', '.join(self.LIKELIHOODS)}")
+        self.check_labels(labels)
         settings = {key: default for key, (_, default, _) in self.LIKELIHOOD_OPTIONS.items()}
         settings |= {key: value for key, value in options.items() if value is not None}
         for key, value in settings.items():

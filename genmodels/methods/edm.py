@@ -75,6 +75,8 @@ class EDMConfig:
               f"must be in (0, sigma_max={self.sigma_max})")  # fmt: skip
         check(self.churn >= 0, "method.churn", self.churn, "must be >= 0")
         check(0 < self.alpha <= 1, "method.alpha", self.alpha, "must be in (0, 1]")
+        check(self.alpha == 1 or self.sampler != "euler", "method.alpha", self.alpha,
+              "euler takes no second-order step; use 1")  # fmt: skip
         if self.sampler == "dpmpp_2m":
             check(not self.churn, "method.churn", self.churn, "dpmpp_2m is deterministic; use heun")
             check(not self.general, "method.sampler", self.sampler,
@@ -113,8 +115,9 @@ class EDM(GenerativeModule):
         super().__init__(cfg)
         check(not cfg.method.augment or getattr(cfg.network, "augment", False), "method.augment",
               cfg.method.augment, "needs network.name=edm_unet, network.augment=true")  # fmt: skip
-        check(cfg.method.guidance == 1 or self.classes, "method.guidance", cfg.method.guidance,
-              "needs a conditional model (data.labels=true)")  # fmt: skip
+        guided = cfg.method.guidance == 1 or self.classes and self.unlabelled
+        check(guided, "method.guidance", cfg.method.guidance,
+              "needs a conditional model (data.labels=true, method.label_dropout=0.1)")  # fmt: skip
         check(not getattr(NETWORKS[cfg.network.name], "ENCODER", False), "network.name",
               cfg.network.name, "needs a network that makes images: unet, edm_unet")  # fmt: skip
         raw = NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes)
@@ -179,7 +182,11 @@ class EDM(GenerativeModule):
             x: noisy images on the [-1, 1] scale (B, C, H, W).
             sigma: noise level on that scale, a scalar or (B,) tensor.
             labels: int64 (B,), -1 = none.
+
+        Raises:
+            ValueError: labels the model does not have.
         """
+        self.check_labels(labels)
         return self.net(x, torch.as_tensor(sigma, device=x.device), labels)
 
     def score(self, x, sigma, labels=None):
@@ -210,15 +217,16 @@ class EDM(GenerativeModule):
         check(steps >= 1, "steps", steps, "must be >= 1")
         check(trace in TRACES, "trace", trace, f"choose from {', '.join(TRACES)}")
         check(probes >= 1, "probes", probes, "must be >= 1")
+        check(probes == 1 or trace != "exact", "probes", probes, "trace=exact draws none")
         check(0 < low < high, "sigma_min", low, f"must be in (0, sigma_max={high})")
-        check(labels is None or self.classes, "labels", "given", "this model is unconditional")
+        self.check_labels(labels)
         seeds = torch.as_tensor(seeds, device=self.device)
         times = torch.linspace(low ** (1 / cfg.rho), high ** (1 / cfg.rho), steps + 1,
                                dtype=state_dtype(self.device), device=self.device)  # fmt: skip
 
         def velocity(x, t):
             sigma = t**cfg.rho
-            slope = (x - self.denoise(x, sigma, labels).to(x.dtype)) / sigma
+            slope = (x - self.net(x, sigma, labels).to(x.dtype)) / sigma
             return slope * cfg.rho * t ** (cfg.rho - 1)
 
         def signs(i):
@@ -280,6 +288,9 @@ class EDM(GenerativeModule):
         if guide is None:
             check(cfg.guidance == 1 or self.classes, "guidance", cfg.guidance,
                   "this model is unconditional; give it a guide")  # fmt: skip
+            check(cfg.guidance == 1 or self.unlabelled, "guidance", cfg.guidance,
+                  "no label was hidden in training (method.label_dropout); give it a guide",
+            )  # fmt: skip
         else:
             check(cfg.guidance != 1, "guidance", cfg.guidance, "leaves the guide unused; try 2")
             check(guide.shape == self.shape and guide.classes in (0, self.classes), "guide",

@@ -217,13 +217,15 @@ class GBM(GenerativeModule):
             labels: int64 (B,), -1 = none.
 
         Raises:
-            ValueError: a pixel at or below -offset.
+            ValueError: a pixel at or below -offset, labels the model does not have.
         """
+        self.check_labels(labels)
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         return self.from_state(self.net(self.noisy_state(x), sigma, labels))
 
     def score(self, x, sigma, labels=None):
         """Return h = x grad_x log p(x), the multiplicative score; arguments as for denoise."""
+        self.check_labels(labels)
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         return self._scorer(labels)(self.noisy_state(x), sigma**2) - 1
 
@@ -245,8 +247,9 @@ class GBM(GenerativeModule):
             labels: int64 (B,), or None.
 
         Raises:
-            ValueError: an unknown law, a level that the model does not know, another size.
+            ValueError: another size, or a law, a level or labels that the model does not know.
         """
+        self.check_labels(labels)
         check(tuple(images.shape[1:]) == self.shape, "image", tuple(images.shape),
               f"must be of shape (N, {', '.join(map(str, self.shape))})")  # fmt: skip
         cfg, images = self.cfg.method, images.to(self.device)
@@ -306,6 +309,9 @@ class GBM(GenerativeModule):
         (low, high), (first, last) = self.cfg.method.ends, cfg.ends
         check(low <= first and last <= high, "sigma_max", cfg.sigma_max,
               f"and sigma_min={cfg.sigma_min} must be levels it was trained on")  # fmt: skip
+        for key, samplers in gbm.READ_BY.items():
+            check(options.get(key) is None or cfg.sampler in samplers, key, options.get(key),
+                  f"sampler={cfg.sampler} does not take it; leave it out")  # fmt: skip
         return cfg
 
     @torch.no_grad()
@@ -318,14 +324,16 @@ class GBM(GenerativeModule):
         LIKELIHOOD_OPTIONS; x may lie half a grey level outside [-1, 1], as dequantised images do.
 
         Raises:
-            ValueError: an option out of range; too small an offset.
+            ValueError: an option out of range; too small an offset; labels it does not have.
         """
         check(kind in self.LIKELIHOODS, "kind", kind, f"choose from {', '.join(self.LIKELIHOODS)}")
         check(trace in TRACES, "trace", trace, f"choose from {', '.join(TRACES)}")
         check(steps >= 1, "steps", steps, "must be >= 1")
         check(probes >= 1, "probes", probes, "must be >= 1")
+        check(probes == 1 or trace != "exact", "probes", probes, "trace=exact draws none")
         check(self.cfg.method.offset > 1 / 510, "method.offset", self.cfg.method.offset,
               "dequantised black reaches -1/510; a density needs a larger offset")  # fmt: skip
+        self.check_labels(labels)
         seeds = torch.as_tensor(seeds, dtype=torch.int64, device=self.device)
         y = self.to_state(x.double(), slack=1 / 510)
         jacobian = y.flatten(1).sum(1) + math.prod(self.shape) * math.log(2)

@@ -278,7 +278,8 @@ class GEDI(GenerativeModule):
             callback: called as callback(i, x) after each step.
 
         Raises:
-            ValueError: an option out of range, a cluster that is not there, a model without buffer.
+            ValueError: an option out of range, a cluster that is not there or that no step moves
+                to, a model without buffer.
         """
         cfg, device = self.cfg.method, self.device
         start = cfg.start if start is None else start
@@ -290,6 +291,8 @@ class GEDI(GenerativeModule):
         if start == "buffer":
             check(self.replay.entries is not None, "start", start,
                   "only a run or its .ckpt holds a buffer; use start=fresh")  # fmt: skip
+            check(steps or labels is None or (labels < 0).all(), "steps", steps, "leaves the "
+                  "buffer's images in any cluster, whatever labels= says; try 100")  # fmt: skip
             x = self.replay.entries[keys % len(self.replay.entries)].to(device)
         else:
             x = 2 * philox_uniform(self.shape, keys, 0, stream=int(Stream.CHAIN_START),
@@ -308,19 +311,17 @@ class GEDI(GenerativeModule):
         Raises:
             FloatingPointError: the running mean of |gap| passes max_gap, or is not finite.
         """
+        cfg = self.cfg.method
         if "gap" in logs:
-            gap = abs(float(logs["gap"]))
-            self.mean_gap += 0.02 * (gap - self.mean_gap)
-            bad = not self.mean_gap <= self.cfg.method.max_gap
-            if self._place()[1] > 1:
-                bad = self.trainer.strategy.reduce_boolean_decision(bad, all=False)
-            if bad:
+            self.mean_gap += 0.02 * (abs(float(logs["gap"])) - self.mean_gap)
+            if self.anywhere(not self.mean_gap <= cfg.max_gap):
                 last = {key: round(float(value), 4) for key, value in logs.items()}
                 raise FloatingPointError(
-                    f"method.max_gap={self.cfg.method.max_gap:g}: energies of data and chains ran "
-                    f"apart at step {self.global_step}, the last numbers are {last}"
+                    f"method.max_gap={cfg.max_gap:g}: energies of data and chains ran apart at "
+                    f"step {self.global_step}, the last numbers are {last}"
                 )
-        settled = self._weights(self.global_step)[1] == self.cfg.method.w_inv
+        settled = self._weights(self.global_step)[1] == cfg.w_inv
+        settled = settled and (cfg.w_inv or cfg.w_prior_mean)  # without both it forms no clusters
         if self._trainer is not None and settled and self.global_step % 100 == 99:
             signs = ("inv", "prior_gap", "largest", "confidence")
             words = terms.collapse(*(float(logs[key]) for key in signs), self.clusters)
@@ -333,16 +334,17 @@ class GEDI(GenerativeModule):
         return super().lr_factor(step) * 0.5**self.cfg.method.retry
 
     def on_save_checkpoint(self, checkpoint):
-        """Add the buffer of all processes and the averaged marginal."""
+        """Add the buffer of all processes, the averaged marginal and the mean |gap|."""
         state = self.replay.state()
         if state and self._place()[1] > 1:
             gathered = self.all_gather({k: v.to(self.device) for k, v in state.items()})
             state = {key: value.flatten(0, 1).cpu() for key, value in gathered.items()}
-        checkpoint["replay"] = state | {"log_ema": self.marginal.log_ema}
+        gap = torch.tensor(self.mean_gap, dtype=torch.float64)  # the first process's
+        checkpoint["replay"] = state | {"log_ema": self.marginal.log_ema, "mean_gap": gap}
 
     def on_load_checkpoint(self, checkpoint):
-        """Take over this process's share of the buffer, and the averaged marginal."""
+        """Take over this process's share of the buffer, and the averages."""
         state = checkpoint["replay"]
         if "entries" in state:
             self.replay.load(state, *self._place(), self.device)
-        self.marginal.log_ema = state["log_ema"]
+        self.marginal.log_ema, self.mean_gap = state["log_ema"], float(state.get("mean_gap", 0.0))

@@ -27,6 +27,13 @@ from genmodels.sampling.ode import sample_heun
 from genmodels.sampling.schedules import state_dtype
 from genmodels.seeding import Stream
 
+# Settings that not every sampler reads.
+READ_BY = {
+    "grid": ("ode", "dls", "ancestral", "ums"),
+    "solver": ("ode",),
+    "denoise_last": ("dls", "ums"),
+    **dict.fromkeys(("delta", "inner", "anneal", "form", "final"), ("paper",)),
+}
 GRIDS = ("uniform", "quadratic", "geometric")
 SOLVERS = ("heun", "rk4")
 SAMPLERS = ("ode", "dls", "ancestral", "ums", "paper")
