@@ -289,15 +289,12 @@ def denoise_images(model, options, level, out, state):
     noisy = read_noisy(Path(options["denoise"]), model)
     sources.check_folder("out", out, range(len(noisy)))
     labels = benchmark.labels_for(range(len(noisy)), options["labels"], model.classes)
-    if model.classes and labels is None and not getattr(model.cfg.method, "label_dropout", 0):
-        raise ValueError(
-            "labels=: this model was trained with a class for every image and knows no image "
-            "without; give labels=3, or labels=3,5 (image k gets entry k mod 2)"
-        )
+    labels = None if labels is None else torch.tensor(labels, device=model.device)
+    model.check_labels(labels, "give labels=3, or labels=3,5 (image k gets entry k mod 2)")
     own = torch.arange(state.process_index, len(noisy), state.num_processes)
     levels = []
     for part in own.split(options["batch"]):
-        told = None if labels is None else torch.tensor(labels, device=model.device)[part]
+        told = None if labels is None else labels[part]
         restored, found = model.restore(noisy[part], options["law"], level, told)
         out.mkdir(parents=True, exist_ok=True)
         for index, picture in zip(part.tolist(), images.to_uint8(restored)):
