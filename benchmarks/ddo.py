@@ -22,7 +22,8 @@ import genmodels
 import train
 from benchmarks.demo import machine
 from genmodels import benchmark, checkpoint, cli, images
-from genmodels.config import load_config, to_plain
+from genmodels.config import to_plain
+from genmodels.config_io import load_config
 from genmodels.data import ImageDataModule
 from genmodels.judge import Judge
 from genmodels.methods import METHODS

@@ -22,7 +22,7 @@ import genmodels
 import train
 from benchmarks.demo import machine
 from genmodels import benchmark, checkpoint, cli, images, scoring
-from genmodels.config import parse_value
+from genmodels.config_io import parse_value
 from genmodels.data import load_split
 
 

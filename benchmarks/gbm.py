@@ -30,7 +30,8 @@ import genmodels
 import train
 from benchmarks.demo import BLOCK, machine, markdown_table, score_rows
 from genmodels import benchmark, cli, images, scoring
-from genmodels.config import DataConfig, parse_value
+from genmodels.config import DataConfig
+from genmodels.config_io import parse_value
 from genmodels.data import load_split
 from genmodels.likelihood import bits_per_dim
 from genmodels.networks.prior import GaussianPrior, fit_to_images

@@ -23,7 +23,7 @@ from benchmarks.demo import machine
 from benchmarks.gedi import DATA
 from genmodels import benchmark, cli
 from genmodels.cli import parse_seeds
-from genmodels.config import parse_value
+from genmodels.config_io import parse_value
 from genmodels.data import load_split
 from genmodels.images import write_bytes
 from genmodels.metrics.clustering import clustering_scores

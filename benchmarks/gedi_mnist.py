@@ -26,7 +26,8 @@ import train
 from benchmarks.demo import machine
 from genmodels import benchmark, cli, clusters, scoring
 from genmodels.cli import parse_seeds
-from genmodels.config import DataConfig, parse_value
+from genmodels.config import DataConfig
+from genmodels.config_io import parse_value
 from genmodels.data import load_split
 from genmodels.images import write_bytes
 from genmodels.metrics import ood

@@ -31,7 +31,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from genmodels import benchmark, checkpoint, fakes, images, runs, seeding
-from genmodels.config import check, save_config, seconds, to_plain
+from genmodels.config import check, seconds, to_plain
+from genmodels.config_io import save_config
 from genmodels.judge import SEEDS, Judge
 
 POOL_SEEDS = 1 << 30  # below: final scores and whoever samples; above, the judge's

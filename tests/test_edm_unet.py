@@ -3,7 +3,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from genmodels.config import load_config
+from genmodels.config_io import load_config
 from genmodels.importers import state_from_released
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
