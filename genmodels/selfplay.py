@@ -51,8 +51,7 @@ def run(cfg, folder, fit):
 
     Args:
         cfg: the whole Config; its method is trained against a `reference`.
-        folder: of a run to go on with, or None: an unfinished run of the same config, else a new
-            one.
+        folder: of a run to go on with; None: an unfinished run of the same config, else a new one.
         fit: train.py's fit(cfg, run, model, data, last, step, whole) -> Trainer.
 
     Raises:

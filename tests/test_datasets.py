@@ -121,7 +121,7 @@ def test_hf_that_would_run_scripts_is_refused(monkeypatch):
         load_split(DataConfig(name="hf", root="mnist"), "train")
 
 
-def test_hf_with_a_stand_in(tmp_path, monkeypatch):
+def test_hf_with_a_stand_in(monkeypatch):
     """What is asked of the library, without it."""
     module = types.ModuleType("datasets")
     module.__version__ = "4.0.0"

@@ -1,4 +1,4 @@
-import edm_reference as reference
+import edm_networks as networks
 import pytest
 import torch
 from conftest import ROOT
@@ -65,8 +65,8 @@ def test_parameter_counts_are_the_published_ones(kind, shape, classes, count):
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_reference(kind):
     cfg, net = small(kind)
-    forward = reference.dhariwal if kind == "adm" else reference.song
-    weights = reference.Weights()
+    forward = networks.dhariwal if kind == "adm" else networks.song
+    weights = networks.Weights()
     with torch.no_grad():
         forward(weights, cfg, *inputs())
         net.load_state_dict(state_from_released(net, weights, 8))

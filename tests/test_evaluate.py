@@ -87,7 +87,7 @@ def test_words_that_would_be_ignored_are_refused(capsys):
         assert message in capsys.readouterr().err
 
 
-def test_notes_of_the_features_are_told_and_reported(tmp_path, digits, capsys):
+def test_notes_of_the_features_are_told_and_reported(tmp_path, capsys):
     """Warnings laid at the script's door are this program's own."""
     words = ["images=digits:test", "reference=digits:train", "features=digits", "mode=fast"]
     report = scores(words, tmp_path)
@@ -101,7 +101,7 @@ def test_the_table_shows_the_digits_of_a_small_score(capsys):
     assert "0.00052134" in (shown := capsys.readouterr().out) and "4.1e-05" in shown
 
 
-def test_statistics_take_the_place_of_the_reference(tmp_path, digits, capsys):
+def test_statistics_take_the_place_of_the_reference(tmp_path, capsys):
     stats = tmp_path / "s.npz"
     words = ["stats", "data=digits:train", "features=digits", f"out={stats}"]
     assert evaluate.main(words) == 0
@@ -124,7 +124,7 @@ def test_statistics_take_the_place_of_the_reference(tmp_path, digits, capsys):
     assert "note: reference=" in capsys.readouterr().err
 
 
-def test_one_pass_gives_every_score(tmp_path, digits):
+def test_one_pass_gives_every_score(tmp_path):
     words = ["images=digits:test", "reference=digits:train", "features=digits", "resamples=2"]
     metrics = "metrics=fd,fd_inf,kid,prc,density,nn1,nn1_fake,nn1_real,memorised"
     report = scores([*words, metrics, f"plot={tmp_path}/p.png"], tmp_path)

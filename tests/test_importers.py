@@ -1,5 +1,6 @@
 import pickletools
 
+import edm_networks as networks
 import edm_reference as reference
 import numpy as np
 import pytest
@@ -20,8 +21,8 @@ def released(kind, precond="EDMPrecond", **more):
     cfg = dict(kind=kind, size=16, channels=64 if kind == "adm" else 16, multipliers=[1, 2])
     cfg.update(blocks=2, attention=[8], classes=4, augment=kind != "adm")
     cfg["outputs"] = 6 if precond == "iDDPMPrecond" else 3  # the noise and a variance
-    weights = reference.Weights()
-    forward = reference.dhariwal if kind == "adm" else reference.song
+    weights = networks.Weights()
+    forward = networks.dhariwal if kind == "adm" else networks.song
     with torch.no_grad():
         forward(weights, cfg, torch.zeros(1, 3, 16, 16), torch.zeros(1))
     constants = {

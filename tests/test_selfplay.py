@@ -72,7 +72,7 @@ def timeless(value):
 # What a self-play leaves behind
 
 
-def test_the_run_folder(straight, base, capsys):
+def test_the_run_folder(straight):
     model = genmodels.load(straight)
     assert type(model) is DDO
     winner = state(straight, 2)["winner"]
@@ -195,12 +195,12 @@ def test_max_time_stops_and_resume_goes_on(base, tmp_path, capsys):
     assert bool(state(run)["winner"]["step"]) == (run / "round-02").is_dir()
 
 
-def test_a_finished_command_starts_anew(base, straight):
+def test_a_finished_command_starts_anew(straight):
     assert selfplay._finished(straight, 2) and not selfplay._finished(straight / "none", 1)
     assert selfplay._finished(straight, 3) == (state(straight, 2)["winner"]["step"] == 0)
 
 
-def test_a_second_process_is_refused(base, straight, capsys):
+def test_a_second_process_is_refused(straight, capsys):
     from genmodels import runs
 
     with runs.alone(straight):
