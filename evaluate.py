@@ -29,7 +29,7 @@ import time
 from pathlib import Path
 
 from genmodels import benchmark, checkpoint, cli, plots, restoration_scores, scoring, selftest
-from genmodels.config import parse_value
+from genmodels.config_io import parse_value
 from genmodels.images import write_bytes
 from genmodels.metrics import ood
 from genmodels.metrics.clustering import CLUSTERING

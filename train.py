@@ -21,8 +21,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
-from genmodels import callbacks, checkpoint, cli, runs, scoring, selfplay
-from genmodels.config import save_config, to_plain
+from genmodels import callbacks, checkpoint, cli, runs, saving, scoring, selfplay
+from genmodels.config import to_plain
+from genmodels.config_io import save_config
 from genmodels.data import ImageDataModule
 from genmodels.methods import METHODS
 from genmodels.metrics.features import load_features
@@ -135,7 +136,7 @@ def check_machine(cfg):
 def make_trainer(cfg, run, step, whole=None):
     """Return the Lightning Trainer of a run that starts at this step; arguments as for fit."""
     options = cfg.trainer
-    loggers = [callbacks.CSVMetrics(run / "metrics.csv", step)]
+    loggers = [saving.CSVMetrics(run / "metrics.csv", step)]
     if "tensorboard" in options.loggers:
         loggers.append(TensorBoardLogger(run, name="", version="", purge_step=step or None))
     if "wandb" in options.loggers:
@@ -155,7 +156,7 @@ def make_trainer(cfg, run, step, whole=None):
         extras.append(callbacks.GeneratedMetrics(cfg.eval, cfg.seed))
     if options.progress:
         extras.append(callbacks.Progress())
-    extras.append(callbacks.Saver(run, cfg, whole))  # last: see there
+    extras.append(saving.Saver(run, cfg, whole))  # last: see there
     return L.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,

@@ -23,7 +23,7 @@ import torch
 import evaluate
 import genmodels
 import train
-from benchmarks import timing
+from benchmarks import record, timing
 from benchmarks.cdrl_toy import toy
 from benchmarks.demo import BLOCK, BLOCKS, markdown_table, score_rows
 from genmodels import benchmark, checkpoint, cli, images, scoring
@@ -276,8 +276,7 @@ def steps_of(run):
 
 def write(path, facts, started):
     """Write the JSON."""
-    facts |= {"seconds": round(time.monotonic() - started, 1), "versions": benchmark.versions()}
-    images.write_bytes(path, json.dumps(facts, indent=1).encode())
+    record.write(path, **facts | {"seconds": round(time.monotonic() - started, 1)})
     print(f"written: {path}")
 
 
@@ -299,8 +298,7 @@ def run_benchmark(argv):
     cpu, started = time.process_time(), time.monotonic()
     shown = [f"{key}={PLACES.get(key, text)}" if mark else key
              for key, mark, text in (word.partition("=") for word in argv)]  # fmt: skip
-    facts = {"command": " ".join(["python -m benchmarks.cdrl", *shown]),
-             "machine": timing.machine(device)}  # fmt: skip
+    facts = {"command": record.command_line("cdrl", shown), "machine": timing.machine(device)}
     others = {"speed": speed, "ablation": ablation, "fashion": fashion, "densities": densities}
     if what in others:
         more = (pictures,) if what == "fashion" else ()

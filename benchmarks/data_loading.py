@@ -9,7 +9,6 @@ are medians over the rounds. Files were written just before, so that the system 
 what is measured is decoding and copying, not the disk. On a busy machine trust the CPU time.
 """
 
-import json
 import statistics
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.timing import machine
+from benchmarks import record, timing
 from genmodels import cli, files, images, prepare
 from genmodels.config import DataConfig
 from genmodels.data import TrainStream, load_split
@@ -99,10 +98,9 @@ def main(argv):
     cli.print_table(title, ("stream", "images/s", "of memory", "CPU us/image here"),
                     [tuple(row.values()) for row in rows])  # fmt: skip
     if options["out"]:
-        command = "python -m benchmarks.data_loading " + " ".join(argv)
-        record = {"command": command, "options": options, "machine": machine("cpu"), "rows": rows}
-        record["seconds"] = round(time.monotonic() - started, 1)
-        images.write_bytes(options["out"], json.dumps(record, indent=1).encode())
+        command, seconds = record.command_line("data_loading", argv), time.monotonic() - started
+        record.write(options["out"], command, options=options, machine=timing.machine("cpu"),
+                     rows=rows, seconds=round(seconds, 1))  # fmt: skip
 
 
 if __name__ == "__main__":

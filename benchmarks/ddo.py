@@ -20,9 +20,10 @@ import torch
 
 import genmodels
 import train
-from benchmarks.demo import machine
-from genmodels import benchmark, checkpoint, cli, images
-from genmodels.config import load_config, to_plain
+from benchmarks import record
+from genmodels import checkpoint, cli
+from genmodels.config import to_plain
+from genmodels.config_io import load_config
 from genmodels.data import ImageDataModule
 from genmodels.judge import Judge
 from genmodels.methods import METHODS
@@ -60,18 +61,16 @@ def measure(argv):
     rows = []
     for seed in seeds:
         rows.append(one_seed(name, cfg, seed, work / name, changed))
-        result = {
-            "command": " ".join(["python -m benchmarks.ddo", *argv]),
-            "machine": machine(),
-            "versions": benchmark.versions(),
-            "seconds_of_this_call": round(time.monotonic() - started, 1),
-            "seeds": seeds[: len(rows)],
-            "changes": changes(rows),
-            "cost": cost(cfg, rows),
-            "runs": rows,
-        }
         out.mkdir(parents=True, exist_ok=True)
-        images.write_bytes(out / f"ddo_{name}.json", json.dumps(result, indent=1).encode())
+        result = record.write(
+            out / f"ddo_{name}.json",
+            record.command_line("ddo", argv),
+            seconds_of_this_call=round(time.monotonic() - started, 1),
+            seeds=seeds[: len(rows)],
+            changes=changes(rows),
+            cost=cost(cfg, rows),
+            runs=rows,
+        )
         if figure:
             draw(name, rows, figure)
     table = [[key, *(f"{v:.3f}" for v in row.values())] for key, row in result["changes"].items()]
@@ -95,7 +94,7 @@ def one_seed(name, cfg, seed, work, changed):
     states = [json.loads(path.read_text()) for path in sorted(ddo.glob("round-*/state.json"))]
     cfg = replace(cfg, seed=seed, eval=replace(cfg.eval, metrics=METRICS))
     judge = Judge(cfg, ImageDataModule(cfg.data), "cpu")
-    curve = cached(work / f"mle-{seed}.json", lambda: [
+    curve = record.once(work / f"mle-{seed}.json", lambda: [
         {"step": int(path.stem[5:])} | judge.score(genmodels.load(path))
         for path in sorted(mle.glob("checkpoints/step-*.ckpt"))])  # fmt: skip
     best = min(curve, key=lambda entry: entry["fd"])["step"]
@@ -104,7 +103,7 @@ def one_seed(name, cfg, seed, work, changed):
         if state["winner"]["step"]:
             models[f"ddo_{state['round']}"] = ddo / f"round-{state['round']:02d}" / "winner.ckpt"
     final = {
-        key: cached(
+        key: record.once(
             work / f"final-{seed}-{key}.json", lambda p=path: judge.final(genmodels.load(p))
         )
         for key, path in models.items()
@@ -120,7 +119,7 @@ def keep_settings(path, cfg):
     """Write the DDO config; ValueError if the folder's runs and scores are those of another one."""
     plain = json.loads(json.dumps(to_plain(cfg)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    if cached(path, lambda: plain) != plain:
+    if record.once(path, lambda: plain) != plain:
         raise ValueError(f"work={path.parent.parent}: holds runs with other settings; name another")
 
 
@@ -130,13 +129,6 @@ def go_on(argv, folder):
     if found:
         return train.train([f"resume={found[-1]}"])
     return train.train([*argv, f"out_dir={folder}"])
-
-
-def cached(path, make):
-    """Return what is in a JSON file, made and written first if it is not there."""
-    if not path.is_file():
-        images.write_bytes(path, json.dumps(make(), indent=1).encode())
-    return json.loads(path.read_text())
 
 
 def changes(rows):

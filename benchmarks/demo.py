@@ -5,8 +5,6 @@
 Writes OUT/samples.png (generated beside real), OUT/report.md and OUT/metrics.json.
 """
 
-import json
-import platform
 import sys
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ from tqdm import tqdm
 
 import genmodels
 import train
+from benchmarks import record
 from genmodels import benchmark, checkpoint, cli, images, scoring
 from genmodels.data import load_split
 from genmodels.metrics.features import DIGITS_SHA256
@@ -74,26 +73,23 @@ def demo(argv):
     }
     scores = score_rows(rows, real, held_out)
     write_pictures(out / "samples.png", generated, held_out)
-    facts = {
-        "command": " ".join(["python -m benchmarks.demo", *argv]),
-        "steps": checkpoint.read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"],
-        "batch": model.cfg.data.batch_size,
-        "seed": model.cfg.seed,
-        "parameters": sum(p.numel() for p in model.parameters()) / 1e6,
-        "machine": machine(),
-        "train_seconds": train_seconds,
-        "sample_seconds": sample_seconds,
-        "count": len(generated),
-        "block": BLOCK,
-        "blocks": BLOCKS,
-    }
-    versions = benchmark.versions()
-    table = markdown_table(scores)
-    shown = ", ".join(f"{name} {version}" for name, version in versions.items())
-    report = REPORT.format(table=table, versions=shown, sha=DIGITS_SHA256[:8], **facts)
-    images.write_bytes(out / "report.md", report.encode())
-    text = json.dumps({"rows": scores} | facts | {"versions": versions}, indent=1)
-    images.write_bytes(out / "metrics.json", text.encode())
+    facts = record.write(
+        out / "metrics.json",
+        record.command_line("demo", argv),
+        steps=checkpoint.read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"],
+        batch=model.cfg.data.batch_size,
+        seed=model.cfg.seed,
+        parameters=sum(p.numel() for p in model.parameters()) / 1e6,
+        train_seconds=train_seconds,
+        sample_seconds=sample_seconds,
+        count=len(generated),
+        block=BLOCK,
+        blocks=BLOCKS,
+        rows=scores,
+    )
+    shown = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    more = {"table": markdown_table(scores), "versions": shown, "sha": DIGITS_SHA256[:8]}
+    images.write_bytes(out / "report.md", REPORT.format(**facts | more).encode())
     columns = ["", *next(iter(scores.values()))]
     cells = [[name, *(_cell(score) for score in row.values())] for name, row in scores.items()]
     cli.print_table(f"{BLOCK} images against {BLOCK} held-out digits", columns, cells)
@@ -150,18 +146,6 @@ def markdown_table(scores):
 
 def _cell(score):
     return f"{score['value']:.3f} +- {score['stderr']:.3f}"
-
-
-def machine():
-    """Return what computed, in words: GPU or processor and threads."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [li for li in cpuinfo.read_text().splitlines() if li.startswith("model name")]
-        name = lines[0].partition(":")[2].strip() if lines else name
-    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def main(argv=None):

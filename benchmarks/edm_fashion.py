@@ -20,9 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import genmodels
 import train
-from benchmarks.demo import machine
+from benchmarks import record
 from genmodels import benchmark, checkpoint, cli, images, scoring
-from genmodels.config import parse_value
+from genmodels.config_io import parse_value
 from genmodels.data import load_split
 
 
@@ -59,24 +59,22 @@ def measure(argv):
     real = load_split(model.cfg.data, "test")[0]
     scorer = scoring.Scorer(["fd", "nn1"], "pixels", reference=real, equal=True, device=device)
     images.write_png(out / "edm_fashion.png", images.grid(generated[:100], 10))
-    result = {
-        "command": " ".join(["python -m benchmarks.edm_fashion", *argv]),
-        "machine": machine(),
-        "versions": benchmark.versions(),
-        "seed": model.cfg.seed,
-        "steps": checkpoint.read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"],
-        "batch": model.cfg.data.batch_size,
-        "train_seconds": round(train_seconds, 1),
-        "train_images_per_second": rate,
-        "forward_gflop_per_image": flops / 1e9,
-        "bf16_matmul_peak_tflops": peak / 1e12,
-        "train_share_of_peak": rate * 3 * flops / peak,
-        "sample_images_per_second": num / sample_seconds,
-        "sample_share_of_peak": num / sample_seconds * model.nfe * flops / peak,
-        "scores_on_pixels_against_test": scorer(generated),
-        "num": num,
-    }
-    images.write_bytes(out / "edm_fashion.json", json.dumps(result, indent=1).encode())
+    result = record.write(
+        out / "edm_fashion.json",
+        record.command_line("edm_fashion", argv),
+        seed=model.cfg.seed,
+        steps=checkpoint.read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"],
+        batch=model.cfg.data.batch_size,
+        train_seconds=round(train_seconds, 1),
+        train_images_per_second=rate,
+        forward_gflop_per_image=flops / 1e9,
+        bf16_matmul_peak_tflops=peak / 1e12,
+        train_share_of_peak=rate * 3 * flops / peak,
+        sample_images_per_second=num / sample_seconds,
+        sample_share_of_peak=num / sample_seconds * model.nfe * flops / peak,
+        scores_on_pixels_against_test=scorer(generated),
+        num=num,
+    )
     print(json.dumps(result, indent=1))
     checkpoint.export(run, out / "export", half=True)
 

@@ -10,7 +10,6 @@ so. clean-fid's network is a download, so only its resize and its root are timed
 """
 
 import functools
-import json
 import sys
 import tempfile
 import time
@@ -22,9 +21,8 @@ import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
-from benchmarks import timing
-from genmodels import benchmark, cli
-from genmodels.images import write_bytes
+from benchmarks import record, timing
+from genmodels import cli
 from genmodels.metrics import inception
 from genmodels.metrics.features import extract, load_features, mode_difference
 from genmodels.metrics.frechet import Moments, frechet_distance
@@ -217,14 +215,18 @@ def measure(argv):
         ]  # fmt: skip
         title = f"{what}; {row.get('ratios_are', '')}"
         cli.print_table(title, ("", "images/s", "seconds", "ratio", ""), table)
-    shown = [word for word in argv if not word.startswith("out=")]
-    command = " ".join(["python -m benchmarks.evaluation", *shown])
-    facts = {"command": command, "seed": 0, "device": device, "machine": timing.machine(device)}
-    facts |= {"versions": benchmark.versions(), "timed": "CPU time of one thread, medians"
-              if device == "cpu" else "wall time by events, medians"}  # fmt: skip
-    facts |= {"wall_seconds": round(time.monotonic() - started, 1), "rows": rows}
+    timed = "CPU time of one thread" if device == "cpu" else "wall time by events"
     out = options["out"] or f"benchmarks/results/evaluation_{device}.json"
-    write_bytes(out, (json.dumps(facts, indent=1) + "\n").encode())
+    record.write(
+        out,
+        record.command_line("evaluation", argv, ["out"]),
+        machine=timing.machine(device),
+        seed=0,
+        device=device,
+        timed=f"{timed}, medians",
+        wall_seconds=round(time.monotonic() - started, 1),
+        rows=rows,
+    )
     print(f"written: {out}")
 
 

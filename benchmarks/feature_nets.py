@@ -28,8 +28,8 @@ import torch
 from safetensors.torch import save
 from torch.nn import functional as F
 
-from benchmarks.demo import machine
-from genmodels import benchmark, cli, images
+from benchmarks import record
+from genmodels import cli, images
 from genmodels.config import DataConfig
 from genmodels.data import load_split
 from genmodels.metrics.features import extract, load_features
@@ -219,10 +219,8 @@ def controls(out):
         ]
         title = f"10,000 held-out images of {data} against the 60,000 for training"
         cli.print_table(title, ("", f"FD({name})", "FD(pixels)"), rows)
-    facts = {"command": "python -m benchmarks.feature_nets controls", "seed": 0}
-    facts |= {"machine": machine(), "versions": benchmark.versions()}
-    facts |= {"seconds": round(time.monotonic() - started, 1), "rows": result}
-    images.write_bytes(out, (json.dumps(facts, indent=1) + "\n").encode())
+    command, seconds = "python -m benchmarks.feature_nets controls", time.monotonic() - started
+    record.write(out, command, seed=0, seconds=round(seconds, 1), rows=result)
 
 
 def make(argv):

@@ -7,7 +7,8 @@ Trains both from configs/gbm_NAME.yaml (the control keeps everything but the met
 GBM by its exact samplers and by the paper's, scores all against the test split, and writes
 OUT/gbm_NAME.json, .md and .png. For the digits the control is the demo's, read from
 benchmarks/results/demo.json: same network, steps and seed. Each stage leaves its result in
-WORK/NAME and is not repeated. Further key=value words go to both trainings.
+WORK/NAME and is not repeated; another command needs another WORK. Further key=value words go to
+both trainings.
 
     python -m benchmarks.gbm priors [out=benchmarks/results]
 
@@ -28,9 +29,11 @@ from omegaconf import OmegaConf
 
 import genmodels
 import train
-from benchmarks.demo import BLOCK, machine, markdown_table, score_rows
+from benchmarks import record
+from benchmarks.demo import BLOCK, markdown_table, score_rows
 from genmodels import benchmark, cli, images, scoring
-from genmodels.config import DataConfig, parse_value
+from genmodels.config import DataConfig
+from genmodels.config_io import parse_value
 from genmodels.data import load_split
 from genmodels.likelihood import bits_per_dim
 from genmodels.networks.prior import GaussianPrior, fit_to_images
@@ -92,11 +95,13 @@ def compare(argv):
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     changed = [f"{key}={text}" for key, text in words.items()]
-    command = ["python -m benchmarks.gbm", *(w for w in argv if w.partition("=")[0] not in FOLDERS)]
-    facts = {"command": " ".join(command), "name": name, "num": num}
+    command = record.command_line("gbm", argv, FOLDERS)
+    told = record.once(work / "command.json", lambda: command)
+    record.check_same(told, command, "work", work)
+    facts = {"command": command, "name": name, "num": num}
     models, facts["train_seconds"] = {}, {}
     for method in ("gbm",) if name == "digits" else ("gbm", "edm"):
-        done = once(work / f"{method}.json", lambda method=method: train_one(
+        done = record.once(work / f"{method}.json", lambda method=method: train_one(
             method, name, work, changed))  # fmt: skip
         models[method] = genmodels.load(done["run"])
         facts["train_seconds"][method] = done["seconds"]
@@ -107,18 +112,19 @@ def compare(argv):
         few = name == "digits" and options is PAPER  # the dear one: a single block
         count = min(num, BLOCK) if few else num
         task = (models[method], work / f"row{i}.npz", count, options)
-        done = once(work / f"row{i}.json", lambda task=task: sample_one(*task))
+        done = record.once(work / f"row{i}.json", lambda task=task: sample_one(*task))
         pictures[row] = images.read_images(done["file"])
         facts["sample_seconds"][row] = done["seconds"]
     facts["likelihood"] = {
-        method: once(work / f"{method}_bits.json", lambda model=model: likelihood(model, bits))
+        method: record.once(
+            work / f"{method}_bits.json", lambda model=model: likelihood(model, bits)
+        )
         for method, model in models.items()
     }
     cfg = models["gbm"].cfg
     facts |= {
         "steps": cfg.trainer.max_steps, "batch": cfg.data.batch_size, "seed": cfg.seed,
         "parameters": sum(p.numel() for p in models["gbm"].parameters()) / 1e6,
-        "machine": machine(), "versions": benchmark.versions(),
     }  # fmt: skip
     scores, facts["protocol"] = score(name, pictures, features)
     write(out, name, scores, facts, pictures)
@@ -136,13 +142,8 @@ def priors(out):
                 row[f"sampled, {sigma}"] = {"value": found["kl"], "stderr": found["kl_stderr"]}
                 row[f"Gaussian, {sigma}"] = {"value": found["kl_gaussian"], "stderr": 0.0}
             rows[f"{name}, {kind}"] = row
-    facts = {
-        "command": "python -m benchmarks.gbm priors",
-        "machine": machine(),
-        "seed": 0,
-        "seconds": round(time.monotonic() - started, 1),
-        "versions": benchmark.versions(),
-    }
+    command, seconds = "python -m benchmarks.gbm priors", round(time.monotonic() - started, 1)
+    facts = record.write(out / "gbm_priors.json", command, seed=0, seconds=seconds, rows=rows)
     table = markdown_table(rows)
     text = (
         "# KL(p_T || prior) in nats, offset 1, by sigma_max\n\n"
@@ -150,17 +151,7 @@ def priors(out):
         "draws, seed 0); Gaussian: p_T is taken as one.\n\n"
     ).format(**facts)
     images.write_bytes(out / "gbm_priors.md", (text + table + "\n").encode())
-    images.write_bytes(
-        out / "gbm_priors.json", json.dumps(facts | {"rows": rows}, indent=1).encode()
-    )
     print(table)
-
-
-def once(path, make):
-    """Return the dict in a JSON file, made and written first if it is not there."""
-    if not path.exists():
-        images.write_bytes(path, json.dumps(make()).encode())
-    return json.loads(path.read_text())
 
 
 def train_one(method, name, work, changed):
@@ -243,6 +234,7 @@ def score(name, pictures, features):
 
 def write(out, name, scores, facts, pictures):
     """Write the JSON, the report and a picture: GBM by its ODE, by the paper's sampler, EDM."""
+    facts = record.write(out / f"gbm_{name}.json", rows=scores, **facts)
     lines = [
         f"- {method.upper()}: " + ", ".join(
             f"{kind} {s['value']:.3f} +- {s['stderr']:.3f} ({s['num']} images)"
@@ -259,8 +251,6 @@ def write(out, name, scores, facts, pictures):
         "table": markdown_table(scores),
     }
     images.write_bytes(out / f"gbm_{name}.md", REPORT.format(**words).encode())
-    text = json.dumps({"rows": scores} | facts, indent=1)
-    images.write_bytes(out / f"gbm_{name}.json", text.encode())
     made = list(pictures.values())
     sheets = [images.grid(made[i][:80], 10) for i in (0, 2, 3) if i < len(made)]
     gap = torch.full((*sheets[0].shape[:2], 3), 255, dtype=torch.uint8)

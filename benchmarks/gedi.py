@@ -24,11 +24,10 @@ import torch
 
 import genmodels
 import train
-from benchmarks.demo import machine
-from genmodels import benchmark, cli, clusters
+from benchmarks import record
+from genmodels import cli, clusters
 from genmodels.cli import parse_seeds
 from genmodels.data import load_split
-from genmodels.images import write_bytes
 from genmodels.metrics.clustering import clustering_scores
 
 DATA = ("moons", "circles")
@@ -41,7 +40,8 @@ def toys(words):
     figures = Path(words.pop("figures", "docs"))
     seeds = parse_seeds(words.pop("seeds", "0-4"))
     changed = [f"{key}={text}" for key, text in words.items()]
-    rows = json.loads(out.read_text())["rows"] if out.exists() else []
+    command = record.command_line("gedi", ["toys", *changed])
+    rows = record.rows(out, command)
     known = {(row["data"], row["seed"]) for row in rows}
     for seed, data in itertools.product(seeds, DATA):
         if (data, seed) in known:
@@ -51,21 +51,8 @@ def toys(words):
         print(*(f"{key} {rows[-1][key]}" for key in ("data", "seed", "nmi", "cpu_seconds")))
         if seed == seeds[0]:
             draw(model, figures / f"gedi_{data}.png")
-        save(out, rows, changed)
-    save(out, rows, changed)
+        record.write(out, command, summary=summary(rows), rows=rows)
     print_summary(rows)
-
-
-def save(out, rows, changed):
-    """Write the rows and their summary."""
-    result = {
-        "command": " ".join(["python -m benchmarks.gedi toys", *changed]),
-        "machine": machine(),
-        "versions": benchmark.versions(),
-        "summary": summary(rows),
-        "rows": rows,
-    }
-    write_bytes(out, json.dumps(result, indent=1).encode())
 
 
 def train_one(data, words):
@@ -221,20 +208,16 @@ def step_times(words):
                 torch.cuda.synchronize()
             if i:  # the first is a warm-up
                 times[name].append(clock() - started)
-    result = {
-        "command": " ".join(["python -m benchmarks.gedi time", f"rounds={rounds}", *changed]),
-        "machine": machine(),
-        "versions": benchmark.versions(),
-        "config": config,
-        "batch": count,
-        "clock": clock.__name__,
-        "chain_steps": 20,
-        "milliseconds": {name: 1e3 * statistics.median(values) for name, values in times.items()},
-        "ratio_plain_to_ours": statistics.median(
-            p / o for p, o in zip(times["plain"], times["ours"])
-        ),
-    }
-    write_bytes(out / f"gedi_time_{device}.json", json.dumps(result, indent=1).encode())
+    result = record.write(
+        out / f"gedi_time_{device}.json",
+        record.command_line("gedi", ["time", f"rounds={rounds}", *changed]),
+        config=config,
+        batch=count,
+        clock=clock.__name__,
+        chain_steps=20,
+        milliseconds={name: 1e3 * statistics.median(values) for name, values in times.items()},
+        ratio_plain_to_ours=statistics.median(p / o for p, o in zip(times["plain"], times["ours"])),
+    )
     print(json.dumps(result, indent=1))
 
 

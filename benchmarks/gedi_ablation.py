@@ -9,7 +9,6 @@ initial weights and data are those of configs/gedi_{moons,circles}.yaml, the noi
 Writes OUT/NAME.json, after each data set.
 """
 
-import json
 import math
 import statistics
 import sys
@@ -19,13 +18,12 @@ from pathlib import Path
 import torch
 
 import genmodels
-from benchmarks.demo import machine
+from benchmarks import record
 from benchmarks.gedi import DATA
-from genmodels import benchmark, cli
+from genmodels import cli
 from genmodels.cli import parse_seeds
-from genmodels.config import parse_value
+from genmodels.config_io import parse_value
 from genmodels.data import load_split
-from genmodels.images import write_bytes
 from genmodels.metrics.clustering import clustering_scores
 
 # name -> what differs from the config
@@ -189,14 +187,8 @@ def ablation(argv):
     for data in chosen:
         rows += train_all(data, variants, seeds, changed)
         print_table(rows)
-        result = {
-            "command": " ".join(["python -m benchmarks.gedi_ablation", *argv]),
-            "machine": machine(),
-            "versions": benchmark.versions(),
-            "seeds": seeds,
-            "rows": rows,
-        }
-        write_bytes(out, json.dumps(result, indent=1).encode())
+        command = record.command_line("gedi_ablation", argv)
+        record.write(out, command, seeds=seeds, rows=rows)
 
 
 def print_table(rows):

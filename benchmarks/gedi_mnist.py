@@ -23,15 +23,16 @@ from sklearn.cluster import MiniBatchKMeans
 
 import genmodels
 import train
-from benchmarks.demo import machine
+from benchmarks import record
 from genmodels import benchmark, cli, clusters, scoring
 from genmodels.cli import parse_seeds
-from genmodels.config import DataConfig, parse_value
+from genmodels.config import DataConfig
+from genmodels.config_io import parse_value
 from genmodels.data import load_split
-from genmodels.images import write_bytes
 from genmodels.metrics import ood
 from genmodels.metrics.clustering import clustering_scores
 
+SELECTING = ("out", "seeds", "variants", "limit")  # they choose rows and change none
 OUTSIDE = ("fashion_mnist", "noise", "constant")
 
 
@@ -141,21 +142,14 @@ def measure(argv):
     limit = int(words.pop("limit", 10**9))
     variants = parse_value("variants", words.pop("variants", ""), list[str]) or variants
     changed = [f"{key}={text}" for key, text in words.items()]
-    rows = json.loads(out.read_text())["rows"] if out.exists() else []
+    command = record.command_line("gedi_mnist", argv, SELECTING)
+    rows = record.rows(out, command)
     known = {(row["variant"], row["seed"]) for row in rows}
     todo = [(v, seed) for seed in seeds for v in variants if (v, seed) not in known]
     for variant, seed in todo[:limit]:
         row = measure_row(variant, seed, config, changed, num)
         rows.append({"variant": variant, "seed": seed} | row)
-        result = {
-            "command": " ".join(["python -m benchmarks.gedi_mnist", *argv]),
-            "config": config,
-            "num": num,
-            "machine": machine(),
-            "versions": benchmark.versions(),
-            "rows": rows,
-        }
-        write_bytes(out, json.dumps(result, indent=1).encode())
+        record.write(out, command, config=config, num=num, rows=rows)
         print(json.dumps(rows[-1]), flush=True)
 
 

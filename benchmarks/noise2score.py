@@ -24,7 +24,7 @@ import torch
 import evaluate
 import genmodels
 import train
-from benchmarks.demo import machine
+from benchmarks.record import machine
 from genmodels import benchmark, cli, images, pictures, restoring
 from genmodels.config import check
 from genmodels.datasets import data_root

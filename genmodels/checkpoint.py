@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 
 import genmodels
 from genmodels import cli, data
-from genmodels.config import Config, load_config, to_plain
+from genmodels.config import Config, to_plain
+from genmodels.config_io import load_config
 from genmodels.images import write_bytes
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from genmodels.config import Config, parse_value
+from genmodels.config import Config
+from genmodels.config_io import parse_value
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = [ROOT / "genmodels", ROOT / "kernels", ROOT / "benchmarks"]

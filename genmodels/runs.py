@@ -9,11 +9,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from genmodels import cli
-from genmodels.callbacks import CSVMetrics
 from genmodels.checkpoint import read_checkpoint
-from genmodels.config import load_config, to_plain
+from genmodels.config import to_plain
+from genmodels.config_io import load_config
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
+from genmodels.saving import CSVMetrics
 
 # What a resumed run may change; anything else would be ignored or would make another run of it.
 CHANGEABLE = ("trainer.max_steps", "trainer.max_time", "trainer.log_every", "trainer.loggers",

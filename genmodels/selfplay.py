@@ -31,7 +31,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from genmodels import benchmark, checkpoint, fakes, images, runs, seeding
-from genmodels.config import check, save_config, seconds, to_plain
+from genmodels.config import check, seconds, to_plain
+from genmodels.config_io import save_config
 from genmodels.judge import SEEDS, Judge
 
 POOL_SEEDS = 1 << 30  # below: final scores and whoever samples; above, the judge's
@@ -50,8 +51,7 @@ def run(cfg, folder, fit):
 
     Args:
         cfg: the whole Config; its method is trained against a `reference`.
-        folder: of a run to go on with, or None: an unfinished run of the same config, else a new
-            one.
+        folder: of a run to go on with; None: an unfinished run of the same config, else a new one.
         fit: train.py's fit(cfg, run, model, data, last, step, whole) -> Trainer.
 
     Raises:

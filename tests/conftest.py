@@ -40,6 +40,15 @@ def tiny_run(train_tiny):
     return train_tiny()
 
 
+@pytest.fixture(scope="session")
+def digits():
+    """The training and the held-out pictures of the digits, uint8."""
+    from genmodels.config import DataConfig
+    from genmodels.data import load_split
+
+    return tuple(load_split(DataConfig(), split)[0] for split in ("train", "test"))
+
+
 @pytest.fixture
 def box(monkeypatch):
     """Return a function that makes the scripts load a Box of these settings as their model."""

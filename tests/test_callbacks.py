@@ -84,21 +84,6 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def test_csv_grows_columns_and_cuts_to_a_step(tmp_path):
-    path = tmp_path / "metrics.csv"
-    logger = callbacks.CSVMetrics(path)
-    logger.log_metrics({"train/loss": 1.0, "epoch": 0}, 0)
-    logger.log_metrics({"train/loss": torch.tensor(0.5)}, 1)
-    logger.log_metrics({"eval/fd": 3.0}, 1)
-    assert read(path) == [
-        {"step": "1", "train/loss": "1", "eval/fd": ""},
-        {"step": "2", "train/loss": "0.5", "eval/fd": "3"},
-    ]
-    again = callbacks.CSVMetrics(path, first_step=1)
-    again.log_metrics({"train/loss": 0.25}, 1)
-    assert [row["train/loss"] for row in read(path)] == ["1", "0.25"]
-
-
 def test_grids_and_metrics_while_training(train_tiny):
     run = train_tiny(
         "sample.every=2", "sample.num=4", "method.steps=2", "eval.every=2", "eval.num=8",
@@ -165,28 +150,3 @@ def test_non_finite_gradients_are_skipped_then_stop_the_run(
     assert "trainer.max_nonfinite=3: that many steps in a row" in capsys.readouterr().err
     (stopped,) = tmp_path.glob("*/*")
     assert read_checkpoint(stopped / "checkpoints" / "last.ckpt")["global_step"] == 4
-
-
-def test_a_steps_line_is_written_before_its_checkpoint(train_tiny, monkeypatch):
-    """A kill right after a checkpoint would else lose the line: a resumed run begins after it."""
-    seen, save = {}, callbacks.Saver.save
-
-    def look(saver, trainer):
-        with open(saver.run / "metrics.csv", newline="") as file:
-            seen[trainer.global_step] = {row["step"]: row for row in csv.DictReader(file)}
-        save(saver, trainer)
-
-    monkeypatch.setattr(callbacks.Saver, "save", look)
-    words = (
-        "trainer.max_steps=4",
-        "checkpoint.every=2",
-        "trainer.log_every=1",
-        "eval.loss_every=2",
-    )
-    run = train_tiny(*words)
-    with open(run / "metrics.csv", newline="") as file:
-        whole = {row["step"]: row for row in csv.DictReader(file)}
-    for step in (2, 4):
-        early = {k: v for k, v in seen[step][str(step)].items() if v}
-        late = {k: v for k, v in whole[str(step)].items() if v and not k.startswith("val/")}
-        assert "train/loss" in early and early == late

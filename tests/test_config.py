@@ -7,7 +7,8 @@ from omegaconf import OmegaConf
 
 import train
 from genmodels.cli import describe
-from genmodels.config import Config, load_config, parse_value, seconds, to_plain
+from genmodels.config import Config, seconds, to_plain
+from genmodels.config_io import load_config, parse_value
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
 

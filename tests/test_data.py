@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from genmodels import arrays, cli, data, files, seeding
 from genmodels.config import DataConfig
-from genmodels.data import ImageDataModule, TrainStream, fill_in, load_split
+from genmodels.data import ImageDataModule, fill_in, load_split
 
 REAL = os.environ.get("GENMODELS_DATA", "")
 
@@ -264,41 +264,6 @@ def test_broken_files_are_named(tmp_path):
     (tmp_path / "c.npz").write_bytes(b"PK\x03\x04 half a zip")
     with pytest.raises(ValueError, match="c.npz: cannot be read"):
         load_split(DataConfig(name="npz", root=str(tmp_path / "c.npz")), "train")
-
-
-def stream(step=0, **options):
-    pixels = torch.arange(100, dtype=torch.uint8).reshape(100, 1, 1, 1)
-    arguments = {"seed": 5, "batch_size": 24, "first_step": lambda: step} | options
-    return iter(TrainStream(pixels, torch.arange(100), **arguments))
-
-
-def test_stream_visits_every_image_once_a_pass():
-    batches = [next(iterator) for iterator in [stream()] for _ in range(25)]  # 600 = 6 passes
-    numbers = torch.cat([batch["label"] for batch in batches]).reshape(6, 100)
-    for row in numbers:
-        assert row.sort().values.tolist() == list(range(100))
-    assert not torch.equal(numbers[0], numbers[1])
-    assert torch.equal(torch.cat([batch["n"] for batch in batches]), torch.arange(600))
-
-
-def test_stream_is_a_function_of_n_alone():
-    """Starting later, splitting over ranks and micro-batches: the same images at the same n."""
-    iterator = stream()
-    whole = [next(iterator) for _ in range(10)]
-    later = stream(step=7)
-    for expected in whole[7:]:
-        batch = next(later)
-        assert all(torch.equal(batch[key], expected[key]) for key in expected)
-    ranks = [stream(accumulate=3, rank=rank, world=4) for rank in range(4)]
-    for expected in whole:
-        parts = [next(rank) for _ in range(3) for rank in ranks]
-        for key in expected:
-            assert torch.equal(torch.cat([part[key] for part in parts]), expected[key])
-
-
-def test_stream_refuses_an_indivisible_batch():
-    with pytest.raises(ValueError, match="data.batch_size=24: .* = 5 x 2; try 30"):
-        stream(accumulate=2, world=5)
 
 
 def held_out(cfg, rank, world):

@@ -1,7 +1,5 @@
 import copy
-import itertools
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ from torch import nn
 import genmodels
 from genmodels.kernels.philox import philox_normal
 from genmodels.methods import METHODS
-from genmodels.methods.ddo import DDO, Discriminative, Frozen, ddo_loss, diagnostics
+from genmodels.methods.ddo import DDO, Frozen, ddo_loss, diagnostics
 from genmodels.networks.precond import Precond
 from genmodels.seeding import Stream
 
@@ -214,62 +212,6 @@ def test_units_of_beta(unit, beta, expected):
     model = build(f"method.beta_unit={unit}", f"method.betas={beta}")
     assert float(model.steepness(torch.tensor([-2.0, 2.0]) / math.sqrt(2))) == expected
     assert float(model.steepness(torch.zeros(4))) == (beta if unit == "std" else expected)
-
-
-# ------------------------------------------------------------------------------------------------
-# Any method with a log-ratio
-
-
-class Table(nn.Module):
-    """An energy for each of K points on a line, known up to a constant; DDO's second method."""
-
-    def __init__(self, cfg):
-        super().__init__()
-        self.cfg, self.shape, self.device = cfg, (1,), torch.device("cpu")
-        self.energy = nn.Parameter(torch.zeros(cfg.points, dtype=torch.float64))
-
-    def log_ratio(self, batch, reference):
-        return (reference.energy - self.energy)[batch["image"]], {}
-
-
-class TableDDO(Discriminative, Table):
-    pass
-
-
-def test_the_optimum_on_a_line_of_points_is_the_one_of_the_paper():
-    """p ~ p_ref^(1 - 1/beta) p_data^(1/beta), and beta r = log(p_data / p_ref) - log alpha."""
-    data, fake = torch.tensor([1, 5, 2, 4, 3, 1]), torch.tensor([4, 2, 4, 1, 2, 3])  # counts
-    p_data, p_reference = data.double() / 16, fake.double() / 16
-    rows = {"image": torch.arange(6).repeat_interleave(data), "label": torch.zeros(16).long(),
-            "fake": torch.arange(6).repeat_interleave(fake), "fake_label": torch.zeros(16).long(),
-            "n": torch.arange(16)}  # fmt: skip
-    trainer = SimpleNamespace(precision="32-true", tf32=False)
-    for alpha, beta in itertools.product((1.0, 4.0), (0.5, 1.0, 2.0)):
-        method = SimpleNamespace(alphas=[alpha], betas=[beta], beta_unit="nats", normalize=False)
-        cfg = SimpleNamespace(trainer=trainer, network=None, method=method, points=6)
-        reference = Table(cfg)
-        reference.energy.data = -p_reference.log()
-        model = TableDDO(cfg, reference)
-        model.load_state_dict(reference.state_dict())
-        assert model.loss(rows)[0].item() == pytest.approx((1 + alpha) * math.log(2), rel=1e-12)
-        optimizer = torch.optim.LBFGS(
-            model.parameters(), max_iter=500, tolerance_grad=1e-12, tolerance_change=0,
-            line_search_fn="strong_wolfe",
-        )  # fmt: skip
-
-        def closure(model=model, optimizer=optimizer):
-            optimizer.zero_grad()
-            loss = model.loss(rows)[0]
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
-        ratio = (reference.energy - model.energy).detach()
-        expected = ((p_data / p_reference).log() - math.log(alpha)) / beta
-        torch.testing.assert_close(ratio, expected, rtol=0, atol=1e-6)
-        p = torch.softmax(-model.energy.detach(), 0)
-        optimum = p_reference ** (1 - 1 / beta) * p_data ** (1 / beta)
-        torch.testing.assert_close(p, optimum / optimum.sum(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].NEEDS == ("reference",)])

@@ -1,9 +1,9 @@
-import edm_reference as reference
+import edm_networks as networks
 import pytest
 import torch
 from conftest import ROOT
 
-from genmodels.config import load_config
+from genmodels.config_io import load_config
 from genmodels.importers import state_from_released
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
@@ -65,8 +65,8 @@ def test_parameter_counts_are_the_published_ones(kind, shape, classes, count):
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_reference(kind):
     cfg, net = small(kind)
-    forward = reference.dhariwal if kind == "adm" else reference.song
-    weights = reference.Weights()
+    forward = networks.dhariwal if kind == "adm" else networks.song
+    weights = networks.Weights()
     with torch.no_grad():
         forward(weights, cfg, *inputs())
         net.load_state_dict(state_from_released(net, weights, 8))

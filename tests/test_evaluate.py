@@ -10,17 +10,9 @@ from conftest import ROOT
 
 import evaluate
 import genmodels
-from benchmarks import demo
-from genmodels import images, scoring, sources
-from genmodels.config import DataConfig
-from genmodels.data import load_split
+from genmodels import images, sources
 from genmodels.metrics.frechet import Moments, frechet_distance
 from genmodels.own_data import OnDisk
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return tuple(load_split(DataConfig(), split)[0] for split in ("train", "test"))
 
 
 def scores(argv, tmp_path):
@@ -83,118 +75,6 @@ def test_the_batch_changes_no_number(tiny_run, tmp_path):
     assert scores([*words, "batch=7"], tmp_path)["metrics"] == scores(words, tmp_path)["metrics"]
 
 
-def test_real_digits_score_as_real_and_a_gaussian_does_not(digits):
-    """The demo's controls: training digits at the floor, the pixels' Gaussian far from it."""
-    scorer = scoring.Scorer(["nn1", "fd"], "digits", reference=digits[1], equal=True)
-    real = scorer(digits[0])
-    fake = scorer(demo.gaussian_twin(digits[0], 720))
-    assert abs(real["nn1"]["value"] - 0.5) < 0.05 and fake["nn1"]["value"] > 0.85
-    assert fake["fd"]["value"] > 5 * real["fd"]["value"]
-
-
-def test_both_sides_of_nn1_see_noise_that_nn1_itself_passes(digits):
-    """Digits under heavy noise: every real one is known, no fake one is, and the mean says 0.55."""
-    noise = 100 * torch.randn(360, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    noisy = (digits[0][:360] + noise).round().clip(0, 255).to(torch.uint8)
-    names = ["nn1", "nn1_fake", "nn1_real"]
-    scorer = scoring.Scorer(names, "pixels", reference=digits[1])
-    mean, fake, real = (scorer(noisy)[name]["value"] for name in names)
-    assert mean == pytest.approx((fake + real) / 2) and mean < 0.58
-    assert fake < 0.15 and real > 0.95
-
-
-def test_the_order_of_files_does_not_bias_nn1(digits):
-    """Fewer images than the reference, and the reference sorted by class as folders are."""
-    labels = load_split(DataConfig(), "train")[1]
-    by_class = digits[0][labels.argsort(stable=True)]
-    for reference in (digits[0], by_class):
-        scorer = scoring.Scorer(["nn1"], "digits", reference=reference)
-        assert abs(scorer(digits[1][:300])["nn1"]["value"] - 0.5) < 0.07
-
-
-def test_memorised_knows_a_copy(digits):
-    scorer = scoring.Scorer(
-        ["memorised"], "pixels", reference=digits[1], train=digits[0], held_out=digits[1]
-    )
-    assert scorer(digits[0][:100])["memorised"]["value"] == 1
-    assert scorer(digits[1])["memorised"]["value"] == pytest.approx(0.05)
-
-
-def test_equal_takes_the_mean_over_blocks(digits):
-    small = digits[1][:100]
-    scorer = scoring.Scorer(["fd"], "digits", reference=small, equal=True)
-    together = scorer(digits[0][:300])["fd"]["value"]
-    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
-    apart = [scorer(digits[0][order[i : i + 100]])["fd"]["value"] for i in (0, 100, 200)]
-    assert together == pytest.approx(np.mean(apart))
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["metrics=fdd"], "metrics=fdd: choose from fd"),
-        (["features=inceptoin"], "features"),
-        (["data=digits:val"], "split=val: choose from train, test"),
-        (["data=digit"], "digit: no such folder, .zip or .npz"),
-        (["num=1"], "num=1: scores need at least 4"),
-        (["out=no/such/folder/r.json"], "out=no/such/folder/r.json: its folder does not exist"),
-        (["metric=fd"], "unknown key metric=fd: did you mean metrics?"),
-        (["resamples=x"], "resamples=x: must be a whole number"),
-        (["resamples=1"], "resamples=1: must be >= 2, or 0 for no error bars"),
-        (["resamples=-3"], "resamples=-3: must be >= 2"),
-        (["out=."], "out=.: is a folder; name a file in it"),
-        (["plot=."], "plot=.: is a folder"),
-        (["device=cuda"], "device=cuda: torch finds no such device here; write auto"),
-        (["noise=cuda"], "noise=cuda: torch finds no such device here; write cpu"),
-        (["noise=tpu"], "noise=tpu: choose from cpu, cuda, mps"),
-        (["plot=p.png", "metrics=kid"], "plot=p.png: nothing to draw; add metrics=fd or prc"),
-        (["metrics="], "metrics=: name some of fd, "),
-        (["feature_batch=-3"], "feature_batch=-3: must be >= 0"),
-        (["seed=-1"], "seed=-1: must be >= 0"),
-        (["pad=-7"], "pad=-7: must be >= -1"),
-        (["batch=0"], "batch=0: must be >= 1"),
-        (["sha256=abcdabcd"], "sha256=abcdabcd: features=pixels has no weights"),
-        (["equal=true", "metrics=nn1"], "equal=true: changes metrics=fd only"),
-        (["data=digits", "reference=digits"], "data=digits: reference= takes its place"),
-        (["pad=1"], "data=digits: has images of shape (1, 10, 10), the model makes (1, 8, 8)"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_2(words, message, tiny_run, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    if words != ["num=1"]:  # all else is refused before the work
-        monkeypatch.setattr(evaluate.scoring, "Scorer", None)
-    assert evaluate.main([str(tiny_run), "steps=1", "num=4", "resamples=0", *words]) == 2
-    errors = capsys.readouterr().err
-    assert message in errors and errors.count("\n") == 1
-    assert not list(tmp_path.iterdir())
-
-
-def test_bad_images_are_one_line_and_exit_2(tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
-    mixed = tmp_path / "mixed"
-    mixed.mkdir()
-    images.write_png(mixed / "a.png", torch.zeros(1, 8, 8, dtype=torch.uint8))
-    images.write_png(mixed / "b.png", torch.zeros(1, 9, 8, dtype=torch.uint8))
-    large = tmp_path / "large.npz"
-    images.write_npz(large, images=np.zeros((9, 16, 16, 1), np.uint8))
-    half = tmp_path / "half.zip"
-    half.write_bytes(b"PK\x03\x04 half a zip")
-    for name, message in (
-        (half, "half.zip: cannot be read"),
-        (tmp_path / "empty", "holds no picture"),
-        (mixed, "mixed sizes"),
-        (tmp_path / "none", "no such folder"),
-        (large, "features=digits takes images of shape"),
-    ):
-        words = [f"images={name}", "reference=digits:test", "features=digits", "resamples=0"]
-        assert evaluate.main(words) == 2
-        errors = capsys.readouterr().err
-        assert message in errors and errors.count("\n") == 1, errors
-    assert evaluate.main(["metrics=fd"]) == 2
-    assert "give a MODEL and data=, or images= and reference=" in capsys.readouterr().err
-
-
 def test_words_that_would_be_ignored_are_refused(capsys):
     for words, message in (
         (["stats", "data=digits", "num=100", "out=s.npz"], "num=100: stats does not take it"),
@@ -210,26 +90,7 @@ def test_words_that_would_be_ignored_are_refused(capsys):
         assert message in capsys.readouterr().err
 
 
-def test_too_few_for_a_limit_is_told_before_the_work(tiny_run, tmp_path, capsys, monkeypatch):
-    """The dimension of pixels is known once the reference has been read; then fd goes on."""
-    monkeypatch.setattr(evaluate.benchmark, "generate", None)
-    words = [str(tiny_run), "steps=1", "num=150", f"out={tmp_path}/r.json"]
-    assert evaluate.main([*words, "metrics=fd_inf"]) == 2
-    assert "needs more than 162 images for features of dimension 64" in capsys.readouterr().err
-    monkeypatch.undo()
-    assert evaluate.main([*words, "metrics=fd"]) == 0
-    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
-
-
-def test_pixels_of_two_shapes_are_told_before_the_work(tmp_path, capsys):
-    images.write_npz(tmp_path / "a.npz", images=np.zeros((9, 16, 16, 1), np.uint8))
-    words = [f"images={tmp_path}/a.npz", "reference=digits:test", f"out={tmp_path}/r.json"]
-    assert evaluate.main(words) == 2
-    assert "(1, 16, 16), the reference (1, 8, 8): features=pixels" in capsys.readouterr().err
-    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
-
-
-def test_notes_of_the_features_are_told_and_reported(tmp_path, digits, capsys):
+def test_notes_of_the_features_are_told_and_reported(tmp_path, capsys):
     """Warnings laid at the script's door are this program's own."""
     words = ["images=digits:test", "reference=digits:train", "features=digits", "mode=fast"]
     report = scores(words, tmp_path)
@@ -245,7 +106,7 @@ def test_the_table_shows_the_digits_of_a_small_score(capsys):
     assert "0.00052134" in (shown := capsys.readouterr().out) and "4.1e-05" in shown
 
 
-def test_statistics_take_the_place_of_the_reference(tmp_path, digits, capsys):
+def test_statistics_take_the_place_of_the_reference(tmp_path, capsys):
     stats = tmp_path / "s.npz"
     words = ["stats", "data=digits:train", "features=digits", f"out={stats}"]
     assert evaluate.main(words) == 0
@@ -268,7 +129,7 @@ def test_statistics_take_the_place_of_the_reference(tmp_path, digits, capsys):
     assert "note: reference=" in capsys.readouterr().err
 
 
-def test_one_pass_gives_every_score(tmp_path, digits):
+def test_one_pass_gives_every_score(tmp_path):
     words = ["images=digits:test", "reference=digits:train", "features=digits", "resamples=2"]
     metrics = "metrics=fd,fd_inf,kid,prc,density,nn1,nn1_fake,nn1_real,memorised"
     report = scores([*words, metrics, f"plot={tmp_path}/p.png"], tmp_path)
@@ -364,36 +225,6 @@ def test_images_are_saved_on_the_way(tiny_run, tmp_path):
     assert again["metrics"] == report["metrics"]
 
 
-def test_features_that_fail_are_one_line_and_exit_2(tmp_path, capsys, digits):
-    class Spoiled(torch.nn.Module):
-        def forward(self, pictures):
-            rows = pictures.flatten(1).float()
-            return torch.where(rows.sum(1, keepdim=True) > 6_000, torch.nan, rows)
-
-    torch.jit.script(Spoiled()).save(str(tmp_path / "spoiled.pt"))
-    one = tmp_path / "one.npz"
-    images.write_npz(one, images=digits[0][:1].permute(0, 2, 3, 1).numpy())
-    (tmp_path / "bad.safetensors").write_bytes(b"not the weights")
-    real = ["images=digits:test", "reference=digits:train"]
-    for words, message in (
-        ([*real, f"features={tmp_path}/spoiled.pt"], "finite, got NaN or infinite values"),
-        ([f"images={one}", "reference=digits:test"], "num=1: scores need at least 4 images"),
-        (["images=digits:test", f"reference={one}"], "360 images, 1 in the reference"),
-        ([*real, "features=digits", f"weights={tmp_path}/bad.safetensors"], "sha256"),
-        ([*real, "metrics=fid"], "metrics=fid: is kept for features=inception"),
-        ([*real, "metrics=is"], "metrics=is: features=pixels gives no class scores"),
-        ([*real, "metrics=kid_subsets"], "needs at least 1000 images on each side, got 360"),
-        ([*real, "features=inception"], "weights= is missing: features=inception needs a file"),
-        ([*real, "num=50"], "num=50: images= scores all its images; leave it out"),
-        (["stats", "data=digits"], "out=: stats writes a file; name it, out=STATS.npz"),
-        (["stats", "out=s.npz"], "data=: name a data set"),
-    ):
-        words = words if words[0] == "stats" else [*words, f"out={tmp_path}/r.json", "resamples=0"]
-        assert evaluate.main(words) == 2, words
-        errors = capsys.readouterr().err
-        assert message in errors and not list(tmp_path.glob("r.json*")), errors
-
-
 def test_selftest_passes_and_fails(capsys, tmp_path):
     assert evaluate.main(["selftest"]) == 0
     shown = capsys.readouterr().out
@@ -410,19 +241,3 @@ def test_selftest_passes_and_fails(capsys, tmp_path):
     assert evaluate.main(["selftest", f"features={tmp_path}/drifting.pt"]) == 1
     shown = capsys.readouterr().out
     assert shown.count("FAIL") >= 2 and "another batch of the net" in shown
-
-
-def test_demo_writes_its_pictures_and_report(tmp_path, monkeypatch, capsys):
-    """The real demo with two steps of training and fewer images."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(demo, "BLOCKS", 1)
-    words = [f"out={tmp_path}", "trainer.max_steps=2", "data.batch_size=8", "method.steps=2",
-             "network.channels=[16,16]", "network.norm_groups=8", "network.head_dim=8"]  # fmt: skip
-    assert demo.main(words) == 0
-    report = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(report["rows"]) == {"EDM (ours)", "real training digits", "Gaussian of the pixels"}
-    text = (tmp_path / "report.md").read_text()
-    for row, row_scores in report["rows"].items():
-        assert row in text and len(row_scores) == 6
-    assert images.read_image(tmp_path / "samples.png").shape[-2:] == (91 * 5, 185 * 5)
-    assert "EDM (ours)" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from omegaconf import OmegaConf
 from PIL import Image
 
-from genmodels import cli, config, files, images
+from genmodels import cli, config, config_io, files, images
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
 
@@ -28,7 +28,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 @given(TEXT, st.sampled_from(KINDS))
 def test_any_text_is_a_value_of_the_type_or_one_line(text, kind):
     try:
-        value = config.parse_value("a.b", text, kind)
+        value = config_io.parse_value("a.b", text, kind)
     except ValueError as error:
         assert str(error).startswith("a.b=") and ": " in str(error)
         return
@@ -41,7 +41,7 @@ def test_any_text_is_a_value_of_the_type_or_one_line(text, kind):
 @QUICK
 @given(st.one_of(st.integers(), st.floats(), st.booleans()))
 def test_a_printed_number_reads_back_as_itself(value):
-    read = config.parse_value("a", str(value), type(value))
+    read = config_io.parse_value("a", str(value), type(value))
     assert read == value or (math.isnan(read) and math.isnan(value))
 
 
@@ -49,7 +49,7 @@ def test_a_printed_number_reads_back_as_itself(value):
 @given(st.lists(st.floats(allow_nan=False), min_size=1))
 def test_a_printed_list_reads_back_as_itself(values):
     for text in (str(values), ",".join(map(str, values))):
-        assert config.parse_value("a", text, list[float]) == values
+        assert config_io.parse_value("a", text, list[float]) == values
 
 
 @QUICK
@@ -89,7 +89,7 @@ def test_any_override_gives_a_config_or_one_line(pairs):
     base = {"method": {"name": "edm"}, "network": {"name": "unet"}}
     overrides = [f"{key}={text}" for key, text in pairs]
     try:
-        cfg = config.load_config([base], overrides, methods=METHODS, networks=NETWORKS)
+        cfg = config_io.load_config([base], overrides, methods=METHODS, networks=NETWORKS)
     except ValueError as error:
         assert str(error)
         return
@@ -124,12 +124,12 @@ def test_every_key_set_by_word_and_by_yaml_is_the_same(data):
     results = []
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     OmegaConf.update(nested, key, value)
+    nested = OmegaConf.to_container(nested)
     for source, words in ((base, [f"{key}={text}"]), (nested, [])):
         try:
-            cfg = config.load_config([source if words else OmegaConf.to_container(nested)], words,
-                                     methods=METHODS, networks=NETWORKS)  # fmt: skip
+            cfg = config_io.load_config([source], words, methods=METHODS, networks=NETWORKS)
             results.append(config.to_plain(cfg))
-            again = config.load_config([results[-1]], methods=METHODS, networks=NETWORKS)
+            again = config_io.load_config([results[-1]], methods=METHODS, networks=NETWORKS)
             assert config.to_plain(again) == results[-1]
         except ValueError as error:
             assert "\n" not in str(error)

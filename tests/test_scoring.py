@@ -1,4 +1,4 @@
-"""Every score from images, against torch-fidelity on the same images and weights."""
+"""Scores of images: against torch-fidelity, against the functions behind them, and of digits."""
 
 from dataclasses import replace
 
@@ -7,7 +7,10 @@ import pytest
 import torch
 from test_inception import varied
 
+from benchmarks import demo
 from genmodels import scoring
+from genmodels.config import DataConfig
+from genmodels.data import load_split
 from genmodels.metrics import Moments, inception, load_features
 from genmodels.metrics.frechet import frechet_distance
 from genmodels.metrics.inception_score import inception_score
@@ -168,3 +171,49 @@ def test_memorised_needs_both_splits(named):
     assert set(scorer.seconds) == {"reference", "train"}  # no set is passed over twice
     assert scorer(train[:30])["memorised"]["value"] == 1
     assert np.isclose(scorer(held_out)["memorised"]["value"], 0.05)
+
+
+def test_real_digits_score_as_real_and_a_gaussian_does_not(digits):
+    """The demo's controls: training digits at the floor, the pixels' Gaussian far from it."""
+    scorer = Scorer(["nn1", "fd"], "digits", reference=digits[1], equal=True)
+    real = scorer(digits[0])
+    fake = scorer(demo.gaussian_twin(digits[0], 720))
+    assert abs(real["nn1"]["value"] - 0.5) < 0.05 and fake["nn1"]["value"] > 0.85
+    assert fake["fd"]["value"] > 5 * real["fd"]["value"]
+
+
+def test_both_sides_of_nn1_see_noise_that_nn1_itself_passes(digits):
+    """Digits under heavy noise: every real one is known, no fake one is, and the mean says 0.55."""
+    noise = 100 * torch.randn(360, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    noisy = (digits[0][:360] + noise).round().clip(0, 255).to(torch.uint8)
+    names = ["nn1", "nn1_fake", "nn1_real"]
+    scorer = Scorer(names, "pixels", reference=digits[1])
+    mean, fake, real = (scorer(noisy)[name]["value"] for name in names)
+    assert mean == pytest.approx((fake + real) / 2) and mean < 0.58
+    assert fake < 0.15 and real > 0.95
+
+
+def test_the_order_of_files_does_not_bias_nn1(digits):
+    """Fewer images than the reference, and the reference sorted by class as folders are."""
+    labels = load_split(DataConfig(), "train")[1]
+    by_class = digits[0][labels.argsort(stable=True)]
+    for reference in (digits[0], by_class):
+        scorer = Scorer(["nn1"], "digits", reference=reference)
+        assert abs(scorer(digits[1][:300])["nn1"]["value"] - 0.5) < 0.07
+
+
+def test_memorised_knows_a_copy(digits):
+    scorer = Scorer(
+        ["memorised"], "pixels", reference=digits[1], train=digits[0], held_out=digits[1]
+    )
+    assert scorer(digits[0][:100])["memorised"]["value"] == 1
+    assert scorer(digits[1])["memorised"]["value"] == pytest.approx(0.05)
+
+
+def test_equal_takes_the_mean_over_blocks(digits):
+    small = digits[1][:100]
+    scorer = Scorer(["fd"], "digits", reference=small, equal=True)
+    together = scorer(digits[0][:300])["fd"]["value"]
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    apart = [scorer(digits[0][order[i : i + 100]])["fd"]["value"] for i in (0, 100, 200)]
+    assert together == pytest.approx(np.mean(apart))

@@ -7,25 +7,18 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from torch import nn
 
 import genmodels
 import train
-from genmodels import fakes, judge, selfplay
+from genmodels import judge, selfplay
 from genmodels.callbacks import EMA
 from genmodels.checkpoint import read_checkpoint, weights_hash
-from genmodels.config import DataConfig, setting
-from genmodels.kernels.philox import philox_uniform
-from genmodels.methods import METHODS
-from genmodels.methods.base import GenerativeModule
-from genmodels.methods.ddo import DDO, Discriminative, DiscriminativeConfig
+from genmodels.methods.ddo import DDO
 
 SMALL = ["network.channels=[16,16]", "network.norm_groups=8", "network.attention=[]",
          "network.head_dim=8", "trainer.progress=false", "trainer.loggers=csv",
@@ -79,7 +72,7 @@ def timeless(value):
 # What a self-play leaves behind
 
 
-def test_the_run_folder(straight, base, capsys):
+def test_the_run_folder(straight):
     model = genmodels.load(straight)
     assert type(model) is DDO
     winner = state(straight, 2)["winner"]
@@ -202,12 +195,12 @@ def test_max_time_stops_and_resume_goes_on(base, tmp_path, capsys):
     assert bool(state(run)["winner"]["step"]) == (run / "round-02").is_dir()
 
 
-def test_a_finished_command_starts_anew(base, straight):
+def test_a_finished_command_starts_anew(straight):
     assert selfplay._finished(straight, 2) and not selfplay._finished(straight / "none", 1)
     assert selfplay._finished(straight, 3) == (state(straight, 2)["winner"]["step"] == 0)
 
 
-def test_a_second_process_is_refused(base, straight, capsys):
+def test_a_second_process_is_refused(straight, capsys):
     from genmodels import runs
 
     with runs.alone(straight):
@@ -333,163 +326,6 @@ def test_scored_models_are_in_eval_mode(base, monkeypatch):
     own.data = SimpleNamespace(train=(None, torch.arange(10)))
     own.generate(genmodels.load(base).train(), range(2))
     assert seen == [False]
-
-
-def test_real_images_that_are_no_bytes_are_refused():
-    data = DataConfig(name="moons")
-    with pytest.raises(ValueError, match="data.name=moons: fakes are kept as bytes"):
-        fakes.PairedData(data)
-
-
-def test_a_benchmark_does_not_take_runs_of_other_settings(tmp_path):
-    from benchmarks import ddo
-
-    path = tmp_path / "work" / "digits" / "config.json"
-    cfg = genmodels.build(DDO_DIGITS, *SMALL).cfg
-    ddo.keep_settings(path, cfg)
-    ddo.keep_settings(path, cfg)
-    cfg.method.betas = [15.0]
-    with pytest.raises(ValueError, match="work=.*name another"):
-        ddo.keep_settings(path, cfg)
-
-
-def test_a_pool_is_made_by_shards_and_only_what_is_missing(tmp_path):
-    asked = []
-
-    def generate(seeds):
-        asked.append(list(seeds))
-        pictures = torch.tensor([[[[seed % 256, 0], [1, 2]]] for seed in seeds], dtype=torch.uint8)
-        return pictures, [seed % 10 for seed in seeds]
-
-    pictures, labels = fakes.make_pool(tmp_path, range(100, 110), 4, generate)
-    assert asked == [[100, 101, 102, 103], [104, 105, 106, 107], [108, 109]]
-    assert pictures.shape == (10, 1, 2, 2) and pictures[:, 0, 0, 0].tolist() == [*range(100, 110)]
-    assert labels.tolist() == [seed % 10 for seed in range(100, 110)]
-    (tmp_path / "shard-00001.npz").unlink()
-    again, _ = fakes.make_pool(tmp_path, range(100, 110), 4, generate)
-    assert asked[3:] == [[104, 105, 106, 107]] and torch.equal(again, pictures)
-
-
-def test_pairs_are_a_function_of_the_position(base):
-    cfg = genmodels.build(DDO_DIGITS, *SMALL).cfg
-    data = fakes.PairedData(cfg.data, seed=5)
-    size = len(data.train[0])
-    data.pool = (
-        torch.arange(size * 64, dtype=torch.int64).reshape(size, 1, 8, 8),
-        torch.arange(size),
-    )
-
-    def first(step, count, batch):
-        data.cfg.batch_size = batch
-        strategy = SimpleNamespace(root_device=torch.device("cpu"))
-        data.trainer = SimpleNamespace(global_step=step, global_rank=0, world_size=1,
-                                       strategy=strategy, training=True)  # fmt: skip
-        return [pair for pair, _ in zip(data.train_dataloader(), range(count))]
-
-    whole = first(0, 8, 16)
-    fake, real = (torch.cat([pair[key] for pair in whole]) for key in ("fake_label", "n"))
-    assert torch.equal(real, torch.arange(128)) and len(fake.unique()) == 128
-    resumed = first(5, 3, 16)
-    assert torch.equal(resumed[0]["fake"], whole[5]["fake"])
-    small = torch.cat([pair["fake_label"] for pair in first(0, 16, 8)])
-    assert torch.equal(small, fake)
-    images = torch.cat([pair["image"] for pair in whole])
-    numbers = [(data.train[0] == image).flatten(1).all(1).nonzero()[0].item() for image in images]
-    assert sum(int(a) == b for a, b in zip(fake, numbers)) < 10  # another order than the real ones
-    assert torch.equal(whole[0]["fake"][:, 0, 0, 0], whole[0]["fake_label"] * 64)  # with its label
-
-
-# ------------------------------------------------------------------------------------------------
-# A second method: an energy on the plane, sampled exactly on the 256 x 256 grid of pixel values
-
-
-LEVELS = torch.arange(0, 256, 8)  # 32 x 32 points
-GRID = torch.cartesian_prod(LEVELS, LEVELS) / 127.5 - 1
-
-
-class Energy(GenerativeModule):
-    """p(x) ~ exp(-E(x)) on the grid, E a small network."""
-
-    @dataclass
-    class Config:
-        name: str = setting("energy", "")
-        width: int = setting(32, "")
-
-        def __post_init__(self):
-            pass
-
-    def __init__(self, cfg):
-        super().__init__(cfg)
-        width = cfg.method.width
-        self.net = nn.Sequential(nn.Linear(2, width), nn.SiLU(), nn.Linear(width, 1))
-
-    def energy(self, x):
-        return self.net(x.reshape(-1, 2))[:, 0]
-
-    def log_p(self):
-        return torch.log_softmax(-self.energy(GRID), 0)
-
-    def loss(self, batch):
-        loss = self.energy(batch["image"]).mean() + torch.logsumexp(-self.energy(GRID), 0)
-        return loss, {"loss": loss.detach()}
-
-    def log_ratio(self, batch, reference):
-        with torch.no_grad():
-            theirs = reference.energy(batch["image"])
-        return theirs - self.energy(batch["image"]), {}
-
-    @torch.no_grad()
-    def sample(self, seeds, labels=None):
-        u = philox_uniform((), 0, torch.tensor(seeds)).contiguous()
-        index = torch.searchsorted(self.log_p().exp().cumsum(0), u).clamp(max=len(GRID) - 1)
-        self.nfe = 1
-        return GRID[index].reshape(-1, 1, 1, 2)
-
-
-class EnergyDDO(Discriminative, Energy):
-    @dataclass
-    class Config(DiscriminativeConfig, Energy.Config):
-        name: str = setting("ddo_energy", "")
-
-
-def two_blobs():
-    """log p_data on the grid: an uneven mixture that a short training leaves unfitted."""
-    parts = []
-    for weight, centre, width in ((0.3, (-0.5, -0.4), 0.15), (0.7, (0.4, 0.3), 0.25)):
-        square = ((GRID - torch.tensor(centre)) / width).square().sum(dim=1)
-        parts.append(math.log(weight / width**2) - square / 2)
-    log_p = torch.stack(parts).logsumexp(0)
-    return torch.log_softmax(log_p, 0)
-
-
-def test_any_method_with_a_log_ratio_plays(tmp_path, monkeypatch):
-    """An energy on the plane: two rounds bring its exact density nearer to that of the data."""
-    monkeypatch.setitem(METHODS, "energy", Energy)
-    monkeypatch.setitem(METHODS, "ddo_energy", EnergyDDO)
-    log_data = two_blobs()
-    picked = np.random.default_rng(0).choice(len(GRID), 4000, p=log_data.exp().double().numpy()
-                                             / log_data.exp().double().numpy().sum())  # fmt: skip
-    points = ((GRID[picked] + 1) * 127.5).round().to(torch.uint8).reshape(-1, 1, 2, 1).numpy()
-    np.savez(tmp_path / "points.npz", images=points)
-    (tmp_path / "toy.yaml").write_text(
-        f"""
-data: {{name: npz, root: {tmp_path}/points.npz, batch_size: 500, holdout: 0.2}}
-network: {{name: unet}}
-trainer: {{max_steps: 60, progress: false, loggers: [csv], accelerator: cpu}}
-optim: {{lr: 0.01}}
-ema: {{half_life: 0}}
-eval: {{num: 1000}}
-"""
-    )
-    toy = [str(tmp_path / "toy.yaml"), f"out_dir={tmp_path}/runs"]
-    base = train.train([*toy, "method.name=energy", "name=base"])
-    run = train.train([*toy, "method.name=ddo_energy", "name=ddo", f"init={base}",
-                       "method.alphas=1", "method.betas=1", "method.beta_unit=nats",
-                       "method.rounds=2", "eval.every=60"])  # fmt: skip
-    before, after = (genmodels.load(folder).log_p().detach() for folder in (base, run))
-    divergence = [float((log_data.exp() * (log_data - log_p)).sum()) for log_p in (before, after)]
-    assert type(genmodels.load(run)) is EnergyDDO
-    assert divergence[1] < 0.8 * divergence[0], divergence
 
 
 @pytest.mark.slow

@@ -1,0 +1,59 @@
+"""The JSON file of a benchmark: what was run, on what, with which versions, and what came out."""
+
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+from genmodels import benchmark, images
+from genmodels.config import check
+
+
+def machine():
+    """Return what computed, in words: GPU or processor and threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [li for li in cpuinfo.read_text().splitlines() if li.startswith("model name")]
+        name = lines[0].partition(":")[2].strip() if lines else name
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def command_line(name, argv, without=()):
+    """Return "python -m benchmarks.NAME WORDS", less the words of keys that change no number."""
+    words = (word for word in argv if word.partition("=")[0] not in without)
+    return " ".join([f"python -m benchmarks.{name}", *words])
+
+
+def write(path, command, **facts):
+    """Write the facts beside command, machine and versions, all or nothing; return all of it."""
+    record = {"command": command, "machine": machine(), "versions": benchmark.versions()} | facts
+    images.write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
+    return record
+
+
+def rows(path, command):
+    """Return the rows already there; ValueError if another command, so other settings, made them.
+
+    An interrupted command goes on behind them.
+    """
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    check_same(found["command"], command, "out", path)
+    return found["rows"]
+
+
+def check_same(told, command, key, path):
+    """Raise ValueError if what is at the path was made by another command."""
+    check(told == command, key, path, f"has the results of `{told}`; name another")
+
+
+def once(path, make):
+    """Return what is in a JSON file, made and written first if it is not there."""
+    if not path.is_file():
+        images.write_bytes(path, json.dumps(make(), indent=1).encode())
+    return json.loads(path.read_text())
