@@ -24,9 +24,8 @@ import torch
 import evaluate
 import genmodels
 import train
-from benchmarks.record import machine
-from genmodels import benchmark, cli, images, pictures, restoring
-from genmodels.config import check
+from benchmarks import record
+from genmodels import cli, images, pictures, restoring
 from genmodels.datasets import data_root
 from genmodels.images import write_bytes
 from genmodels.metrics import restoration
@@ -55,6 +54,7 @@ BASELINES = {
     "AR-DAE as published": (PUBLISHED,),
     "longer, strict": ("trainer.max_steps=11000",),
 }  # fmt: skip
+NOISE = "default_rng([0, index of the picture]), not clipped; estimate clipped"
 # study -> (config, {name: words, or another config and words}, test sets)
 STUDIES = {
     "grey": (GREY, BASELINES, ("BSD68", "Set12")),
@@ -74,12 +74,12 @@ def study(name, words):
     changed = [f"{key}={text}" for key, text in words.items()]
     known = [key for key in variants if not only or any(key.startswith(o) for o in only.split(";"))]
     path = out / f"noise2score_{name}.json"
-    command = " ".join(["python -m benchmarks.noise2score", name, *changed])
-    told = json.loads(path.read_text())["command"] if path.exists() else command
-    check(told == command, "out", out, f"has the results of `{told}`; name another")
+    command = record.command_line("noise2score", [name, *changed])
     work.mkdir(parents=True, exist_ok=True)
     for key in known:
-        if any(row["model"] == key and row["seed"] == int(seed) for row in finished(path)):
+        if any(
+            row["model"] == key and row["seed"] == int(seed) for row in record.rows(path, command)
+        ):
             continue
         own = [config, *variants[key]] if PUBLISHED not in variants[key] else variants[key]
         run, facts = trained([*own, *changed, f"seed={seed}"], work)
@@ -92,23 +92,11 @@ def study(name, words):
                 rows.append(row | scored(run, folder, conditions))
         if key == known[0]:
             draw(model, law, sets[0], Path("docs") / f"noise2score_{name}.png")
-        rows = finished(path) + rows  # another process may have trained another one meanwhile
-        result = {
-            "command": command,
-            "machine": machine(),
-            "threads": torch.get_num_threads(),
-            "versions": benchmark.versions(),
-            "noise": "default_rng([0, index of the picture]), not clipped; estimate clipped",
-            "rows": rows,
-        }
-        write_bytes(path, json.dumps(result, indent=1).encode())
+        # Another process may have trained another one meanwhile.
+        rows = record.rows(path, command) + rows
+        record.write(path, command, threads=torch.get_num_threads(), noise=NOISE, rows=rows)
         write_bytes(path.with_suffix(".md"), table(rows).encode())
-    print(table(finished(path)))
-
-
-def finished(path):
-    """Return the rows that a results file has."""
-    return json.loads(path.read_text())["rows"] if path.exists() else []
+    print(table(record.rows(path, command)))
 
 
 def wanted(model, law):
@@ -211,9 +199,8 @@ def levels(words):
             row |= {"worst_error": max(errors), "law_right": right / len(clean)}
             rows.append(row | {"cpu_seconds_per_picture": seconds})
             print(rows[-1])
-    result = {"command": "python -m benchmarks.noise2score levels", "machine": machine(),
-              "versions": benchmark.versions(), "rows": rows}  # fmt: skip
-    write_bytes(out / "noise2score_levels.json", json.dumps(result, indent=1).encode())
+    path = out / "noise2score_levels.json"
+    record.write(path, record.command_line("noise2score", ["levels"]), rows=rows)
 
 
 @torch.no_grad()
@@ -250,9 +237,8 @@ def scores(words):
                         "mean_error": float(np.mean(np.abs(np.array(levels) - 1)))}  # fmt: skip
         rows.append(row)
         print(row)
-    result = {"command": f"python -m benchmarks.noise2score scores model={name}",
-              "machine": machine(), "versions": benchmark.versions(), "rows": rows}  # fmt: skip
-    write_bytes(out / "noise2score_scores.json", json.dumps(result, indent=1).encode())
+    command = record.command_line("noise2score", ["scores", f"model={name}"])
+    record.write(out / "noise2score_scores.json", command, rows=rows)
 
 
 def speed(words):
@@ -274,16 +260,14 @@ def speed(words):
             seconds[key].append(time.perf_counter() - started)
     size = x.shape[0] * x.shape[1] / 1e6
     median = {key: float(np.median(values)) for key, values in seconds.items()}
-    result = {
-        "command": f"python -m benchmarks.noise2score speed rounds={rounds}",
-        "machine": machine(),
-        "threads": torch.get_num_threads(),
-        "versions": benchmark.versions(),
-        "megapixels_per_second": {key: size / value for key, value in median.items()},
-        "ratio_bm3d_to_ours": median["bm3d"] / median["ours"],
-    }
-    device = model.device.type
-    write_bytes(out / f"noise2score_speed_{device}.json", json.dumps(result, indent=1).encode())
+    command = record.command_line("noise2score", ["speed", f"rounds={rounds}"])
+    result = record.write(
+        out / f"noise2score_speed_{model.device.type}.json",
+        command,
+        threads=torch.get_num_threads(),
+        megapixels_per_second={key: size / value for key, value in median.items()},
+        ratio_bm3d_to_ours=median["bm3d"] / median["ours"],
+    )
     print(json.dumps(result, indent=1))
 
 
