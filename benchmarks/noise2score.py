@@ -77,9 +77,8 @@ def study(name, words):
     command = record.command_line("noise2score", [name, *changed])
     work.mkdir(parents=True, exist_ok=True)
     for key in known:
-        if any(
-            row["model"] == key and row["seed"] == int(seed) for row in record.rows(path, command)
-        ):
+        done = {(row["model"], row["seed"]) for row in record.rows(path, command)}
+        if (key, int(seed)) in done:
             continue
         own = [config, *variants[key]] if PUBLISHED not in variants[key] else variants[key]
         run, facts = trained([*own, *changed, f"seed={seed}"], work)
