@@ -35,7 +35,9 @@ def test_sampling_says_where_the_chains_came_from(digits_run, tmp_path, capsys):
     assert sample.main([str(digits_run), "num=4", "steps=3", f"out={tmp_path / 'a'}"]) == 0
     assert "4 images, fresh chains of 3 steps, 3 network" in capsys.readouterr().out
     words = ["num=4", "start=buffer", f"out={tmp_path / 'b'}"]
-    assert sample.main([str(digits_run), *words, "labels=3"]) == 0
+    assert sample.main([str(digits_run), *words, "labels=3"]) == 2
+    assert "steps=0: leaves the buffer's images in any cluster" in capsys.readouterr().err
+    assert sample.main([str(digits_run), *words]) == 0
     assert "4 images, the replay buffer's chains, 0 steps on" in capsys.readouterr().out
     model = genmodels.load(digits_run)
     entries = read_checkpoint(digits_run / "checkpoints/last.ckpt")["replay"]["entries"]
