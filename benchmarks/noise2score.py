@@ -52,7 +52,6 @@ BASELINES = {
     "Noise2Noise, two copies": NOISE2NOISE,
     "supervised, fresh noise": (*SUPERVISED, "data.noise.copies=fresh"),
     "AR-DAE as published": (PUBLISHED,),
-    "longer, strict": ("trainer.max_steps=11000",),
 }  # fmt: skip
 NOISE = "default_rng([0, index of the picture]), not clipped; estimate clipped"
 # study -> (config, {name: words, or another config and words}, test sets)
