@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import traceback
+from importlib.metadata import version
 
 import interpreter_features
 import interpreter_memory
@@ -17,6 +18,7 @@ import pytest
 
 from genmodels.kernels.dispatch import HAS_TRITON, INTERPRETING
 
+OLD_TRITON = HAS_TRITON and version("triton").startswith("3.6.")
 CHECKS = {
     name.removeprefix("check_"): check
     for module in (interpreter_steps, interpreter_memory, interpreter_features)
@@ -53,6 +55,8 @@ def verdicts():
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 @pytest.mark.parametrize("name", CHECKS)
 def test_kernel_equals_reference(verdicts, name):
+    if OLD_TRITON and "only 0-dimensional arrays can be converted" in verdicts[name]:
+        pytest.skip("the interpreter of triton 3.6 cannot loop with numpy 2.4; with 2.3 it can")
     assert verdicts[name] == "", verdicts[name]
 
 
