@@ -58,9 +58,14 @@ class NoisyDataModule(L.LightningDataModule):
             check(min(picture.shape[1:]) >= cfg.patch, "data.patch", cfg.patch,
                   f"{name} is {tuple(picture.shape[1:])}; take smaller patches")  # fmt: skip
         cfg.shape, cfg.classes = [channels, cfg.patch, cfg.patch], 0
-        shares = [held_out_share(cfg, split, len(pictures)) for split in ("train", "test")]
-        self.numbers = dict(zip(("train", "test"), shares))
-        check(len(shares[0]), "data.holdout", cfg.holdout, "leaves no picture to train on")
+        files = {name: k for k, name in enumerate(dict.fromkeys(name for name, _ in pictures))}
+        file = torch.tensor([files[name] for name, _ in pictures])
+        self.numbers = {}
+        for split in ("train", "test"):  # a file is held out with all that it holds
+            share = held_out_share(cfg, split, len(files))
+            self.numbers[split] = torch.isin(file, share).nonzero().flatten()
+        check(len(self.numbers["train"]), "data.holdout", cfg.holdout,
+              "leaves no picture to train on")  # fmt: skip
         self.views, self.levels = self._views(pictures)
 
     def _views(self, named):

@@ -179,3 +179,14 @@ def test_no_noise_is_that_of_a_test_picture(folder):
         for view in ("image", "target"):
             noise = data.views[view][k].flatten().double()
             assert abs(torch.corrcoef(torch.stack([noise, tested]))[0, 1]) < 5 / (24 * 40) ** 0.5
+
+
+def test_the_channels_of_a_picture_are_held_out_together(tmp_path):
+    rng = np.random.default_rng(0)
+    for k in range(5):
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(
+            tmp_path / f"{k}.png"
+        )
+    numbers = make(tmp_path, copies="given", holdout=0.4).numbers
+    assert len(numbers["train"]) == 9 and len(numbers["test"]) == 6
+    assert not set((numbers["train"] // 3).tolist()) & set((numbers["test"] // 3).tolist())
