@@ -88,8 +88,8 @@ def study(name, words):
             for folder in sets:
                 row = {"model": key, "seed": int(seed), **facts, **conditions, "set": folder}
                 rows.append(row | scored(run, folder, conditions))
-        if key == known[0]:
-            draw(model, law, sets[0], Path("docs") / f"noise2score_{name}.png")
+        if key == next(iter(variants)):
+            draw(model, law, sets[0], path.with_suffix(".png"))
         # Another process may have trained another one meanwhile.
         rows = record.rows(path, command) + rows
         record.write(path, command, threads=torch.get_num_threads(), noise=NOISE, rows=rows)

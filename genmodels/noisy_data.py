@@ -61,7 +61,7 @@ class NoisyDataModule(L.LightningDataModule):
         files = {name: k for k, name in enumerate(dict.fromkeys(name for name, _ in pictures))}
         file = torch.tensor([files[name] for name, _ in pictures])
         self.numbers = {}
-        for split in ("train", "test"):  # a file is held out with all that it holds
+        for split in ("train", "test"):  # a picture is held out with all its channels
             share = held_out_share(cfg, split, len(files))
             self.numbers[split] = torch.isin(file, share).nonzero().flatten()
         check(len(self.numbers["train"]), "data.holdout", cfg.holdout,
@@ -188,11 +188,12 @@ def _as_they_are(tree, channels):
     """
     found = []
     for name, read in find(tree.path, "data.root").items():
-        for image in read().images():
+        stack = read().images()
+        for k, image in enumerate(stack):
             check(len(image) == channels or channels == 1, "data.channels", channels,
                   f"{name} is grey; take data.channels=1")  # fmt: skip
             parts = [image] if len(image) == channels else image.split(1)
-            found += [(name, part) for part in parts]
+            found += [(name if len(stack) == 1 else f"{name}[{k}]", part) for part in parts]
     return found
 
 

@@ -93,19 +93,22 @@ def find(path, key="denoise"):
     return readers
 
 
-def read(name, data, key="denoise"):
+def read(name, data, key="denoise", own=False):
     """Return the Picture of this name whose bytes the callable `data` returns.
+
+    Of `own` floats, just written, the scale is known.
 
     Raises:
         ValueError: broken, of another form or scale, or with pixels that are no numbers.
     """
     data = data()
     if name.lower().endswith(".npy"):
-        return _read_array(name, data, key)
+        return _read_array(name, data, key, own)
     levels = files.read_levels(data, name)
     if not np.isfinite(levels).all():
         raise ValueError(f"{key}={name}: holds NaN or infinite pixels; mend or remove it")
-    check_scale(levels, name, key)
+    if not own:
+        check_scale(levels, name, key)
     return Picture(name, levels[None], levels.shape)
 
 
@@ -116,7 +119,7 @@ def check_scale(levels, name, key="denoise"):
                          "the scale 0..255: multiply those of 0..1 by 255")  # fmt: skip
 
 
-def _read_array(name, data, key):
+def _read_array(name, data, key, own):
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # numpy raises nearly anything
@@ -134,7 +137,8 @@ def _read_array(name, data, key):
         raise ValueError(f"{key}={name}: has shape {array.shape}: holds no picture")
     if not np.isfinite(array).all():
         raise ValueError(f"{key}={name}: holds NaN or infinite pixels; mend or remove it")
-    check_scale(array, name, key)
+    if not own:
+        check_scale(array, name, key)
     levels = array if array.ndim == 4 else array[None]
     return Picture(name, levels[..., None] if array.ndim == 2 else levels, array.shape)
 

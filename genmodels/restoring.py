@@ -182,7 +182,7 @@ def denoise_pictures(model, options, level, out, state):
     check_place(out, Path(options["denoise"]), names)
     # All are read before the first is written, so that a broken one stops the work at once.
     shown = {"delay": 0.5, "disable": None if state.is_main_process else True}  # on a terminal only
-    plans = [plan(model, reader(), law, level, settings)
+    plans = [plan(model, reader(), law, level, settings, tell=state.is_main_process)
              for reader in tqdm(readers.values(), desc="reading", unit="img", **shown)]  # fmt: skip
     own, found = range(state.process_index, len(names), state.num_processes), []
     tiles = sum(plans[k][1] for k in own)
@@ -199,7 +199,7 @@ def denoise_pictures(model, options, level, out, state):
     state.wait_for_everyone()
     found = [pair for share in gather_object([found]) for pair in share]
     if state.is_main_process:
-        after = [pictures.read(name, (out / name).read_bytes) for name in names[:4]]
+        after = [pictures.read(name, (out / name).read_bytes, own=True) for name in names[:4]]
         before = [readers[name]() for name in names[:4]]
         images.write_png(out / pictures.SHEET, pictures.before_after(zip(before, after)))
         print(f"{len(found)} pictures restored, {summary(found)}: {out}")
@@ -230,7 +230,7 @@ def choose_estimator(model, name):
         model.cfg.method.estimator = name
 
 
-def plan(model, picture, law, level, settings):
+def plan(model, picture, law, level, settings, tell=True):
     """Return ([(law, level) of each image of a Picture], how many tiles they have together).
 
     Raises:
@@ -243,9 +243,9 @@ def plan(model, picture, law, level, settings):
             told = find_law(model, image, law)
             found = find_level(model, image, told) if level is None else level
             noises.append((told, model.nearest_level(found)))
-            if noises[-1][1] != found:
-                print(f"{picture.name}: level {found:.3g} found; restored with the nearest that "
-                      f"the model knows, {noises[-1][1]:.3g}", file=sys.stderr)  # fmt: skip
+            if tell and noises[-1][1] != found:
+                print(f"{picture.name}: level {found:.4g} found; restored with the nearest that "
+                      f"the model knows, {noises[-1][1]:.4g}", file=sys.stderr)  # fmt: skip
     return noises, len(noisy) * len(windows(noisy.shape, settings["tile"], settings["overlap"]))
 
 

@@ -271,6 +271,8 @@ def test_restore_says_what_it_cannot_do(call, message):
        "method.domain=pixels", "method.sigma_a_min=0.03"], "sigma_a_min=0.03: must be >= 0.05:"),
      (["method.objective=r2r", "data.noise.law=poisson", "data.noise.level=0.1"],
       "method.objective=r2r: averages w, in which the noise must be Gaussian"),
+     (["method.objective=r2r", "data.noise.law=lognormal", "data.noise.level=0.1",
+       "method.domain=pixels"], "method.objective=r2r: averages w, in which the noise must be"),
      (["method.estimator=corrected"], "method.estimator=corrected: is for the score of poisson"),
      (["data.noise.level_max=300"], "data.noise.level_max=300.0: must be 0.1 to 255")],
 )  # fmt: skip

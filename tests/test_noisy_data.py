@@ -181,6 +181,12 @@ def test_no_noise_is_that_of_a_test_picture(folder):
             assert abs(torch.corrcoef(torch.stack([noise, tested]))[0, 1]) < 5 / (24 * 40) ** 0.5
 
 
+def test_the_pictures_of_an_array_are_split(tmp_path):
+    np.save(tmp_path / "many.npy", np.random.default_rng(0).uniform(0, 255, (10, 20, 20, 1)))
+    numbers = make(tmp_path, copies="given", holdout=0.2).numbers
+    assert len(numbers["train"]) == 8 and len(numbers["test"]) == 2
+
+
 def test_the_channels_of_a_picture_are_held_out_together(tmp_path):
     rng = np.random.default_rng(0)
     for k in range(5):

@@ -102,6 +102,15 @@ def test_16_bit_colour_tiff_needs_tifffile(box, tmp_path, capsys, monkeypatch):
     assert errors.count("\n") == 1 and not (tmp_path / "new").exists()
 
 
+def test_a_dark_array_may_become_darker_than_the_hint_about_scales(box, tmp_path):
+    box(radius=3)
+    noisy = np.random.default_rng(0).normal(0.5, 1.5, (40, 40)).astype(np.float32)
+    save(tmp_path / "in" / "dark.npy", noisy)
+    assert run(tmp_path / "in", tmp_path / "out", "law=gaussian", "level=2") == 0
+    restored = np.load(tmp_path / "out" / "dark.npy")
+    assert 0 < restored.max() <= 2 < noisy.max()
+
+
 def test_other_kinds_of_picture_become_png(box, tmp_path):
     box(radius=0)
     source = tmp_path / "noisy"

@@ -87,7 +87,8 @@ class Noise2Score(GenerativeModule):
             self.ESTIMATORS += ("corrected",)
         check(method.estimator in self.ESTIMATORS, "method.estimator", method.estimator,
               "is for the score of poisson and gamma noise")  # fmt: skip
-        check(method.objective != "r2r" or self.law.normal, "method.objective", "r2r",
+        normal = self.law.normal and (method.domain == "even" or noise.law == "gaussian")
+        check(method.objective != "r2r" or normal, "method.objective", "r2r",
               "averages w, in which the noise must be Gaussian: gaussian, lognormal")  # fmt: skip
         self.net = NETWORKS[cfg.network.name](cfg.network, self.shape)
         # The levels it was trained on; of given pictures they are estimated, in prepare().
