@@ -18,7 +18,12 @@ import pytest
 
 from genmodels.kernels.dispatch import HAS_TRITON, INTERPRETING
 
-OLD_TRITON = HAS_TRITON and version("triton").startswith("3.6.")
+# range() over a tensor takes int() of an array of one element, which numpy 2.4 no longer allows.
+CANNOT_LOOP = (
+    HAS_TRITON
+    and version("triton").startswith("3.6.")
+    and tuple(map(int, version("numpy").split(".")[:2])) >= (2, 4)
+)
 CHECKS = {
     name.removeprefix("check_"): check
     for module in (interpreter_steps, interpreter_memory, interpreter_features)
@@ -55,7 +60,7 @@ def verdicts():
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 @pytest.mark.parametrize("name", CHECKS)
 def test_kernel_equals_reference(verdicts, name):
-    if OLD_TRITON and "only 0-dimensional arrays can be converted" in verdicts[name]:
+    if CANNOT_LOOP and "only 0-dimensional arrays can be converted" in verdicts[name]:
         pytest.skip("the interpreter of triton 3.6 cannot loop with numpy 2.4; with 2.3 it can")
     assert verdicts[name] == "", verdicts[name]
 
