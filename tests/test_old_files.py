@@ -1,0 +1,206 @@
+"""Files of older versions load, give the same images and go on training; old words are still known.
+
+What lies in tests/fixtures/old was made by the code of commit 16f413c and is never made anew: where
+a test here fails, the code has to learn to read it. The README.md there tells what is what.
+"""
+
+import json
+import shutil
+
+import numpy as np
+import old_words
+import pytest
+import torch
+from old_words import METHODS, MORE, OLD, SAMPLED, STEPS, command, done
+
+LAYOUT = json.loads((OLD / "layout.json").read_text())
+WORDS = json.loads((OLD / "help_words.json").read_text())
+CONFIGS = json.loads((OLD / "configs.json").read_text())
+
+# Values of the configs that were changed on purpose: {(config, key): the value today}.
+CHANGED = {}
+
+# How near a resumed run has to come to that of the old code: steps of Adam amplify rounding.
+NEAR = {"rtol": 1e-2, "atol": 1e-2}
+
+
+@pytest.fixture
+def old(tmp_path, monkeypatch):
+    """A copy of the old files, the working directory; paths in them are relative to it."""
+    folder = tmp_path / "old"
+    shutil.copytree(OLD, folder)
+    last = folder / "ddo/run/checkpoints/last.ckpt"
+    last.parent.mkdir(exist_ok=True)
+    shutil.copy(folder / "ddo/run/round-01/winner.ckpt", last)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("GENMODELS_DATA", raising=False)
+    return folder
+
+
+def expected(method):
+    return dict(np.load(OLD / method / "expected.npz"))
+
+
+def close(found, wanted, rtol=1e-4, atol=1e-4):
+    np.testing.assert_allclose(found, wanted, rtol=rtol, atol=atol)
+
+
+# ------------------------------------------------------------------------------------------------
+# Runs and exports
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_run_and_export_load_and_agree(old, method):
+    run, export = (old_words.load(old / method / kind) for kind in ("run", "export"))
+    assert run.cfg.method.name == export.cfg.method.name == method
+    first, second = run.state_dict(), export.state_dict()
+    assert first.keys() == second.keys() and len(first) > 5
+    for key in first:
+        assert torch.equal(first[key], second[key]), key
+    file = old_words.load(old / method / "run/checkpoints/last.ckpt").state_dict()
+    assert all(torch.equal(first[key], file[key]) for key in first)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_images(old, method):
+    wanted = expected(method)
+    for kind in ("run", "export"):
+        model = old_words.load(old / method / kind)
+        made = old_words.outputs(model, method, old, buffer=kind == "run")
+        others = {"raw", "losses", "resumed", "resumed_buffer"} | (
+            {"buffer"} if kind == "export" else set()
+        )
+        assert made.keys() == wanted.keys() - others
+        for name, value in made.items():
+            close(value, wanted[name])
+    raw = old_words.load(old / method / "run", ema=False)
+    close(old_words.outputs(raw, method, old)["images"], wanted["raw"])
+    assert np.abs(wanted["images"] - wanted["raw"]).max() > 1e-3  # or nothing was told apart
+
+
+def test_the_same_images_of_the_other_network(old):
+    model = old_words.load(old / "edm_unet/export")
+    close(old_words.outputs(model, "edm", old)["images"], expected("edm_unet")["images"])
+
+
+@pytest.mark.parametrize("method", SAMPLED)
+def test_sampling_by_command(old, method):
+    options = {key: ",".join(map(str, value)) if key == "labels" else value
+               for key, value in SAMPLED[method].items()}  # fmt: skip
+    words = [f"{key}={value}" for key, value in options.items()]
+    done("sample.py", old / method / "run", "num=4", *words, "format=npz", "out=made",
+         "device=cpu")  # fmt: skip
+    with np.load(old / "made/images.npz") as file:
+        pixels, seeds, labels = file["images"], file["seeds"], file["labels"]
+    wanted = expected(method)["images"].clip(-1, 1).transpose(0, 2, 3, 1)
+    assert pixels.dtype == np.uint8 and np.abs(pixels / 127.5 - 1 - wanted).max() < 1.01 / 127.5
+    assert seeds.tolist() == [0, 1, 2, 3]
+    assert labels.tolist() == SAMPLED[method].get("labels", [-1] * 4)
+
+
+def test_restoring_by_command(old):
+    done("sample.py", old / "noise2score/run", "denoise=noisy.npy", "law=gaussian", "level=25",
+         "out=made", "device=cpu")  # fmt: skip
+    found = np.load(old / "made/noisy.npy") / 127.5 - 1
+    close(found, expected("noise2score")["images"][0, 0], atol=5e-4)
+
+
+@pytest.mark.filterwarnings("ignore:a Frechet distance from 32 images")
+@pytest.mark.parametrize("method", METHODS)
+def test_an_unfinished_run_goes_on(old, method):
+    run, wanted = old / method / "run", expected(method)
+    before = (run / "metrics.csv").read_text().splitlines()
+    words = () if method == "ddo" else (f"trainer.max_steps={MORE}",)
+    done("train.py", f"resume={run}", *words)
+    last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    after = (run / "metrics.csv").read_text().splitlines()
+    assert set(before[0].split(",")) <= set(after[0].split(","))
+    if before[0] == after[0]:
+        assert set(before) <= set(after)
+    close(old_words.losses(run), wanted["losses"], **NEAR)
+    assert set(LAYOUT["files"][f"{method} run, resumed"]) <= set(old_words.tree(run))
+    if method == "ddo":  # two rounds of two candidates, each scored at steps 0, 2, 4 and 6
+        states = [json.loads((run / f"round-0{k}/state.json").read_text()) for k in (1, 2)]
+        assert all(state["winner"] for state in states) and len(after) == 1 + 2 * 2 * 4
+        return
+    assert last["global_step"] == MORE and len(after) == 1 + MORE > len(before) == 1 + STEPS
+    model = old_words.load(run)
+    made = old_words.outputs(model, method, old, buffer=True)
+    close(made["images"], wanted["resumed"], rtol=0, atol=0.02)
+    if method == "gedi":
+        close(made["buffer"], wanted["resumed_buffer"], rtol=0, atol=0.02)
+
+
+def test_training_starts_from_an_old_model(old, capsys):
+    words = ("optim.lr=1e-9", "trainer.max_steps=1", "name=again")
+    for kind in ("run", "export"):
+        done("train.py", "edm/run/config.yaml", f"init=edm/{kind}", f"out_dir={kind}", *words)
+        (run,) = (old / kind / "again").iterdir()
+        made = old_words.outputs(old_words.load(run), "edm", old)
+        close(made["images"], expected("edm")["images"])
+
+
+def test_old_statistics_are_read(old):
+    (old / "made").mkdir()
+    report = old_words.evaluated(old, old / "made", kinds=("images",))["images"]
+    assert report["metrics"]["fd"]["value"] == pytest.approx(LAYOUT["scores"]["fd"], rel=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------
+# What commands leave
+
+
+@pytest.mark.parametrize("kind", ["png", "npz", "cluster", "inpaint", "denoise", "export"])
+def test_files_of_sampling_and_export(sampled_files, kind):
+    assert set(LAYOUT["files"][kind]) <= set(sampled_files[kind])
+
+
+@pytest.fixture(scope="module")
+def sampled_files(tmp_path_factory):
+    return old_words.sampled(OLD, tmp_path_factory.mktemp("sampled"))
+
+
+@pytest.mark.parametrize("kind", LAYOUT["json"])
+def test_keys_of_evaluations(tmp_path, kind):
+    found = old_words.keys_of(old_words.evaluated(OLD, tmp_path, kinds=(kind,)))[kind]
+    for part, names in LAYOUT["json"][kind].items():
+        assert set(names) <= set(found[part]), part
+
+
+# ------------------------------------------------------------------------------------------------
+# Words
+
+
+@pytest.mark.parametrize("name", WORDS["help"])
+def test_help_still_lists(name):
+    text = old_words.help_of(name)
+    assert [word for word in WORDS["help"][name] if not old_words.says(text, word)] == []
+
+
+@pytest.mark.parametrize("what", WORDS["choices"])
+def test_choices_are_still_offered(old, what):
+    offered = old_words.choices(*old_words.refusals(old)[what])
+    assert [word for word in WORDS["choices"][what] if word not in offered] == []
+
+
+def test_modules_are_commands_of_their_own():
+    code, said = command("genmodels.data", "info", "digits")
+    assert code == 0 and "1797" not in said and "1437" in said
+    assert command("genmodels.checkpoint", "nowhere", "out=made")[0] == 2
+
+
+@pytest.mark.parametrize("names", CONFIGS)
+def test_configs_resolve_to_what_they_were(names, monkeypatch):
+    monkeypatch.delenv("GENMODELS_DATA", raising=False)
+    found, wanted = flat(old_words.resolved(names)), flat(CONFIGS[names])
+    assert wanted.keys() - found.keys() == set()
+    wanted |= {key: value for (config, key), value in CHANGED.items() if config == names}
+    assert {key: found[key] for key in wanted if found[key] != wanted[key]} == {}
+
+
+def flat(plain, prefix=""):
+    rows = {}
+    for key, value in plain.items():
+        nested = isinstance(value, dict)
+        rows |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return rows
