@@ -11,7 +11,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "genmodels/__init__.py").read_text())[1]
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "genmodels/version.py").read_text())[1]
 
 setup(
     name="genmodels",
@@ -23,7 +23,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["genmodels", "genmodels.*"]), "genmodels.kernels"],
     package_dir={"genmodels.kernels": "kernels/ops"},
-    package_data={"genmodels.metrics": ["*.safetensors"]},
+    package_data={"genmodels.metrics.features": ["*.safetensors"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",

@@ -20,14 +20,16 @@ from pathlib import Path
 
 import torch
 
-import evaluate
 import genmodels
-import train
 from benchmarks import record, timing
 from benchmarks.cdrl_toy import toy
 from benchmarks.demo import BLOCK, BLOCKS, markdown_table, score_rows
-from genmodels import benchmark, checkpoint, cli, images, scoring
+from genmodels import checkpoint, cli, generation, images
+from genmodels.commands.evaluate import evaluate
+from genmodels.commands.train import train
+from genmodels.config.words import check_choice, check_flags, split_words
 from genmodels.data import load_split
+from genmodels.evaluation.scorer import Scorer
 from genmodels.networks.ebm import fixed_weights, power_iteration
 from genmodels.sampling.langevin import GraphedChain
 from genmodels.sampling.recovery import recovery_chain
@@ -41,7 +43,7 @@ def digits(run, out, pictures, started, facts, quick=False):
     model = genmodels.load(run)
     began = time.monotonic()
     blocks = 1 if quick else BLOCKS
-    generated, _ = benchmark.generate_all(model, range(BLOCK * blocks), batch=360)
+    generated, _ = generation.generate_all(model, range(BLOCK * blocks), batch=360)
     facts["sample_seconds"] = round(time.monotonic() - began, 1)
     (real, _), (held_out, labels) = (load_split(model.cfg.data, s) for s in ("train", "test"))
     values = scorers(held_out)
@@ -52,7 +54,7 @@ def digits(run, out, pictures, started, facts, quick=False):
         return write(out / "cdrl_digits.json", facts, started)
     short = max(1, model.cfg.method.steps // 3)
     for options in ({"tweedie_scale": 0.0}, {"tweedie_scale": 2.0}, {"steps": short}):
-        made, _ = benchmark.generate_all(model, range(BLOCK), batch=360, **options)
+        made, _ = generation.generate_all(model, range(BLOCK), batch=360, **options)
         facts["without error bars"][str(options)] = values(made)
     scores = score_rows({"CDRL (ours)": generated}, real, held_out)
     demo = json.loads((RESULTS / "demo.json").read_text())
@@ -83,9 +85,9 @@ def ablation(words, out, started, facts):
     given = [f"{key}={text}" for key, text in words.items()]
     facts["rows"] = {}
     for name, more in list(ABLATIONS.items())[:rows]:
-        run = train.train(["configs/cdrl_digits.yaml", *more, *given])
+        run = train(["configs/cdrl_digits.yaml", *more, *given])
         model = genmodels.load(run)
-        generated, _ = benchmark.generate_all(model, range(BLOCK * BLOCKS), batch=360)
+        generated, _ = generation.generate_all(model, range(BLOCK * BLOCKS), batch=360)
         scorer = scorers(load_split(model.cfg.data, "test")[0])
         facts["rows"][name] = {"words": list(more), "steps": steps_of(run), **scorer(generated)}
         write(out / "cdrl_ablation.json", facts, started)  # what is there already
@@ -106,7 +108,7 @@ def densities(words, out, started, facts):
 def scorers(held_out):
     """Return a function of pixels: {column: value} beside the held-out digits, in blocks."""
     columns = {
-        name: scoring.Scorer([metric], features, reference=held_out, equal=True, resamples=0)
+        name: Scorer([metric], features, reference=held_out, equal=True, resamples=0)
         for name, metric, features in (("nn1", "nn1", "pixels"), ("of fakes", "nn1_fake", "pixels"),
                                        ("of real", "nn1_real", "pixels"),
                                        ("FD (digits)", "fd", "digits"))
@@ -244,7 +246,7 @@ def fashion(words, out, pictures, started, facts):
         given = [f"{key}={text}" for key, text in words.items()
                  if name != "edm" or not key.startswith(own)]  # fmt: skip
         began = time.monotonic()
-        run = train.train([config, *overlay, f"name={name}_fashion", f"trainer.max_time={limit}",
+        run = train([config, *overlay, f"name={name}_fashion", f"trainer.max_time={limit}",
                            *([] if overlay else [NO_LIMIT]), *more, *given])  # fmt: skip
         row = {"train_seconds": round(time.monotonic() - began, 1), "command_words": list(more)}
         row["steps"] = steps_of(run)
@@ -263,7 +265,7 @@ def fashion(words, out, pictures, started, facts):
 def evaluated(run, out, words):
     """Return the metrics of `evaluate.py RUN words`."""
     path = out / "evaluated.json"
-    evaluate.evaluate([str(run), *words, f"out={path}"])
+    evaluate([str(run), *words, f"out={path}"])
     metrics = json.loads(path.read_text())["metrics"]
     path.unlink()
     return metrics
@@ -282,13 +284,13 @@ def write(path, facts, started):
 
 def run_benchmark(argv):
     """Run one benchmark; see the module's docstring."""
-    positionals, words, flags = cli.split_words(argv)
-    cli.check_flags(flags, ("--help",))
+    positionals, words, flags = split_words(argv)
+    check_flags(flags, ("--help",))
     what = positionals[0] if len(positionals) == 1 else " ".join(positionals)
     if flags:
         print(__doc__.strip())
         return
-    cli.check_choice("benchmark", what, ("digits", "toy", "ablation", "densities", "speed",
+    check_choice("benchmark", what, ("digits", "toy", "ablation", "densities", "speed",
                                           "fashion"))  # fmt: skip
     out, pictures = (Path(words.pop(key, default)) for key, default in
                      (("out", RESULTS), ("pictures", "docs")))  # fmt: skip
@@ -306,7 +308,7 @@ def run_benchmark(argv):
     run, quick = words.pop("model", None), words.pop("quick", "") == "true"
     if run is None:
         given = [f"{key}={text}" for key, text in words.items()]
-        run = train.train([f"configs/cdrl_{what}.yaml", *given])
+        run = train([f"configs/cdrl_{what}.yaml", *given])
         facts["train_seconds"] = round(time.monotonic() - started, 1)
         # Other work on the machine enters the seconds above, not these.
         facts["train_cpu_seconds"] = round(time.process_time() - cpu, 1)

@@ -5,7 +5,8 @@ import time
 import torch
 
 import genmodels
-from genmodels import benchmark, toys
+from genmodels import generation
+from genmodels.data import toys
 
 __all__ = ["toy"]
 
@@ -18,7 +19,7 @@ def toy(run, picture, count=4000):
     """
     model = genmodels.load(run)
     name, began = model.cfg.data.name, time.monotonic()
-    with benchmark.tf32(False):
+    with generation.tf32(False):
         x = model.sample(range(count)).flatten(1)
     seconds = round(time.monotonic() - began, 1)
     data = [toys.points(name, count, 1000 + k)[0].flatten(1) for k in range(16)]

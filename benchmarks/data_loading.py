@@ -19,9 +19,10 @@ import numpy as np
 import torch
 
 from benchmarks import record, timing
-from genmodels import cli, files, images, prepare
+from genmodels import cli, images
 from genmodels.config import DataConfig
-from genmodels.data import TrainStream, load_split
+from genmodels.config.words import split_words, typed_words
+from genmodels.data import TrainStream, commands, load_split
 
 SCHEMA = {
     "out": (str, "", "JSON file to write"),
@@ -41,8 +42,8 @@ def make(folder, num, side, seed):
     noise = 0.02 * torch.randn(smooth.shape, generator=rng)
     pixels = images.to_uint8(2 * (smooth + noise) - 1)
     np.save(folder / "a.npy", pixels.permute(0, 2, 3, 1).numpy())
-    prepare.convert([str(folder / "a.npy")], {"out": str(folder / "a.zip")})
-    tree = files.Tree(folder / "a.zip")
+    commands.convert([str(folder / "a.npy")], {"out": str(folder / "a.zip")})
+    tree = images.Tree(folder / "a.zip")
     for name in tree.names:
         (folder / "a" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "a" / name).write_bytes(tree.bytes(name))
@@ -73,8 +74,8 @@ def rate(iterator, batches):
 
 def main(argv):
     """Measure, print the table, write the JSON."""
-    _, words, _ = cli.split_words(argv)
-    options, started = cli.typed_words(words, SCHEMA), time.monotonic()
+    _, words, _ = split_words(argv)
+    options, started = typed_words(words, SCHEMA), time.monotonic()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         found = streams(

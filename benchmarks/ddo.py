@@ -19,16 +19,16 @@ from pathlib import Path
 import torch
 
 import genmodels
-import train
 from benchmarks import record
 from genmodels import checkpoint, cli
-from genmodels.config import to_plain
-from genmodels.config_io import load_config
+from genmodels.commands.train import train
+from genmodels.config import load_config, to_plain
+from genmodels.config.words import parse_seeds, split_words
 from genmodels.data import ImageDataModule
-from genmodels.judge import Judge
 from genmodels.methods import METHODS
 from genmodels.methods.edm import EDM
 from genmodels.networks import NETWORKS
+from genmodels.training.judge import Judge
 
 # The base models are small on purpose: what DDO repairs is what the model cannot fit.
 BASES = {
@@ -47,14 +47,14 @@ METRICS = ["fd", "nn1", "nn1_fake", "nn1_real"]
 
 def measure(argv):
     """Run one benchmark; see the module's docstring."""
-    names, words, flags = cli.split_words(argv)
+    names, words, flags = split_words(argv)
     if flags or len(names) != 1 or names[0] not in BASES:
         print(__doc__.strip())
         return
     (name,), started = names, time.monotonic()
     out = Path(words.pop("out", "benchmarks/results"))
     work = Path(words.pop("work", "runs/ddo_bench"))
-    seeds, figure = cli.parse_seeds(words.pop("seeds", "0-2")), words.pop("figure", "")
+    seeds, figure = parse_seeds(words.pop("seeds", "0-2")), words.pop("figure", "")
     changed = [f"{key}={text}" for key, text in words.items()]
     cfg = load_config([CONFIGS[name]], changed, methods=METHODS, networks=NETWORKS)
     keep_settings(work / name / "config.json", cfg)
@@ -127,8 +127,8 @@ def go_on(argv, folder):
     """Run train.py in this folder, or go on with the run that is there; return the run's folder."""
     found = [path.parent for path in sorted(folder.glob("*/*/config.yaml"))]
     if found:
-        return train.train([f"resume={found[-1]}"])
-    return train.train([*argv, f"out_dir={folder}"])
+        return train([f"resume={found[-1]}"])
+    return train([*argv, f"out_dir={folder}"])
 
 
 def changes(rows):

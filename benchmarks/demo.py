@@ -14,11 +14,14 @@ import torch
 from tqdm import tqdm
 
 import genmodels
-import train
 from benchmarks import record
-from genmodels import benchmark, checkpoint, cli, images, scoring
+from genmodels import checkpoint, cli, generation, images
+from genmodels.atomic import write_bytes
+from genmodels.commands.train import train
+from genmodels.config.words import check_flags, split_words
 from genmodels.data import load_split
-from genmodels.metrics.features import DIGITS_SHA256
+from genmodels.evaluation.scorer import Scorer
+from genmodels.metrics.features.grey_nets import DIGITS_SHA256
 
 CONFIG = "configs/edm_digits.yaml"
 BLOCK = 360  # the held-out digits; every score compares sets of this size
@@ -50,8 +53,8 @@ and, after +-, the standard error from random halves of both sides.
 def demo(argv):
     """Run the demo; see the module's docstring."""
     started = time.monotonic()
-    positionals, words, flags = cli.split_words(argv)
-    cli.check_flags(flags, ("--help",))
+    positionals, words, flags = split_words(argv)
+    check_flags(flags, ("--help",))
     if flags:
         print(__doc__.strip())
         return
@@ -60,10 +63,10 @@ def demo(argv):
     out = Path(words.pop("out", "runs/demo"))
     out.mkdir(parents=True, exist_ok=True)
     changed = [f"{key}={text}" for key, text in words.items()]
-    run = train.train([CONFIG, f"out_dir={out}", *changed])
+    run = train([CONFIG, f"out_dir={out}", *changed])
     train_seconds = time.monotonic() - started
     model = genmodels.load(run)
-    generated, _ = benchmark.generate_all(model, range(BLOCK * BLOCKS))
+    generated, _ = generation.generate_all(model, range(BLOCK * BLOCKS))
     sample_seconds = time.monotonic() - started - train_seconds
     real, held_out = (load_split(model.cfg.data, split)[0] for split in ("train", "test"))
     rows = {
@@ -89,7 +92,7 @@ def demo(argv):
     )
     shown = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     more = {"table": markdown_table(scores), "versions": shown, "sha": DIGITS_SHA256[:8]}
-    images.write_bytes(out / "report.md", REPORT.format(**facts | more).encode())
+    write_bytes(out / "report.md", REPORT.format(**facts | more).encode())
     columns = ["", *next(iter(scores.values()))]
     cells = [[name, *(_cell(score) for score in row.values())] for name, row in scores.items()]
     cli.print_table(f"{BLOCK} images against {BLOCK} held-out digits", columns, cells)
@@ -116,7 +119,7 @@ def score_rows(rows, real, held_out):
         ("FD (pixels)", "fd", "pixels"),
         ("memorised", "memorised", "pixels"),
     ):
-        columns[column] = metric, scoring.Scorer(
+        columns[column] = metric, Scorer(
             [metric], features, reference=held_out, train=real, held_out=held_out, equal=True,
             resamples=40,
         )  # fmt: skip

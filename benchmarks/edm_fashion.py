@@ -19,11 +19,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import genmodels
-import train
 from benchmarks import record
-from genmodels import benchmark, checkpoint, cli, images, scoring
-from genmodels.config_io import parse_value
+from genmodels import checkpoint, cli, generation, images
+from genmodels.commands.train import train
+from genmodels.config.words import check_flags, parse_value, split_words
 from genmodels.data import load_split
+from genmodels.evaluation.scorer import Scorer
 
 
 def main(argv=None):
@@ -33,8 +34,8 @@ def main(argv=None):
 
 def measure(argv):
     """Train, measure, score, export; see the module's docstring."""
-    _, words, flags = cli.split_words(argv)
-    cli.check_flags(flags, ("--help",))
+    _, words, flags = split_words(argv)
+    check_flags(flags, ("--help",))
     if flags:
         print(__doc__.strip())
         return
@@ -45,7 +46,7 @@ def measure(argv):
     overlay = [words.pop("overlay")] if "overlay" in words else []
     out.mkdir(parents=True, exist_ok=True)
     started, changed = time.monotonic(), [f"{key}={text}" for key, text in words.items()]
-    run = train.train(["configs/edm_fashion.yaml", *overlay, *changed])
+    run = train(["configs/edm_fashion.yaml", *overlay, *changed])
     train_seconds = time.monotonic() - started
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = genmodels.load(run, device=device)
@@ -54,10 +55,10 @@ def measure(argv):
         rates = [r["train/images_per_second"] for r in csv.DictReader(file)]
     rate = statistics.median([float(text) for text in rates if text][1:] or [0.0])
     started = time.monotonic()
-    generated, _ = benchmark.generate_all(model, range(num), batch=500, precision="bf16")
+    generated, _ = generation.generate_all(model, range(num), batch=500, precision="bf16")
     sample_seconds = time.monotonic() - started
     real = load_split(model.cfg.data, "test")[0]
-    scorer = scoring.Scorer(["fd", "nn1"], "pixels", reference=real, equal=True, device=device)
+    scorer = Scorer(["fd", "nn1"], "pixels", reference=real, equal=True, device=device)
     images.write_png(out / "edm_fashion.png", images.grid(generated[:100], 10))
     result = record.write(
         out / "edm_fashion.json",

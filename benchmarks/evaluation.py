@@ -3,7 +3,7 @@
     python -m benchmarks.evaluation [device=auto|cpu|cuda] [images=N] [dim=2048] [seconds=60]
                                     [out=benchmarks/results/evaluation_DEVICE.json]
 
-All networks carry the same seeded random weights (genmodels.metrics.inception.random_state), which
+All networks carry the same seeded random weights (random_state of features/inception.py), which
 changes no speed. Variants take turns in one run; on a CPU one thread's CPU time counts, so that
 neighbours disturb little, and the ratios are what to read. Rows whose library is not installed say
 so. clean-fid's network is a download, so only its resize and its root are timed.
@@ -23,8 +23,8 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from benchmarks import record, timing
 from genmodels import cli
-from genmodels.metrics import inception
-from genmodels.metrics.features import extract, load_features, mode_difference
+from genmodels.config.words import check_flags, split_words, typed_words
+from genmodels.metrics.features import extract, inception, load_features, mode_difference
 from genmodels.metrics.frechet import Moments, frechet_distance
 
 OPTIONS = {
@@ -189,12 +189,12 @@ def rates(variants, device, seconds, count, base=None):
 
 def measure(argv):
     """Time everything, print the table, write the JSON; see the module's docstring."""
-    positionals, words, flags = cli.split_words(argv)
-    cli.check_flags(flags, ("--help",))
+    positionals, words, flags = split_words(argv)
+    check_flags(flags, ("--help",))
     if flags or positionals:
         print(__doc__.strip())
         return
-    options = cli.typed_words(words, OPTIONS)
+    options = typed_words(words, OPTIONS)
     device = options["device"]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

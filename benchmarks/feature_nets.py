@@ -9,8 +9,9 @@ set "Optical Recognition of Handwritten Digits", CC BY 4.0), 1,437 to train and 
 (MIT licence) and MNIST below GENMODELS_DATA; some minutes on one core.
 
 Prints held-out accuracy, the floor of the distance it defines, and the sha256 that
-genmodels/metrics/grey_nets.py must name. A new file makes all older FD(NAME) figures void. Another
-processor or torch gives weights that differ in the last digits: the shipped file is the definition.
+genmodels/metrics/features/grey_nets.py must name. A new file makes all older FD(NAME) figures void.
+Another processor or torch gives weights that differ in the last digits: the shipped file
+is the definition.
 
 controls: FD(fashion), FD(mnist) and FD(pixels) of spoiled held-out images against the training set,
 as multiples of what the untouched ones get; benchmarks/results/feature_nets.json.
@@ -29,12 +30,14 @@ from safetensors.torch import save
 from torch.nn import functional as F
 
 from benchmarks import record
-from genmodels import cli, images
+from genmodels import cli
+from genmodels.atomic import write_bytes
 from genmodels.config import DataConfig
+from genmodels.config.words import split_words
 from genmodels.data import load_split
 from genmodels.metrics.features import extract, load_features
+from genmodels.metrics.features.grey_nets import GREY_NETS, GreyNet, weights_file
 from genmodels.metrics.frechet import Moments, frechet_distance
-from genmodels.metrics.grey_nets import GREY_NETS, GreyNet, weights_file
 
 SEED, BATCH = 0, 128
 
@@ -225,7 +228,7 @@ def controls(out):
 
 def make(argv):
     """Train, judge and write one net, or measure; see the module's docstring."""
-    positionals, words, _ = cli.split_words(argv)
+    positionals, words, _ = split_words(argv)
     torch.set_num_threads(1)  # sums in another order would give other weights
     if positionals == ["controls"] and not words.keys() - {"out"}:
         return controls(words.get("out", "benchmarks/results/feature_nets.json"))
@@ -239,7 +242,7 @@ def make(argv):
     accuracy, floor, spread = evaluate(net, train_set, held_out)
     # One entry: with several, safetensors writes them in random order and the hash moves.
     data = save(net.state_dict(), metadata={"card": json.dumps(card(name, accuracy))})
-    images.write_bytes(out, data)
+    write_bytes(out, data)
     print(f"held-out accuracy {accuracy:.4f}, FD({name}) floor {floor:.3f} +- {spread:.3f} (sd)")
     print(f"{out}: {len(data)} bytes\nsha256 {hashlib.sha256(data).hexdigest()}")
 

@@ -28,14 +28,16 @@ import torch
 from omegaconf import OmegaConf
 
 import genmodels
-import train
 from benchmarks import record
 from benchmarks.demo import BLOCK, markdown_table, score_rows
-from genmodels import benchmark, cli, images, scoring
+from genmodels import cli, generation, images
+from genmodels.atomic import write_bytes
+from genmodels.commands.train import train
 from genmodels.config import DataConfig
-from genmodels.config_io import parse_value
+from genmodels.config.words import check_flags, parse_value, split_words
 from genmodels.data import load_split
-from genmodels.likelihood import bits_per_dim
+from genmodels.evaluation.likelihood import bits_per_dim
+from genmodels.evaluation.scorer import Scorer
 from genmodels.networks.prior import GaussianPrior, fit_to_images
 
 CONFIGS = {"digits": "gbm_digits", "mnist": "gbm_mnist", "fashion_mnist": "gbm_fashion"}
@@ -79,8 +81,8 @@ def main(argv=None):
 
 def compare(argv):
     """Train, sample, score, report; see the module's docstring."""
-    positionals, words, flags = cli.split_words(argv)
-    cli.check_flags(flags, ("--help",))
+    positionals, words, flags = split_words(argv)
+    check_flags(flags, ("--help",))
     if flags or len(positionals) != 1 or positionals[0] not in (*CONFIGS, "priors"):
         names = ", ".join(CONFIGS)
         raise ValueError(f"data={' '.join(positionals)}: name one of {names}, or priors")
@@ -150,7 +152,7 @@ def priors(out):
         "`{command}`; {machine}; {seconds} s.\nsampled: p_T is the noised training images (256 "
         "draws, seed 0); Gaussian: p_T is taken as one.\n\n"
     ).format(**facts)
-    images.write_bytes(out / "gbm_priors.md", (text + table + "\n").encode())
+    write_bytes(out / "gbm_priors.md", (text + table + "\n").encode())
     print(table)
 
 
@@ -163,7 +165,7 @@ def train_one(method, name, work, changed):
         plain["method"] = {"name": "edm", "sigma_data": round(float(std), 3)}
         config = work / f"edm_{name}.yaml"
         OmegaConf.save(OmegaConf.create(plain), config)
-    run = train.train([str(config), f"out_dir={work}", *changed])
+    run = train([str(config), f"out_dir={work}", *changed])
     seconds = time.monotonic() - started
     model = genmodels.load(run)
     words = model.prepare(_Images(name)) if method == "gbm" else ""
@@ -180,8 +182,8 @@ class _Images:
 def sample_one(model, path, num, options):
     """Write the images of seeds 0..num-1, balanced over the classes."""
     started, seeds = time.monotonic(), range(num)
-    labels = benchmark.labels_for(seeds, "balanced", model.classes)
-    made, _ = benchmark.generate_all(model, seeds, labels, **options)
+    labels = generation.labels_for(seeds, "balanced", model.classes)
+    made, _ = generation.generate_all(model, seeds, labels, **options)
     images.write_npz(path, images=made.permute(0, 2, 3, 1).numpy())
     seconds = round(time.monotonic() - started, 1)
     return {"file": str(path), "seconds": seconds, "evaluations": model.nfe}
@@ -219,7 +221,7 @@ def score(name, pictures, features):
         (f"FD ({features})", "fd", features, held_out),
         ("nn1", "nn1", "pixels", held_out[:count]),
     ):
-        scorer = scoring.Scorer([metric], space, reference=reference, resamples=20)
+        scorer = Scorer([metric], space, reference=reference, resamples=20)
         columns[column] = metric, scorer
     scores = {
         row: {column: scorer(made)[metric] for column, (metric, scorer) in columns.items()}
@@ -250,7 +252,7 @@ def write(out, name, scores, facts, pictures):
         "likelihood": bits,
         "table": markdown_table(scores),
     }
-    images.write_bytes(out / f"gbm_{name}.md", REPORT.format(**words).encode())
+    write_bytes(out / f"gbm_{name}.md", REPORT.format(**words).encode())
     made = list(pictures.values())
     sheets = [images.grid(made[i][:80], 10) for i in (0, 2, 3) if i < len(made)]
     gap = torch.full((*sheets[0].shape[:2], 3), 255, dtype=torch.uint8)

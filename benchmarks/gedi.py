@@ -23,11 +23,12 @@ from pathlib import Path
 import torch
 
 import genmodels
-import train
 from benchmarks import record
-from genmodels import cli, clusters
-from genmodels.cli import parse_seeds
+from genmodels import cli
+from genmodels.commands.train import train
+from genmodels.config.words import check_flags, parse_seeds, split_words
 from genmodels.data import load_split
+from genmodels.evaluation import clusters
 from genmodels.metrics.clustering import clustering_scores
 
 DATA = ("moons", "circles")
@@ -61,7 +62,7 @@ def train_one(data, words):
         quiet = ["trainer.progress=false", "trainer.loggers=csv", "sample.every=0"]
         started = time.process_time()  # not what other work on the machine takes
         argv = [f"configs/gedi_{data}.yaml", f"out_dir={folder}", "checkpoint.keep=1", *quiet]
-        run = train.train([*argv, *words])
+        run = train([*argv, *words])
         seconds = time.process_time() - started
         model = genmodels.load(run)
     points, labels = load_split(model.cfg.data, "test")
@@ -223,8 +224,8 @@ def step_times(words):
 
 def run(argv):
     """Run one of the two; see the module's docstring."""
-    positionals, words, flags = cli.split_words(argv)
-    cli.check_flags(flags, ("--help",))
+    positionals, words, flags = split_words(argv)
+    check_flags(flags, ("--help",))
     commands = {"toys": toys, "time": step_times}
     if flags or len(positionals) != 1 or positionals[0] not in commands:
         print(__doc__.strip())

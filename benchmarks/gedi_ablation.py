@@ -21,8 +21,7 @@ import genmodels
 from benchmarks import record
 from benchmarks.gedi import DATA
 from genmodels import cli
-from genmodels.cli import parse_seeds
-from genmodels.config_io import parse_value
+from genmodels.config.words import check_flags, parse_seeds, parse_value, split_words
 from genmodels.data import load_split
 from genmodels.metrics.clustering import clustering_scores
 
@@ -172,8 +171,8 @@ def train_group(data, group):
 
 def ablation(argv):
     """Train, score and write; see the module's docstring."""
-    _, words, flags = cli.split_words(argv)
-    cli.check_flags(flags, ("--help",))
+    _, words, flags = split_words(argv)
+    check_flags(flags, ("--help",))
     if flags:
         print(__doc__.strip())
         return

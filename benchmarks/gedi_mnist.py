@@ -22,13 +22,14 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 
 import genmodels
-import train
 from benchmarks import record
-from genmodels import benchmark, cli, clusters, scoring
-from genmodels.cli import parse_seeds
+from genmodels import cli, generation
+from genmodels.commands.train import train
 from genmodels.config import DataConfig
-from genmodels.config_io import parse_value
+from genmodels.config.words import check_flags, parse_seeds, parse_value, split_words
 from genmodels.data import load_split
+from genmodels.evaluation import clusters
+from genmodels.evaluation.scorer import Scorer
 from genmodels.metrics import ood
 from genmodels.metrics.clustering import clustering_scores
 
@@ -52,7 +53,7 @@ def trained(config, words):
     with tempfile.TemporaryDirectory() as folder:
         quiet = ["trainer.progress=false", "trainer.loggers=csv", "sample.every=0"]
         started = clock()
-        run = train.train([config, f"out_dir={folder}", "checkpoint.keep=1", *quiet, *words])
+        run = train([config, f"out_dir={folder}", "checkpoint.keep=1", *quiet, *words])
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return genmodels.load(run, device=device), passed(started)
 
@@ -81,8 +82,8 @@ def of_clusters(variant, seed, config, words, num):
 def distance(model, start, num, test):
     """Return the Frechet distance of generated images to the test split, in the net for MNIST."""
     options = {"start": start, "batch": 500, "progress": False}
-    pictures, _ = benchmark.generate_all(model, range(num), **options)
-    scorer = scoring.Scorer(["fd"], "mnist", reference=test, device=model.device)
+    pictures, _ = generation.generate_all(model, range(num), **options)
+    scorer = Scorer(["fd"], "mnist", reference=test, device=model.device)
     return scorer(pictures)["fd"]["value"]
 
 
@@ -128,8 +129,8 @@ COMMANDS = {
 
 def measure(argv):
     """Run one command; see the module's docstring."""
-    positionals, words, flags = cli.split_words(argv)
-    cli.check_flags(flags, ("--help",))
+    positionals, words, flags = split_words(argv)
+    check_flags(flags, ("--help",))
     if flags or len(positionals) != 1 or positionals[0] not in COMMANDS:
         print(__doc__.strip())
         return

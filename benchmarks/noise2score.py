@@ -21,22 +21,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import evaluate
 import genmodels
-import train
 from benchmarks import record
-from genmodels import cli, images, pictures, restoring
-from genmodels.datasets import data_root
-from genmodels.images import write_bytes
-from genmodels.metrics import restoration
+from genmodels import cli, images, restoration
+from genmodels.atomic import write_bytes
+from genmodels.commands import evaluate
+from genmodels.commands.train import train
+from genmodels.config.words import check_flags, split_words
+from genmodels.data import data_root
+from genmodels.images import pictures
+from genmodels.metrics.restoration import bm3d, load_bm3d
 from genmodels.noise import LAWS
-from genmodels.noise_levels import (
-    level_bound,
-    level_from_patches,
-    level_jvp,
-    level_tv,
-    pick_law,
-)
+from genmodels.noise.levels import level_bound, level_from_patches, level_jvp, level_tv, pick_law
 
 GREY, COLOUR = "configs/noise2score_bsd400.yaml", "configs/noise2score_cbsd400.yaml"
 PUBLISHED = "configs/noise2score_published.yaml"
@@ -110,7 +106,7 @@ def trained(words, work):
     """Return (run folder, facts about the training)."""
     started, cpu = time.monotonic(), time.process_time()
     quiet = ("trainer.progress=false", "trainer.loggers=csv", "checkpoint.keep=1")
-    run = train.train([*words, f"out_dir={work}", *quiet])
+    run = train([*words, f"out_dir={work}", *quiet])
     model = genmodels.load(run)
     parameters = sum(p.numel() for p in model.parameters())
     return run, {
@@ -173,7 +169,7 @@ def draw(model, law, folder, path):
         y = LAWS[law].sample(x, level, np.random.default_rng([0, index]))
         noisy = torch.from_numpy(y * 2 - 1).movedim(2, 0).float()
         clean = torch.from_numpy(x * 2 - 1).movedim(2, 0).float()
-        shown = [noisy, restoring.restore(model, noisy, law, level), clean]
+        shown = [noisy, restoration.restore(model, noisy, law, level), clean]
         rows += [images.to_uint8(picture[:, 64:224, 64:224]) for picture in shown]
     images.write_png(path, images.grid(torch.stack(rows), columns=3))
 
@@ -246,9 +242,9 @@ def speed(words):
     x = next(iter(pictures.find(pictures_in("BSD68")).values()))().levels[0] / 255
     y = LAWS["gaussian"].sample(x, 25, np.random.default_rng([0, 0]))
     noisy = torch.from_numpy(y * 2 - 1).movedim(2, 0).float()
-    restoration.load_bm3d()
-    sides = {"ours": lambda: restoring.restore(model, noisy, "gaussian", 25.0),
-             "bm3d": lambda: restoration.bm3d(y, "gaussian", 25)}  # fmt: skip
+    load_bm3d()
+    sides = {"ours": lambda: restoration.restore(model, noisy, "gaussian", 25.0),
+             "bm3d": lambda: bm3d(y, "gaussian", 25)}  # fmt: skip
     seconds = {key: [] for key in sides}
     sides["ours"]()
     for _ in range(rounds):
@@ -271,8 +267,8 @@ def speed(words):
 
 def run(argv):
     """Run one of the studies; see the module's docstring."""
-    positionals, words, flags = cli.split_words(argv)
-    cli.check_flags(flags, ("--help",))
+    positionals, words, flags = split_words(argv)
+    check_flags(flags, ("--help",))
     others = {"levels": levels, "scores": scores, "speed": speed}
     if flags or len(positionals) != 1 or positionals[0] not in (*STUDIES, *others):
         print(__doc__.strip())

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from genmodels import benchmark, images
+from genmodels.atomic import write_bytes
 from genmodels.config import check
+from genmodels.evaluation.report import versions
 
 
 def machine():
@@ -30,8 +31,8 @@ def command_line(name, argv, without=()):
 
 def write(path, command, **facts):
     """Write the facts beside command, machine and versions, all or nothing; return all of it."""
-    record = {"command": command, "machine": machine(), "versions": benchmark.versions()} | facts
-    images.write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
+    record = {"command": command, "machine": machine(), "versions": versions()} | facts
+    write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
     return record
 
 
@@ -55,5 +56,5 @@ def check_same(told, command, key, path):
 def once(path, make):
     """Return what is in a JSON file, made and written first if it is not there."""
     if not path.is_file():
-        images.write_bytes(path, json.dumps(make(), indent=1).encode())
+        write_bytes(path, json.dumps(make(), indent=1).encode())
     return json.loads(path.read_text())

@@ -4,7 +4,9 @@ import importlib.util
 import sys
 from pathlib import Path
 
-__version__ = "0.1.0"
+from genmodels.version import __version__
+
+__all__ = ["METHODS", "__version__", "build", "load"]
 
 if importlib.util.find_spec("genmodels.kernels") is None:
     # A clone used without an editable install: the kernels lie beside this folder (see setup.py).

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from genmodels.augment import SYM6, Distortion, augment, distort, draw, values
+from genmodels.data.augment import SYM6, Distortion, augment, distort, draw, values
 
 
 def distortion(count=1, **parts):
@@ -176,7 +176,7 @@ def test_autocast_does_not_round_the_places():
 
 
 def test_the_largest_uniform_makes_a_finite_image(monkeypatch):
-    import genmodels.augment as module
+    import genmodels.data.augment as module
 
     top = 1 - 2**-24
     monkeypatch.setattr(

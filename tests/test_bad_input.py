@@ -18,14 +18,16 @@ from conftest import ROOT
 import evaluate
 import sample
 import train
-from genmodels import checkpoint, cli, data
+from genmodels import cli
+from genmodels.checkpoint.export import main as export_main
+from genmodels.data import commands
 
 COMMANDS = {
     "train": train.main,
     "sample": sample.main,
     "evaluate": evaluate.main,
-    "data": lambda argv: cli.run(data.main, argv),
-    "export": lambda argv: cli.run(checkpoint.main, argv),
+    "data": lambda argv: cli.run(commands.main, argv),
+    "export": lambda argv: cli.run(export_main, argv),
 }
 SCRIPTS = {"train": [ROOT / "train.py"], "sample": [ROOT / "sample.py"],
            "evaluate": [ROOT / "evaluate.py"], "data": ["-m", "genmodels.data"],

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from genmodels.metrics import frechet
-from genmodels.metrics.blocks import BLOCKS, block_of, jackknife
+from genmodels.metrics.errorbars import BLOCKS, block_of, jackknife
 from genmodels.metrics.frechet import Moments, block_frechet, frechet_distance
 
 

@@ -5,8 +5,9 @@ import torch
 from conftest import ROOT, TINY
 from torch import nn
 
-from genmodels import benchmark, callbacks, images
+from genmodels import generation, images
 from genmodels.checkpoint import read_checkpoint
+from genmodels.training import callbacks
 
 
 def edm_ema(weights, half_life, rampup, batch):
@@ -60,8 +61,8 @@ def test_sampling_restores_the_matrix_precision(tiny_run):
     import genmodels
 
     model = genmodels.load(tiny_run)
-    with benchmark.tf32(True):
-        benchmark.generate_all(model, range(2), steps=1, progress=False)
+    with generation.tf32(True):
+        generation.generate_all(model, range(2), steps=1, progress=False)
         assert torch.get_float32_matmul_precision() == "high"
         assert torch.backends.cudnn.allow_tf32
 

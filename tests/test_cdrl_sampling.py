@@ -8,7 +8,7 @@ from conftest import ROOT
 from torch import nn
 
 import genmodels
-from genmodels import benchmark
+from genmodels import generation
 from genmodels.images import from_uint8, to_uint8
 from genmodels.methods import cdrl
 from genmodels.sampling.composition import blend_of, parse_compose
@@ -199,6 +199,6 @@ def test_known_pixels_come_back_bit_for_bit():
 @pytest.mark.gpu
 def test_a_gpu_makes_the_same_images(digits):
     cpu = to_uint8(digits.sample(range(8), 3)).int()
-    with benchmark.tf32(False):
+    with generation.tf32(False):
         gpu = to_uint8(copy.deepcopy(digits).cuda().sample(range(8), 3)).cpu().int()
     assert (cpu - gpu).abs().max() <= 1

@@ -145,7 +145,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_level_named(tmp_path, monk
 
 @pytest.mark.parametrize("name", ["cdrl_cifar10", "cdrl_fashion", "drl_cifar10", "cdrl_imagenet32"])
 def test_image_configs_build_what_they_say(name):
-    from genmodels.config_io import load_config
+    from genmodels.config import load_config
     from genmodels.methods import METHODS
     from genmodels.networks import NETWORKS
 

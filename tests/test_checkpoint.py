@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import genmodels
 import train
 from genmodels import checkpoint, cli
+from genmodels.checkpoint.export import main as export_main
 
 DIGITS = str(ROOT / "configs" / "edm_digits.yaml")
 
@@ -190,16 +191,16 @@ def test_broken_models_are_refused_in_one_line(exported, tiny_run, tmp_path, mon
 
 def test_export_command(tiny_run, tmp_path, capsys):
     out = tmp_path / "model"
-    assert cli.run(checkpoint.main, [str(tiny_run), f"out={out}"]) == 0
+    assert cli.run(export_main, [str(tiny_run), f"out={out}"]) == 0
     assert sorted(p.name for p in out.iterdir()) == [
         "README.md",
         "config.json",
         "model.safetensors",
     ]
-    assert cli.run(checkpoint.main, [str(tiny_run), f"out={out}"]) == 2
+    assert cli.run(export_main, [str(tiny_run), f"out={out}"]) == 2
     assert "exists; delete it" in capsys.readouterr().err
-    assert cli.run(checkpoint.main, [str(tiny_run)]) == 2
-    assert cli.run(checkpoint.main, []) == 2
+    assert cli.run(export_main, [str(tiny_run)]) == 2
+    assert cli.run(export_main, []) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 

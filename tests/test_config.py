@@ -6,9 +6,8 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 
 import train
-from genmodels.cli import describe
-from genmodels.config import Config, seconds, to_plain
-from genmodels.config_io import load_config, parse_value
+from genmodels.config import Config, load_config, seconds, to_plain
+from genmodels.config.words import describe, parse_value
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
 
@@ -171,7 +170,7 @@ def test_resume_refuses_what_would_make_another_run(tiny_run, capsys):
 
 def test_what_the_machine_lacks_is_said_before_anything_is_written(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(train, "find_spec", lambda name: None)
+    monkeypatch.setattr("genmodels.training.fit.find_spec", lambda name: None)
     for words, message in (
         (["trainer.accelerator=cuda"], "trainer.accelerator=cuda: no CUDA device here"),
         (["trainer.loggers=wandb"], "trainer.loggers=wandb: not installed"),

@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from genmodels import arrays, cli, data, files, seeding
+from genmodels import cli, images, seeding
 from genmodels.config import DataConfig
-from genmodels.data import ImageDataModule, fill_in, load_split
+from genmodels.data import ImageDataModule, commands, fill_in, load_split
+from genmodels.images import arrays
+from genmodels.images import read as files
 
 REAL = os.environ.get("GENMODELS_DATA", "")
 
@@ -81,7 +83,7 @@ def test_a_spoilt_idx_is_one_line(tmp_path, suffix, spoil, capsys):
     path = raw / f"train-images-idx3-ubyte{suffix}"
     write_idx(path, np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8))
     path.write_bytes(spoil(path.read_bytes()))
-    assert cli.run(data.main, ["info", "mnist", f"root={tmp_path}"]) == 2
+    assert cli.run(commands.main, ["info", "mnist", f"root={tmp_path}"]) == 2
     errors = capsys.readouterr().err
     assert "fetch it again" in errors and errors.count("\n") == 1
 
@@ -219,11 +221,11 @@ def test_an_npz_without_a_test_part_is_shared_out_once(tmp_path, name):
     parts = [load_split(cfg, split) for split in ("train", "test")]
     assert [len(part[0]) for part in parts] == [15, 5]
     assert sorted(torch.cat([part[1] for part in parts]).tolist()) == list(range(20))
-    for images, numbers in parts:
-        assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), pixels[numbers])
+    for part, numbers in parts:
+        assert np.array_equal(part.permute(0, 2, 3, 1).numpy(), pixels[numbers])
 
 
-def test_images_beside_test_images_are_all_for_training(tmp_path):
+def test_partbeside_test_images_are_all_for_training(tmp_path):
     pixels = np.zeros((20, 4, 4, 3), np.uint8)
     np.savez(tmp_path / "a.npz", images=pixels, test_images=pixels[:3])
     cfg = DataConfig(name="npz", root=str(tmp_path / "a.npz"), holdout=0.25)
@@ -299,22 +301,22 @@ def test_flips_are_a_function_of_n():
 
 def test_moments_of_the_histogram_are_those_of_the_pixels():
     pixels = torch.randint(0, 200, (2500, 3, 4, 4), dtype=torch.uint8)
-    x = data.images.from_uint8(pixels).double()
-    mean, std = data.images.mean_and_std(pixels)
+    x = images.from_uint8(pixels).double()
+    mean, std = images.mean_and_std(pixels)
     assert float(mean) == pytest.approx(float(x.mean()), rel=1e-12)
     assert float(std) == pytest.approx(float(x.std()), rel=1e-12)
 
 
 def test_info_names_the_nearest_data_set(capsys):
-    assert cli.run(data.main, ["info", "minst"]) == 2
+    assert cli.run(commands.main, ["info", "minst"]) == 2
     errors = capsys.readouterr().err
     assert "data.name=minst: did you mean mnist? choose from digits" in errors
     assert errors.count("\n") == 1
 
 
 def test_info_command(capsys):
-    assert cli.run(data.main, ["info", "digits"]) == 0
+    assert cli.run(commands.main, ["info", "digits"]) == 0
     shown = capsys.readouterr().out
     assert "1437" in shown and "360" in shown and "0.75" in shown
-    assert cli.run(data.main, ["info"]) == 2
-    assert cli.run(data.main, ["info", "no/such/folder", "resolution=8"]) == 2
+    assert cli.run(commands.main, ["info"]) == 2
+    assert cli.run(commands.main, ["info", "no/such/folder", "resolution=8"]) == 2

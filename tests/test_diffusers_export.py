@@ -7,7 +7,7 @@ import torch
 
 import genmodels
 from genmodels import checkpoint, cli
-from genmodels.diffusers_export import export_diffusers, main
+from genmodels.checkpoint.diffusers import export_diffusers, main
 
 NETWORK = {"name": "unet", "channels": [16, 16], "norm_groups": 8, "head_dim": 8, "layers": 1}
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import genmodels
-import train
+from genmodels.commands.train import train
 from genmodels.config import setting
 from genmodels.kernels.philox import philox_uniform
 from genmodels.methods import METHODS
@@ -150,8 +150,8 @@ eval: {{num: 1000}}
 """
     )
     toy = [str(tmp_path / "toy.yaml"), f"out_dir={tmp_path}/runs"]
-    base = train.train([*toy, "method.name=energy", "name=base"])
-    run = train.train([*toy, "method.name=ddo_energy", "name=ddo", f"init={base}",
+    base = train([*toy, "method.name=energy", "name=base"])
+    run = train([*toy, "method.name=ddo_energy", "name=ddo", f"init={base}",
                        "method.alphas=1", "method.betas=1", "method.beta_unit=nats",
                        "method.rounds=2", "eval.every=60"])  # fmt: skip
     before, after = (genmodels.load(folder).log_p().detach() for folder in (base, run))

@@ -295,7 +295,9 @@ def test_noise_on_the_command_line_is_where_the_generators_draw(
 
     checkpoint.write_export(filled(), tmp_path / "model", "card")
     monkeypatch.setattr(seeding, "ImageGenerators", Generators)
-    monkeypatch.setattr(sample.cli, "check_device", lambda *args: None)  # nor is one needed
+    monkeypatch.setattr(
+        "genmodels.commands.sample.check_device", lambda *args: None
+    )  # nor is one needed
     words = ["num=2", "steps=1", "device=cpu", f"format={form}", f"out={tmp_path / 'out'}"]
     assert sample.main([str(tmp_path / "model"), *words, f"noise={device}"]) == 0
     assert made == [device]

@@ -3,8 +3,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from genmodels.config_io import load_config
-from genmodels.importers import state_from_released
+from genmodels.checkpoint.edm_pickles import state_from_released
+from genmodels.config import load_config
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
 from genmodels.networks.edm_unet import EDMUNet, EDMUNetConfig

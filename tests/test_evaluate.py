@@ -10,9 +10,10 @@ from conftest import ROOT
 
 import evaluate
 import genmodels
-from genmodels import images, sources
+from genmodels import images
+from genmodels.data.own import OnDisk
+from genmodels.evaluation import sources
 from genmodels.metrics.frechet import Moments, frechet_distance
-from genmodels.own_data import OnDisk
 
 
 def scores(argv, tmp_path):
@@ -102,7 +103,9 @@ def test_notes_of_the_features_are_told_and_reported(tmp_path, capsys):
 
 
 def test_the_table_shows_the_digits_of_a_small_score(capsys):
-    evaluate.print_scores("", {"kid": {"value": 0.00052134, "stderr": 4.1e-5}})
+    from genmodels.commands.evaluate import print_scores
+
+    print_scores("", {"kid": {"value": 0.00052134, "stderr": 4.1e-5}})
     assert "0.00052134" in (shown := capsys.readouterr().out) and "4.1e-05" in shown
 
 
@@ -162,7 +165,7 @@ def test_few_images_are_warned_of_and_have_no_error_bar(tmp_path, digits, capsys
 
 
 def test_a_killed_evaluation_goes_on(tiny_run, tmp_path, capsys, monkeypatch):
-    from genmodels.metrics.rows import Features
+    from genmodels.metrics.features import Features
 
     words = [str(tiny_run), "data=digits:test", "metrics=fd,kid", "features=digits", "steps=2",
              "num=150", "resamples=0", "batch=10", "feature_batch=10"]  # fmt: skip

@@ -42,7 +42,7 @@ def test_bad_input_is_one_line_and_exit_2(words, message, tiny_run, capsys, tmp_
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if words != ["num=1"]:  # all else is refused before the work
-        monkeypatch.setattr(evaluate.scoring, "Scorer", None)
+        monkeypatch.setattr("genmodels.evaluation.scorer.Scorer", None)
     assert evaluate.main([str(tiny_run), "steps=1", "num=4", "resamples=0", *words]) == 2
     errors = capsys.readouterr().err
     assert message in errors and errors.count("\n") == 1
@@ -76,7 +76,7 @@ def test_bad_images_are_one_line_and_exit_2(tmp_path, capsys):
 
 def test_too_few_for_a_limit_is_told_before_the_work(tiny_run, tmp_path, capsys, monkeypatch):
     """The dimension of pixels is known once the reference has been read; then fd goes on."""
-    monkeypatch.setattr(evaluate.benchmark, "generate", None)
+    monkeypatch.setattr("genmodels.generation.generate", None)
     words = [str(tiny_run), "steps=1", "num=150", f"out={tmp_path}/r.json"]
     assert evaluate.main([*words, "metrics=fd_inf"]) == 2
     assert "needs more than 162 images for features of dimension 64" in capsys.readouterr().err

@@ -5,14 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from genmodels import fakes
 from genmodels.config import DataConfig
+from genmodels.data import pairs
+from genmodels.training import pool
 
 
 def test_real_images_that_are_no_bytes_are_refused():
     data = DataConfig(name="moons")
     with pytest.raises(ValueError, match="data.name=moons: fakes are kept as bytes"):
-        fakes.PairedData(data)
+        pairs.PairedData(data)
 
 
 def test_a_pool_is_made_by_shards_and_only_what_is_missing(tmp_path):
@@ -23,17 +24,17 @@ def test_a_pool_is_made_by_shards_and_only_what_is_missing(tmp_path):
         pictures = torch.tensor([[[[seed % 256, 0], [1, 2]]] for seed in seeds], dtype=torch.uint8)
         return pictures, [seed % 10 for seed in seeds]
 
-    pictures, labels = fakes.make_pool(tmp_path, range(100, 110), 4, generate)
+    pictures, labels = pool.make_pool(tmp_path, range(100, 110), 4, generate)
     assert asked == [[100, 101, 102, 103], [104, 105, 106, 107], [108, 109]]
     assert pictures.shape == (10, 1, 2, 2) and pictures[:, 0, 0, 0].tolist() == [*range(100, 110)]
     assert labels.tolist() == [seed % 10 for seed in range(100, 110)]
     (tmp_path / "shard-00001.npz").unlink()
-    again, _ = fakes.make_pool(tmp_path, range(100, 110), 4, generate)
+    again, _ = pool.make_pool(tmp_path, range(100, 110), 4, generate)
     assert asked[3:] == [[104, 105, 106, 107]] and torch.equal(again, pictures)
 
 
 def test_pairs_are_a_function_of_the_position():
-    data = fakes.PairedData(DataConfig(labels=True), seed=5)
+    data = pairs.PairedData(DataConfig(labels=True), seed=5)
     size = len(data.train[0])
     data.pool = (
         torch.arange(size * 64, dtype=torch.int64).reshape(size, 1, 8, 8),

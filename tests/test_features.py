@@ -19,7 +19,6 @@ from genmodels.metrics import (
     DIGITS_SHA256,
     Features,
     Moments,
-    dinov2,
     extract,
     feature_rows,
     frechet_distance,
@@ -27,7 +26,8 @@ from genmodels.metrics import (
     mode_difference,
     nn1,
 )
-from genmodels.metrics.grey_nets import GREY_NETS, weights_file
+from genmodels.metrics.features import dinov2
+from genmodels.metrics.features.grey_nets import GREY_NETS, weights_file
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from conftest import ROOT
 from gedi_models import POINTS, batch_of, build, points
 
 import genmodels
+from genmodels.data.views import view
 from genmodels.methods.gedi import GEDI
-from genmodels.views import view
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_the_loss_is_the_sum_of_its_terms(x):
 
 def seen_by(model, x):
     """Data, view and chains of the latest call of loss, made again from the same keys."""
-    from genmodels.views import add_noise, view
+    from genmodels.data.views import add_noise, view
 
     cfg, n = model.cfg.method, torch.arange(len(x))
     slots = model.replay.slots(len(x), 0)
@@ -235,7 +235,7 @@ def test_sums_teach_through_pairs_of_neighbours(x):
 
 
 def seen_real(model, x):
-    from genmodels.views import add_noise
+    from genmodels.data.views import add_noise
 
     return add_noise(x, model.cfg.method.data_noise, 0, torch.arange(len(x)))
 

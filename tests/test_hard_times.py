@@ -16,10 +16,13 @@ from conftest import ROOT, TINY
 
 import sample
 import train
-from genmodels import cli, data, files, images, runs
+from genmodels import cli, images
+from genmodels.atomic import write_bytes
 from genmodels.checkpoint import read_checkpoint
 from genmodels.config import Config
+from genmodels.data import commands
 from genmodels.methods.edm import EDM
+from genmodels.training import run as runs
 
 DEBUG = [str(ROOT / "configs/edm_digits.yaml"), str(ROOT / "configs/debug.yaml"), *TINY,
          "sample.every=0"]  # fmt: skip
@@ -81,7 +84,7 @@ def test_a_full_disk_while_sampling_and_converting(small_disk, tiny_run, capsys,
     np.save(tmp_path / "in.npy", np.random.default_rng(0).integers(
         0, 256, (100, 16, 16, 3), dtype=np.uint8))  # fmt: skip
     for name in ("b.zip", "b.npy"):
-        assert cli.run(data.main, ["convert", f"{tmp_path}/in.npy", f"out={out}/{name}"]) == 2
+        assert cli.run(commands.main, ["convert", f"{tmp_path}/in.npy", f"out={out}/{name}"]) == 2
         one_line(capsys, f"{out}/{name}: No space left on device; free some space there")
         assert [path.name for path in out.iterdir()] == ["a"]
 
@@ -96,7 +99,7 @@ def test_a_full_disk_by_stand_in(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"old")
     monkeypatch.setattr("builtins.open", lambda *a, **k: Full())
     with pytest.raises(OSError, match="No space left") as caught:
-        images.write_bytes(tmp_path / "a", b"new")
+        write_bytes(tmp_path / "a", b"new")
     monkeypatch.undo()
     assert caught.value.filename == str(tmp_path / "a") and caught.value.errno == errno.ENOSPC
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -119,7 +122,7 @@ def test_read_only_output(small_disk, tiny_run, capsys):
     one_line(capsys, f"{out}/edm_digits: Read-only file system; write to another folder")
     assert sample.main([str(tiny_run), "num=1", "steps=1", f"out={out}/a"]) == 2
     one_line(capsys, f"{out}/a: Read-only file system; write to another folder")
-    assert cli.run(data.main, ["convert", "digits", f"out={out}/a.zip"]) == 2
+    assert cli.run(commands.main, ["convert", "digits", f"out={out}/a.zip"]) == 2
     one_line(capsys, f"{out}/", "Read-only file system; write to another folder")
 
 
@@ -143,14 +146,14 @@ def test_a_picture_that_breaks_while_training(tmp_path, capsys):
 
 def test_a_worker_that_is_ended(tmp_path, capsys, monkeypatch):
     """As the kernel does where memory runs out; what was saved goes on without workers."""
-    whole, main = files.read_image, os.getpid()
+    whole, main = images.read_image, os.getpid()
 
     def read(*args, **kwargs):
         if os.getpid() != main:
             os.kill(os.getpid(), signal.SIGKILL)
         return whole(*args, **kwargs)
 
-    monkeypatch.setattr(files, "read_image", read)
+    monkeypatch.setattr("genmodels.images.read.read_image", read)
     words = folder_of_pictures(tmp_path)
     assert train.main([*DEBUG, *words, "trainer.max_steps=1"]) == 2
     (run,) = tmp_path.glob("runs/*/*")

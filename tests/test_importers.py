@@ -8,8 +8,14 @@ import torch
 
 import sample
 from genmodels import checkpoint, cli
-from genmodels.importers import convert, load_released, main, read_released, state_from_released
-from genmodels.inert_pickle import Record, load_pickle
+from genmodels.checkpoint.edm_pickles import (
+    convert,
+    load_released,
+    main,
+    read_released,
+    state_from_released,
+)
+from genmodels.checkpoint.inert_pickle import Record, load_pickle
 from genmodels.networks.edm_unet import EDMUNet, EDMUNetConfig
 
 KINDS = ["ddpmpp", "ncsnpp", "adm"]

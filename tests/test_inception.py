@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from genmodels.metrics import extract, inception, load_features, mode_difference
-from genmodels.metrics import features as features_module
+from genmodels.metrics import extract, load_features, mode_difference
+from genmodels.metrics.features import inception
+from genmodels.metrics.features import weights as weight_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:weights=.*is none of FID's published")
 
@@ -220,27 +221,26 @@ def test_unfit_weights_are_one_clear_line(state, tmp_path, ours):
 
 def test_download_is_checked_and_leaves_nothing_half_done(tmp_path, monkeypatch, state):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    files = features_module.files
 
     def offline(url, path):
         open(path, "wb").close()
         raise urllib.error.URLError("no route to host")
 
-    monkeypatch.setattr(files.urllib.request, "urlretrieve", offline)
+    monkeypatch.setattr(weight_files.urllib.request, "urlretrieve", offline)
     with pytest.raises(ValueError, match=r"6726825d.pth cannot be fetched \(no route to host\)"):
         load_features("inception", "download")
     broken = lambda url, path: open(path, "wb").write(b"broken")  # noqa: E731
-    monkeypatch.setattr(files.urllib.request, "urlretrieve", broken)
+    monkeypatch.setattr(weight_files.urllib.request, "urlretrieve", broken)
     with pytest.raises(ValueError, match=f"sha256 is .*, not {inception.SHA256}"):
         load_features("inception", "download")
     assert not list((tmp_path / "checkpoints").iterdir())
     same = tmp_path / "same.pth"
     torch.save(state, same)
     fetch = lambda url, path: shutil.copy(same, path)  # noqa: E731
-    monkeypatch.setattr(files.urllib.request, "urlretrieve", fetch)
-    monkeypatch.setattr(inception, "SHA256", files.read(same)[1])
+    monkeypatch.setattr(weight_files.urllib.request, "urlretrieve", fetch)
+    monkeypatch.setattr(inception, "SHA256", weight_files.read(same)[1])
     assert load_features("inception", "download").sha256 == inception.SHA256
-    monkeypatch.setattr(files.urllib.request, "urlretrieve", offline)
+    monkeypatch.setattr(weight_files.urllib.request, "urlretrieve", offline)
     assert load_features("inception", "download").dim == 2048  # fetched once
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_importers import released, write
 
-from genmodels.inert_pickle import load_pickle
+from genmodels.checkpoint.inert_pickle import load_pickle
 
 
 class Call:

@@ -19,8 +19,9 @@ from conftest import ROOT, TINY
 
 import sample
 import train
-from genmodels import cli, data
+from genmodels import cli
 from genmodels.checkpoint import read_checkpoint
+from genmodels.data import commands
 
 KILLS = int(os.environ.get("GENMODELS_KILLS") or 20)
 SEED = int(os.environ.get("GENMODELS_KILL_SEED") or random.SystemRandom().randrange(10**6))
@@ -84,7 +85,7 @@ def test_training_killed_twenty_times(tmp_path):
     print(f"GENMODELS_KILL_SEED={SEED}")
     pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
     np.save(tmp_path / "in.npy", pixels)
-    assert cli.run(data.main, ["convert", f"{tmp_path}/in.npy", f"out={tmp_path}/in.zip"]) == 0
+    assert cli.run(commands.main, ["convert", f"{tmp_path}/in.npy", f"out={tmp_path}/in.zip"]) == 0
     words = [ROOT / "configs/edm_digits.yaml", ROOT / "configs/debug.yaml", *TINY,
              "data.name=zip", f"data.root={tmp_path}/in.zip", "data.channels=1",
              "data.device=disk", "data.workers=1", "network.dropout=0.1", "trainer.accumulate=2",

@@ -11,7 +11,8 @@ from test_edm import Gaussian
 
 import evaluate
 import genmodels
-from genmodels import checkpoint, likelihood, seeding
+from genmodels import checkpoint, seeding
+from genmodels.evaluation import likelihood
 from genmodels.sampling.likelihood import log_normal, ode_log_prob
 
 LOW, HIGH = 0.002, 80.0

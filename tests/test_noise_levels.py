@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from genmodels.noise import LAWS
-from genmodels.noise_levels import (
+from genmodels.noise.levels import (
     _precision,
     law_from_score,
     level_bound,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from genmodels import noisy_data
 from genmodels.config import DataConfig, NoiseConfig
-from genmodels.noisy_data import NoisyDataModule
+from genmodels.data import patches
+from genmodels.data.patches import NoisyDataModule
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_given_pictures_are_taken_as_they_are(tmp_path, monkeypatch):
     (batch,) = batches(data)
     assert set(batch) == {"image", "level", "label", "n"} and batch["level"].tolist() == [10] * 8
     levels = iter([3.0, 4.0, 5.0, 6.0, 7.0])
-    monkeypatch.setattr(noisy_data, "level_from_patches", lambda y, law: next(levels))
+    monkeypatch.setattr(patches, "level_from_patches", lambda y, law: next(levels))
     assert make(tmp_path, copies="given", level=0.0, holdout=0).levels == [3, 4, 5, 6, 7]
 
 

@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from small_sets import make_zip, on_disk_cases, png
 
-from genmodels import arrays, files, images, own_data
+from genmodels import images
+from genmodels.atomic import write_bytes
 from genmodels.config import DataConfig
-from genmodels.data import load_split
+from genmodels.data import load_split, own
+from genmodels.images import arrays
 
 REAL = os.environ.get("GENMODELS_DATA", "")
 
@@ -62,7 +64,7 @@ def test_labels_that_name_no_class_are_refused(tmp_path, labels, message):
 
 def test_a_folder_may_hold_a_dataset_json_too(tmp_path):
     for i in range(2):
-        images.write_bytes(tmp_path / f"{i}.png", png(i))
+        write_bytes(tmp_path / f"{i}.png", png(i))
     (tmp_path / "dataset.json").write_text('{"labels": {"0.png": 1, "1.png": 0}}')
     cfg = DataConfig(name="imagefolder", root=str(tmp_path), holdout=0.0)
     assert load_split(cfg, "train")[1].tolist() == [1, 0]
@@ -109,7 +111,7 @@ def test_any_layout_and_mixed_formats(tmp_path):
     pixels, labels = load_split(cfg, "train")
     assert pixels.shape == (len(pictures), 3, 8, 8) and labels.unique().tolist() == [-1]
     assert (pixels.int() - 100).abs().max() <= 2  # JPEG and WebP are lossy
-    exact = [i for i, name in enumerate(files.Tree(tmp_path).names) if "jp" not in name.lower()]
+    exact = [i for i, name in enumerate(images.Tree(tmp_path).names) if "jp" not in name.lower()]
     assert (pixels[exact].int() - 100).abs().max() <= 1
     cfg.channels = 1
     assert (load_split(cfg, "train")[0].int() - 100).abs().max() <= 2
@@ -141,7 +143,7 @@ def test_no_more_of_a_zip_is_unpacked_than_it_promises(tmp_path):
     path.write_bytes(blob)
     tracemalloc.start()
     with pytest.raises(ValueError, match="data.root=.*a.zip: cannot be read .Bad CRC-32"):
-        files.Tree(path, "data.root").read("a.png")
+        images.Tree(path, "data.root").read("a.png")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 << 20
@@ -214,7 +216,7 @@ def test_npy_is_mapped_with_labels_beside_it(tmp_path):
 
 
 def test_more_images_than_memory_are_refused():
-    huge = own_data.OnDisk(None, (3, 1000, 1000), torch.arange(10_000_000))
+    huge = own.OnDisk(None, (3, 1000, 1000), torch.arange(10_000_000))
     with pytest.raises(ValueError, match="data.device=auto: 10000000 images take 30000 GB .*disk"):
         huge.load()
 

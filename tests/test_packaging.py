@@ -8,7 +8,7 @@ import zipfile
 import pytest
 from conftest import ROOT
 
-from genmodels.metrics.grey_nets import GREY_NETS
+from genmodels.metrics.features.grey_nets import GREY_NETS
 
 # What a user's process does; the first line takes away the editable install of the test machine.
 CHECK = """
@@ -60,7 +60,9 @@ def wheel(tmp_path_factory):
         names = archive.namelist()
         archive.extractall(folder / "site")
     assert "genmodels/kernels/philox.py" in names
-    assert {f"genmodels/metrics/{name}_net.safetensors" for name in GREY_NETS} <= set(names)
+    assert {f"genmodels/metrics/features/{name}_net.safetensors" for name in GREY_NETS} <= set(
+        names
+    )
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"genmodels"}
     return folder / "site"

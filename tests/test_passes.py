@@ -5,12 +5,13 @@ import pytest
 import torch
 
 import genmodels
-from genmodels import images, passes
-from genmodels.metrics.blocks import block_of
+from genmodels import images
+from genmodels.evaluation import passes
+from genmodels.evaluation.passes import Store, score_pass
+from genmodels.evaluation.sources import Generated, Pictures
+from genmodels.metrics.errorbars import block_of
 from genmodels.metrics.features import extract, load_features
 from genmodels.metrics.frechet import Moments
-from genmodels.passes import Store, score_pass
-from genmodels.sources import Generated, Pictures
 
 PIXELS = torch.randint(0, 256, (203, 1, 4, 4), generator=torch.Generator().manual_seed(0)).byte()
 

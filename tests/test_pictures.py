@@ -10,7 +10,9 @@ import torch
 from PIL import Image, ImageOps
 from restoring_words import random_levels, run, save
 
-from genmodels import files, images, pictures
+from genmodels import images
+from genmodels.images import pictures
+from genmodels.images.read import ORIENTATION
 
 IN_AND_OUT = {
     "grey.png": random_levels(9, 7),
@@ -63,7 +65,7 @@ def test_each_picture_comes_back_as_it_came(box, tmp_path, capsys, packed):
             with Image.open(out) as picture:
                 assert picture.mode == "F" and np.abs(np.array(picture) - levels).max() < 1e-4
         else:
-            found = files.read_levels(out.read_bytes(), name)
+            found = images.read_levels(out.read_bytes(), name)
             assert found.dtype == levels.dtype and np.array_equal(
                 found, levels.reshape(found.shape)
             ), name
@@ -125,9 +127,9 @@ def test_other_kinds_of_picture_become_png(box, tmp_path):
     )
     assert run(source, tmp_path / "out", "law=gaussian", "level=25") == 0
     for name, channels in (("a.jpg", 3), ("b.bmp", 3), ("c.png", 3), ("d.png", 1), ("e.png", 3)):
-        found = files.read_image(tmp_path / "out" / f"{name[0]}.png")
+        found = images.read_image(tmp_path / "out" / f"{name[0]}.png")
         assert len(found) == channels
-        assert torch.equal(found, files.read_image(source / name, channels)), name
+        assert torch.equal(found, images.read_image(source / name, channels)), name
 
 
 def test_nothing_is_clipped_on_the_way_in(box, tmp_path):
@@ -147,10 +149,10 @@ def test_a_camera_held_askew(kind):
     levels = random_levels(24, 16, 3) // 8 + np.arange(16, dtype=np.uint8)[:, None] * 8
     for orientation in range(1, 9):
         exif, buffer = Image.Exif(), io.BytesIO()
-        exif[files.ORIENTATION] = orientation
+        exif[ORIENTATION] = orientation
         Image.fromarray(levels).save(buffer, kind, exif=exif)
         upright = np.array(ImageOps.exif_transpose(Image.open(buffer)))
-        found = files.read_levels(buffer.getvalue(), f"photo.{kind}")
+        found = images.read_levels(buffer.getvalue(), f"photo.{kind}")
         assert np.array_equal(found, upright), orientation
         assert found.shape[:2] == ((24, 16) if orientation < 5 else (16, 24))
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from genmodels import cli, data, prepare
+from genmodels import cli
 from genmodels.config import DataConfig
-from genmodels.data import load_split
-from genmodels.datasets import PUBLIC
+from genmodels.data import commands, load_split
+from genmodels.data.sets import PUBLIC
 
 REAL = os.environ.get("GENMODELS_DATA", "")
 
 
 def run(*argv):
-    return cli.run(data.main, [str(word) for word in argv])
+    return cli.run(commands.main, [str(word) for word in argv])
 
 
 def folder(path, count=6, size=(12, 9)):
@@ -183,7 +183,7 @@ def test_md5s_named_are_torchvisions():
     """The sha256 list belongs to the files whose md5 torchvision publishes: same file names."""
     from torchvision import datasets
 
-    for line in prepare.SHA256.split("\n")[1:-1]:
+    for line in commands.SHA256.split("\n")[1:-1]:
         digest, name = line.split()
         folder_name, _, stem = name.split("/")
         published = dict(getattr(datasets, folder_name).resources)

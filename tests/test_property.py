@@ -14,7 +14,8 @@ from hypothesis.extra.numpy import arrays
 from omegaconf import OmegaConf
 from PIL import Image
 
-from genmodels import cli, config, config_io, files, images
+from genmodels import config, images
+from genmodels.config.words import parse_value, split_words
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
 
@@ -28,7 +29,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 @given(TEXT, st.sampled_from(KINDS))
 def test_any_text_is_a_value_of_the_type_or_one_line(text, kind):
     try:
-        value = config_io.parse_value("a.b", text, kind)
+        value = parse_value("a.b", text, kind)
     except ValueError as error:
         assert str(error).startswith("a.b=") and ": " in str(error)
         return
@@ -41,7 +42,7 @@ def test_any_text_is_a_value_of_the_type_or_one_line(text, kind):
 @QUICK
 @given(st.one_of(st.integers(), st.floats(), st.booleans()))
 def test_a_printed_number_reads_back_as_itself(value):
-    read = config_io.parse_value("a", str(value), type(value))
+    read = parse_value("a", str(value), type(value))
     assert read == value or (math.isnan(read) and math.isnan(value))
 
 
@@ -49,13 +50,13 @@ def test_a_printed_number_reads_back_as_itself(value):
 @given(st.lists(st.floats(allow_nan=False), min_size=1))
 def test_a_printed_list_reads_back_as_itself(values):
     for text in (str(values), ",".join(map(str, values))):
-        assert config_io.parse_value("a", text, list[float]) == values
+        assert parse_value("a", text, list[float]) == values
 
 
 @QUICK
 @given(st.lists(TEXT))
 def test_every_command_line_is_sorted_without_loss(argv):
-    positionals, words, flags = cli.split_words(argv)
+    positionals, words, flags = split_words(argv)
     assert len(positionals) + len(flags) + len(words) <= len(argv)
     kept = {*positionals, *flags, *(f"{key}={text}" for key, text in words.items())}
     assert kept <= set(argv)
@@ -89,7 +90,7 @@ def test_any_override_gives_a_config_or_one_line(pairs):
     base = {"method": {"name": "edm"}, "network": {"name": "unet"}}
     overrides = [f"{key}={text}" for key, text in pairs]
     try:
-        cfg = config_io.load_config([base], overrides, methods=METHODS, networks=NETWORKS)
+        cfg = config.load_config([base], overrides, methods=METHODS, networks=NETWORKS)
     except ValueError as error:
         assert str(error)
         return
@@ -127,9 +128,9 @@ def test_every_key_set_by_word_and_by_yaml_is_the_same(data):
     nested = OmegaConf.to_container(nested)
     for source, words in ((base, [f"{key}={text}"]), (nested, [])):
         try:
-            cfg = config_io.load_config([source], words, methods=METHODS, networks=NETWORKS)
+            cfg = config.load_config([source], words, methods=METHODS, networks=NETWORKS)
             results.append(config.to_plain(cfg))
-            again = config_io.load_config([results[-1]], methods=METHODS, networks=NETWORKS)
+            again = config.load_config([results[-1]], methods=METHODS, networks=NETWORKS)
             assert config.to_plain(again) == results[-1]
         except ValueError as error:
             assert "\n" not in str(error)
@@ -166,7 +167,7 @@ def test_floats_to_bytes_are_clipped_and_in_order(values):
 def test_pictures_survive_png_npz_and_npy(tmp_path, pixels):
     tensor = torch.from_numpy(pixels)
     for image in tensor:
-        assert torch.equal(files.read_image(io.BytesIO(images.png_bytes(image))), image)
+        assert torch.equal(images.read_image(io.BytesIO(images.png_bytes(image))), image)
     nhwc = pixels.transpose(0, 2, 3, 1)
     images.write_npz(tmp_path / "a.npz", images=nhwc)
     np.save(tmp_path / "a.npy", nhwc)
@@ -179,7 +180,7 @@ def test_pictures_survive_png_npz_and_npy(tmp_path, pixels):
                                                  "a.zip"]))  # fmt: skip
 def test_any_bytes_are_pictures_or_one_line(tmp_path, blob, name):
     (tmp_path / name).write_bytes(blob)
-    reader = images.read_images if name.endswith(("npz", "npy", "zip")) else files.read_image
+    reader = images.read_images if name.endswith(("npz", "npy", "zip")) else images.read_image
     try:
         read = reader(tmp_path / name)
         assert read.dtype == torch.uint8
@@ -197,7 +198,7 @@ def test_a_picture_with_one_wrong_byte_is_read_or_one_line(where, value, kind):
     blob = bytearray(buffer.getvalue())
     blob[where % len(blob)] = value
     try:
-        assert files.read_image(io.BytesIO(blob), 3, "a").shape[0] == 3
+        assert images.read_image(io.BytesIO(blob), 3, "a").shape[0] == 3
     except ValueError as error:
         assert str(error).startswith("image=a: ")
 

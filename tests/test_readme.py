@@ -11,7 +11,10 @@ from sklearn.datasets import load_sample_image
 import evaluate
 import sample
 import train
-from genmodels import checkpoint, cli, data, diffusers_export, images
+from genmodels import cli, images
+from genmodels.checkpoint import diffusers
+from genmodels.checkpoint.export import main as export_main
+from genmodels.data import commands
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.S | re.M)
@@ -30,8 +33,8 @@ ELSEWHERE = (
     "python evaluate.py stats data=cifar10",
 )
 SMALL = ["network.channels=[8]", "network.blocks=[1]", "trainer.progress=false"]
-MODULES = {"genmodels.data": data, "genmodels.checkpoint": checkpoint,
-           "genmodels.diffusers_export": diffusers_export}  # fmt: skip
+MODULES = {"genmodels.data": commands.main, "genmodels.checkpoint": export_main,
+           "genmodels.diffusers_export": diffusers.main}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,7 @@ def test_command(command, things, tmp_path, monkeypatch):
         words = [re.sub(rf"(^|=){name}$", rf"\g<1>{path}", word) for word in words]
     if words[0] == "-m":
         argv = [re.sub(r"^out=\w+", f"out={tmp_path}/made", word) for word in words[2:]]
-        assert cli.run(MODULES[words[1]].main, argv) == 0
+        assert cli.run(MODULES[words[1]], argv) == 0
         return
     script, argv = (
         {"train.py": train, "sample.py": sample, "evaluate.py": evaluate}[words[0]],

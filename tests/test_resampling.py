@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from genmodels.metrics.errorbars import resampled
 from genmodels.metrics.frechet import Moments, frechet_distance
 from genmodels.metrics.manifold import nn1
-from genmodels.metrics.resampling import resampled
 
 
 def normal(*shape, seed=0):

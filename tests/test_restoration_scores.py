@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import digamma, polygamma
 
 import evaluate
-from genmodels import files, images
+from genmodels import images
 from genmodels.metrics import restoration
 from genmodels.noise import LAWS
 
@@ -302,7 +302,7 @@ def test_noisy_pictures_have_the_known_psnr(name, law, level, unclipped, clipped
     """Measured with another program under the same seed rule."""
     found = []
     for k, path in enumerate(sorted((DENOISE / name).glob("*.png"))):
-        x = files.read_levels(path.read_bytes(), path) / 255
+        x = images.read_levels(path.read_bytes(), path) / 255
         y = LAWS[law].sample(x, level, np.random.default_rng([0, k]))
         found.append((restoration.psnr(y, x), restoration.psnr(y.clip(0, 1), x)))
     assert np.round(np.mean(found, axis=0), 2) == pytest.approx((unclipped, clipped), abs=1e-9)
@@ -319,7 +319,7 @@ def test_bm3d_scores_as_known(law, level, wanted):
     """The first picture of Set12, measured before with the same package and seed rule."""
     pytest.importorskip("bm3d")
     path = sorted((DENOISE / "Set12").glob("*.png"))[0]
-    x = files.read_levels(path.read_bytes(), path) / 255
+    x = images.read_levels(path.read_bytes(), path) / 255
     y = LAWS[law].sample(x, level, np.random.default_rng([0, 0]))
     found = restoration.bm3d(y, law, level)
     assert restoration.psnr(found, x) == pytest.approx(wanted, abs=0.011)

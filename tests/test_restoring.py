@@ -13,9 +13,9 @@ from boxes import Box
 from PIL import Image
 from restoring_words import random_levels, run, save
 
-from genmodels import images, restoring
-from genmodels.benchmark import NonFinite
+from genmodels import images, restoration
 from genmodels.config import check
+from genmodels.generation import NonFinite
 
 
 # ---- tiles --------------------------------------------------------------------------------------
@@ -23,7 +23,7 @@ from genmodels.config import check
 @pytest.mark.parametrize("size", [1, 6, 7, 16, 17, 63, 97, 200])
 def test_tiles_own_each_pixel_once_and_see_around_it(size, tile, overlap):
     end = 0
-    for (start, stop), (first, last) in restoring.cuts(size, tile, overlap):
+    for (start, stop), (first, last) in restoration.cuts(size, tile, overlap):
         assert first == end and 0 <= start <= first < last <= stop <= size
         assert start in (0, first - overlap) and (stop == size or stop >= last + overlap)
         assert stop - start <= tile and (tile % 32 or overlap % 32 or start % 32 == 0)
@@ -36,14 +36,14 @@ def test_tiled_is_whole_where_the_network_looks_no_further_than_the_overlap(heig
     image = torch.randn(1, height, width, generator=torch.Generator().manual_seed(0))
     for radius in (2, 4):
         model = Box(radius=radius)
-        whole = restoring.restore(model, image, "gaussian", 25)
+        whole = restoration.restore(model, image, "gaussian", 25)
         assert torch.equal(whole, model.restore(image[None], "gaussian", 25)[0][0])
-        tiled = restoring.restore(model, image, "gaussian", 25, tile=24, overlap=4)
+        tiled = restoration.restore(model, image, "gaussian", 25, tile=24, overlap=4)
         assert torch.equal(tiled, whole)
     far = Box(radius=5)
     if max(height, width) > 24:
-        whole = restoring.restore(far, image, "gaussian", 25)
-        tiled = restoring.restore(far, image, "gaussian", 25, tile=24, overlap=4)
+        whole = restoration.restore(far, image, "gaussian", 25)
+        tiled = restoration.restore(far, image, "gaussian", 25, tile=24, overlap=4)
         assert not torch.equal(tiled, whole)
 
 
@@ -57,32 +57,32 @@ def test_the_ensemble_is_the_mean_of_eight_orientations():
             done = model.restore(torch.from_numpy(view.copy()), "gaussian", 25)[0].numpy()
             done = np.rot90(done, -turns, (2, 3))
             total += np.flip(done, 2) if mirror else done
-    found = restoring.ensembled(lambda part: model.restore(part, "gaussian", 25)[0], x)
+    found = restoration.ensembled(lambda part: model.restore(part, "gaussian", 25)[0], x)
     assert np.abs(found.numpy() - total / 8).max() < 1e-6
     assert not torch.allclose(found, model.restore(x, "gaussian", 25)[0], atol=0.1)
-    one = restoring.restore(model, x[0], "gaussian", 25, ensemble=True)
-    assert torch.equal(one, restoring.ensembled(lambda p: model.restore(p, "", 25)[0], x[:1])[0])
+    one = restoration.restore(model, x[0], "gaussian", 25, ensemble=True)
+    assert torch.equal(one, restoration.ensembled(lambda p: model.restore(p, "", 25)[0], x[:1])[0])
 
 
 def test_a_grey_model_restores_a_colour_picture_channel_by_channel():
     image = torch.randn(3, 20, 30, generator=torch.Generator().manual_seed(0))
     model = Box(radius=2)
-    found = restoring.restore(model, image, "gaussian", 25, tile=16, overlap=2)
+    found = restoration.restore(model, image, "gaussian", 25, tile=16, overlap=2)
     for channel in range(3):
-        one = restoring.restore(model, image[channel : channel + 1], "gaussian", 25)
+        one = restoration.restore(model, image[channel : channel + 1], "gaussian", 25)
         assert torch.equal(found[channel : channel + 1], one)
     colour = Box(channels=3)
-    restoring.restore(colour, image, "gaussian", 25)
+    restoration.restore(colour, image, "gaussian", 25)
     assert colour.seen[-1].shape == (1, 3, 20, 30)
     with pytest.raises(ValueError, match=r"is grey, this model restores 3 channels; take a model"):
-        restoring.planes(colour, image[:1])
+        restoration.planes(colour, image[:1])
 
 
 def test_pixels_that_are_no_numbers_stop_the_work():
     model = Box()
     model.restore = lambda x, law, level: (torch.full_like(x, torch.nan), None)
     with pytest.raises(NonFinite, match="law=gaussian, level=25"):
-        restoring.restore(model, torch.zeros(1, 4, 4), "gaussian", 25)
+        restoration.restore(model, torch.zeros(1, 4, 4), "gaussian", 25)
 
 
 def test_the_sheet_shows_noisy_beside_restored(box, tmp_path):
@@ -110,7 +110,7 @@ def test_processes_take_their_shares(box, tmp_path, monkeypatch):
         state = types.SimpleNamespace(process_index=rank, num_processes=2,
                                       is_main_process=rank == 0,
                                       wait_for_everyone=lambda: waited.append(1))  # fmt: skip
-        restoring.denoise(model, options, tmp_path / "out", state)
+        restoration.denoise(model, options, tmp_path / "out", state)
         there = sorted(p.name for p in (tmp_path / "out").iterdir())
         if rank == 1:
             assert there == ["1.png", "3.png"]
@@ -183,7 +183,7 @@ def test_the_law_may_be_left_out_or_found(box, tmp_path, capsys, monkeypatch):
         return "poisson" if len(picked) % 2 else "gaussian"
 
     levels = types.SimpleNamespace(pick_law=pick_law)
-    monkeypatch.setitem(sys.modules, "genmodels.noise_levels", levels)
+    monkeypatch.setitem(sys.modules, "genmodels.noise.levels", levels)
     model = box()
     save(tmp_path / "in" / "a.png", np.full((32, 33), 51, np.uint8))
     save(tmp_path / "in" / "b.png", np.full((32, 33), 102, np.uint8))

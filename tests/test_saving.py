@@ -2,7 +2,7 @@ import csv
 
 import torch
 
-from genmodels import saving
+from genmodels.training import saver as saving
 
 
 def read(path):

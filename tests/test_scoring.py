@@ -8,16 +8,16 @@ import torch
 from test_inception import varied
 
 from benchmarks import demo
-from genmodels import scoring
 from genmodels.config import DataConfig
 from genmodels.data import load_split
-from genmodels.metrics import Moments, inception, load_features
+from genmodels.evaluation import scorer as scoring
+from genmodels.evaluation.scorer import Scorer
+from genmodels.evaluation.sources import Pictures
+from genmodels.metrics import Moments, load_features
+from genmodels.metrics.features import Features, extract, inception
 from genmodels.metrics.frechet import frechet_distance
 from genmodels.metrics.inception_score import inception_score
 from genmodels.metrics.kernel_distance import kernel_distance_subsets
-from genmodels.metrics.rows import Features, extract
-from genmodels.scoring import Scorer
-from genmodels.sources import Pictures
 
 
 class Set(torch.utils.data.Dataset):

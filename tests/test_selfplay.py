@@ -15,10 +15,10 @@ from conftest import ROOT
 
 import genmodels
 import train
-from genmodels import judge, selfplay
-from genmodels.callbacks import EMA
 from genmodels.checkpoint import read_checkpoint, weights_hash
 from genmodels.methods.ddo import DDO
+from genmodels.training import judge, selfplay
+from genmodels.training.callbacks import EMA
 
 SMALL = ["network.channels=[16,16]", "network.norm_groups=8", "network.attention=[]",
          "network.head_dim=8", "trainer.progress=false", "trainer.loggers=csv",
@@ -201,7 +201,7 @@ def test_a_finished_command_starts_anew(straight):
 
 
 def test_a_second_process_is_refused(straight, capsys):
-    from genmodels import runs
+    from genmodels.training import run as runs
 
     with runs.alone(straight):
         assert train.main([f"resume={straight}"]) == 2
@@ -320,7 +320,7 @@ def test_only_a_process_alone_stops_by_its_own_clock(monkeypatch):
 def test_scored_models_are_in_eval_mode(base, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        judge.benchmark, "generate_all", lambda model, *a, **k: seen.append(model.training)
+        judge.generation, "generate_all", lambda model, *a, **k: seen.append(model.training)
     )
     own = judge.Judge.__new__(judge.Judge)
     own.data = SimpleNamespace(train=(None, torch.arange(10)))

@@ -8,9 +8,8 @@ import pytest
 import torch
 from small_sets import on_disk_cases
 
-from genmodels import own_data
 from genmodels.config import DataConfig
-from genmodels.data import ImageDataModule, TrainStream, load_split
+from genmodels.data import ImageDataModule, TrainStream, load_split, own
 
 
 def stream(step=0, **options):
@@ -86,7 +85,7 @@ def test_images_from_disk_make_the_same_batches(tmp_path, name):
     words = {"name": name, "root": root, "pad": 1, "holdout": 0.1}
     memory = load_split(DataConfig(**words), "train")
     disk = load_split(DataConfig(**words, device="disk"), "train")
-    assert isinstance(disk[0], own_data.OnDisk) and disk[0].shape == tuple(memory[0].shape)
+    assert isinstance(disk[0], own.OnDisk) and disk[0].shape == tuple(memory[0].shape)
     assert disk[0].nbytes == memory[0].nbytes
     assert torch.equal(torch.cat(list(disk[0].split(4))), memory[0])
 

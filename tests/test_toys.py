@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from genmodels import images, toys
+from genmodels import images
 from genmodels.config import DataConfig
-from genmodels.data import ImageDataModule, fill_in, load_split
+from genmodels.data import ImageDataModule, fill_in, load_split, toys
+from genmodels.evaluation.scorer import Scorer
 from genmodels.images import as_bytes
-from genmodels.scoring import Scorer
 
 
 def part(name, number, count=40_000):

@@ -9,7 +9,7 @@ from conftest import ROOT, TINY
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 import genmodels
-from genmodels import benchmark
+from genmodels import generation
 from genmodels.checkpoint import read_checkpoint
 from genmodels.methods.edm import EDM
 from genmodels.networks.precond import Precond
@@ -253,7 +253,7 @@ def test_tf32_is_as_set_in_every_step(train_tiny, monkeypatch, math_settings, tf
     torch.set_float32_matmul_precision("highest" if tf32 else "high")
     torch.backends.cudnn.allow_tf32 = not tf32
     if sampling:
-        benchmark.generate_all(build().eval(), [0], progress=False, steps=1)
+        generation.generate_all(build().eval(), [0], progress=False, steps=1)
     monkeypatch.setattr(EDM, "loss", spy)
     looks = ("sample.every=1", "sample.num=1", "method.steps=1", "eval.every=2", "eval.num=4",
              "eval.metrics=nn1", "eval.loss_every=3")  # fmt: skip

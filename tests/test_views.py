@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchvision.transforms import functional
 
-from genmodels import views
+from genmodels.data import views
 
 KINDS = [{"affine": 1.0}, {"crop": 2}, {"flip": True}, {"jitter": 1.0}, {"grey": 0.5},
          {"noise": 0.1}]  # fmt: skip

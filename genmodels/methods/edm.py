@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from genmodels import augment, seeding
+from genmodels import seeding
 from genmodels.config import check, setting
+from genmodels.data import augment
 from genmodels.kernels.philox import philox_normal
 from genmodels.methods.base import GenerativeModule
 from genmodels.networks import NETWORKS

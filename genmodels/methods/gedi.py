@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from genmodels.config import check, setting
+from genmodels.data.views import add_noise, view
 from genmodels.kernels.philox import philox_uniform
 from genmodels.methods import gedi_terms as terms
 from genmodels.methods.base import GenerativeModule
@@ -34,7 +35,6 @@ from genmodels.networks import NETWORKS
 from genmodels.sampling.langevin import frozen, langevin_chain
 from genmodels.sampling.replay import Replay
 from genmodels.seeding import Stream
-from genmodels.views import add_noise, view
 
 ENERGIES, STARTS = ("logits", "scalar"), ("fresh", "buffer")
 

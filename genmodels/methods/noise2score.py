@@ -25,7 +25,7 @@ from genmodels.kernels.philox import philox_normal
 from genmodels.methods.base import GenerativeModule
 from genmodels.networks import NETWORKS
 from genmodels.noise import told_law
-from genmodels.noise_levels import level_from_patches
+from genmodels.noise.levels import level_from_patches
 
 # What each objective learns from: data.noise.target.
 TARGETS = {"score": "none", "r2r": "none", "noise2noise": "second", "supervised": "clean"}

@@ -4,8 +4,8 @@ Images enter as uint8 (N,C,H,W); a feature extractor turns them into (N,D) rows;
 that works on rows alone, so a new feature net or a new score needs no change elsewhere.
 """
 
+from genmodels.metrics.errorbars import Resampled, resampled
 from genmodels.metrics.features import (
-    DIGITS_SHA256,
     FEATURES,
     Features,
     extract,
@@ -13,9 +13,9 @@ from genmodels.metrics.features import (
     load_features,
     mode_difference,
 )
+from genmodels.metrics.features.grey_nets import DIGITS_SHA256
 from genmodels.metrics.frechet import Frechet, Moments, frechet_distance
 from genmodels.metrics.manifold import memorised, nn1, nn1_sides
-from genmodels.metrics.resampling import Resampled, resampled
 
 __all__ = [
     "DIGITS_SHA256",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from genmodels.metrics.blocks import jackknife
+from genmodels.metrics.errorbars import jackknife
 from genmodels.metrics.features import check_rows
 
 __all__ = ["BlockFrechet", "Frechet", "Moments", "RootTrace", "block_frechet", "frechet_distance"]

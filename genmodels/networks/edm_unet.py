@@ -7,7 +7,7 @@
     output:   norm, SiLU, 3x3 conv
 
 What the families do differently stands in `FAMILIES`. Released weights are mapped onto these
-parameter names by genmodels/importers.py.
+parameter names by genmodels/checkpoint/edm_pickles.py.
 
 References: Song et al. 2021, arXiv 2011.13456, appendix H (DDPM++, NCSN++); Dhariwal and Nichol
 2021, arXiv 2105.05233 (ADM); Karras et al. 2022, arXiv 2206.00364, appendix F.2, table 7.
@@ -26,7 +26,7 @@ from genmodels.networks.unet import pad_to_multiple
 
 __all__ = ["FAMILIES", "EDMUNet", "EDMUNetConfig"]
 
-AUGMENT_DIM = 9  # width of the augmentation vector, see genmodels/augment.py
+AUGMENT_DIM = 9  # width of the augmentation vector, see genmodels/data/augment.py
 
 
 @dataclass

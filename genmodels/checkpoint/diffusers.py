@@ -1,0 +1,118 @@
+"""Write an EDM with the network `unet` as a folder for diffusers, to be used without this package.
+
+    python -m genmodels.diffusers_export MODEL out=DIR
+
+    from diffusers import DiffusionPipeline
+    DiffusionPipeline.from_pretrained("DIR")(batch_size=4, num_inference_steps=18)
+
+The pipeline is diffusers' ConsistencyModelPipeline, which is a plain loop over a scheduler, with an
+EDMEulerScheduler: Euler's method on the same noise levels (DDPMPipeline would load the folder too,
+and make other images). It starts from noise of standard deviation sqrt(sigma_max^2 + 1) where EDM
+has sigma_max: its images equal those of `sampler=euler` within about 1e-4.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from genmodels.atomic import write_bytes
+from genmodels.checkpoint import models
+from genmodels.config.words import check_flags, help_text, split_words, typed_words
+
+_CARD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+---
+# {name}
+
+EDM (Karras et al. 2022, arXiv 2206.00364) on {data}, {shape}.
+
+```
+from diffusers import DiffusionPipeline
+DiffusionPipeline.from_pretrained("{name}")({call}num_inference_steps={steps})
+```
+{labels}
+"""
+
+
+def export_diffusers(path, out):
+    """Write a trained model (EMA weights) as a diffusers pipeline; return the folder.
+
+    Args:
+        path: run folder, .ckpt file or exported folder.
+        out: folder to make; must not exist.
+
+    Raises:
+        ValueError: `out` exists; a model that is no EDM with network.name=unet; a shape that the
+            pipeline cannot make.
+    """
+    from diffusers import ConsistencyModelPipeline, EDMEulerScheduler
+
+    out = Path(out)
+    if out.exists():
+        raise ValueError(f"out={out}: exists; delete it or choose another name")
+    model = _fitting(path)
+    cfg = model.cfg
+    scheduler = EDMEulerScheduler(
+        sigma_min=cfg.method.sigma_min,
+        sigma_max=cfg.method.sigma_max,
+        sigma_data=cfg.method.sigma_data,
+        rho=cfg.method.rho,
+    )
+    pipeline = ConsistencyModelPipeline(unet=model.net.net.unet, scheduler=scheduler)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        pipeline.save_pretrained(partial)
+        shape = " x ".join(map(str, model.shape))
+        labels = f"class_labels: 0..{model.classes - 1}, {model.classes} = none."
+        # Left to itself the pipeline would draw the label that means none as well.
+        call = "batch_size=4, class_labels=[0, 1, 2, 3], " if model.classes else "batch_size=4, "
+        card = _CARD.format(
+            call=call,
+            name=out.name, data=cfg.data.name, shape=shape, steps=cfg.method.steps,
+            labels=labels if model.classes else "",
+        )  # fmt: skip
+        write_bytes(partial / "README.md", card.encode())
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _fitting(path):
+    """Return the model at this path, if diffusers has a place for all of it."""
+    model = models.load(path)
+    cfg, (_, height, width) = model.cfg, model.shape
+    if (cfg.method.name, cfg.network.name) != ("edm", "unet"):
+        raise ValueError(
+            f"model={path}: is {cfg.method.name} with network {cfg.network.name}; diffusers has a "
+            "place for edm with unet only"
+        )
+    if cfg.method.sigmas != "edm":
+        raise ValueError(
+            f"model={path}: method.sigmas={cfg.method.sigmas}; diffusers has edm's grid"
+        )
+    if cfg.method.precond != "edm":
+        raise ValueError(f"model={path}: method.precond={cfg.method.precond}; diffusers knows edm")
+    multiple = model.net.net.multiple
+    if height != width or height % multiple:
+        raise ValueError(
+            f"model={path}: images of {height}x{width}; the pipeline makes squares of a multiple "
+            f"of {multiple} pixels"
+        )
+    return model
+
+
+def main(argv):
+    """Export a model; see the module's docstring."""
+    schema = {"out": (str, "", "folder to make")}
+    positionals, words, flags = split_words(argv)
+    check_flags(flags, ("--help",))
+    if "--help" in flags or not argv:
+        print(help_text(__doc__, schema))
+        return
+    options = typed_words(words, schema)
+    if len(positionals) != 1 or not options["out"]:
+        raise ValueError("usage: python -m genmodels.diffusers_export MODEL out=DIR")
+    print(f"exported: {export_diffusers(positionals[0], options['out'])}")

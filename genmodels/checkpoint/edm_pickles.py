@@ -1,0 +1,316 @@
+"""Convert the released EDM pickles to config.json and safetensors; nothing in them is executed.
+
+    python -m genmodels.importers edm-cifar10-32x32-cond-vp.pkl out=models/edm_cifar10 data=cifar10
+
+Handled: SongUNet and DhariwalUNet under EDMPrecond, VPPrecond, VEPrecond and iDDPMPrecond. The
+files are read by inert_pickle.py beside this one. The weights keep the licence they were released
+under (CC BY-NC-SA 4.0, non-commercial).
+"""
+
+import math
+import re
+import reprlib
+from pathlib import Path
+
+import torch
+
+from genmodels.checkpoint.export import write_export
+from genmodels.checkpoint.inert_pickle import Array, Record, load_pickle
+from genmodels.checkpoint.models import build
+from genmodels.config.words import check_flags, help_text, split_words, typed_words
+from genmodels.networks.edm_unet import FAMILIES, EDMUNet, EDMUNetConfig
+
+PRECONDITIONINGS = {
+    "EDMPrecond": "edm",
+    "VPPrecond": "vp",
+    "VEPrecond": "ve",
+    "iDDPMPrecond": "iddpm",
+}
+# Attributes of the released preconditioners that ours have as constants. A file that differs was
+# not made by the released code, and would be denoised wrongly.
+_CONSTANTS = {
+    "edm": {},
+    "vp": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000, "epsilon_t": 1e-5},
+    "ve": {"sigma_min": 0.02, "sigma_max": 100},
+    "iddpm": {"C_1": 0.001, "C_2": 0.008, "M": 1000},
+}
+_LICENCE = "CC BY-NC-SA 4.0 (NVIDIA, non-commercial) if it is one of the weights released with EDM"
+
+
+def convert(path, out, *, data="imagefolder", key="ema"):
+    """Write a released pickle as a folder that sample.py, evaluate.py and init= take.
+
+    Args:
+        path: the pickle.
+        out: folder to make; must not exist.
+        data: name of the data it was trained on, where genmodels.data knows them.
+        key: which network of the file.
+
+    Raises:
+        ValueError: see read_released; or `out` exists.
+    """
+    out = Path(out)
+    if out.exists():
+        raise ValueError(f"out={out}: exists; delete it or choose another name")
+    model = load_released(path, data=data, key=key)
+    cfg = model.cfg
+    card = f"""---
+library_name: genmodels
+tags: [image-generation, edm]
+---
+# {out.name}
+
+Converted from {Path(path).name} ({cfg.network.kind}, preconditioning {cfg.method.precond}) by
+genmodels.importers.
+
+- Licence of the weights: {_LICENCE}.
+- Reference: Karras, Aittala, Aila and Laine 2022, arXiv 2206.00364.
+
+```
+python sample.py {out.name} num=64 steps={cfg.method.steps} noise=cuda out=samples
+```
+noise=cuda draws the images of the seeds published for GPU runs.
+"""
+    return write_export(model, out, card)
+
+
+def load_released(path, *, data="imagefolder", key="ema"):
+    """Return the EDM method with the weights of a released pickle; arguments as for convert."""
+    spec, tensors = read_released(path, key)
+    size, classes = spec["shape"][1], spec["classes"]
+    plain = {
+        "name": Path(path).stem,
+        "data": {"name": data, "labels": classes > 0},
+        "network": spec["network"],
+        "method": {"name": "edm", "steps": 18 if size < 64 else 40, **spec["method"]},
+    }
+    if data == "imagefolder":
+        plain["data"] |= {"resolution": size, "shape": spec["shape"], "classes": classes}
+    model = build([plain])
+    model.net.net.load_state_dict(state_from_released(model.net.net, tensors, size))
+    if "levels" in spec:
+        model.net.levels.copy_(spec["levels"])
+    return model.eval()
+
+
+def read_released(path, key="ema"):
+    """Return (spec, tensors) of a released EDM pickle.
+
+    Args:
+        path: the pickle.
+        key: which of its networks.
+
+    Returns:
+        spec: {"network": fields of EDMUNetConfig, "method": {"precond", "sigma_data",
+            "label_dropout"}, "shape": [C, H, W], "classes": int} and, for iddpm, "levels".
+        tensors: the raw network's tensors under their released names, float32.
+
+    Raises:
+        ValueError: see load_pickle; or a network that is not one of EDM's.
+    """
+    content = load_pickle(path)
+    net = dict.get(content, key) if isinstance(content, dict) else None
+    if not isinstance(net, Record) or net.name not in PRECONDITIONINGS:
+        found = ascii(net.name)[:100] if isinstance(net, Record) else type(net).__name__
+        raise ValueError(
+            f"{path}: '{key}' must be one of {', '.join(PRECONDITIONINGS)}, found {found}"
+        )
+    try:
+        return _specify(net, PRECONDITIONINGS[net.name])
+    except Exception as error:  # whatever a hostile file's tensors and names may trip over
+        raise ValueError(f"{path}: '{key}' is not an EDM network: {ascii(error)[:200]}") from error
+
+
+def _specify(net, kind):
+    """Return (spec, tensors) of the record of a preconditioned network."""
+    model = net.state["_modules"]["model"]
+    if model.name not in ("SongUNet", "DhariwalUNet"):
+        raise ValueError(f"its model must be a SongUNet or DhariwalUNet, found {model.name}")
+    tensors, dropout = {}, [0.0]
+    _collect(model, "", tensors, dropout, set())
+    filters = {key: tensors.pop(key) for key in [*tensors] if key.endswith("resample_filter")}
+    spec = _architecture(model.name, tensors)
+    _check_filters(filters, spec["network"]["kind"])
+    spec["network"]["dropout"] = max(dropout)
+    for name, value in _CONSTANTS[kind].items():
+        if net.state[name] != value:
+            raise ValueError(f"{name} must be {value}, found {reprlib.repr(net.state[name])}")
+    with torch.device("meta"):  # tensors of the wrong shapes are found before anything is allocated
+        net_on_meta = EDMUNet(EDMUNetConfig(**spec["network"]), spec["shape"], spec["classes"])
+    state_from_released(net_on_meta, tensors, spec["shape"][1])
+    spec["method"] = {"precond": kind, "sigma_data": float(net.state.get("sigma_data", 0.5))}
+    spec["method"]["label_dropout"] = float(model.state.get("label_dropout", 0))
+    if kind == "iddpm":
+        spec["levels"] = net.state["_buffers"]["u"].value[:-1]  # the last one is 0
+    return spec, tensors
+
+
+def _collect(record, prefix, tensors, dropout, seen):
+    """Put the tensors below a record into `tensors` under their dotted names."""
+    if id(record) in seen:  # a file may nest a module in itself
+        raise ValueError(f"module {prefix} occurs twice")
+    seen.add(id(record))
+    if isinstance(record.state.get("dropout"), (int, float)):
+        dropout.append(float(record.state["dropout"]))
+    for group in ("_parameters", "_buffers"):
+        for name, tensor in (record.state.get(group) or {}).items():
+            if isinstance(tensor, Array):
+                tensors[f"{prefix}{name}"] = tensor.value.float()
+    for name, child in (record.state.get("_modules") or {}).items():
+        if isinstance(child, Record):
+            _collect(child, f"{prefix}{name}.", tensors, dropout, seen)
+
+
+def _check_filters(filters, kind):
+    """Raise ValueError unless every resampling filter is the one that this kind is built with."""
+    taps = torch.tensor(FAMILIES[kind].filter, dtype=torch.float32)
+    expected = torch.outer(taps, taps) / taps.sum() ** 2
+    for key, found in filters.items():
+        if found.shape[-2:] != expected.shape or not torch.allclose(found, expected, atol=1e-6):
+            raise ValueError(f"{key} must be the filter {taps.int().tolist()} of {kind}")
+
+
+def _architecture(name, tensors):
+    """Return the spec that names and shapes of the tensors tell."""
+    stems = [key for key in tensors if re.fullmatch(r"enc\.\d+x\d+_conv\.weight", key)]
+    size = int(re.search(r"\d+", stems[0])[0])
+    channels, colours = tensors[stems[0]].shape[:2]
+    multipliers, attention, res, blocks = [], [], size, 0
+    while res and f"enc.{res}x{res}_block0.conv0.weight" in tensors:
+        multipliers.append(tensors[f"enc.{res}x{res}_block0.conv0.weight"].shape[0] // channels)
+        blocks = sum(f"enc.{res}x{res}_block{i}.conv0.weight" in tensors for i in range(100))
+        if f"enc.{res}x{res}_block0.qkv.weight" in tensors:
+            attention.append(res)
+        res = res // 2
+    adm, label = name == "DhariwalUNet", tensors.get("map_label.weight")
+    pyramid = any("aux_residual" in key for key in tensors)
+    network = {
+        "name": "edm_unet",
+        "kind": "adm" if adm else "ncsnpp" if pyramid else "ddpmpp",
+        "channels": channels,
+        "multipliers": multipliers,
+        "blocks": blocks,
+        "attention": attention,
+        "augment": "map_augment.weight" in tensors,
+    }
+    # The second half of an iDDPM network's outputs is a variance that no sampler here uses.
+    output = "out_conv" if adm else f"dec.{size}x{size}_aux_conv"
+    for leaf in ("weight", "bias"):
+        tensors[f"{output}.{leaf}"] = tensors[f"{output}.{leaf}"][:colours]
+    classes = 0 if label is None else label.shape[1]
+    return {"network": network, "shape": [colours, size, size], "classes": classes}
+
+
+_BLOCK = {
+    "norm_in": "norm0",
+    "conv_in": "conv0",
+    "modulation": "affine",
+    "norm_out": "norm1",
+    "conv_out": "conv1",
+    "shortcut": "skip",
+    "attention.norm": "norm2",
+    "attention.qkv": "qkv",
+    "attention.proj": "proj",
+}
+_EMBEDDING = {
+    "hidden": "map_layer0",
+    "outer": "map_layer1",
+    "label": "map_label",
+    "augment": "map_augment",
+}
+
+
+def released_names(net, size):
+    """Return {our parameter name: released name} for an EDMUNet.
+
+    Args:
+        net: the EDMUNet.
+        size: the image height it was built for; the released names count resolutions from it.
+    """
+    adm = net.embedding.adm
+    modules = {"stem": f"enc.{size}x{size}_conv"}
+    modules["norm"] = "out_norm" if adm else f"dec.{size}x{size}_aux_norm"
+    modules["output"] = "out_conv" if adm else f"dec.{size}x{size}_aux_conv"
+    modules.update({f"embedding.{ours}": name for ours, name in _EMBEDDING.items()})
+    res = size
+    blocks = {}
+    for part, prefix in (
+        (net.encoder, "encoder"),
+        (net.middle, "middle"),
+        (net.decoder, "decoder"),
+    ):
+        count = 0
+        for index, block in enumerate(part):
+            if block.resample is not None:
+                down = prefix == "encoder"
+                res, count = (res // 2, 0) if down else (res * 2, 0)
+                name = f"{res}x{res}_{'down' if down else 'up'}"
+            else:
+                name, count = (
+                    f"{res}x{res}_{'in' if prefix == 'middle' else 'block'}{count}",
+                    count + 1,
+                )
+            blocks[f"{prefix}.{index}"] = f"{'enc' if prefix == 'encoder' else 'dec'}.{name}"
+    for ours, released in blocks.items():
+        modules.update({f"{ours}.{part}": f"{released}.{name}" for part, name in _BLOCK.items()})
+    names = {}
+    for key in net.state_dict():
+        module, leaf = key.rsplit(".", 1)
+        if module.startswith("pyramid"):
+            res = size >> (int(module.split(".")[1]) + 1)
+            names[key] = f"enc.{res}x{res}_aux_residual.{leaf}"
+        elif key == "embedding.frequencies":
+            names[key] = "map_noise.freqs"
+        else:
+            names[key] = f"{modules[module]}.{leaf}"
+    return names
+
+
+def state_from_released(net, tensors, size):
+    """Return the state dict of an EDMUNet from tensors under their released names.
+
+    Args:
+        net: the EDMUNet, on any device (meta will do).
+        tensors: {released name: tensor}.
+        size: the image height the network was built for.
+
+    Raises:
+        ValueError: a tensor is missing, left over or of another shape.
+    """
+    names = released_names(net, size)
+    if set(names.values()) != set(tensors):
+        missing = sorted(set(names.values()) - set(tensors))[:3]
+        extra = sorted(set(tensors) - set(names.values()))[:3]
+        raise ValueError(f"the network's tensors do not fit: missing {missing}, unknown {extra}")
+    state = {}
+    for key, like in net.state_dict().items():
+        tensor = tensors[names[key]]
+        if tensor.shape != like.shape:
+            raise ValueError(f"{names[key]} must be {tuple(like.shape)}, got {tuple(tensor.shape)}")
+        if ".attention.qkv." in key:  # released rows are (head, channel, q k v), see Attention
+            heads = net.get_submodule(key.rsplit(".", 2)[0]).heads
+            rows = tensor.reshape(heads, -1, 3, *tensor.shape[1:])
+            tensor = rows.movedim(2, 0).reshape(tensor.shape)
+        if key == "embedding.frequencies":
+            tensor = 2 * math.pi * tensor
+        state[key] = tensor.clone()
+    return state
+
+
+def main(argv):
+    """Convert one file; see the module's docstring."""
+    schema = {
+        "out": (str, "", "folder to make"),
+        "data": (str, "imagefolder", "the data it was trained on, e.g. cifar10"),
+        "key": (str, "ema", "which network of the file"),
+    }
+    positionals, words, flags = split_words(argv)
+    check_flags(flags, ("--help",))
+    if "--help" in flags or not argv:
+        print(help_text(__doc__, schema))
+        return
+    options = typed_words(words, schema)
+    if len(positionals) != 1 or not options["out"]:
+        raise ValueError("usage: python -m genmodels.importers PICKLE out=DIR [data=cifar10]")
+    out = convert(positionals[0], options["out"], data=options["data"], key=options["key"])
+    print(f"converted: {out}")

@@ -1,0 +1,191 @@
+"""Models from configs and files: build, load, start from trained weights."""
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from genmodels import data
+from genmodels.config import Config, load_config
+from genmodels.methods import METHODS
+from genmodels.networks import NETWORKS
+
+FORMAT = 1  # of exported folders; a larger number is refused
+
+
+def build(config, *overrides, **needs):
+    """Return an untrained method on the CPU; its weights are a function of the config's seed.
+
+    Args:
+        config: a Config, a YAML path, or a list of YAML paths merged left to right.
+        overrides: "key=value" strings.
+        needs: what the method needs beyond its config to train, e.g. reference=MODEL for DDO.
+
+    Raises:
+        ValueError: the config is wrong; the line says where and what to write.
+    """
+    if not isinstance(config, Config):
+        paths = [config] if isinstance(config, str | Path | dict) else list(config)
+        config = load_config(paths, overrides, methods=METHODS, networks=NETWORKS)
+    elif overrides:
+        raise ValueError(f"overrides={overrides}: cannot be applied to a finished Config")
+    data.fill_in(config.data)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return METHODS[config.method.name](config, **needs)
+
+
+def load(path, *, ema=True, device="cpu"):
+    """Return a trained method in eval mode. Nothing in the file is executed.
+
+    Args:
+        path: run folder (its last checkpoint), .ckpt file, or exported folder.
+        ema: the averaged weights (default) or, from a checkpoint, the raw ones.
+        device: where to put it.
+
+    Raises:
+        ValueError: not a model of this package, broken, or from a newer version.
+    """
+    path, checkpoint = Path(path), None
+    if (path / "config.json").is_file():
+        plain, state = _read_export(path)
+    elif path.suffix == ".ckpt" or (path / "checkpoints").is_dir():
+        path = path if path.suffix == ".ckpt" else path / "checkpoints" / "last.ckpt"
+        checkpoint = read_checkpoint(path)
+        plain = checkpoint["hyper_parameters"]["config"]
+        raw = not ema and "current_model_state" in checkpoint
+        state = checkpoint["current_model_state" if raw else "state_dict"]
+    else:
+        raise ValueError(f"model={path}: is no run folder, .ckpt file or exported folder")
+    try:
+        model = build(load_config([plain], methods=METHODS, networks=NETWORKS))
+    except ValueError as error:
+        raise ValueError(f"model={path}: its config does not fit this version: {error}") from None
+    _load_state(model, state, path)
+    if checkpoint is not None:
+        model.on_load_checkpoint(checkpoint)  # what a method keeps beside its weights
+    return model.to(device).eval()
+
+
+def load_guide(settings, device):
+    """Put the model in the place of its path, if the settings for sample() name a guide."""
+    if settings.get("guide"):
+        settings["guide"] = load(settings["guide"], device=device)
+
+
+def read_checkpoint(path):
+    """Return the dict in a .ckpt file (weights_only: no code is run).
+
+    Raises:
+        ValueError: missing, broken, or not written by this package.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"model={path}: no such file; the run has saved no checkpoint yet")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a foreign file; the error says enough
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint["hyper_parameters"]["config"]["method"]["name"]
+            checkpoint["state_dict"].keys()
+    except Exception as error:  # torch.load raises many kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"model={path}: not a checkpoint of genmodels ({reason[:120]})") from None
+    return checkpoint
+
+
+def _read_export(path):
+    try:
+        description = json.loads((path / "config.json").read_text())
+        version, plain = int(description["genmodels_format"]), dict(description["config"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"model={path}: config.json is not one of genmodels' exports") from None
+    if version > FORMAT:
+        raise ValueError(
+            f"model={path}: export format {version}, this version reads up to {FORMAT}; "
+            "upgrade genmodels"
+        )
+    try:
+        with safe_open(path / "model.safetensors", "pt") as file:
+            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"model={path}: model.safetensors cannot be read ({error})") from None
+    return plain, state
+
+
+def _load_state(model, state, path):
+    """Load a state dict; the first disagreement becomes one line."""
+    own = model.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = {key: getattr(value, "shape", None) for key, value in state.items()}
+    wrong = sorted(key for key in own.keys() & shapes.keys() if own[key].shape != shapes[key])
+    for what, keys in (
+        ("lacks", missing),
+        ("has the unknown", extra),
+        ("has a wrong shape for", wrong),
+    ):
+        if keys:
+            raise ValueError(
+                f"model={path}: {what} {keys[0]} (and {len(keys) - 1} more); "
+                "it does not belong to its config"
+            )
+    model.load_state_dict(state)
+
+
+def is_diffusers(path):
+    """Return whether a folder holds a diffusers UNet2DModel."""
+    config = Path(path) / "config.json"
+    return config.is_file() and "UNet2DModel" in config.read_text()
+
+
+def init_weights(model, path):
+    """Copy the (EMA) weights of another model into this one; return the keys that stay fresh.
+
+    Args:
+        model: an untrained method.
+        path: run folder, .ckpt, export, or a diffusers UNet2DModel folder (network `unet`).
+
+    Raises:
+        ValueError: the networks differ in anything but their class embedding.
+    """
+    if is_diffusers(path):
+        from diffusers import UNet2DModel
+
+        target = getattr(getattr(model.net, "net", None), "unet", None)
+        if target is None:
+            raise ValueError(f"init={path}: a diffusers UNet needs network.name=unet")
+        try:
+            source = UNet2DModel.from_pretrained(path, use_safetensors=True).state_dict()
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"init={path}: cannot be read as safetensors ({reason})") from None
+    else:
+        target, source = model, load(path).state_dict()
+    own = target.state_dict()
+    agree = {k for k in own.keys() & source.keys() if own[k].shape == source[k].shape}
+    others = sorted((own.keys() | source.keys()) - agree)
+    # New labels, augmentation values and loss weights start fresh; a prior is fitted to the data.
+    fresh = ("class_embedding", "embedding.label", "embedding.augment", "uncertainty", "prior.")
+    wrong = [key for key in others if not any(part in key for part in fresh)]
+    if wrong:
+        theirs, ours = (
+            tuple(state[wrong[0]].shape) if wrong[0] in state else "absent"
+            for state in (source, own)
+        )
+        raise ValueError(
+            f"init={path}: {wrong[0]} is {theirs} there and {ours} here (and {len(wrong) - 1} "
+            "more); use the network.* and data settings of that model"
+        )
+    target.load_state_dict({key: source[key] for key in agree}, strict=False)
+    return [key for key in others if key in own]
+
+
+def weights_hash(model):
+    """Return the sha256 of a model's state dict: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,203 @@
+"""Generate images with a trained model, or restore noisy ones.
+
+    python sample.py MODEL num=64 seed=0 out=DIR             seeds 0..63
+    python sample.py MODEL seeds=0-63,100 labels=3 out=DIR   labels: 3 | 3,5 | balanced
+    python sample.py MODEL cluster=IMAGES out=DIR            clusters.csv and exemplars.png
+    python sample.py MODEL inpaint=PATH mask=PATH out=DIR    seed k completes image k (in turn)
+    torchrun --nproc_per_node 2 sample.py MODEL num=64 out=DIR
+    python sample.py MODEL denoise=PATH law=gaussian level=25 out=DIR     level=auto estimates it
+
+MODEL is a run folder, a .ckpt or an exported folder. Writes DIR/000000.png ... named by seed and
+DIR/grid.png; a DIR that holds images of other seeds is refused. With format=npz DIR/images.npz
+(uint8 NHWC images, seeds, labels). Image k depends on seed k alone: not on batch=, on the number of
+processes, or on the other seeds. IMAGES to cluster are a folder, .zip, .npz or NAME[:SPLIT].
+
+denoise= takes a picture, a folder or .zip of them, or an .npy of floats on the scale 0..255, not
+clipped, which keeps what 8 bits cut off. Noise2Score restores pictures of any size, grey or colour,
+of 8 or 16 bits; DIR holds each under its own name, as it came (JPEG and the like as PNG), and
+before_after.png. GBM (law=lognormal) takes images of its own shape, an .npz too, and an .npy
+(N, H, W, C); DIR/000000.png ... follow their order.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from genmodels import checkpoint, cli, generation, images, restoration
+from genmodels.config.words import (
+    check_choice,
+    check_device,
+    check_flags,
+    help_text,
+    one_model,
+    seed_list,
+    split_words,
+    typed_words,
+)
+from genmodels.distributed import pick_device, process_state
+from genmodels.evaluation import clusters
+
+SCHEMA = {
+    "num": (int, 64, "how many images"),
+    "seed": (int, 0, "the first seed"),
+    "seeds": (str, "", "seeds in place of num and seed: 0-63,100"),
+    "labels": (
+        str,
+        "",
+        "classes: 3, or 3,5 (seed k gets entry k mod 2), or balanced; empty: random",
+    ),
+    "denoise": (str, "", "noisy images to restore, in place of generating"),
+    **restoration.SCHEMA,
+    "cluster": (str, "", "assign these images to the model's clusters in place of generating"),
+    "inpaint": (str, "", "images to complete: a picture, folder, .zip or .npz"),
+    "mask": (str, "", "one picture, or one for each of them: white (>= 128) = known, black = made"),
+    "out": (str, "samples", "folder to write to"),
+    "format": (str, "png", "png or npz"),
+    "batch": (int, 64, "images at a time; changes no image"),
+    "precision": (str, "fp32", "fp32 (without TF32) or bf16"),
+    "device": (str, "auto", "auto, cpu, cuda or mps"),
+    "noise": (str, "cpu", "device of the noise generators; cuda reproduces seeds published for it"),
+    "ema": (bool, True, "the averaged weights; false: the raw ones of a checkpoint"),
+}
+
+GENERATING = ("num", "seed", "seeds", "inpaint", "mask", "noise")  # not of denoise=
+
+
+def sample(argv):
+    """Generate images; see the module's docstring."""
+    positionals, words, flags = split_words(argv)
+    check_flags(flags, ("--help",))
+    if "--help" in flags or not argv:
+        print(help_text(__doc__, SCHEMA))
+        return
+    model, words = one_model(positionals), dict(words)
+    common = {key: words.pop(key) for key in list(words) if key in SCHEMA}
+    options = typed_words(common, SCHEMA)
+    check_ignored(common, options)
+    check_choice("format", options["format"], ("png", "npz"))
+    check_choice("precision", options["precision"], ("fp32", "bf16"))
+    check_device("device", options["device"], ("auto", "cpu", "cuda", "mps"))
+    check_device("noise", options["noise"], ("cpu", "cuda", "mps"))
+    if options["cluster"]:
+        return cluster_images(model, words, options)
+    seeds, out = seed_list(options), Path(options["out"])
+    if not options["denoise"]:
+        generation.check_folder("out", out, seeds if options["format"] == "png" else None)
+    state, device = process_state(), pick_device(options["device"])
+    model = checkpoint.load(model, ema=options["ema"], device=device)
+    if options["denoise"]:
+        typed_words(words, {}, also=SCHEMA)  # the options of sample() mean nothing here
+        return restoration.denoise(model, options, out, state)
+    extra = typed_words(words, model.SAMPLE_OPTIONS, also=SCHEMA)
+    labels = generation.labels_for(seeds, options["labels"], model.classes)
+    settings = {key: value for key, value in extra.items() if value is not None}
+    checkpoint.load_guide(settings, device)
+    settings |= {key: options[key] for key in ("batch", "precision", "noise")}
+    settings |= known_pixels(model, options["inpaint"], options["mask"])
+    if options["format"] == "npz":
+        write_npz(out, model, seeds, labels, settings, state)
+    else:
+        write_pngs(out, model, seeds, labels, settings, state)
+    if state.is_main_process:
+        chains = f", {model.chains}" if getattr(model, "chains", "") else ""
+        print(f"{len(seeds)} images{chains}, {model.nfe} network evaluations each: {out}")
+
+
+def check_ignored(common, options):
+    """Raise ValueError for a word about restoring where nothing is restored, or the other way."""
+    restores = bool(options["denoise"])
+    ignored = GENERATING if restores else tuple(restoration.SCHEMA)
+    remedy = "denoise= does not take it; leave it out" if restores else "needs denoise=PICTURES"
+    for key, text in common.items():
+        if key in ignored:
+            raise ValueError(f"{key}={text}: {remedy}")
+
+
+def cluster_images(path, words, options):
+    """Write which cluster each image belongs to, and the most certain ones of every cluster."""
+    typed_words(words, {}, also=SCHEMA)
+    out = Path(options["out"])
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={out}: is a file; name a folder")
+    model = checkpoint.load(path, ema=options["ema"], device=pick_device(options["device"]))
+    if not hasattr(model, "cluster"):
+        raise ValueError(f"cluster={options['cluster']}: {type(model).__name__} has no clusters")
+    pixels, names = clusters.read_named(options["cluster"], model.cfg.data)
+    if tuple(pixels.shape[1:]) != model.shape:
+        raise ValueError(
+            f"cluster={options['cluster']}: images of shape {tuple(pixels.shape[1:])}, the model "
+            f"knows {model.shape}"
+        )
+    probabilities = clusters.assign(model, pixels, options["batch"])
+    clusters.write_report(out, pixels, names, probabilities)
+    sizes = torch.bincount(probabilities.argmax(dim=1), minlength=probabilities.shape[1]).tolist()
+    print(f"{len(pixels)} images in clusters of {', '.join(map(str, sizes))}: {out}")
+
+
+def known_pixels(model, inpaint, mask):
+    """Return sample()'s known= and mask= of inpaint= and mask=, or nothing if neither is given.
+
+    Raises:
+        ValueError: one without the other, a model that does not complete images, a wrong shape.
+    """
+    if not inpaint and not mask:
+        return {}
+    if not inpaint or not mask:
+        raise ValueError(f"inpaint={inpaint}, mask={mask}: give both")
+    if not model.INPAINTS:
+        raise ValueError(f"inpaint={inpaint}: {type(model).__name__} does not complete images")
+    known, masks = read_pictures(inpaint, model), read_pictures(mask, model)
+    if len(masks) not in (1, len(known)):
+        raise ValueError(f"mask={mask}: {len(masks)} pictures for {len(known)}; give 1 or as many")
+    return {"known": images.from_uint8(known), "mask": masks >= 128}
+
+
+def read_pictures(path, model):
+    """Return uint8 images (N, C, H, W) of the model's shape.
+
+    Raises:
+        ValueError: another size.
+    """
+    if Path(path).is_file() and Path(path).suffix.lower() not in (".zip", ".npz"):
+        pixels = images.read_image(Path(path), model.shape[0])[None]
+    else:
+        pixels = images.read_images(path)
+        pixels = pixels.expand(-1, model.shape[0], -1, -1) if pixels.shape[1] == 1 else pixels
+    if tuple(pixels.shape[1:]) != tuple(model.shape):
+        shapes = f"{tuple(pixels.shape[1:])}, the model makes {tuple(model.shape)}"
+        raise ValueError(f"{path}: has images of shape {shapes}")
+    return pixels
+
+
+def write_pngs(out, model, seeds, labels, settings, state):
+    """Write OUT/SEED.png, each process its share, then OUT/grid.png of the first 100."""
+    share = slice(state.process_index, None, state.num_processes)
+    own_labels = None if labels is None else labels[share]
+    batches = generation.generate(
+        model, seeds[share], own_labels, progress=state.is_main_process, **settings
+    )
+    for own, _, pictures in batches:
+        out.mkdir(parents=True, exist_ok=True)
+        for seed, picture in zip(own, pictures):
+            images.write_png(out / f"{seed:06d}.png", picture)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        first = [images.read_image(out / f"{seed:06d}.png", model.shape[0]) for seed in seeds[:100]]
+        sheet = images.grid(torch.stack(first))
+        images.write_png(out / "grid.png", images.enlarge(sheet, max(1, 512 // sheet.shape[-1])))
+
+
+def write_npz(out, model, seeds, labels, settings, state):
+    """Write OUT/images.npz in the order of the seeds; labels are -1 where they were random."""
+    pictures = generation.generate_everywhere(model, seeds, labels, **settings)
+    if state.is_main_process:
+        nhwc = pictures.permute(0, 2, 3, 1).numpy()
+        out.mkdir(parents=True, exist_ok=True)
+        known = np.full(len(seeds), -1) if labels is None else np.array(labels)
+        images.write_npz(out / "images.npz", images=nhwc, seeds=np.array(seeds), labels=known)
+
+
+def main(argv=None):
+    """Return the exit code: 0 done, 2 the user's mistake, 1 anything else."""
+    return cli.run(sample, argv)

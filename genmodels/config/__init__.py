@@ -1,0 +1,36 @@
+"""Configs: the schema, and the one way from YAML and key=value words to it."""
+
+from genmodels.config.load import load_config, save_config
+from genmodels.config.schema import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EMAConfig,
+    EvalConfig,
+    NoiseConfig,
+    OptimConfig,
+    SampleConfig,
+    TrainerConfig,
+    check,
+    seconds,
+    setting,
+    to_plain,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "EMAConfig",
+    "EvalConfig",
+    "NoiseConfig",
+    "OptimConfig",
+    "SampleConfig",
+    "TrainerConfig",
+    "check",
+    "load_config",
+    "save_config",
+    "seconds",
+    "setting",
+    "to_plain",
+]

@@ -1,0 +1,91 @@
+"""The images of a DataConfig for Lightning: training stream and held-out batches."""
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from genmodels import images, seeding
+from genmodels.data.own import OnDisk
+from genmodels.data.sets import data_root, fill_in, load_split
+from genmodels.data.stream import Batches, TrainStream
+
+
+class ImageDataModule(L.LightningDataModule):
+    """The images of a DataConfig for Lightning: training stream and held-out batches.
+
+    Args:
+        cfg: a DataConfig; its shape and classes are filled in.
+        seed: key of the order of images.
+        accumulate: micro-batches per optimizer step.
+    """
+
+    def __init__(self, cfg, seed=0, accumulate=1):
+        super().__init__()
+        self.cfg, self.seed, self.accumulate = cfg, seed, accumulate
+        self.train = load_split(cfg, "train")
+        self.held_out = load_split(cfg, "test")
+        if not len(self.train[0]):
+            raise ValueError(f"data.holdout={cfg.holdout}: leaves no image to train on")
+        fill_in(cfg, *self.train)
+        shapes = [tuple(part[0].shape[1:]) for part in (self.train, self.held_out)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"data.root={data_root(cfg)}: training images are {shapes[0]}, held-out ones "
+                f"{shapes[1]}; make them alike, or crop pictures with data.resolution=SIDE"
+            )
+        if cfg.balanced and self.train[1].min() < 0:
+            raise ValueError(f"data.balanced=true: {cfg.name} has images without a class label")
+        top = max(self.held_out[1].tolist(), default=-1)
+        if cfg.labels and top >= cfg.classes:
+            raise ValueError(
+                f"data.holdout={cfg.holdout}: class {top} is among the held-out images only; "
+                "hold out fewer, or put some of it into training"
+            )
+
+    def train_dataloader(self):
+        """Return the stream, from the trainer's current step on, for this rank."""
+        trainer = self.trainer
+        pixels, labels = self.train
+        if not isinstance(pixels, OnDisk):
+            pixels, labels = pixels.to(self._device()), labels.to(self._device())
+        rank, world = trainer.global_rank, trainer.world_size
+        first_step = lambda: trainer.global_step  # noqa: E731  read when iteration starts
+        return TrainStream(
+            pixels, labels, self.seed, self.cfg.batch_size, first_step, self.accumulate, rank,
+            world, balanced=self.cfg.balanced, workers=self.cfg.workers,
+            pairs=self.cfg.pairs,
+        )  # fmt: skip
+
+    def val_dataloader(self):
+        """Return this rank's held-out batches; every rank has the same number of them."""
+        pixels, labels = self.held_out
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        shares = []
+        for numbers in torch.arange(len(pixels)).split(self.cfg.batch_size):
+            if len(numbers) >= world:
+                own = numbers.tensor_split(world)[rank]
+                shares.append((seeding.HELD_OUT + own, own))
+        return DataLoader(Batches(pixels, labels), batch_size=None, sampler=shares)
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        """Return the batch; raise the ValueError that stands for one with a broken file."""
+        if isinstance(batch, ValueError):
+            raise ValueError(str(batch))
+        return batch
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        """Return the batch with its images as float32 in [-1, 1], training images flipped."""
+        pixels = batch["image"]
+        pixels = pixels if pixels.is_floating_point() else images.from_uint8(pixels)  # toys: floats
+        if self.cfg.flip and self.trainer.training:
+            mirrored = seeding.uniform(self.seed, batch["n"], seeding.Stream.FLIP) < 0.5
+            pixels = torch.where(mirrored.reshape(-1, 1, 1, 1), pixels.flip(-1), pixels)
+        return batch | {"image": pixels}
+
+    def _device(self):
+        """Return where the training images live: on the GPU if they take under half its memory."""
+        device = self.trainer.strategy.root_device
+        if device.type != "cuda" or self.cfg.device == "cpu":
+            return torch.device("cpu")
+        room = torch.cuda.get_device_properties(device).total_memory / 2
+        return device if self.cfg.device == "cuda" or self.train[0].nbytes < room else "cpu"

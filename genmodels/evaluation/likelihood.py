@@ -1,0 +1,130 @@
+"""Bits per dimension of 8-bit images under a method's log density.
+
+    x = (v + u - 1/2) / 127.5 - 1,  u uniform in [0, 1)
+    bits/dim = -log p(x) / (D ln 2) + log2(127.5)
+
+v is the 8-bit level, D the number of levels in an image. Its mean over u bounds the discrete
+model's bits per dimension from above (Theis et al. 2016, arXiv 1511.01844, section 3.1).
+"""
+
+import math
+
+import torch
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from genmodels import seeding
+from genmodels.distributed import process_state
+from genmodels.evaluation import likelihood
+from genmodels.evaluation.sources import check_shape, of_test, read_source, where
+from genmodels.generation import tf32
+from genmodels.kernels.philox import philox_uniform
+from genmodels.seeding import Stream
+
+
+def kinds(word, offered):
+    """Return the kinds that a word of the command line asks for.
+
+    Args:
+        word: true (all), or a kind, or what several begin with: ais for ais_lower and ais_upper.
+        offered: a method's LIKELIHOODS.
+
+    Raises:
+        ValueError: a word that asks for none of them.
+    """
+    found = [k for k in offered if word == "true" or k == word or k.startswith(f"{word}_")]
+    if not found:
+        raise ValueError(f"likelihood={word}: choose from true, {', '.join(offered)}")
+    return found
+
+
+def dequantise(pixels, seed, index):
+    """Return uint8 images (B, C, H, W) as continuous ones on the [-1, 1] scale, float64.
+
+    Args:
+        pixels: uint8 (B, C, H, W).
+        seed: whole number.
+        index: int64 (B,), the images' places in their set; u is a function of (seed, index).
+    """
+    u = philox_uniform(pixels.shape[1:], seed, index, stream=int(Stream.DEQUANTISE))
+    return (pixels.double() + u.double() - 0.5) / 127.5 - 1
+
+
+def score(model, pixels, labels=None, *, word="true", seed=0, batch=64, **options):
+    """Return ({metric: {"value", "stderr"}}, one dict for each image) of the kinds asked for.
+
+    The standard error is over images. Arguments as for kinds and bits_per_dim; "bpd" is the kind
+    "ode", "bpd_KIND" any other.
+    """
+    scores, rows = {}, [{"index": i} for i in range(len(pixels))]
+    for kind in kinds(word, model.LIKELIHOODS):
+        bits = bits_per_dim(model, pixels, labels, kind=kind, seed=seed, batch=batch, **options)
+        name = _metric(kind)
+        scores[name] = {"value": float(bits.mean())}
+        if len(bits) > 1:
+            scores[name]["stderr"] = float(bits.std() / len(bits) ** 0.5)
+        for row, value in zip(rows, bits.tolist()):
+            row[name] = value
+    return scores, rows
+
+
+def _metric(kind):
+    return "bpd" if kind == "ode" else f"bpd_{kind}"
+
+
+def bits_per_dim(model, pixels, labels=None, *, kind, seed=0, batch=64, progress=True, **options):
+    """Return the bits per dimension of each image, float64 (N,), on every process.
+
+    Each process takes its share; the batch changes no number beyond rounding.
+
+    Args:
+        model: a method in eval mode with this kind among its LIKELIHOODS.
+        pixels: uint8 (N, C, H, W) of the model's shape.
+        labels: int64 (N,) for a conditional model, or None.
+        kind, options: passed on to model.log_prob.
+        seed: of the dequantisation and of the method's own randomness.
+        batch: images at a time.
+        progress: show a bar.
+
+    Raises:
+        ValueError: what log_prob refuses.
+    """
+    state, device = process_state(), model.device
+    dim, own = (
+        math.prod(pixels.shape[1:]),
+        range(len(pixels))[state.process_index :: state.num_processes],
+    )
+    values = []
+    bar = tqdm(total=len(own), desc=_metric(kind), unit="img", delay=0.5,
+               disable=not (progress and state.is_main_process))  # fmt: skip
+    with bar, tf32(False):
+        for start in range(0, len(own), batch):
+            index = torch.tensor(own[start : start + batch])
+            x = dequantise(pixels[index], seed, index).to(device)
+            told = None if labels is None else labels[index].to(device)
+            seeds = seeding.image_seeds(seed, index).to(device)
+            log_p = model.log_prob(x, told, kind=kind, seeds=seeds, **options).detach().cpu()
+            values.append(-log_p / (dim * math.log(2)) + math.log2(127.5))
+            bar.update(len(index))
+    shares = gather_object([torch.cat(values) if values else torch.empty(0).double()])
+    whole = torch.empty(len(pixels), dtype=torch.float64)
+    for rank, share in enumerate(shares):
+        whole[rank :: state.num_processes] = share
+    return whole
+
+
+def score_likelihood(model, options, extra, device):
+    """Return (scores, facts, title): bits per dimension of real images under the model."""
+    if model is None or not model.LIKELIHOODS:
+        raise ValueError("likelihood=true: needs a MODEL whose method has a likelihood")
+    source = of_test(options["data"] or model.cfg.data.name)
+    pixels, labels, _ = read_source(source, **where(options, model))
+    check_shape(source, pixels.shape[1:], model)
+    num = min(options["num"] or len(pixels), len(pixels))
+    labels = labels[:num] if model.classes and labels is not None else None
+    model.check_labels(labels, f"{source} has images without; name others by data=")
+    settings = {key: value for key, value in extra.items() if value is not None}
+    settings |= {"seed": options["seed"], "batch": options["batch"]}
+    settings |= {"word": options["likelihood"]}
+    scores, rows = likelihood.score(model, pixels[:num], labels, **settings)
+    return scores, {"data": source, "num": num, "rows": rows}, f"on {source}: {num} images"

@@ -1,0 +1,172 @@
+"""Images as tensors: ranges, crops, contact sheets, and writing them. Reading: read.py."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.utils import make_grid
+
+from genmodels.atomic import write_bytes
+from genmodels.images.read import tifffile
+
+
+def to_uint8(x):
+    """Return images in [-1, 1] as uint8: clip(x * 127.5 + 128, 0, 255), truncated (EDM's rule)."""
+    return (x.float() * 127.5 + 128).clip(0, 255).to(torch.uint8)
+
+
+def from_uint8(images):
+    """Return uint8 images as float32 in [-1, 1]: u / 127.5 - 1."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def as_bytes(pixels):
+    """Return images as uint8 for metrics: bytes as they are, points in the plane rounded."""
+    return to_uint8(pixels) if pixels.is_floating_point() else pixels
+
+
+def mean_and_std(pixels):
+    """Return mean and standard deviation, on the [-1, 1] scale, of uint8 images (N, C, H, W).
+
+    Points in the plane (float32) are taken as they are.
+    """
+    if pixels.is_floating_point():
+        return pixels.double().mean(), pixels.double().std()
+    counts = sum(torch.bincount(part.flatten(), minlength=256) for part in pixels.split(1024))
+    levels = from_uint8(torch.arange(256)).double()
+    mean = (counts * levels).sum() / counts.sum()
+    return mean, ((counts * (levels - mean) ** 2).sum() / (counts.sum() - 1)).sqrt()
+
+
+CROPS = ("center", "adm", "none")
+
+
+def fit(image, side, crop="center"):
+    """Return the image (C, H, W) uint8 as side x side; side 0 leaves it as it is.
+
+    Args:
+        image: uint8 (C, H, W).
+        side: pixels.
+        crop: "center": the largest central square, then antialiased bilinear; "adm": halved with a
+            box filter while the short side is >= 2 side, then bicubic, then the central square, as
+            the published ImageNet and EDM data were made; "none": has to have that size already.
+
+    Raises:
+        ValueError: crop="none" and another size.
+
+    Reference: Dhariwal and Nichol 2021, arXiv 2105.05233 (adm).
+    """
+    if not side or image.shape[1:] == (side, side):
+        return image
+    if crop == "none":
+        raise ValueError(f"crop=none: {tuple(image.shape)} is not {side} x {side}; write crop=adm")
+    if crop == "adm":
+        return _fit_adm(image, side)
+    from torchvision.transforms.v2 import functional
+
+    short = min(image.shape[-2:])
+    return functional.resize(functional.center_crop(image, [short, short]), [side, side])
+
+
+def _fit_adm(image, side):
+    channels = image.permute(1, 2, 0).numpy()
+    picture = Image.fromarray(channels[..., 0] if channels.shape[-1] == 1 else channels)
+    while min(picture.size) >= 2 * side:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = side / min(picture.size)
+    size = (round(picture.width * scale), round(picture.height * scale))
+    array = np.array(picture.resize(size, Image.Resampling.BICUBIC))
+    top, left = (array.shape[0] - side) // 2, (array.shape[1] - side) // 2
+    array = array[top : top + side, left : left + side].reshape(side, side, -1)
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def grid(images, columns=None):
+    """Return a contact sheet (3, H, W) uint8 of images (N, C, H, W) uint8, one pixel apart.
+
+    Of points in the plane, (N, 2, 1, 1), it is a map (3, 128, 128) of how many lie where.
+    """
+    if images.shape[1:] == (2, 1, 1):
+        return _density(images)
+    columns = columns or max(1, round(len(images) ** 0.5))
+    return make_grid(images.cpu(), nrow=columns, padding=1, pad_value=128)
+
+
+def _density(points):
+    """Return a map (3, 128, 128) of points (N, 2, 1, 1) as bytes; y grows upwards."""
+    column, row = (points.cpu().flatten(1).long() // 2).T
+    counts = torch.bincount((127 - row) * 128 + column, minlength=128**2).float()
+    return (
+        (255 * (counts / counts.max()).sqrt()).to(torch.uint8).reshape(1, 128, 128).repeat(3, 1, 1)
+    )
+
+
+def enlarge(image, factor):
+    """Return the image (C, H, W) with every pixel repeated factor x factor times."""
+    return image.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+
+
+def write_png(path, image):
+    """Write one uint8 image (C, H, W), C = 1 or 3, all or nothing.
+
+    Raises:
+        ValueError: points in the plane, or another number of channels.
+    """
+    write_bytes(path, png_bytes(image))
+
+
+def png_bytes(image):
+    """Return one uint8 image (C, H, W), C = 1 or 3, as PNG; see write_png."""
+    if image.shape[0] not in (1, 3):
+        raise ValueError(
+            f"format=png: a picture has 1 or 3 channels, not {image.shape[0]}; write format=npz"
+        )
+    array = image.cpu().permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def level_bytes(levels, kind):
+    """Return one picture (H, W, C), C = 1 or 3, as a file: the inverse of files.read_levels.
+
+    Args:
+        levels: uint8 or uint16, or float32 (H, W, 1) of a TIFF.
+        kind: "png" or "tiff".
+    """
+    grey, buffer = levels.shape[-1] == 1, io.BytesIO()
+    if levels.dtype == np.uint16 and kind == "png":
+        return _deep_png(levels)
+    if levels.dtype == np.uint16 and not grey:
+        tifffile("picture").imwrite(buffer, levels, photometric="rgb")
+    else:
+        Image.fromarray(levels[..., 0] if grey else levels).save(buffer, kind.upper())
+    return buffer.getvalue()
+
+
+def _deep_png(levels):
+    """Return a PNG of 16 bits a channel, which Pillow writes of grey only.
+
+    Reference: the PNG specification, third edition, W3C 2025: chunks IHDR, IDAT, IEND.
+    """
+    height, width, channels = levels.shape
+    rows = levels.astype(">u2").reshape(height, -1).view(np.uint8)
+    rows = np.pad(rows, ((0, 0), (1, 0)))  # filter 0 before each row: as it is
+    colour = {1: 0, 3: 2}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b""))
+    parts = [
+        struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
+        for tag, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def write_npz(path, **arrays):
+    """Write arrays to an npz file, all or nothing."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())

@@ -1,0 +1,331 @@
+"""Pictures in files: PNG, JPEG, WebP, TIFF and BMP, in folders and zips. Arrays: images/arrays.py.
+
+Nothing in a file is executed, and nothing is unpacked to disk.
+"""
+
+import contextlib
+import functools
+import io
+import os
+import re
+import warnings
+import zipfile
+from pathlib import Path, PurePath
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from genmodels.images.arrays import npy_images, npz_images
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+LARGEST_ENTRY = 1 << 30  # bytes of one unpacked entry of a zip
+ORIENTATION = 0x0112  # of EXIF: how the stored rows and columns lie in the upright picture
+UPRIGHT = {
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+def read_image(file, channels=None, name=None):
+    """Return one picture as uint8 (C, H, W), levels 0..255.
+
+    Palettes become their colours. Alpha is dropped, not composited, as in the published protocols:
+    a transparent pixel shows the colour stored under it. 16-bit grey v (0..65535) becomes
+    round(v / 257); of 16-bit colour Pillow keeps the high byte. Of an animation it is the first
+    frame. A camera's rotation flag (EXIF) is not applied, as in the published protocols.
+
+    Args:
+        file: path or open binary file.
+        channels: 1 or 3 converts; None keeps grey as 1 channel and makes anything else 3.
+        name: what errors call the file.
+
+    Raises:
+        ValueError: not a picture, truncated, of more than 16 bits, or of over 89 million pixels
+            (Pillow's guard against decompression bombs).
+    """
+    name = name or file
+    try:
+        with _no_bombs(), Image.open(file) as picture:
+            if picture.mode.startswith(("I", "F")):
+                array = np.array(picture)
+                # Older Pillows call a PNG of 16 bits I too.
+                wide = picture.mode == "I" and picture.format != "PNG"
+                array = array.astype(np.float32) if wide else array
+            else:
+                grey = channels == 1 or (channels is None and picture.mode in ("1", "L", "LA"))
+                array = np.array(picture.convert("L" if grey else "RGB"))
+    except Exception as error:  # at a broken file Pillow raises nearly anything
+        raise ValueError(_unreadable(name, error)) from None
+    if array.dtype != np.uint8:
+        array = _to_8_bits(array, name)
+        array = np.stack([array] * 3, -1) if channels == 3 else array
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+
+
+def read_levels(data, name):
+    """Return one picture as it is, (H, W, C), C = 1 or 3: uint8, uint16, or float32 of a TIFF.
+
+    As read_image, but 16 bits stay 16 bits, in colour too, and a picture that its EXIF data call
+    turned or mirrored is put upright.
+
+    Args:
+        data: the bytes of the file.
+        name: what errors call it.
+
+    Raises:
+        ValueError: as read_image; a TIFF of several pages; one of 16 bits in colour where tifffile
+            is not installed.
+    """
+    try:
+        with _no_bombs(), Image.open(io.BytesIO(data)) as picture:
+            mode, kind = picture.mode, picture.format
+            pages = getattr(picture, "n_frames", 1) if kind == "TIFF" else 1
+            # Pillow keeps the high byte of 16-bit colour; only its plan of the file tells.
+            deep = mode in ("LA", "RGB", "RGBA") and ";16" in str(picture.tile)
+            if deep:
+                array = _deep_colour(data, kind, name)
+            elif mode.startswith(("I", "F")):
+                array = np.array(picture)
+                # Older Pillows call a PNG of 16 bits I too.
+                array = array.astype(np.uint16) if mode == "I" and kind == "PNG" else array
+            else:
+                array = np.array(picture.convert("L" if mode in ("1", "L", "LA") else "RGB"))
+            array = UPRIGHT.get(picture.getexif().get(ORIENTATION), lambda a: a)(array)
+    except ImportError as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:  # at a broken file Pillow and the others raise nearly anything
+        raise ValueError(_unreadable(name, error)) from None
+    if pages > 1:
+        raise ValueError(f"{name}: holds {pages} pages; save each as a file, or all as an .npy "
+                         "(N, H, W, C)")  # fmt: skip
+    if array.dtype not in (np.uint8, np.uint16, np.float32):
+        array = array.astype(np.float64)  # which _to_8_bits refuses
+        _to_8_bits(array, name)
+    array = array.reshape(*array.shape[:2], -1)
+    return array[..., : 3 if array.shape[-1] > 2 else 1]  # alpha is dropped
+
+
+def _deep_colour(data, kind, name):
+    """Return a picture of 16 bits with more than one channel, (H, W, 2 to 4) uint16."""
+    if kind == "PNG":
+        from torchvision.io import ImageReadMode, decode_png
+
+        tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return decode_png(tensor, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+    return tifffile(name).imread(io.BytesIO(data))
+
+
+def tifffile(name):
+    """Return the package tifffile; ImportError, with a line for the user, where it is missing."""
+    try:
+        import tifffile
+    except ImportError:
+        raise ImportError(
+            f"image={name}: is a TIFF of 16-bit colour; pip install tifffile, or save it as PNG"
+        ) from None
+    return tifffile
+
+
+def picture_size(file, name=None):
+    """Return (H, W) of a picture from its header; see read_image."""
+    try:
+        with _no_bombs(), Image.open(file) as picture:
+            return picture.height, picture.width
+    except Exception as error:  # as in read_image
+        raise ValueError(_unreadable(name or file, error)) from None
+
+
+def _unreadable(name, error):
+    if isinstance(error, UnidentifiedImageError):
+        error = "it is no picture, or one that Pillow does not know"
+    return f"image={name}: cannot be read ({error}); remove it"
+
+
+@contextlib.contextmanager
+def _no_bombs():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # odd metadata; the pixels are what counts
+        warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+        yield
+
+
+def _to_8_bits(levels, name):
+    """Return grey levels of 16 bits as 8; Pillow's own conversion clips them at 255."""
+    if levels.dtype.kind == "f" or levels.min() < 0 or levels.max() > 65535:
+        raise ValueError(f"image={name}: has more than 16 bits a pixel; convert it to 8 or 16 bits")
+    return np.rint(levels / 257).astype(np.uint8)
+
+
+class Tree:
+    """The pictures below a folder or in a zip, by their paths within it.
+
+    Hidden entries and macOS's __MACOSX are left out; of a zip that holds one folder and nothing
+    beside it, that folder is the root.
+
+    Args:
+        path: the folder or .zip.
+        key: what errors call it.
+
+    Attributes:
+        names: paths of the pictures with forward slashes, sorted part by part.
+
+    Raises:
+        ValueError: neither folder nor zip, broken, or with an entry that is unsafe to unpack.
+    """
+
+    def __init__(self, path, key="images"):
+        self.path, self.key, self.prefix = Path(path), key, ""
+        if self.path.is_dir():
+            entries = _files_below(self.path)
+        elif self.path.suffix.lower() == ".zip" and self.path.is_file():
+            entries = self._zip_entries()
+        else:
+            raise ValueError(f"{key}={path}: no such folder or .zip")
+        self.entries = {name for name in entries if not _is_hidden(name)}
+        pictures = [name for name in self.entries if name.lower().endswith(SUFFIXES)]
+        self.names = sorted(pictures, key=lambda name: name.split("/"))
+
+    def _zip_entries(self):
+        with self._spelled_out():
+            infos = [info for info in self._archive().infolist() if not info.is_dir()]
+        for info in infos:
+            name = info.filename
+            if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or ":" in name:
+                raise ValueError(
+                    f"{self.key}={self.path}: entry {name} points outside the zip; make it anew"
+                )
+            if info.file_size > LARGEST_ENTRY:
+                raise ValueError(
+                    f"{self.key}={self.path}: entry {name} unpacks to {info.file_size >> 20} MB, "
+                    f"more than {LARGEST_ENTRY >> 20}; take it out"
+                )
+        names = [info.filename for info in infos if not _is_hidden(info.filename)]
+        tops = {name.split("/")[0] if "/" in name else "" for name in names}
+        if len(tops) == 1 and tops != {""} and tops != {"train"}:
+            self.prefix = f"{tops.pop()}/"
+        return [name.removeprefix(self.prefix) for name in names]
+
+    def _archive(self):
+        status = self.path.stat()
+        return _archive(self.path, os.getpid(), status.st_mtime_ns, status.st_size)
+
+    @contextlib.contextmanager
+    def _spelled_out(self):
+        """Turn the many kinds of error of a broken zip into one line."""
+        try:
+            yield
+        except Exception as error:  # broken, encrypted, oddly packed: each raises its own kind
+            raise ValueError(
+                f"{self.key}={self.path}: cannot be read ({error}); fetch or make it again"
+            ) from None
+
+    def bytes(self, name):
+        """Return what the entry holds."""
+        if not self.path.is_dir():
+            with self._spelled_out():
+                info = self._archive().getinfo(self.prefix + name)
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise OSError("it is packed with another method than deflate")
+                # Not read(): it unpacks first and then looks whether the size was as promised.
+                with self._archive().open(info) as file:
+                    return file.read(info.file_size)
+        return (self.path / name).read_bytes()
+
+    def read(self, name, channels=None):
+        """Return one picture as uint8 (C, H, W); see read_image."""
+        file, name = self.where(name)
+        return read_image(file, channels, name)
+
+    def where(self, name):
+        """Return (what Pillow opens, what errors call it)."""
+        if self.path.is_dir():
+            return self.path / name, None
+        return io.BytesIO(self.bytes(name)), f"{self.path}/{name}"
+
+
+@functools.lru_cache(maxsize=8)
+def _archive(path, process, *version):
+    """Return the open zip; each process has its own, for a file position cannot be shared."""
+    return zipfile.ZipFile(path)
+
+
+def _files_below(folder):
+    """Return the paths, within the folder, of all files below it; linked folders count."""
+    entries = []
+
+    def stop(error):
+        raise error
+
+    for where, folders, names in os.walk(folder, onerror=stop, followlinks=True):
+        real = Path(where).resolve()
+        # A link to a folder around it would never end.
+        folders[:] = [f for f in folders if not real.is_relative_to(Path(where, f).resolve())]
+        within = Path(where).relative_to(folder)
+        for name in names:
+            path = Path(where, name)
+            if path.is_file() or path.is_symlink():  # a broken link is an error, not a gap
+                entries.append((within / name).as_posix())
+    return entries
+
+
+def _is_hidden(name):
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def read_images(path, channels=None):
+    """Return all images of a folder, zip, npz or npy as one tensor, uint8 (N, C, H, W).
+
+    Hidden files and the `grid.png` of sample.py are skipped. An npz holds `images` (or
+    its first array) as uint8 NHWC or NHW, an npy such an array. Pictures are converted to 1 or 3
+    `channels`, if given; arrays are taken as they are.
+
+    Raises:
+        ValueError: nothing there, mixed sizes, or a broken picture.
+    """
+    path = Path(path)
+    if path.suffix == ".npz" and path.is_file():
+        return npz_images(path)[0]
+    if path.suffix == ".npy" and path.is_file():
+        return torch.from_numpy(np.array(npy_images(path)[0])).permute(0, 3, 1, 2).contiguous()
+    tree, names, shape = sample_tree(path, channels)
+    return read_samples(tree, names, shape, range(len(names)), channels)
+
+
+def sample_tree(path, channels=None):
+    """Return (Tree, names, (C, H, W) of the first) of a folder or zip, without any grid.png.
+
+    Raises:
+        ValueError: nothing there, or a broken picture.
+    """
+    path = Path(path)
+    if not path.is_dir() and not (path.suffix.lower() == ".zip" and path.is_file()):
+        raise ValueError(f"images={path}: no such folder, .zip or .npz (or .npy)")
+    tree = Tree(path)
+    names = [name for name in tree.names if PurePath(name).name != "grid.png"]
+    if not names:
+        raise ValueError(f"images={path}: holds no picture ({', '.join(SUFFIXES)})")
+    return tree, names, tuple(tree.read(names[0], channels).shape)
+
+
+def read_samples(tree, names, shape, numbers, channels=None):
+    """Return the pictures of these numbers, which must have that shape, uint8 (B, C, H, W).
+
+    Raises:
+        ValueError: mixed sizes, or a broken picture.
+    """
+    pixels = torch.empty(len(numbers), *shape, dtype=torch.uint8)
+    for row, number in enumerate(numbers):
+        picture = tree.read(names[number], channels)
+        if picture.shape != shape:
+            raise ValueError(
+                f"images={tree.path}: mixed sizes, {names[number]} is {tuple(picture.shape)} but "
+                f"{names[0]} is {shape}; resize them or, if grey and colour are mixed, convert them"
+            )
+        pixels[row] = picture
+    return pixels

@@ -1,0 +1,108 @@
+"""Weights of feature nets: read, hash, download only when asked."""
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+
+def read(path):
+    """Return (bytes, sha256) of a file.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"weights={path} cannot be read: {error.strerror}") from None
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def check_sha256(path, found, wanted):
+    """Raise ValueError unless the hash found begins with the one wanted; None = any."""
+    if wanted is not None and (len(wanted) < 8 or not found.startswith(wanted.lower())):
+        raise ValueError(
+            f"weights={path}: sha256 is {found}, not {wanted}: another or a broken file, fetch it "
+            "anew"
+        )
+
+
+def download(url, sha256):
+    """Return the path of a file fetched from `url` into torch's cache, once; all or nothing.
+
+    Raises:
+        ValueError: no connection, or a file with another sha256 (None = any).
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            print(f"downloading {url} to {path}")
+            urllib.request.urlretrieve(url, part)
+            check_sha256(url, read(part)[1], sha256)
+            os.replace(part, path)
+        except (OSError, urllib.error.ContentTooShortError) as error:
+            reason = getattr(error, "reason", error)
+            raise ValueError(
+                f"weights=download: {url} cannot be fetched ({reason}); fetch it elsewhere and "
+                "name it, weights=FILE"
+            ) from None
+        finally:
+            part.unlink(missing_ok=True)
+    check_sha256(path, read(path)[1], sha256)
+    return path
+
+
+def is_script(path):
+    """Return whether the file is TorchScript."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return any("/code/" in name for name in file.namelist())
+
+
+def load_script(path, device):
+    """Return the TorchScript net in a file, in eval mode.
+
+    Raises:
+        ValueError: the file holds none.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Deprecated in torch in favour of torch.export, but what published nets come as.
+            warnings.simplefilter("ignore", FutureWarning)
+            return torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"features={path} is not a TorchScript file: save the net with torch.jit.save "
+            f"({str(error).splitlines()[0][:100]})"
+        ) from None
+
+
+def load_state(path):
+    """Return the state dict in a .safetensors or torch.save file; nothing in it is executed.
+
+    Raises:
+        ValueError: the file holds none.
+    """
+    try:
+        if Path(path).suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling raises whatever the bytes make it raise
+        raise ValueError(
+            f"weights={path} holds no state dict: {str(error).splitlines()[0][:100]}"
+        ) from None
+    for key in ("state_dict", "model"):
+        state = state.get(key, state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ValueError(f"weights={path} holds no state dict: save net.state_dict()")
+    return state

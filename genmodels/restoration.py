@@ -1,0 +1,331 @@
+"""Restore noisy pictures and write them: sample.py denoise=.
+
+A model with ANY_SIZE takes pictures of any size, grey or colour, as 8 or 16 bits or floats, and
+each is written as it came; one without takes images of its own shape and writes DIR/000000.png ...
+
+Large pictures are restored in tiles. Each tile sees `overlap` pixels around it, which are cut off
+afterwards: tiled is equal to whole wherever the network looks no further than that. Its edges lie
+on multiples of 32 from the corner if tile and overlap do, as in the whole picture.
+"""
+
+import contextlib
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from genmodels import cli, generation, images
+from genmodels.atomic import write_bytes
+from genmodels.config.words import check_choice
+from genmodels.images import pictures
+
+SCHEMA = {
+    "law": (str, "", "denoise: law of the noise, one that the method knows, or auto"),
+    "level": (str, "auto", "denoise: its level in the law's unit, or auto"),
+    "tile": (int, 512, "denoise: side of the tiles of large pictures, overlap included"),
+    "overlap": (int, 32, "denoise: pixels that a tile sees beyond its own, on each side"),
+    "ensemble": (bool, False, "denoise: mean over the 8 turned and mirrored pictures"),
+    "estimator": (str, "", "denoise: law, or corrected to second order; default the model's own"),
+}
+SETTINGS = ("tile", "overlap", "ensemble", "precision")  # of restore(), from the command line
+
+
+def planes(model, image):
+    """Return an image (C, H, W) as what the model takes, (B, model's C, H, W).
+
+    A grey model takes the channels of a colour picture one by one.
+
+    Raises:
+        ValueError: a grey picture for a model of colour.
+    """
+    channels = model.shape[0]
+    if len(image) != channels and channels != 1:
+        raise ValueError(f"image={tuple(image.shape)}: is grey, this model restores {channels} "
+                         "channels; take a model of grey pictures")  # fmt: skip
+    return image[None] if len(image) == channels else image[:, None]
+
+
+def cuts(size, tile, overlap):
+    """Return (start, stop) of what each tile sees of `size` pixels, and (start, stop) of its own.
+
+    Raises:
+        ValueError: nothing is left of a tile without its overlap.
+    """
+    if overlap < 0:
+        raise ValueError(f"overlap={overlap}: must be >= 0")
+    if tile <= 2 * overlap:
+        raise ValueError(f"tile={tile}: must be larger than twice the overlap, {2 * overlap}")
+    found, own, step = [], 0, tile - 2 * overlap
+    while True:
+        start, stop = max(0, own - overlap), own + step + overlap
+        if stop >= size or not own and size <= tile:
+            return [*found, ((start, size), (own, size))]
+        found.append(((start, stop), (own, own + step)))
+        own += step
+
+
+def windows(shape, tile, overlap):
+    """Return [(seen, own)] of the tiles of a picture (..., H, W), both a pair of slices."""
+    rows, columns = (cuts(size, tile, overlap) for size in shape[-2:])
+    return [((slice(*r[0]), slice(*c[0])), (slice(*r[1]), slice(*c[1])))
+            for r in rows for c in columns]  # fmt: skip
+
+
+def ensembled(call, x):
+    """Return the mean of call over the 8 turned and mirrored x, (B, C, H, W), each put back."""
+    total = 0
+    for k in range(8):
+        mirrored = x.flip(-1) if k >= 4 else x
+        restored = torch.rot90(call(torch.rot90(mirrored, k, (-2, -1))), -k, (-2, -1))
+        total = total + (restored.flip(-1) if k >= 4 else restored)
+    return total / 8
+
+
+@torch.no_grad()
+def restore(model, image, law, level, *, tile=512, overlap=32, ensemble=False, precision="fp32",
+            tick=None):  # fmt: skip
+    """Return the restored image in [-1, 1], float32 (C, H, W) on the CPU.
+
+    Args:
+        model: a method with ANY_SIZE, in eval mode.
+        image: float32 (C, H, W) on the [-1, 1] scale, not clipped.
+        law: a key of model.DENOISE_LAWS.
+        level: in the law's unit.
+        tile, overlap, ensemble: see SCHEMA.
+        precision: "fp32" (without TF32) or "bf16" (autocast).
+        tick: called after each tile.
+
+    Raises:
+        ValueError: what model.restore refuses, or too large a tile for the memory.
+    """
+    noisy = planes(model, image)
+    restored = torch.empty(noisy.shape)
+    autocast = contextlib.nullcontext()
+    if precision == "bf16":
+        autocast = torch.autocast(model.device.type, torch.bfloat16)
+
+    def call(x):
+        return model.restore(x, law, level)[0].float()
+
+    too_large = (
+        f"tile={tile}: does not fit into memory; try tile={max(2 * overlap + 32, tile // 2)}"
+    )
+    for seen, own in windows(noisy.shape, tile, overlap):
+        part = noisy[(..., *seen)].to(model.device)
+        with autocast, generation.tf32(False), cli.fits_memory(too_large):
+            done = (ensembled(call, part) if ensemble else call(part)).cpu()
+        inner = [slice(o.start - s.start, o.stop - s.start) for s, o in zip(seen, own)]
+        restored[(..., *own)] = done[(..., *inner)]
+        if tick:
+            tick()
+    if not torch.isfinite(restored).all():
+        raise generation.NonFinite(f"law={law}, level={level}: the model made non-finite pixels")
+    return restored.reshape(image.shape)
+
+
+def find_level(model, image, law):
+    """Return the model's estimate of a picture's one noise level, in the law's unit.
+
+    A grey model's for a colour picture is the median over its channels.
+    """
+    too_large = "level=auto: the picture does not fit into memory whole; give the level"
+    with generation.tf32(False), cli.fits_memory(too_large):
+        return statistics.median(model.noise_level(part, law) for part in planes(model, image))
+
+
+def find_law(model, image, law):
+    """Return the law, picked for this image where law is auto.
+
+    Raises:
+        ValueError: too small a picture, or the model does not know the one that was picked.
+    """
+    if law != "auto":
+        return law
+    if min(image.shape[1:]) < 32:
+        raise ValueError("law=auto: needs a picture of 32 x 32 pixels at least; name the law")
+    from genmodels.noise.levels import pick_law
+
+    picked = pick_law((image.double() + 1) / 2)
+    if picked not in model.DENOISE_LAWS:
+        known = ", ".join(model.DENOISE_LAWS)
+        raise ValueError(f"law=auto: finds {picked} noise, this model knows {known}; name one")
+    return picked
+
+
+def denoise(model, options, out, state):
+    """Restore what options["denoise"] names, each process its share, and write it to `out`."""
+    if not model.ANY_SIZE:
+        check_choice("law", options["law"],
+                         tuple(model.DENOISE_LAWS) or ("no law: no denoiser",))  # fmt: skip
+    text = options["level"]
+    try:
+        level = None if text == "auto" else float(text)
+    except ValueError:
+        raise ValueError(f"level={text}: must be a number, or auto") from None
+    if options["format"] != "png":
+        raise ValueError(f"format={options['format']}: denoise= writes png")
+    (denoise_pictures if model.ANY_SIZE else denoise_images)(model, options, level, out, state)
+
+
+def denoise_pictures(model, options, level, out, state):
+    """Restore pictures of any size and write each as it came, under its own name."""
+    law = known_law(model, options["law"], level)
+    choose_estimator(model, options["estimator"])
+    if level is not None:
+        model.check_level(level)
+    if options["labels"]:
+        generation.labels_for((), options["labels"], model.classes)
+    settings = {key: options[key] for key in SETTINGS}
+    readers = pictures.find(Path(options["denoise"]))
+    names = list(readers)
+    check_place(out, Path(options["denoise"]), names)
+    # All are read before the first is written, so that a broken one stops the work at once.
+    shown = {"delay": 0.5, "disable": None if state.is_main_process else True}  # on a terminal only
+    plans = [plan(model, reader(), law, level, settings, tell=state.is_main_process)
+             for reader in tqdm(readers.values(), desc="reading", unit="img", **shown)]  # fmt: skip
+    own, found = range(state.process_index, len(names), state.num_processes), []
+    tiles = sum(plans[k][1] for k in own)
+    with tqdm(total=tiles, desc="restoring", unit="tile", **shown) as bar:
+        for k in own:
+            picture, restored = readers[names[k]](), []
+            for image, noise in zip(picture.images(), plans[k][0]):
+                with cli.told_of(picture.name):
+                    done = restore(model, image, *noise, **settings, tick=bar.update)
+                restored.append(done)
+                found.append(noise)
+            (out / names[k]).parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(out / names[k], picture.as_file(torch.stack(restored)))
+    state.wait_for_everyone()
+    found = [pair for share in gather_object([found]) for pair in share]
+    if state.is_main_process:
+        after = [pictures.read(name, (out / name).read_bytes, own=True) for name in names[:4]]
+        before = [readers[name]() for name in names[:4]]
+        images.write_png(out / pictures.SHEET, pictures.before_after(zip(before, after)))
+        print(f"{len(found)} pictures restored, {summary(found)}: {out}")
+
+
+def known_law(model, law, level=None):
+    """Return the law asked for: the model's only one if none is.
+
+    Raises:
+        ValueError: an unknown law, or a level whose unit is not known yet.
+    """
+    laws = tuple(model.DENOISE_LAWS)
+    law = law or (laws[0] if len(laws) == 1 else "")
+    check_choice("law", law, (*laws, "auto"))
+    if law == "auto" and level is not None:
+        raise ValueError(f"level={level:g}: law=auto does not know its unit; name the law")
+    return law
+
+
+def choose_estimator(model, name):
+    """Have the model restore by this estimator, its own if "".
+
+    Raises:
+        ValueError: one that it does not have.
+    """
+    if name:
+        check_choice("estimator", name, model.ESTIMATORS)
+        model.cfg.method.estimator = name
+
+
+def plan(model, picture, law, level, settings, tell=True):
+    """Return ([(law, level) of each image of a Picture], how many tiles they have together).
+
+    Raises:
+        ValueError: pixels, channels or a law that the model does not know, no noise to measure.
+    """
+    noisy, noises = picture.images(), []
+    with cli.told_of(picture.name):
+        for image in noisy:
+            model.noisy_state(planes(model, image))
+            told = find_law(model, image, law)
+            found = find_level(model, image, told) if level is None else level
+            noises.append((told, model.nearest_level(found)))
+            if tell and noises[-1][1] != found:
+                print(f"{picture.name}: level {found:.4g} found; restored with the nearest that "
+                      f"the model knows, {noises[-1][1]:.4g}", file=sys.stderr)  # fmt: skip
+    return noises, len(noisy) * len(windows(noisy.shape, settings["tile"], settings["overlap"]))
+
+
+def check_place(out, source, names):
+    """Raise ValueError if these names written to `out` would mix with other pictures or the source.
+
+    A single picture may join others.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={out}: is a file; name a folder")
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"out={out}: lies in the folder of the noisy pictures; name one outside")
+    if source.is_file() and out.resolve() == source.resolve().parent:
+        raise ValueError(f"out={out}: is the folder of the noisy picture; name another")
+    if pictures.SHEET in names:
+        raise ValueError(f"denoise={source}: {pictures.SHEET} will be the sheet; rename it")
+    if source.is_dir() or source.suffix.lower() == ".zip":
+        there = [path for path in out.rglob("*") if path.suffix.lower() in pictures.KEPT]
+        there = {str(path.relative_to(out)) for path in there if path.name != pictures.SHEET}
+        strange = sorted(there - set(names))
+        if strange:
+            raise ValueError(f"out={out}: holds {len(strange)} other pictures ({strange[0]}, ...); "
+                             "name an empty folder or delete them")  # fmt: skip
+
+
+def summary(found):
+    """Return a line about the laws and levels of [(law, level)]."""
+    lines = []
+    for law in sorted({law for law, _ in found}):
+        levels = [level for name, level in found if name == law]
+        low, high = f"{min(levels):.3g}", f"{max(levels):.3g}"
+        lines.append(f"law {law}, level {low if low == high else f'{low} to {high}'}")
+    return "; ".join(lines)
+
+
+def denoise_images(model, options, level, out, state):
+    """Restore images of the model's own shape and write them as PNGs with numbers."""
+    for key, word in (("ensemble", "true"), ("estimator", options["estimator"])):
+        if options[key]:
+            raise ValueError(f"{key}={word}: {type(model).__name__} does not take it; leave it out")
+    noisy = read_noisy(Path(options["denoise"]), model)
+    generation.check_folder("out", out, range(len(noisy)))
+    labels = generation.labels_for(range(len(noisy)), options["labels"], model.classes)
+    labels = None if labels is None else torch.tensor(labels, device=model.device)
+    model.check_labels(labels, "give labels=3, or labels=3,5 (image k gets entry k mod 2)")
+    own = torch.arange(state.process_index, len(noisy), state.num_processes)
+    levels = []
+    for part in own.split(options["batch"]):
+        told = None if labels is None else labels[part]
+        restored, found = model.restore(noisy[part], options["law"], level, told)
+        out.mkdir(parents=True, exist_ok=True)
+        for index, picture in zip(part.tolist(), images.to_uint8(restored)):
+            images.write_png(out / f"{index:06d}.png", picture)
+        levels += found.tolist()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shown = f"{min(levels):.3g}" if level else f"{min(levels):.3g} to {max(levels):.3g} (found)"
+        print(f"{len(noisy)} images restored, level {shown}: {out}")
+
+
+def read_noisy(path, model):
+    """Return noisy images as float32 (N, C, H, W) on the [-1, 1] scale, not clipped."""
+    channels = model.shape[0]
+    if path.suffix == ".npy" and path.is_file():
+        array = np.load(path, allow_pickle=False)
+        if array.ndim != 4 or array.dtype.kind != "f":
+            raise ValueError(f"denoise={path}: {array.dtype} {array.shape}; must be (N, H, W, C)")
+        pictures.check_scale(array, path)
+        noisy = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
+    elif path.suffix.lower() in images.SUFFIXES and path.is_file():
+        noisy = images.from_uint8(images.read_image(path, channels)[None])
+    else:
+        noisy = images.from_uint8(images.read_images(path, channels))
+    if noisy.shape[1:] != model.shape or not len(noisy):
+        raise ValueError(
+            f"denoise={path}: {len(noisy)} images of shape {tuple(noisy.shape[1:])}, "
+            f"must be one or more of {model.shape}"
+        )
+    model.noisy_state(noisy)  # all of them, before the first is written
+    return noisy

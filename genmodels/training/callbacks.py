@@ -1,0 +1,220 @@
+"""Around training: EMA, picture grids, metrics, speed, the progress bar."""
+
+import contextlib
+import time
+from pathlib import Path
+
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from genmodels import generation, images
+from genmodels.evaluation import scorer
+from genmodels.evaluation.sources import Generated
+
+
+class EMA(WeightAveraging):
+    """Exponential moving average of the weights, its half-life given in images.
+
+    After an optimizer step of B images, ema <- beta ema + (1 - beta) weights with
+    beta = 0.5^(B / min(half_life, rampup * images seen before the step)).
+
+    Args:
+        half_life: in images.
+        rampup: the half-life is at most this share of the images seen; 0: no limit.
+        batch_size: images in an optimizer step.
+
+    Reference: Karras et al. 2022, arXiv 2206.00364, section 5 and appendix F.2.
+    """
+
+    def __init__(self, half_life, rampup, batch_size):
+        super().__init__(use_buffers=False, multi_avg_fn=self._average)
+        self.half_life, self.rampup, self.batch_size = half_life, rampup, batch_size
+
+    def decay(self, step):
+        """Return beta for the step after `step` optimizer steps."""
+        half_life = self.half_life
+        if self.rampup:
+            half_life = min(half_life, self.rampup * step * self.batch_size)
+        return 0.5 ** (self.batch_size / half_life) if half_life else 0.0
+
+    @torch.no_grad()
+    def _average(self, averages, weights, num_averaged):
+        # The stock avg_fn lets frozen weights drift by rounding; lerp leaves equal values alone.
+        torch._foreach_lerp_(averages, weights, 1 - self.decay(self._latest_update_step))
+
+    def on_fit_start(self, trainer, module):
+        """Move the average to the model's device (setup made it before the model moved)."""
+        # The LightningModule's own .to(), for it alone keeps .device right.
+        self._average_model.module.to(module.device)
+
+    @property
+    def module(self):
+        """The averaged copy of the LightningModule, in eval mode."""
+        return self._average_model.module.eval()
+
+
+class MatrixPrecision(Callback):
+    """Allows or forbids TF32 in matrix products and convolutions while training.
+
+    A callback, so that spawned processes follow it too.
+    """
+
+    def __init__(self, tf32):
+        self.context = generation.tf32(tf32)
+
+    def on_fit_start(self, trainer, module):
+        """Set it."""
+        self.context.__enter__()
+
+    def teardown(self, trainer, module, stage):
+        """Set back what was there before."""
+        self.context.__exit__(None, None, None)
+
+
+class SampleGrid(Callback):
+    """Writes samples/step-XXXXXXXX.png from fixed seeds with the EMA weights.
+
+    Every rank generates its share of the seeds; rank 0 writes. Of a model that restores it is noisy
+    beside restored patches.
+
+    Args:
+        run: the run's folder.
+        cfg: SampleConfig.
+    """
+
+    def __init__(self, run, cfg):
+        self.folder, self.every, self.num = Path(run) / "samples", cfg.every, cfg.num
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        """Make a grid if one is due."""
+        if not _due(trainer, batch_idx, self.every):
+            return
+        if module.ANY_SIZE:
+            with _evaluated(trainer, module) as model:
+                pictures = trainer.datamodule.preview(model, self.num)
+        else:
+            pictures = _generate(trainer, module, range(self.num))
+        if trainer.is_global_zero:
+            sheet = images.grid(pictures)
+            sheet = images.enlarge(sheet, max(1, 512 // sheet.shape[-1]))
+            images.write_png(self.folder / f"step-{trainer.global_step:08d}.png", sheet)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image("samples", sheet, trainer.global_step - 1)
+
+
+class GeneratedMetrics(Callback):
+    """Logs eval/<metric>_<num> of freshly generated images against the training set (EMA weights).
+
+    One pass gives all metrics; every rank generates and scores its share. The number of images is
+    small and stands in the name: never set these beside a published number.
+
+    Args:
+        cfg: EvalConfig.
+        seed: of the resampled error bars.
+    """
+
+    def __init__(self, cfg, seed):
+        self.cfg, self.seed, self.scorer = cfg, seed, None
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        """Generate, score and log if it is due."""
+        if not _due(trainer, batch_idx, self.cfg.every):
+            return
+        if self.scorer is None:
+            data = trainer.datamodule
+            self.scorer = scorer.Scorer(
+                self.cfg.metrics, self.cfg.features, reference=data.train[0],
+                train=data.train[0], held_out=data.held_out[0], device=module.device,
+            )  # fmt: skip
+        with _evaluated(trainer, module) as model:
+            source = Generated(model, range(self.cfg.num))
+            scores = self.scorer(source, seed=self.seed)
+        if trainer.is_global_zero:
+            logs = {f"eval/{k}_{self.cfg.num}": score["value"] for k, score in scores.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(logs, trainer.global_step - 1)
+
+
+class Throughput(Callback):
+    """Logs train/images_per_second over the steps since the last line of metrics.csv."""
+
+    def __init__(self, batch_size):
+        self.batch_size = batch_size
+
+    def on_train_start(self, trainer, module):
+        """Start the clock."""
+        self.time, self.step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        """Log the rate where Lightning writes a line."""
+        step = trainer.global_step
+        if step > self.step and step % trainer.log_every_n_steps == 0:
+            now = time.monotonic()
+            rate = (step - self.step) * self.batch_size / (now - self.time)
+            module.log("train/images_per_second", rate, prog_bar=True)
+            self.time, self.step = now, step
+
+
+class Progress(TQDMProgressBar):
+    """One bar over the whole run, in micro-batches; there are no epochs."""
+
+    @property
+    def total_train_batches(self):
+        """Micro-batches from the first to the last optimizer step."""
+        return self.trainer.max_steps * self.trainer.accumulate_grad_batches
+
+    def on_train_epoch_start(self, trainer, *args):
+        """Call the bar what it is."""
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description("training")
+
+    def init_validation_tqdm(self):
+        """Return no bar: the held-out loss is quick, and a second bar tears the first."""
+        return Tqdm(disable=True)
+
+    def on_train_end(self, *args):
+        """Leave the bar at its end (the last steps may fall between two refreshes)."""
+        bar = self.train_progress_bar
+        bar.n = min(bar.total or 0, self.trainer.global_step * self.trainer.accumulate_grad_batches)
+        bar.refresh()
+        super().on_train_end(*args)
+
+    def get_metrics(self, trainer, module):
+        """Return the values beside the bar, without Lightning's version number."""
+        shown = super().get_metrics(trainer, module)
+        shown.pop("v_num", None)
+        return {name.removeprefix("train/"): value for name, value in shown.items()}
+
+
+def _due(trainer, batch_idx, every):
+    """Return whether an optimizer step has just ended and is a multiple of `every`."""
+    stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+    return bool(every) and stepped and trainer.global_step % every == 0
+
+
+@contextlib.contextmanager
+def _evaluated(trainer, module):
+    """Give the EMA copy of the model, or the model where there is none, in eval mode."""
+    ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
+    model = ema.module if ema else module
+    training = model.training
+    try:
+        yield model.eval()
+    finally:
+        model.train(training)
+
+
+def _generate(trainer, module, seeds):
+    """Return uint8 images of all seeds on every rank, with the EMA weights if there are any."""
+    rank, world = trainer.global_rank, trainer.world_size
+    share = -(-len(seeds) // world)
+    # Every rank makes equally many, so that they can be gathered; the surplus is cut off below.
+    own = [seeds[min(i, len(seeds) - 1)] for i in range(rank * share, (rank + 1) * share)]
+    with _evaluated(trainer, module) as model:
+        pictures = generation.generate_all(model, own, progress=False)[0].to(module.device)
+    if world > 1:
+        pictures = trainer.strategy.all_gather(pictures).flatten(0, 1)
+    return pictures[: len(seeds)].cpu()
