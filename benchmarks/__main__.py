@@ -46,8 +46,15 @@ def run(device, suites, budget, command, sizes=None):
         # Compiling counts against the budget: what it took is missing for the cases that follow.
         share = max(0.2, 0.6 * left / (len(builders) - i))
         variants = timing.measure(case.variants, device, share, case.graph)
-        row = {"name": case.name, "size": case.size, "dtype": case.dtype, "bytes": case.bytes,
-               "flops": case.flops, "error": error, "variants": variants}  # fmt: skip
+        row = {
+            "name": case.name,
+            "size": case.size,
+            "dtype": case.dtype,
+            "bytes": case.bytes,
+            "flops": case.flops,
+            "error": error,
+            "variants": variants,
+        }
         record["rows"].append(row)
         times = {n: v.get("median", v.get("error")) for n, v in variants.items()}
         print(f"{case.name} {case.size} {case.dtype}: {times}", file=sys.stderr, flush=True)
@@ -60,8 +67,11 @@ def run(device, suites, budget, command, sizes=None):
 
 def main(argv=None):
     """Run or read, write what was asked for; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
-                                     formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--suite", default=",".join(SUITES))
     parser.add_argument("--sizes", choices=SIZES, help="default: those of the device")

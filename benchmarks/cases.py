@@ -181,10 +181,13 @@ def _network_chain(images, channels, steps, device):
     """End to end: a convolutional energy, whose gradient is most of the time."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(
-        torch.nn.Conv2d(3, channels, 3, padding=1), torch.nn.SiLU(),
-        torch.nn.Conv2d(channels, channels, 3, padding=1), torch.nn.SiLU(),
-        torch.nn.Conv2d(channels, channels, 3, 2, padding=1), torch.nn.SiLU(),
-    ).to(device)  # fmt: skip
+        torch.nn.Conv2d(3, channels, 3, padding=1),
+        torch.nn.SiLU(),
+        torch.nn.Conv2d(channels, channels, 3, padding=1),
+        torch.nn.SiLU(),
+        torch.nn.Conv2d(channels, channels, 3, 2, padding=1),
+        torch.nn.SiLU(),
+    ).to(device)
 
     def energy(y):
         return net(y).sum((1, 2, 3))
@@ -215,8 +218,9 @@ def _network_chain(images, channels, steps, device):
     if device == "cuda":
         variants["ours, one graph"] = GraphedChain(energy, y, **options)
     size = f"{images} images, {channels} channels, {steps} steps"
-    return Case("network chain, end to end", size, "float32", variants, 0, 0, error, 1e-2,
-                graph=False)  # fmt: skip
+    return Case(
+        "network chain, end to end", size, "float32", variants, 0, 0, error, 1e-2, graph=False
+    )
 
 
 @dataclass

@@ -109,12 +109,16 @@ def scorers(held_out):
     """Return a function of pixels: {column: value} beside the held-out digits, in blocks."""
     columns = {
         name: Scorer([metric], features, reference=held_out, equal=True, resamples=0)
-        for name, metric, features in (("nn1", "nn1", "pixels"), ("of fakes", "nn1_fake", "pixels"),
-                                       ("of real", "nn1_real", "pixels"),
-                                       ("FD (digits)", "fd", "digits"))
-    }  # fmt: skip
-    return lambda pixels: {key: next(iter(f(pixels).values()))["value"]
-                           for key, f in columns.items()}  # fmt: skip
+        for name, metric, features in (
+            ("nn1", "nn1", "pixels"),
+            ("of fakes", "nn1_fake", "pixels"),
+            ("of real", "nn1_real", "pixels"),
+            ("FD (digits)", "fd", "digits"),
+        )
+    }
+    return lambda pixels: {
+        key: next(iter(f(pixels).values()))["value"] for key, f in columns.items()
+    }
 
 
 def draw_digits(pictures, model, generated, held_out, labels):
@@ -160,9 +164,15 @@ def our_chain(model, y, x_t, level, steps):
     """The chain of the method."""
     with fixed_weights(model.net):
         return recovery_chain(
-            lambda y: model.net(y, level.noise_clean), y, x_t, level, steps=steps,
-            seed=torch.arange(len(y), device=y.device), freeze=(model.net,), diagnostics=False,
-        ).y  # fmt: skip
+            lambda y: model.net(y, level.noise_clean),
+            y,
+            x_t,
+            level,
+            steps=steps,
+            seed=torch.arange(len(y), device=y.device),
+            freeze=(model.net,),
+            diagnostics=False,
+        ).y
 
 
 def speed(words, out, started, facts):
@@ -200,15 +210,27 @@ def speed(words, out, started, facts):
         model.net.to(memory_format=torch.channels_last)
         with fixed_weights(model.net), torch.autocast(device, torch.bfloat16):
             graph = GraphedChain(
-                lambda y: -model.net(y, level.noise_clean), data, steps=steps, step=0.5,
-                seed=torch.arange(size), noise_scale=level.s, tether=data, tether_scale=level.k,
-                freeze=(model.net,), diagnostics=False,
-            )  # fmt: skip
+                lambda y: -model.net(y, level.noise_clean),
+                data,
+                steps=steps,
+                step=0.5,
+                seed=torch.arange(size),
+                noise_scale=level.s,
+                tether=data,
+                tether_scale=level.k,
+                freeze=(model.net,),
+                diagnostics=False,
+            )
             variants = {name: half(function) for name, function in variants.items()}
             variants["graph: chain"] = lambda: graph(data)
             facts["bf16 channels-last"] = timing.measure(variants, device, seconds)
-    facts |= {"config": config, "size": size, "steps": steps,
-              "machine": timing.machine(device), "peak": timing.roofline(device)}  # fmt: skip
+    facts |= {
+        "config": config,
+        "size": size,
+        "steps": steps,
+        "machine": timing.machine(device),
+        "peak": timing.roofline(device),
+    }
     for times in (facts["fp32"], facts.get("bf16 channels-last", {})):
         for name, row in times.items():
             row.pop("samples", None)
@@ -220,8 +242,15 @@ def speed(words, out, started, facts):
 # ------------------------------------------------------------------------------------------------
 
 
-DRL = ("method.initializer=none", "method.angles=drl", "method.steps=30", "method.step_size=2e-4",
-       "method.shared_noise=false", "method.noise_scale=0.99", "network.kind=drl")  # fmt: skip
+DRL = (
+    "method.initializer=none",
+    "method.angles=drl",
+    "method.steps=30",
+    "method.step_size=2e-4",
+    "method.shared_noise=false",
+    "method.noise_scale=0.99",
+    "network.kind=drl",
+)
 NO_LIMIT = "trainer.max_steps=1000000"  # time alone ends a training
 RUNS = {
     "cdrl": ("configs/cdrl_fashion.yaml", ()),
@@ -243,17 +272,38 @@ def fashion(words, out, pictures, started, facts):
     overlay = [words.pop("overlay")] if "overlay" in words else []
     own = ("network.", "method.")
     for name, (config, more) in RUNS.items():
-        given = [f"{key}={text}" for key, text in words.items()
-                 if name != "edm" or not key.startswith(own)]  # fmt: skip
+        given = [
+            f"{key}={text}"
+            for key, text in words.items()
+            if name != "edm" or not key.startswith(own)
+        ]
         began = time.monotonic()
-        run = train([config, *overlay, f"name={name}_fashion", f"trainer.max_time={limit}",
-                           *([] if overlay else [NO_LIMIT]), *more, *given])  # fmt: skip
+        run = train(
+            [
+                config,
+                *overlay,
+                f"name={name}_fashion",
+                f"trainer.max_time={limit}",
+                *([] if overlay else [NO_LIMIT]),
+                *more,
+                *given,
+            ]
+        )
         row = {"train_seconds": round(time.monotonic() - began, 1), "command_words": list(more)}
         row["steps"] = steps_of(run)
-        row |= evaluated(run, out, [
-            "metrics=fd,nn1", "features=fashion", "equal=true", f"num={num}",
-            "data=fashion_mnist:test", "batch=500", f"save_images={out}/{name}.npz",
-        ])  # fmt: skip
+        row |= evaluated(
+            run,
+            out,
+            [
+                "metrics=fd,nn1",
+                "features=fashion",
+                "equal=true",
+                f"num={num}",
+                "data=fashion_mnist:test",
+                "batch=500",
+                f"save_images={out}/{name}.npz",
+            ],
+        )
         if name != "edm":
             row["ood"] = evaluated(run, out, [f"ood={sets}", f"num={ood_num}", "pad=2"])
         facts[name] = row
@@ -290,16 +340,18 @@ def run_benchmark(argv):
     if flags:
         print(__doc__.strip())
         return
-    check_choice("benchmark", what, ("digits", "toy", "ablation", "densities", "speed",
-                                          "fashion"))  # fmt: skip
-    out, pictures = (Path(words.pop(key, default)) for key, default in
-                     (("out", RESULTS), ("pictures", "docs")))  # fmt: skip
+    check_choice("benchmark", what, ("digits", "toy", "ablation", "densities", "speed", "fashion"))
+    out, pictures = (
+        Path(words.pop(key, default)) for key, default in (("out", RESULTS), ("pictures", "docs"))
+    )
     for folder in (out, pictures):
         folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     cpu, started = time.process_time(), time.monotonic()
-    shown = [f"{key}={PLACES.get(key, text)}" if mark else key
-             for key, mark, text in (word.partition("=") for word in argv)]  # fmt: skip
+    shown = [
+        f"{key}={PLACES.get(key, text)}" if mark else key
+        for key, mark, text in (word.partition("=") for word in argv)
+    ]
     facts = {"command": record.command_line("cdrl", shown), "machine": timing.machine(device)}
     others = {"speed": speed, "ablation": ablation, "fashion": fashion, "densities": densities}
     if what in others:

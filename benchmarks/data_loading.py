@@ -48,8 +48,10 @@ def make(folder, num, side, seed):
         (folder / "a" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "a" / name).write_bytes(tree.bytes(name))
     roots = {"npy": "a.npy", "zip": "a.zip", "imagefolder": "a"}
-    return {name: DataConfig(name=name, root=str(folder / root), holdout=0.0, device="disk")
-            for name, root in roots.items()}  # fmt: skip
+    return {
+        name: DataConfig(name=name, root=str(folder / root), holdout=0.0, device="disk")
+        for name, root in roots.items()
+    }
 
 
 def streams(configs, options):
@@ -92,16 +94,30 @@ def main(argv):
     for name, pairs in samples.items():
         ratios = [a[0] / b[0] for a, b in zip(pairs, samples["memory"])]
         rates, cpu = zip(*pairs)
-        rows.append({"stream": name, "images_per_second": round(statistics.median(rates)),
-                     "of_memory": round(statistics.median(ratios), 3),
-                     "cpu_us_per_image": round(statistics.median(cpu), 1)})  # fmt: skip
+        rows.append(
+            {
+                "stream": name,
+                "images_per_second": round(statistics.median(rates)),
+                "of_memory": round(statistics.median(ratios), 3),
+                "cpu_us_per_image": round(statistics.median(cpu), 1),
+            }
+        )
     title = "{num} images of {side} x {side}, batch {batch}".format(**options)
-    cli.print_table(title, ("stream", "images/s", "of memory", "CPU us/image here"),
-                    [tuple(row.values()) for row in rows])  # fmt: skip
+    cli.print_table(
+        title,
+        ("stream", "images/s", "of memory", "CPU us/image here"),
+        [tuple(row.values()) for row in rows],
+    )
     if options["out"]:
         command, seconds = record.command_line("data_loading", argv), time.monotonic() - started
-        record.write(options["out"], command, options=options, machine=timing.machine("cpu"),
-                     rows=rows, seconds=round(seconds, 1))  # fmt: skip
+        record.write(
+            options["out"],
+            command,
+            options=options,
+            machine=timing.machine("cpu"),
+            rows=rows,
+            seconds=round(seconds, 1),
+        )
 
 
 if __name__ == "__main__":

@@ -34,12 +34,22 @@ from genmodels.training.judge import Judge
 BASES = {
     "digits": ["configs/edm_digits.yaml", "trainer.max_steps=1200", "optim.lr=2e-3"],
     "fashion_mnist": [
-        "configs/edm_fashion.yaml", "data.pad=0", "data.batch_size=64", "trainer.max_time=",
-        "trainer.precision=32-true", "trainer.compile=false", "trainer.channels_last=false",
-        "trainer.max_steps=1800", "optim.lr=2e-3", "optim.rampup=6400", "optim.decay=cosine",
-        "sample.every=0", "checkpoint.every=300", "eval.loss_every=600",
+        "configs/edm_fashion.yaml",
+        "data.pad=0",
+        "data.batch_size=64",
+        "trainer.max_time=",
+        "trainer.precision=32-true",
+        "trainer.compile=false",
+        "trainer.channels_last=false",
+        "trainer.max_steps=1800",
+        "optim.lr=2e-3",
+        "optim.rampup=6400",
+        "optim.decay=cosine",
+        "sample.every=0",
+        "checkpoint.every=300",
+        "eval.loss_every=600",
     ],
-}  # fmt: skip
+}
 CONFIGS = {"digits": "configs/ddo_digits.yaml", "fashion_mnist": "configs/ddo_fashion.yaml"}
 COMMON = ["trainer.loggers=csv", "trainer.progress=false"]
 METRICS = ["fd", "nn1", "nn1_fake", "nn1_real"]
@@ -74,8 +84,11 @@ def measure(argv):
         if figure:
             draw(name, rows, figure)
     table = [[key, *(f"{v:.3f}" for v in row.values())] for key, row in result["changes"].items()]
-    cli.print_table(f"{name}, seeds {seeds}: mean and sd over seeds, held-out images",
-                    ["model", "fd", "sd", "change", "|nn1 - 0.5|", "sd"], table)  # fmt: skip
+    cli.print_table(
+        f"{name}, seeds {seeds}: mean and sd over seeds, held-out images",
+        ["model", "fd", "sd", "change", "|nn1 - 0.5|", "sd"],
+        table,
+    )
 
 
 def one_seed(name, cfg, seed, work, changed):
@@ -84,19 +97,32 @@ def one_seed(name, cfg, seed, work, changed):
     plain = [*BASES[name], *network, "network.dropout=0", "method.label_dropout=0", *COMMON]
     plain += [f"seed={seed}"]
     base = go_on([*plain, "ema.half_life=10000"], work / f"base-{seed}")
-    ddo = go_on([CONFIGS[name], *changed, *COMMON, f"init={base}", f"seed={seed}"],
-                work / f"ddo-{seed}")  # fmt: skip
-    longer = [f"init={base}", f"optim.lr={cfg.optim.lr}", f"optim.rampup={cfg.optim.rampup}",
-              "optim.decay=none", "ema.rampup=0", f"ema.half_life={cfg.ema.half_life}",
-              f"trainer.max_steps={cfg.trainer.max_steps}", f"checkpoint.every={cfg.eval.every}",
-              f"data.batch_size={cfg.data.batch_size}", "checkpoint.keep=0"]  # fmt: skip
+    ddo = go_on(
+        [CONFIGS[name], *changed, *COMMON, f"init={base}", f"seed={seed}"], work / f"ddo-{seed}"
+    )
+    longer = [
+        f"init={base}",
+        f"optim.lr={cfg.optim.lr}",
+        f"optim.rampup={cfg.optim.rampup}",
+        "optim.decay=none",
+        "ema.rampup=0",
+        f"ema.half_life={cfg.ema.half_life}",
+        f"trainer.max_steps={cfg.trainer.max_steps}",
+        f"checkpoint.every={cfg.eval.every}",
+        f"data.batch_size={cfg.data.batch_size}",
+        "checkpoint.keep=0",
+    ]
     mle = go_on([*plain, *longer], work / f"mle-{seed}")
     states = [json.loads(path.read_text()) for path in sorted(ddo.glob("round-*/state.json"))]
     cfg = replace(cfg, seed=seed, eval=replace(cfg.eval, metrics=METRICS))
     judge = Judge(cfg, ImageDataModule(cfg.data), "cpu")
-    curve = record.once(work / f"mle-{seed}.json", lambda: [
-        {"step": int(path.stem[5:])} | judge.score(genmodels.load(path))
-        for path in sorted(mle.glob("checkpoints/step-*.ckpt"))])  # fmt: skip
+    curve = record.once(
+        work / f"mle-{seed}.json",
+        lambda: [
+            {"step": int(path.stem[5:])} | judge.score(genmodels.load(path))
+            for path in sorted(mle.glob("checkpoints/step-*.ckpt"))
+        ],
+    )
     best = min(curve, key=lambda entry: entry["fd"])["step"]
     models = {"base": base, "mle_best": mle / f"checkpoints/step-{best:08d}.ckpt", "mle_last": mle}
     for state in states:
@@ -111,8 +137,13 @@ def one_seed(name, cfg, seed, work, changed):
     for state in states:
         state["reference"].pop("model")  # a path of this machine
     parameters = sum(p.numel() for p in genmodels.load(base).parameters())
-    return {"seed": seed, "parameters": parameters, "final": final, "mle_curve": curve,
-            "rounds": states}  # fmt: skip
+    return {
+        "seed": seed,
+        "parameters": parameters,
+        "final": final,
+        "mle_curve": curve,
+        "rounds": states,
+    }
 
 
 def keep_settings(path, cfg):
@@ -139,8 +170,13 @@ def changes(rows):
         fd = [final[key]["fd"]["value"] for final in own]
         ratio = [final[key]["fd"]["value"] / final["base"]["fd"]["value"] - 1 for final in own]
         off = [abs(final[key]["nn1"]["value"] - 0.5) for final in own]
-        table[key] = {"fd": statistics.mean(fd), "fd_sd": _sd(fd), "change": statistics.mean(ratio),
-                      "nn1_off": statistics.mean(off), "nn1_off_sd": _sd(off)}  # fmt: skip
+        table[key] = {
+            "fd": statistics.mean(fd),
+            "fd_sd": _sd(fd),
+            "change": statistics.mean(ratio),
+            "nn1_off": statistics.mean(off),
+            "nn1_off_sd": _sd(off),
+        }
     return table
 
 
@@ -152,8 +188,11 @@ def cost(cfg, rows, pairs=12):
     """
     model = checkpoint.build(cfg, reference=checkpoint.build(cfg)).train()
     count = cfg.data.batch_size
-    data = {"image": torch.rand(count, *model.shape), "n": torch.arange(count),
-            "label": torch.randint(max(model.classes, 1), (count,))}  # fmt: skip
+    data = {
+        "image": torch.rand(count, *model.shape),
+        "n": torch.arange(count),
+        "label": torch.randint(max(model.classes, 1), (count,)),
+    }
     both = data | {"fake": data["image"].flip(0), "fake_label": data["label"].flip(0)}
     losses = {"edm": lambda: EDM.loss(model, data)[0], "ddo": lambda: model.loss(both)[0]}
     optimizer = torch.optim.AdamW(model.parameters(), 1e-9)

@@ -119,10 +119,18 @@ def score_rows(rows, real, held_out):
         ("FD (pixels)", "fd", "pixels"),
         ("memorised", "memorised", "pixels"),
     ):
-        columns[column] = metric, Scorer(
-            [metric], features, reference=held_out, train=real, held_out=held_out, equal=True,
-            resamples=40,
-        )  # fmt: skip
+        columns[column] = (
+            metric,
+            Scorer(
+                [metric],
+                features,
+                reference=held_out,
+                train=real,
+                held_out=held_out,
+                equal=True,
+                resamples=40,
+            ),
+        )
     todo = [(name, column) for name in rows for column in columns]
     scores = {name: {} for name in rows}
     for name, column in tqdm(todo, desc="scoring"):

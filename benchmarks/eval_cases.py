@@ -58,8 +58,17 @@ def kid(count, width, device):
 
     variants = {"ours (with error bar)": ours, "eager": full}
     # Two triangles and one square of products; the eager form computes three squares.
-    return Case("KID, all pairs", f"{count} x {width}", "float32", variants, 0,
-                4.0 * count**2 * width, error, 1e-6, graph=False)  # fmt: skip
+    return Case(
+        "KID, all pairs",
+        f"{count} x {width}",
+        "float32",
+        variants,
+        0,
+        4.0 * count**2 * width,
+        error,
+        1e-6,
+        graph=False,
+    )
 
 
 def manifold(count, width, device):
@@ -78,5 +87,14 @@ def manifold(count, width, device):
         return error_of(ours(*part)[0], full(*(p.double() for p in part))[0])
 
     variants = {"ours": ours, "eager": full}
-    return Case("precision (k = 3)", f"{count} x {width}", "float32", variants, 0,
-                4.0 * count**2 * width, error, 1e-4, graph=False)  # fmt: skip
+    return Case(
+        "precision (k = 3)",
+        f"{count} x {width}",
+        "float32",
+        variants,
+        0,
+        4.0 * count**2 * width,
+        error,
+        1e-4,
+        graph=False,
+    )

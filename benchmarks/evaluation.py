@@ -170,8 +170,12 @@ def rates(variants, device, seconds, count, base=None):
         if "error" in entry:
             result[name] = entry
             continue
-        result[name] = {"seconds": entry["median"] / 1e3, "low": entry["low"] / 1e3,
-                        "high": entry["high"] / 1e3, "samples": len(entry["samples"])}  # fmt: skip
+        result[name] = {
+            "seconds": entry["median"] / 1e3,
+            "low": entry["low"] / 1e3,
+            "high": entry["high"] / 1e3,
+            "samples": len(entry["samples"]),
+        }
         if count > 1:
             result[name]["images_per_second"] = count / result[name]["seconds"]
     facts = {"variants": result}
@@ -209,10 +213,15 @@ def measure(argv):
     }
     for what, row in rows.items():
         table = [
-            (name, f"{e.get('images_per_second', 0):.1f}", f"{e.get('seconds', 0):.3f}",
-             f"{row.get('ratios', {}).get(name, 1):.2f}", e.get("error", ""))
+            (
+                name,
+                f"{e.get('images_per_second', 0):.1f}",
+                f"{e.get('seconds', 0):.3f}",
+                f"{row.get('ratios', {}).get(name, 1):.2f}",
+                e.get("error", ""),
+            )
             for name, e in row["variants"].items()
-        ]  # fmt: skip
+        ]
         title = f"{what}; {row.get('ratios_are', '')}"
         cli.print_table(title, ("", "images/s", "seconds", "ratio", ""), table)
     timed = "CPU time of one thread" if device == "cpu" else "wall time by events"

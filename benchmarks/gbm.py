@@ -47,8 +47,13 @@ FEATURES = {"digits": "digits", "mnist": "mnist", "fashion_mnist": "fashion"}
 
 # row -> (which model, options of sample()); the paper's sampler takes its 1,000 levels of step
 # 6.165e-4 eight at a time, which keeps its time and the decay of its noise.
-PAPER = {"sampler": "paper", "sigma_max": 0.8, "delta": 8 * 6.165e-4,
-         "anneal": 0.995**8, "steps": 125}  # fmt: skip
+PAPER = {
+    "sampler": "paper",
+    "sigma_max": 0.8,
+    "delta": 8 * 6.165e-4,
+    "anneal": 0.995**8,
+    "steps": 125,
+}
 ROWS = {
     "GBM, ODE (Heun, 35 evaluations)": ("gbm", {"sampler": "ode", "steps": 18}),
     "GBM, DLS (64 evaluations)": ("gbm", {"sampler": "dls", "steps": 64}),
@@ -103,8 +108,9 @@ def compare(argv):
     facts = {"command": command, "name": name, "num": num}
     models, facts["train_seconds"] = {}, {}
     for method in ("gbm",) if name == "digits" else ("gbm", "edm"):
-        done = record.once(work / f"{method}.json", lambda method=method: train_one(
-            method, name, work, changed))  # fmt: skip
+        done = record.once(
+            work / f"{method}.json", lambda method=method: train_one(method, name, work, changed)
+        )
         models[method] = genmodels.load(done["run"])
         facts["train_seconds"][method] = done["seconds"]
         facts["prior"] = done["words"] or facts.get("prior", "")
@@ -125,9 +131,11 @@ def compare(argv):
     }
     cfg = models["gbm"].cfg
     facts |= {
-        "steps": cfg.trainer.max_steps, "batch": cfg.data.batch_size, "seed": cfg.seed,
+        "steps": cfg.trainer.max_steps,
+        "batch": cfg.data.batch_size,
+        "seed": cfg.seed,
         "parameters": sum(p.numel() for p in models["gbm"].parameters()) / 1e6,
-    }  # fmt: skip
+    }
     scores, facts["protocol"] = score(name, pictures, features)
     write(out, name, scores, facts, pictures)
 
@@ -207,8 +215,10 @@ def score(name, pictures, features):
     count = len(next(iter(pictures.values())))
     if name == "digits":
         demo = json.loads(Path("benchmarks/results/demo.json").read_text())["rows"]
-        kept = {"EDM on pixels, from demo.json": demo["EDM (ours)"],
-                "real training digits, from demo.json": demo["real training digits"]}  # fmt: skip
+        kept = {
+            "EDM on pixels, from demo.json": demo["EDM (ours)"],
+            "real training digits, from demo.json": demo["real training digits"],
+        }
         return score_rows(rows, real, held_out) | kept, (
             f"Scores compare {BLOCK} images with the {BLOCK} held-out digits: means over "
             f"{count // BLOCK} blocks (one of the paper's sampler, the slowest) +- standard "
@@ -238,11 +248,15 @@ def write(out, name, scores, facts, pictures):
     """Write the JSON, the report and a picture: GBM by its ODE, by the paper's sampler, EDM."""
     facts = record.write(out / f"gbm_{name}.json", rows=scores, **facts)
     lines = [
-        f"- {method.upper()}: " + ", ".join(
+        f"- {method.upper()}: "
+        + ", ".join(
             f"{kind} {s['value']:.3f} +- {s['stderr']:.3f} ({s['num']} images)"
-            for kind, s in kinds.items() if kind != "seconds")
-        for method, kinds in facts["likelihood"].items() if kinds
-    ]  # fmt: skip
+            for kind, s in kinds.items()
+            if kind != "seconds"
+        )
+        for method, kinds in facts["likelihood"].items()
+        if kinds
+    ]
     bits = "Bits/dim of dequantised test images:\n\n" + "\n".join(lines)
     shown = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
     seconds = ", ".join(f"{m.upper()} {s:.0f} s" for m, s in facts["train_seconds"].items())
@@ -259,8 +273,10 @@ def write(out, name, scores, facts, pictures):
     sheet = torch.cat([part for s in sheets for part in (s, gap)][:-1], dim=2)
     images.write_png(out / f"gbm_{name}.png", images.enlarge(sheet, 4 if name == "digits" else 1))
     columns = ["", *next(iter(scores.values()))]
-    cells = [[row, *(f"{s['value']:.3f} +- {s['stderr']:.3f}" for s in row_scores.values())]
-             for row, row_scores in scores.items()]  # fmt: skip
+    cells = [
+        [row, *(f"{s['value']:.3f} +- {s['stderr']:.3f}" for s in row_scores.values())]
+        for row, row_scores in scores.items()
+    ]
     cli.print_table(f"GBM on {name}", columns, cells)
     print(f"written: {out}/gbm_{name}.json, .md, .png")
 

@@ -133,8 +133,14 @@ def summary(rows):
 
 def print_summary(rows):
     """Print a table of both data sets."""
-    table = [(data, *(f"{s[key]:.3f}" for key in ("nmi", "std", "least", "mean_log_density")),
-              s["seeds"]) for data, s in summary(rows).items()]  # fmt: skip
+    table = [
+        (
+            data,
+            *(f"{s[key]:.3f}" for key in ("nmi", "std", "least", "mean_log_density")),
+            s["seeds"],
+        )
+        for data, s in summary(rows).items()
+    ]
     names = ("data", "NMI", "std", "least", "log density", "seeds")
     cli.print_table("held-out points", names, table)
 
@@ -179,10 +185,18 @@ def step_times(words):
     config = words.pop("config", "configs/gedi_mnist.yaml")
     changed = [f"{key}={text}" for key, text in words.items()]
     # Without view distortions and with chains of 20 steps, which both sides then share.
-    same = ("method.chain_steps=20", "method.view_affine=0", "method.view_crop=0",
-            "method.view_flip=false", "method.view_jitter=0", "method.view_grey=0",
-            "method.two_views=false", "method.l2=0", "method.clamp=false",
-            "method.grad_clip=0")  # fmt: skip
+    same = (
+        "method.chain_steps=20",
+        "method.view_affine=0",
+        "method.view_crop=0",
+        "method.view_flip=false",
+        "method.view_jitter=0",
+        "method.view_grey=0",
+        "method.two_views=false",
+        "method.l2=0",
+        "method.clamp=false",
+        "method.grad_clip=0",
+    )
     model = genmodels.build(config, *same, *changed).to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-4)
     count, state = model.cfg.data.batch_size, {"n": 0}

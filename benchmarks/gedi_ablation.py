@@ -115,12 +115,14 @@ class Runs:
         inv = (z_real.logsumexp(2) - (target * z_real).sum(2)).mean(1)
         log_pbar = z_real.log_softmax(2).logsumexp(1) - math.log(x.shape[1])
         w_gen, w_inv = torch.tensor([model._weights(number) for model in self.models]).T
-        loss = (w_gen * (f_fake.mean(1) - f_real.mean(1))
-                + w_inv * inv
-                - self.of("w_prior_mean").flatten() * log_pbar.mean(1)
-                + self.of("l2").flatten()
-                * (f_real.square().mean(1) + f_fake.square().mean(1))
-                * (w_gen > 0))  # fmt: skip
+        loss = (
+            w_gen * (f_fake.mean(1) - f_real.mean(1))
+            + w_inv * inv
+            - self.of("w_prior_mean").flatten() * log_pbar.mean(1)
+            + self.of("l2").flatten()
+            * (f_real.square().mean(1) + f_fake.square().mean(1))
+            * (w_gen > 0)
+        )
         self.optimizer.zero_grad()
         loss.sum().backward()  # the runs share nothing
         self.optimizer.step()
@@ -134,8 +136,9 @@ def train_all(data, variants, seeds, words):
     groups = {}
     for variant in variants:
         for seed in seeds:
-            model = genmodels.build(f"configs/gedi_{data}.yaml", f"seed={seed}",
-                                    *VARIANTS[variant], *words)  # fmt: skip
+            model = genmodels.build(
+                f"configs/gedi_{data}.yaml", f"seed={seed}", *VARIANTS[variant], *words
+            )
             cfg = model.cfg
             key = (cfg.optim.lr, cfg.data.batch_size, cfg.trainer.max_steps, cfg.method.buffer)
             key += (cfg.method.chain_steps, cfg.network.width)
@@ -158,15 +161,22 @@ def train_group(data, group):
     grid = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
         z = runs.logits(held_out.flatten(1).expand(len(group), -1, -1))
-        f = torch.stack([runs.logits(part.expand(len(group), -1, -1)).logsumexp(2)
-                         for part in grid.split(2000)], 1).flatten(1)  # fmt: skip
+        f = torch.stack(
+            [
+                runs.logits(part.expand(len(group), -1, -1)).logsumexp(2)
+                for part in grid.split(2000)
+            ],
+            1,
+        ).flatten(1)
     log_gamma = f.logsumexp(1) + 2 * math.log(0.01)
     log_density = z.logsumexp(2).mean(1) - log_gamma
     seconds = (time.process_time() - started) / len(group)
-    return [{"data": data, "variant": variant, "seed": seed, "cpu_seconds": round(seconds, 1)}
-            | clustering_scores(own.argmax(1), labels)
-            | {"confidence": float(own.softmax(1).amax(1).mean()), "mean_log_density": float(log_p)}
-            for (variant, seed, _), own, log_p in zip(group, z, log_density)]  # fmt: skip
+    return [
+        {"data": data, "variant": variant, "seed": seed, "cpu_seconds": round(seconds, 1)}
+        | clustering_scores(own.argmax(1), labels)
+        | {"confidence": float(own.softmax(1).amax(1).mean()), "mean_log_density": float(log_p)}
+        for (variant, seed, _), own, log_p in zip(group, z, log_density)
+    ]
 
 
 def ablation(argv):

@@ -39,8 +39,12 @@ PUBLISHED = "configs/noise2score_published.yaml"
 BLIND = ("data.noise.level=5", "data.noise.level_max=55", "trainer.max_steps=10000")
 NOISE2NOISE = ("method.objective=noise2noise", "data.noise.target=second")
 SUPERVISED = ("method.objective=supervised", "data.noise.target=clean")
-LAWS_AT = {"poisson 0.01": ("poisson", 0.01), "poisson 0.05": ("poisson", 0.05),
-           "gamma 100": ("gamma", 100), "gamma 50": ("gamma", 50)}  # fmt: skip
+LAWS_AT = {
+    "poisson 0.01": ("poisson", 0.01),
+    "poisson 0.05": ("poisson", 0.05),
+    "gamma 100": ("gamma", 100),
+    "gamma 50": ("gamma", 50),
+}
 BASELINES = {
     "Noise2Score, strict": (),
     "Noise2Score, fresh noise": ("data.noise.copies=fresh",),
@@ -48,23 +52,31 @@ BASELINES = {
     "Noise2Noise, two copies": NOISE2NOISE,
     "supervised, fresh noise": (*SUPERVISED, "data.noise.copies=fresh"),
     "AR-DAE as published": (PUBLISHED,),
-}  # fmt: skip
+}
 NOISE = "default_rng([0, index of the picture]), not clipped; estimate clipped"
 # study -> (config, {name: words, or another config and words}, test sets)
 STUDIES = {
     "grey": (GREY, BASELINES, ("BSD68", "Set12")),
     "colour": (COLOUR, {"Noise2Score, strict": ()}, ("CBSD68",)),
     "blind": (GREY, {"Noise2Score, strict, 5 to 55": BLIND}, ("BSD68", "Set12")),
-    "laws": (GREY, {f"{name}, strict": (f"data.noise.law={law}", f"data.noise.level={level}")
-                    for name, (law, level) in LAWS_AT.items()}, ("Set12",)),
-}  # fmt: skip
+    "laws": (
+        GREY,
+        {
+            f"{name}, strict": (f"data.noise.law={law}", f"data.noise.level={level}")
+            for name, (law, level) in LAWS_AT.items()
+        },
+        ("Set12",),
+    ),
+}
 
 
 def study(name, words):
     """Train and evaluate what a study names; see the module's docstring."""
     config, variants, sets = STUDIES[name]
-    out, work = (Path(words.pop(*pair)) for pair in (("out", "benchmarks/results"),
-                                                     ("work", "runs/noise2score")))  # fmt: skip
+    out, work = (
+        Path(words.pop(*pair))
+        for pair in (("out", "benchmarks/results"), ("work", "runs/noise2score"))
+    )
     only, seed = words.pop("only", ""), words.pop("seed", "0")
     changed = [f"{key}={text}" for key, text in words.items()]
     known = [key for key in variants if not only or any(key.startswith(o) for o in only.split(";"))]
@@ -98,8 +110,12 @@ def wanted(model, law):
     low, high = model.levels.tolist()
     levels = [low] if low == high else [15.0, 25.0, 50.0]
     blinds = (False,) if low == high else (False, True)
-    return [{"law": law, "level": level, "blind": blind, "estimator": estimator}
-            for level in levels for blind in blinds for estimator in model.ESTIMATORS]  # fmt: skip
+    return [
+        {"law": law, "level": level, "blind": blind, "estimator": estimator}
+        for level in levels
+        for blind in blinds
+        for estimator in model.ESTIMATORS
+    ]
 
 
 def trained(words, work):
@@ -149,12 +165,32 @@ def table(rows):
         blind = " (estimated)" if row["blind"] else ""
         blind += " corrected" if row.get("estimator") == "corrected" else ""
         ensemble = f"{row['psnr_ensemble']:.2f}" if "psnr_ensemble" in row else ""
-        lines.append((row["model"], row["set"], f"{row['law']} {row['level']:g}{blind}",
-                      f"{row['psnr_noisy']:.2f}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}",
-                      ensemble, f"{row['seed']}", f"{row['steps']}",
-                      f"{row['train_cpu_seconds']}"))  # fmt: skip
-    head = ("model", "set", "noise", "noisy", "PSNR", "SSIM", "with self-ensemble", "seed", "steps",
-            "training, CPU s")  # fmt: skip
+        lines.append(
+            (
+                row["model"],
+                row["set"],
+                f"{row['law']} {row['level']:g}{blind}",
+                f"{row['psnr_noisy']:.2f}",
+                f"{row['psnr']:.2f}",
+                f"{row['ssim']:.4f}",
+                ensemble,
+                f"{row['seed']}",
+                f"{row['steps']}",
+                f"{row['train_cpu_seconds']}",
+            )
+        )
+    head = (
+        "model",
+        "set",
+        "noise",
+        "noisy",
+        "PSNR",
+        "SSIM",
+        "with self-ensemble",
+        "seed",
+        "steps",
+        "training, CPU s",
+    )
     lines = [head, ["---"] * len(head), *lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -227,8 +263,10 @@ def scores(words):
                     told = torch.tensor([model.nearest_level(told)])
                     told = estimate(y, lambda y, told=told: model.score(y[None], told)[0])
                 levels.append(told / level)
-            row[key] = {"mean_ratio": float(np.mean(levels)),
-                        "mean_error": float(np.mean(np.abs(np.array(levels) - 1)))}  # fmt: skip
+            row[key] = {
+                "mean_ratio": float(np.mean(levels)),
+                "mean_error": float(np.mean(np.abs(np.array(levels) - 1))),
+            }
         rows.append(row)
         print(row)
     command = record.command_line("noise2score", ["scores", f"model={name}"])
@@ -243,8 +281,10 @@ def speed(words):
     y = LAWS["gaussian"].sample(x, 25, np.random.default_rng([0, 0]))
     noisy = torch.from_numpy(y * 2 - 1).movedim(2, 0).float()
     load_bm3d()
-    sides = {"ours": lambda: restoration.restore(model, noisy, "gaussian", 25.0),
-             "bm3d": lambda: bm3d(y, "gaussian", 25)}  # fmt: skip
+    sides = {
+        "ours": lambda: restoration.restore(model, noisy, "gaussian", 25.0),
+        "bm3d": lambda: bm3d(y, "gaussian", 25),
+    }
     seconds = {key: [] for key in sides}
     sides["ours"]()
     for _ in range(rounds):

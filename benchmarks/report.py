@@ -38,8 +38,7 @@ def _cells(row, peak, gpu):
     result = row["variants"][_ours(row)]
     spread = 50 * (result["high"] - result["low"]) / result["median"]
     part = share(row, peak)
-    cells = [row["name"], row["size"], row["dtype"],
-             f"{_time(result['median'])} +-{spread:.0f}%"]  # fmt: skip
+    cells = [row["name"], row["size"], row["dtype"], f"{_time(result['median'])} +-{spread:.0f}%"]
     cells.append("-" if part is None else f"{100 * part:.0f} %")
     cells += [_times(ratio(row, name)) for name in ("eager", "compile")]
     if gpu:
@@ -61,8 +60,12 @@ def markdown(record):
     where = info.get("gpu") or f"{info['cpu']}, {info['threads']} thread"
     names = ["case", "size", "dtype", "ours", "of roofline", "eager / ours", "compile / ours"]
     if gpu:
-        names += ["ours, graph", "eager / ours, graphs", "compile / ours, graphs",
-                  "extra MB, ours / eager"]  # fmt: skip
+        names += [
+            "ours, graph",
+            "eager / ours, graphs",
+            "compile / ours, graphs",
+            "extra MB, ours / eager",
+        ]
     names.append("error")
     lines = [
         f"Measured {info['date']} on {where}; torch {info['torch']}, triton {info['triton']}, "
@@ -90,8 +93,14 @@ def markdown(record):
             more = name.startswith("ours") and name != _ours(row) and not name.endswith("(graph)")
             if more and "median" in other and "median" in row["variants"].get("eager", {}):
                 value = row["variants"]["eager"]["median"] / other["median"]
-                cells = [f"{row['name']}: {name}", row["size"], row["dtype"],
-                         _time(other["median"]), "-", _times(value)]  # fmt: skip
+                cells = [
+                    f"{row['name']}: {name}",
+                    row["size"],
+                    row["dtype"],
+                    _time(other["median"]),
+                    "-",
+                    _times(value),
+                ]
                 cells += ["-"] * (len(names) - len(cells))
                 lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, *(["", "Did not run:", *notes] if notes else [])]) + "\n"

@@ -8,10 +8,14 @@ from genmodels.version import __version__
 
 __all__ = ["METHODS", "__version__", "build", "load"]
 
-if importlib.util.find_spec("genmodels.kernels") is None:
-    # A clone used without an editable install: the kernels lie beside this folder (see setup.py).
-    _path = Path(__file__).parent.parent / "kernels" / "ops" / "__init__.py"
-    _spec = importlib.util.spec_from_file_location("genmodels.kernels", _path)
+# In a clone the kernels lie beside this folder (see setup.py), and an editable install elsewhere
+# would bring the other clone's. setup.py tells a clone from Hugging Face's `kernels` in
+# site-packages.
+_beside = Path(__file__).resolve().parent.parent
+if (_beside / "kernels/ops/philox.py").is_file() and (_beside / "setup.py").is_file():
+    _spec = importlib.util.spec_from_file_location(
+        "genmodels.kernels", _beside / "kernels/ops/__init__.py"
+    )
     sys.modules["genmodels.kernels"] = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(sys.modules["genmodels.kernels"])
 

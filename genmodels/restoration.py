@@ -44,8 +44,10 @@ def planes(model, image):
     """
     channels = model.shape[0]
     if len(image) != channels and channels != 1:
-        raise ValueError(f"image={tuple(image.shape)}: is grey, this model restores {channels} "
-                         "channels; take a model of grey pictures")  # fmt: skip
+        raise ValueError(
+            f"image={tuple(image.shape)}: is grey, this model restores {channels} "
+            "channels; take a model of grey pictures"
+        )
     return image[None] if len(image) == channels else image[:, None]
 
 
@@ -71,8 +73,9 @@ def cuts(size, tile, overlap):
 def windows(shape, tile, overlap):
     """Return [(seen, own)] of the tiles of a picture (..., H, W), both a pair of slices."""
     rows, columns = (cuts(size, tile, overlap) for size in shape[-2:])
-    return [((slice(*r[0]), slice(*c[0])), (slice(*r[1]), slice(*c[1])))
-            for r in rows for c in columns]  # fmt: skip
+    return [
+        ((slice(*r[0]), slice(*c[0])), (slice(*r[1]), slice(*c[1]))) for r in rows for c in columns
+    ]
 
 
 def ensembled(call, x):
@@ -86,8 +89,9 @@ def ensembled(call, x):
 
 
 @torch.no_grad()
-def restore(model, image, law, level, *, tile=512, overlap=32, ensemble=False, precision="fp32",
-            tick=None):  # fmt: skip
+def restore(
+    model, image, law, level, *, tile=512, overlap=32, ensemble=False, precision="fp32", tick=None
+):
     """Return the restored image in [-1, 1], float32 (C, H, W) on the CPU.
 
     Args:
@@ -159,8 +163,7 @@ def find_law(model, image, law):
 def denoise(model, options, out, state):
     """Restore what options["denoise"] names, each process its share, and write it to `out`."""
     if not model.ANY_SIZE:
-        check_choice("law", options["law"],
-                         tuple(model.DENOISE_LAWS) or ("no law: no denoiser",))  # fmt: skip
+        check_choice("law", options["law"], tuple(model.DENOISE_LAWS) or ("no law: no denoiser",))
     text = options["level"]
     try:
         level = None if text == "auto" else float(text)
@@ -185,8 +188,10 @@ def denoise_pictures(model, options, level, out, state):
     check_place(out, Path(options["denoise"]), names)
     # All are read before the first is written, so that a broken one stops the work at once.
     shown = {"delay": 0.5, "disable": None if state.is_main_process else True}  # on a terminal only
-    plans = [plan(model, reader(), law, level, settings, tell=state.is_main_process)
-             for reader in tqdm(readers.values(), desc="reading", unit="img", **shown)]  # fmt: skip
+    plans = [
+        plan(model, reader(), law, level, settings, tell=state.is_main_process)
+        for reader in tqdm(readers.values(), desc="reading", unit="img", **shown)
+    ]
     own, found = range(state.process_index, len(names), state.num_processes), []
     tiles = sum(plans[k][1] for k in own)
     with tqdm(total=tiles, desc="restoring", unit="tile", **shown) as bar:
@@ -247,8 +252,11 @@ def plan(model, picture, law, level, settings, tell=True):
             found = find_level(model, image, told) if level is None else level
             noises.append((told, model.nearest_level(found)))
             if tell and noises[-1][1] != found:
-                print(f"{picture.name}: level {found:.4g} found; restored with the nearest that "
-                      f"the model knows, {noises[-1][1]:.4g}", file=sys.stderr)  # fmt: skip
+                print(
+                    f"{picture.name}: level {found:.4g} found; restored with the nearest that "
+                    f"the model knows, {noises[-1][1]:.4g}",
+                    file=sys.stderr,
+                )
     return noises, len(noisy) * len(windows(noisy.shape, settings["tile"], settings["overlap"]))
 
 
@@ -270,8 +278,10 @@ def check_place(out, source, names):
         there = {str(path.relative_to(out)) for path in there if path.name != pictures.SHEET}
         strange = sorted(there - set(names))
         if strange:
-            raise ValueError(f"out={out}: holds {len(strange)} other pictures ({strange[0]}, ...); "
-                             "name an empty folder or delete them")  # fmt: skip
+            raise ValueError(
+                f"out={out}: holds {len(strange)} other pictures ({strange[0]}, ...); "
+                "name an empty folder or delete them"
+            )
 
 
 def summary(found):

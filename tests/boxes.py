@@ -42,8 +42,11 @@ class Box:
         self.autocast.append(torch.is_autocast_enabled("cpu"))
         r, (height, width) = self.radius, x.shape[-2:]
         wide = functional.pad(x, (r, r, r, r), mode="replicate")
-        total = sum(wide[..., i : i + height, j : j + width]
-                    for i in range(2 * r + 1) for j in range(2 * r + 1))  # fmt: skip
+        total = sum(
+            wide[..., i : i + height, j : j + width]
+            for i in range(2 * r + 1)
+            for j in range(2 * r + 1)
+        )
         mean = (total / (2 * r + 1) ** 2).roll(self.shift, -1)
         return mean.clamp(-1, 1), torch.full((len(x),), float(level))
 

@@ -7,9 +7,16 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the scripts train.py, sample.py and evaluate.py
 
-TINY = ["network.channels=[16,16]", "network.norm_groups=8", "network.layers=1",
-        "network.attention=[]", "network.head_dim=8", "optim.decay=none",
-        "data.labels=false", "trainer.progress=false"]  # fmt: skip
+TINY = [
+    "network.channels=[16,16]",
+    "network.norm_groups=8",
+    "network.layers=1",
+    "network.attention=[]",
+    "network.head_dim=8",
+    "optim.decay=none",
+    "data.labels=false",
+    "trainer.progress=false",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +32,14 @@ def train_tiny(tmp_path_factory):
 
     def run(*words, config="configs/edm_digits.yaml", out=None):
         out = out or tmp_path_factory.mktemp("runs")
-        argv = [str(ROOT / config), str(ROOT / "configs/debug.yaml"), f"out_dir={out}",
-                "sample.every=0", *TINY, *words]  # fmt: skip
+        argv = [
+            str(ROOT / config),
+            str(ROOT / "configs/debug.yaml"),
+            f"out_dir={out}",
+            "sample.every=0",
+            *TINY,
+            *words,
+        ]
         assert train.main(argv) == 0
         (folder,) = Path(out).glob("*/*")
         return folder

@@ -7,10 +7,20 @@ import genmodels
 import train
 from genmodels.checkpoint import read_checkpoint
 
-POINTS = {"data": {"name": "moons", "batch_size": 32}, "network": {"name": "perceptron"},
-          "method": {"name": "gedi"}}  # fmt: skip
-SMALL = ("network.width=16", "method.buffer=64", "method.chain_steps=2", "method.step=0.005",
-         "method.noise_scale=0", "method.w_inv=1", "method.w_prior_mean=1")  # fmt: skip
+POINTS = {
+    "data": {"name": "moons", "batch_size": 32},
+    "network": {"name": "perceptron"},
+    "method": {"name": "gedi"},
+}
+SMALL = (
+    "network.width=16",
+    "method.buffer=64",
+    "method.chain_steps=2",
+    "method.step=0.005",
+    "method.noise_scale=0",
+    "method.w_inv=1",
+    "method.w_prior_mean=1",
+)
 
 
 def build(*words):
@@ -29,10 +39,20 @@ def points():
 
 def run_of(tmp_path, *words):
     out = tmp_path / str(len(list(tmp_path.iterdir())))
-    argv = [str(ROOT / "configs/gedi_moons.yaml"), str(ROOT / "configs/debug.yaml"), *SMALL,
-            f"out_dir={out}", "sample.every=0", "trainer.progress=false", "data.points=200",
-            "data.batch_size=32", "method.inv_start=0", "method.inv_ramp=0",
-            "optim.decay=none", *words]  # fmt: skip
+    argv = [
+        str(ROOT / "configs/gedi_moons.yaml"),
+        str(ROOT / "configs/debug.yaml"),
+        *SMALL,
+        f"out_dir={out}",
+        "sample.every=0",
+        "trainer.progress=false",
+        "data.points=200",
+        "data.batch_size=32",
+        "method.inv_start=0",
+        "method.inv_ramp=0",
+        "optim.decay=none",
+        *words,
+    ]
     assert train.main(argv) == 0
     (folder,) = out.glob("*/*")
     return folder

@@ -17,8 +17,9 @@ def check_pairwise():
         close(*both(pairwise.polynomial_sums, x, y), rtol=1e-6)
         close(*both(pairwise.polynomial_sums, x, degree=2, gamma=0.1, coef=0.5), rtol=1e-6)
         for function, options in (
-            (pairwise.polynomial_sums, {}), (pairwise.rbf_sums, {"bandwidth": d**0.5}),
-        ):  # fmt: skip
+            (pairwise.polynomial_sums, {}),
+            (pairwise.rbf_sums, {"bandwidth": d**0.5}),
+        ):
             for a, b in zip(*both(function, x, y, columns=True, **options)):
                 close(a, b, rtol=1e-6)
         close(*both(pairwise.rbf_sums, x, y, bandwidth=d**0.5), rtol=1e-6)
@@ -34,22 +35,40 @@ def check_pairwise_tiles():
     tile = (16, 32, 16, 1)
     for n, m in ((40, 90), (32, 64), (17, 33), (48, 31), (1, 1), (65, 16)):
         x, y = draw(n, 24), draw(m, 24)
-        numbers = {"kind": "polynomial", "scale": 1 / 24, "bias": 1.0, "degree": 3, "centre": None,
-                   "x2": None, "y2": None}  # fmt: skip
+        numbers = {
+            "kind": "polynomial",
+            "scale": 1 / 24,
+            "bias": 1.0,
+            "degree": 3,
+            "centre": None,
+            "x2": None,
+            "y2": None,
+        }
         for within in (False, True):
             other = x if within else y
             arguments = {**numbers, "columns": True, "within": within}
             plain = pairwise._reference_sums(x, other, **{**arguments, "centre": torch.zeros(())})
             for options in (
-                {}, {"tile": tile, "splits": 1}, {"tile": tile, "splits": 3},
-                {"tile": tile, "chunk": 1}, {"tile": (32, 16, 16, 1), "chunk": 2, "splits": 2},
-            ):  # fmt: skip
+                {},
+                {"tile": tile, "splits": 1},
+                {"tile": tile, "splits": 3},
+                {"tile": tile, "chunk": 1},
+                {"tile": (32, 16, 16, 1), "chunk": 2, "splits": 2},
+            ):
                 for a, b in zip(plain, pairwise._kernel_sums(x, other, **arguments, **options)):
                     close(a, b, rtol=1e-6)
         centre = y.mean(0)
         x2, y2 = pairwise._squares(x, centre), pairwise._squares(y, centre)
-        arguments = {"kind": "nearest", "within": False, "k": min(3, m), "centre": centre,
-                     "x2": x2, "y2": y2, "radius": None, "owner": "y"}  # fmt: skip
+        arguments = {
+            "kind": "nearest",
+            "within": False,
+            "k": min(3, m),
+            "centre": centre,
+            "x2": x2,
+            "y2": y2,
+            "radius": None,
+            "owner": "y",
+        }
         whole = pairwise._reference(x, y, **arguments)
         for splits in (1, 3):
             close(whole, pairwise._kernel(x, y, **arguments, tile=tile, splits=splits), rtol=1e-5)
@@ -78,8 +97,11 @@ def check_resize_normalize():
             )
             strided = pixels.permute(0, 2, 3, 1).contiguous()
             for mode, quantize in (
-                ("tf1", False), ("bilinear", False), ("bicubic", False), ("bicubic", True),
-            ):  # fmt: skip
+                ("tf1", False),
+                ("bilinear", False),
+                ("bicubic", False),
+                ("bicubic", True),
+            ):
                 options = {"mode": mode, "quantize": quantize, "mean": 0, "std": 1}
                 a, b = both(resize_normalize.resize_normalize, pixels, target, **options)
                 close(a, b, atol=0 if quantize else 1e-3)

@@ -12,9 +12,16 @@ from genmodels.kernels.dispatch import tl, triton
 
 @triton.jit
 def locate_kernel(
-    out, items, numel, groups, tiles, GROUPS: tl.constexpr, ROW: tl.constexpr,
-    PACKED: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
+    out,
+    items,
+    numel,
+    groups,
+    tiles,
+    GROUPS: tl.constexpr,
+    ROW: tl.constexpr,
+    PACKED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
     """The place of each lane, by program: item, group, element, offset, mask."""
     item, group, element, offset, mask = groups_of.locate(
         items, numel, groups, tiles, GROUPS, ROW, PACKED, WIDE

@@ -178,11 +178,15 @@ def check_gbm_step():
         for form in gbm.FORMS:
             for options in (
                 {"variance": 0.1, "seed": 4},
-                {"variance": draw(b).abs() + 0.1, "drift": draw(b), "seed": torch.arange(b),
-                 "counter": torch.arange(b)},
+                {
+                    "variance": draw(b).abs() + 0.1,
+                    "drift": draw(b),
+                    "seed": torch.arange(b),
+                    "counter": torch.arange(b),
+                },
                 {"variance": 0.3, "noise": draw(*shape)},
                 {"variance": 0.3, "noise_scale": 0},
-            ):  # fmt: skip
+            ):
                 counts = []
 
                 def run(x, h, counts=counts, form=form, options=options):
@@ -199,11 +203,16 @@ def check_mala():
         size = y[0].numel() ** -0.5
         for options in (
             {"step": 0.3 * size, "seed": 1},
-            {"step": (draw(b).abs() + 0.1) * size, "tether": x,
-             "tether_scale": draw(b).abs() * size,
-             "noise_scale": draw(b).abs() + 0.1, "mask": draw(*shape) > 0,
-             "seed": torch.arange(b), "counter": torch.arange(b)},
-        ):  # fmt: skip
+            {
+                "step": (draw(b).abs() + 0.1) * size,
+                "tether": x,
+                "tether_scale": draw(b).abs() * size,
+                "noise_scale": draw(b).abs() + 0.1,
+                "mask": draw(*shape) > 0,
+                "seed": torch.arange(b),
+                "counter": torch.arange(b),
+            },
+        ):
             new = mala.mala_propose(y, -y, **options)
             before, after = (-0.5 * v.reshape(b, -1).square().sum(1) for v in (y, new))
             for extra in ({}, {"accumulate": torch.float64}, {"uniform": torch.full((b,), 0.7)}):
@@ -258,9 +267,14 @@ def check_langevin_chain():
         ):
             for options in (
                 {"step": 0.02, "seed": 5},
-                {"step": draw(b).abs() * 0.02 + 0.001, "noise_scale": draw(b).abs(),
-                 "seed": torch.arange(b), "counter": 2**33, "stream": 3},
-            ):  # fmt: skip
+                {
+                    "step": draw(b).abs() * 0.02 + 0.001,
+                    "noise_scale": draw(b).abs(),
+                    "seed": torch.arange(b),
+                    "counter": 2**33,
+                    "stream": 3,
+                },
+            ):
                 y = draw(b, d)
                 # Normals agree within 2e-6; three steps add that up, times the noise scale.
                 scale = float(torch.as_tensor(options.get("noise_scale", 1.0)).max())

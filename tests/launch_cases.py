@@ -74,10 +74,19 @@ def step_options(shape):
     yield {"out": draw(*shape)}
     yield {"out": draw(*shape[:-1], 2 * shape[-1])[..., ::2]}
     yield {
-        "step": draw(b), "noise_scale": draw(b), "tether": draw(*shape), "tether_scale": draw(b),
-        "mask": draw(*shape) > 0, "known": draw(*shape), "clamp": (-1, 1.5), "grad_clip": draw(b),
-        "grad_norm": draw(b), "seed": torch.arange(b), "counter": torch.tensor([1]), "stream": 2,
-    }  # fmt: skip
+        "step": draw(b),
+        "noise_scale": draw(b),
+        "tether": draw(*shape),
+        "tether_scale": draw(b),
+        "mask": draw(*shape) > 0,
+        "known": draw(*shape),
+        "clamp": (-1, 1.5),
+        "grad_clip": draw(b),
+        "grad_norm": draw(b),
+        "seed": torch.arange(b),
+        "counter": torch.tensor([1]),
+        "stream": 2,
+    }
 
 
 SHAPES = ((3, 5), (1,), (1, 3, 8, 8), (2, 40_000))  # flat, of scalars, rows, rows in parts
@@ -101,11 +110,14 @@ def gbm_step_cases():
         b = shape[0]
         flips = torch.zeros(b, dtype=torch.int32, device="cuda:1")
         for options in (
-            {"seed": 1}, {"seed": torch.arange(b), "counter": torch.arange(b)},
-            {"noise_scale": 0}, {"noise": draw(*shape)}, {"seed": 1, "variance": draw(b)},
+            {"seed": 1},
+            {"seed": torch.arange(b), "counter": torch.arange(b)},
+            {"noise_scale": 0},
+            {"noise": draw(*shape)},
+            {"seed": 1, "variance": draw(b)},
             {"seed": 1, "drift": draw(1), "noise_scale": draw(b), "flips": flips},
             {"seed": 1, "out": draw(*shape[:-1], 2 * shape[-1])[..., ::2]},
-        ):  # fmt: skip
+        ):
             options = {"variance": 0.1, "form": form, **options}
             yield partial(gbm_step, draw(*shape), draw(*shape).bfloat16(), **options)
 
@@ -115,12 +127,16 @@ def mala_cases():
         b = shape[0]
         states = [draw(*shape) for _ in range(4)]
         for options in (
-            {}, {"seed": torch.arange(b), "counter": torch.tensor([3])},
-            {"uniform": draw(2 * b)[::2]}, {"step": draw(b), "noise_scale": draw(b)},
-            {"mask": draw(shape[-1]) > 0}, {"tether": draw(*shape), "tether_scale": draw(b)},
-            {"accumulate": torch.float64}, {"inplace": True},
+            {},
+            {"seed": torch.arange(b), "counter": torch.tensor([3])},
+            {"uniform": draw(2 * b)[::2]},
+            {"step": draw(b), "noise_scale": draw(b)},
+            {"mask": draw(shape[-1]) > 0},
+            {"tether": draw(*shape), "tether_scale": draw(b)},
+            {"accumulate": torch.float64},
+            {"inplace": True},
             {"count": torch.zeros(b, dtype=torch.int32, device="cuda:1")},
-        ):  # fmt: skip
+        ):
             options = {"step": 0.1, "seed": 1, **options}
             yield partial(mala_accept, *states, draw(b), draw(b), **options)
         for low in (torch.float16, torch.bfloat16):
@@ -135,15 +151,18 @@ def langevin_chain_cases():
     cpu = {"device": "cpu"}
     for b, d in ((3, 5), (1, 1), (2, 4000)):
         for energy in (
-            Gaussian(), Gaussian(draw(d, **cpu), draw(d)), Gaussian(0.0, draw(d)),
-            DoubleWell(2, 1), Mixture(draw(3, d, **cpu), draw(3, **cpu), draw(3)),
+            Gaussian(),
+            Gaussian(draw(d, **cpu), draw(d)),
+            Gaussian(0.0, draw(d)),
+            DoubleWell(2, 1),
+            Mixture(draw(3, d, **cpu), draw(3, **cpu), draw(3)),
             Mixture(draw(1, d), draw(1), draw(1)),
-        ):  # fmt: skip
+        ):
             for options in (
                 *([{"steps": 1}] if b > 2 else []),
                 {"steps": 7, "step": draw(b), "seed": torch.arange(b), "counter": 1},
                 {"steps": 0, "noise_scale": draw(1), "out": draw(b, 2 * d)[:, ::2]},
-            ):  # fmt: skip
+            ):
                 options = {"step": 0.1, "seed": 1, **options}
                 yield partial(langevin_chain, draw(b, d), energy, **options)
     yield partial(langevin_chain, draw(1, 2**30), DoubleWell(), steps=2, step=0.1, seed=1)
@@ -157,9 +176,10 @@ def pairwise_cases():
         for dtype in floats if n == 17 else floats[:1]:
             x, y = draw(n, d, dtype=dtype), draw(m, 2 * d, dtype=dtype)[:, ::2]
             for function, options in (
-                (polynomial_sums, {"degree": 1}), (polynomial_sums, {"coef": 0}),
+                (polynomial_sums, {"degree": 1}),
+                (polynomial_sums, {"coef": 0}),
                 (rbf_sums, {"bandwidth": 10}),
-            ):  # fmt: skip
+            ):
                 yield partial(function, x, **options)
                 yield partial(function, x, y, **options)
                 yield partial(function, x, y, columns=True, **options)
@@ -175,9 +195,11 @@ def resize_cases():
         for channels, mode in itertools.product((1, 3) if b == 3 else (3,), MODES):
             pixels = torch.zeros(b, channels, *source, dtype=torch.uint8, device="cuda:1")
             for options in (
-                {}, {"quantize": mode == "bicubic"}, {"dtype": torch.float16, "mean": 0},
+                {},
+                {"quantize": mode == "bicubic"},
+                {"dtype": torch.float16, "mean": 0},
                 {"mean": [1.0] * channels, "std": draw(channels, device="cpu")},
-            ):  # fmt: skip
+            ):
                 yield partial(resize_normalize, pixels, size, mode=mode, **options)
                 swapped = pixels.permute(0, 2, 3, 1)
                 yield partial(resize_normalize, swapped, size, mode=mode, layout="nhwc", **options)
@@ -219,11 +241,13 @@ def samplers_cases():
     for sampler in (chains.langevin_chain, chains.mala_chain, chains.sgld_chain):
         for shape in ((1, 3, 8, 8), (5,)):
             for options in (
-                {"seed": 1}, {"seed": torch.arange(shape[0])}, {"seed": torch.Generator()},
+                {"seed": 1},
+                {"seed": torch.arange(shape[0])},
+                {"seed": torch.Generator()},
                 {"seed": 1, "diagnostics": False, "counter": torch.zeros(1, dtype=torch.int64)},
                 {"seed": 1, "tether": draw(*shape), "tether_scale": 0.1, "temperature": 0.5},
                 {"seed": 1, "mask": draw(*shape) > 0, "step": draw(shape[0])},
-            ):  # fmt: skip
+            ):
                 yield partial(sampler, energy, draw(*shape), **{"steps": 2, "step": 0.1, **options})
 
 

@@ -29,9 +29,13 @@ COMMANDS = {
     "data": lambda argv: cli.run(commands.main, argv),
     "export": lambda argv: cli.run(export_main, argv),
 }
-SCRIPTS = {"train": [ROOT / "train.py"], "sample": [ROOT / "sample.py"],
-           "evaluate": [ROOT / "evaluate.py"], "data": ["-m", "genmodels.data"],
-           "export": ["-m", "genmodels.checkpoint"]}  # fmt: skip
+SCRIPTS = {
+    "train": [ROOT / "train.py"],
+    "sample": [ROOT / "sample.py"],
+    "evaluate": [ROOT / "evaluate.py"],
+    "data": ["-m", "genmodels.data"],
+    "export": ["-m", "genmodels.checkpoint"],
+}
 
 assert bad_data and bad_models  # which add their cases
 
@@ -83,9 +87,20 @@ def test_bad_input(name, run, tmp_path, capsys, monkeypatch, recwarn):
     assert not Path("/tmp/genmodels-evil").exists()
 
 
-REAL = ["optim.lr=inf", "train-resume", "sample-missing", "evaluate-images", "export-exists",
-        "picture-truncated", "labels-missing", "zip-slip", "npy-nan", "ckpt-pickle",
-        "export-newer", "resume-truncated"]  # fmt: skip
+REAL = [
+    "optim.lr=inf",
+    "train-resume",
+    "sample-missing",
+    "evaluate-images",
+    "export-exists",
+    "picture-truncated",
+    "labels-missing",
+    "zip-slip",
+    "npy-nan",
+    "ckpt-pickle",
+    "export-newer",
+    "resume-truncated",
+]
 
 
 @pytest.mark.slow
@@ -95,9 +110,13 @@ def test_bad_input_in_a_process_of_its_own(name, run, tmp_path):
     before = files(tmp_path)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GENMODELS_DATA": "", "PYTHONPATH": ROOT}
     done = subprocess.run(
-        [sys.executable, *SCRIPTS[command], *words], cwd=tmp_path, env=environment, timeout=300,
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, *SCRIPTS[command], *words],
+        cwd=tmp_path,
+        env=environment,
+        timeout=300,
+        capture_output=True,
+        text=True,
+    )
     check(done.returncode, done.stderr, parts, before, tmp_path)
 
 

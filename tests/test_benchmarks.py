@@ -30,9 +30,12 @@ def test_a_record_is_read_back_by_its_own_command_alone(tmp_path):
 
 @pytest.mark.parametrize(
     "module, name, words",
-    [(gedi, "gedi_toys", ["toys"]), (gedi_mnist, "gedi_mnist", ["clusters", "num=1000", "limit=1"]),
-     (gedi_mnist, "gedi_addition", ["addition", "seeds=0-2"])],
-)  # fmt: skip
+    [
+        (gedi, "gedi_toys", ["toys"]),
+        (gedi_mnist, "gedi_mnist", ["clusters", "num=1000", "limit=1"]),
+        (gedi_mnist, "gedi_addition", ["addition", "seeds=0-2"]),
+    ],
+)
 def test_a_finished_command_changes_nothing_and_another_is_refused(
     module, name, words, tmp_path, capsys
 ):
@@ -67,8 +70,15 @@ def test_demo_writes_its_pictures_and_report(tmp_path, monkeypatch, capsys):
     """The real demo with two steps of training and fewer images."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(demo, "BLOCKS", 1)
-    words = [f"out={tmp_path}", "trainer.max_steps=2", "data.batch_size=8", "method.steps=2",
-             "network.channels=[16,16]", "network.norm_groups=8", "network.head_dim=8"]  # fmt: skip
+    words = [
+        f"out={tmp_path}",
+        "trainer.max_steps=2",
+        "data.batch_size=8",
+        "method.steps=2",
+        "network.channels=[16,16]",
+        "network.norm_groups=8",
+        "network.head_dim=8",
+    ]
     assert demo.main(words) == 0
     report = json.loads((tmp_path / "metrics.json").read_text())
     assert set(report["rows"]) == {"EDM (ours)", "real training digits", "Gaussian of the pixels"}

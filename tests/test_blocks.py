@@ -103,8 +103,10 @@ def test_the_limit_is_exact_for_a_law_of_second_order(monkeypatch):
 def test_stderr_is_the_spread_of_fresh_draws():
     scale = torch.linspace(0.4, 1.2, 6).double()
     reference = reference_of(torch.zeros(6), torch.ones(6))
-    draws = [torch.randn(400, 6, generator=torch.Generator().manual_seed(k)) * scale + 0.2
-             for k in range(60)]  # fmt: skip
+    draws = [
+        torch.randn(400, 6, generator=torch.Generator().manual_seed(k)) * scale + 0.2
+        for k in range(60)
+    ]
     found = [block_frechet(blocks_of_rows(x), reference) for x in draws]
     spread = torch.tensor([f.value for f in found]).std()
     assert float(torch.tensor([f.stderr for f in found]).mean() / spread) == pytest.approx(

@@ -87,10 +87,16 @@ def read(path):
 
 def test_grids_and_metrics_while_training(train_tiny):
     run = train_tiny(
-        "sample.every=2", "sample.num=4", "method.steps=2", "eval.every=2", "eval.num=8",
-        "eval.metrics=fd,nn1", "eval.features=digits", "eval.loss_every=2",
+        "sample.every=2",
+        "sample.num=4",
+        "method.steps=2",
+        "eval.every=2",
+        "eval.num=8",
+        "eval.metrics=fd,nn1",
+        "eval.features=digits",
+        "eval.loss_every=2",
         "trainer.loggers=[csv,tensorboard]",
-    )  # fmt: skip
+    )
     grids = sorted(path.name for path in (run / "samples").iterdir())
     assert grids == ["step-00000002.png", "step-00000004.png"]
     sheet = images.read_image(run / "samples" / grids[0])
@@ -144,9 +150,15 @@ def test_non_finite_gradients_are_skipped_then_stop_the_run(
     assert not torch.equal(weights[2][key], weights[3][key])
     assert all(torch.isfinite(tensor).all() for tensor in weights[3].values())
     monkeypatch.setattr(EDM, "loss", poisoned(range(2, 99)))
-    argv = [str(ROOT / "configs/edm_digits.yaml"), str(ROOT / "configs/debug.yaml"), *TINY,
-            "sample.every=0", f"out_dir={tmp_path}", "trainer.max_steps=50",
-            "trainer.max_nonfinite=3"]  # fmt: skip
+    argv = [
+        str(ROOT / "configs/edm_digits.yaml"),
+        str(ROOT / "configs/debug.yaml"),
+        *TINY,
+        "sample.every=0",
+        f"out_dir={tmp_path}",
+        "trainer.max_steps=50",
+        "trainer.max_nonfinite=3",
+    ]
     assert train.main(argv) == 1
     assert "trainer.max_nonfinite=3: that many steps in a row" in capsys.readouterr().err
     (stopped,) = tmp_path.glob("*/*")

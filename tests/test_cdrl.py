@@ -42,8 +42,14 @@ def gradients(model, shared, batches, size):
 
 def test_shared_noise_is_unbiased_and_has_the_smaller_variance():
     """2,560 gradients, each a mean over 100 images, with one noise and with two."""
-    model = genmodels.build(DIGITS, *SMALL, "method.initializer=none", "data.labels=false",
-                            "method.step_size=2e-3", "method.growth=constant")  # fmt: skip
+    model = genmodels.build(
+        DIGITS,
+        *SMALL,
+        "method.initializer=none",
+        "data.labels=false",
+        "method.step_size=2e-3",
+        "method.growth=constant",
+    )
     model.net = Quadratic((1, 8, 8))
     model.train()
     shared, fresh = (gradients(model, flag, 40, 100).flatten(1) for flag in (True, False))
@@ -106,9 +112,12 @@ def test_pairs_have_the_right_marginals():
             x_t, data = model.pair(x, n, level)
             for rows, mean, std in (
                 (x_t, level.cos[0] * 0.5, level.sin[0]),
-                (data, level.scale[0] * level.cos_clean[0] * 0.5,
-                 level.scale[0] * level.sin_clean[0]),
-            ):  # fmt: skip
+                (
+                    data,
+                    level.scale[0] * level.cos_clean[0] * 0.5,
+                    level.scale[0] * level.sin_clean[0],
+                ),
+            ):
                 assert abs(rows.mean() - mean) < 5 * std / 160
                 assert abs(rows.std() / std - 1) < 5 / 160 / 2**0.5
         if t < 6:
@@ -118,15 +127,22 @@ def test_pairs_have_the_right_marginals():
 
 def test_two_groups_are_two_optimizers_bit_for_bit():
     """One Adam on the sum of the losses, each group clipped by itself, is Adam for f and for g."""
-    words = (*SMALL, "optim.rampup=100", "optim.clip=0.05", "data.batch_size=16",
-             "optim.decay=none")  # fmt: skip
+    words = (
+        *SMALL,
+        "optim.rampup=100",
+        "optim.clip=0.05",
+        "data.batch_size=16",
+        "optim.decay=none",
+    )
     together, apart = (genmodels.build(DIGITS, *words).train() for _ in range(2))
     together.log = lambda *args: None
     (optimizer,), (schedule,) = together.configure_optimizers()
     assert [group["lr"] for group in optimizer.param_groups] == [0, 0]
     rates = (1e-3, 1e-3)
-    both = [torch.optim.AdamW(net.parameters(), lr, weight_decay=0.0)
-            for net, lr in zip((apart.net, apart.initializer), rates)]  # fmt: skip
+    both = [
+        torch.optim.AdamW(net.parameters(), lr, weight_decay=0.0)
+        for net, lr in zip((apart.net, apart.initializer), rates)
+    ]
     generator, clipped = torch.Generator().manual_seed(0), 0
     for step in range(5):
         batch = {

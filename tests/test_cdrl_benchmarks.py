@@ -13,8 +13,16 @@ SMALL = ("network.width=16", "method.steps=1", "method.initializer_channels=16")
 def folder(tmp_path_factory):
     """Where a model of two training steps was scored and drawn."""
     out = tmp_path_factory.mktemp("out")
-    words = ["digits", "quick=true", f"out={out}", f"pictures={out}", f"out_dir={out}/runs",
-             "trainer.max_steps=2", "trainer.progress=false", *SMALL]  # fmt: skip
+    words = [
+        "digits",
+        "quick=true",
+        f"out={out}",
+        f"pictures={out}",
+        f"out_dir={out}/runs",
+        "trainer.max_steps=2",
+        "trainer.progress=false",
+        *SMALL,
+    ]
     assert cdrl.main(words) == 0
     return out
 
@@ -32,22 +40,34 @@ def test_digits(folder):
 
 def test_densities(folder):
     (run,) = (folder / "runs").glob("*/*")
-    words = ["densities", f"model={run}", f"out={folder}", "num=3", "ais_steps=3", "ais_chains=4",
-             "ais_refine=1"]  # fmt: skip
+    words = [
+        "densities",
+        f"model={run}",
+        f"out={folder}",
+        "num=3",
+        "ais_steps=3",
+        "ais_chains=4",
+        "ais_refine=1",
+    ]
     assert cdrl.main(words) == 0
     facts = json.loads((folder / "cdrl_densities.json").read_text())
     assert set(facts["bits_per_dim"]) == {"bpd_ais_lower", "bpd_ais_upper"}
     assert 0 <= facts["ood"]["auroc_noise_f"]["value"] <= 1
-    assert facts["command"].endswith("densities model=RUN out=OUT num=3 ais_steps=3 ais_chains=4 "
-                                     "ais_refine=1")  # fmt: skip
+    assert facts["command"].endswith(
+        "densities model=RUN out=OUT num=3 ais_steps=3 ais_chains=4 ais_refine=1"
+    )
 
 
 def test_speed(folder):
     words = ["speed", "config=configs/cdrl_digits.yaml", "size=4", "seconds=0.2", f"out={folder}"]
     assert cdrl.main([*words, *SMALL]) == 0
     facts = json.loads((folder / "cdrl_speed.json").read_text())
-    assert set(facts["fp32"]) == {"plain: training step", "plain: chain", "ours: training step",
-                                  "ours: chain"}  # fmt: skip
+    assert set(facts["fp32"]) == {
+        "plain: training step",
+        "plain: chain",
+        "ours: training step",
+        "ours: chain",
+    }
     assert all(row["median"] > 0 for row in facts["fp32"].values())
 
 

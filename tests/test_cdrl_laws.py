@@ -13,8 +13,13 @@ from genmodels.seeding import Stream
 
 TOY = str(ROOT / "configs" / "cdrl_toy.yaml")
 # Chains that mix; gains of the energy that are not 1 and differ between the levels.
-MIXES = ("method.levels=6", "method.growth=constant", "method.step_size=2e-3",
-         "method.units=noise", "method.units_limit=0.5")  # fmt: skip
+MIXES = (
+    "method.levels=6",
+    "method.growth=constant",
+    "method.step_size=2e-3",
+    "method.units=noise",
+    "method.units_limit=0.5",
+)
 
 
 def toy(*words):
@@ -105,8 +110,7 @@ def natural(net, t, label):
 @pytest.fixture(scope="module")
 def gaussian():
     """Two-pixel images, correlated; classes 0..7 of which three have laws of their own."""
-    model = toy("data.labels=true", "method.steps=32", "method.mala=true",
-                "method.tweedie_scale=0")  # fmt: skip
+    model = toy("data.labels=true", "method.steps=32", "method.mala=true", "method.tweedie_scale=0")
     means = torch.zeros(9, 2)
     means[0], means[1], means[2] = (torch.tensor(m) for m in ((0.3, 0.0), (-0.2, 0.2), (0, 0.1)))
     covariances = 0.06 * torch.eye(2).repeat(9, 1, 1)
@@ -217,10 +221,17 @@ def test_energy_and_likelihood_of_a_gaussian(gaussian):
         exact = exact + 2 * math.log(float(gaussian.schedule.exact.scale[1]))
         torch.testing.assert_close(-gaussian.energy(x, labels).diff(), exact.diff(), **close)
         found = {
-            kind: gaussian.log_prob(x, labels, kind=kind, seeds=torch.arange(3), ais_steps=30,
-                                    ais_refine=5, ais_chains=200)
+            kind: gaussian.log_prob(
+                x,
+                labels,
+                kind=kind,
+                seeds=torch.arange(3),
+                ais_steps=30,
+                ais_refine=5,
+                ais_chains=200,
+            )
             for kind in gaussian.LIKELIHOODS
-        }  # fmt: skip
+        }
         low, high = found["ais_lower"], found["ais_upper"]
         assert low.dtype == torch.float64
         assert (low < exact + 0.05).all() and (high > exact - 0.05).all()
@@ -230,8 +241,10 @@ def test_energy_and_likelihood_of_a_gaussian(gaussian):
             torch.testing.assert_close(values, exact - log_z, rtol=1e-5, atol=1e-3)
     with pytest.raises(ValueError, match="kind=ode: choose from ais_lower, ais_upper"):
         gaussian.log_prob(x, kind="ode", seeds=torch.arange(3))
-    for options, message in (({"ais_steps": 0}, "ais_steps=0: must be > 0"),
-                             ({"ais_chains": 1}, "ais_chains=1: must be >= 2")):  # fmt: skip
+    for options, message in (
+        ({"ais_steps": 0}, "ais_steps=0: must be > 0"),
+        ({"ais_chains": 1}, "ais_chains=1: must be >= 2"),
+    ):
         with pytest.raises(ValueError, match=message):
             gaussian.log_prob(x, kind="ais_lower", seeds=torch.arange(3), **options)
 

@@ -28,8 +28,9 @@ def digits():
     return model
 
 
-@pytest.mark.parametrize("options", [{}, {"guidance": 0.5}, {"mala": True},
-                                     {"compose": "3:1.5,5|6,!7:0.5"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options", [{}, {"guidance": 0.5}, {"mala": True}, {"compose": "3:1.5,5|6,!7:0.5"}]
+)
 def test_an_image_depends_on_its_seed_alone(digits, options):
     together = to_uint8(digits.sample(range(6), **options))
     assert len(together.flatten(1).unique(dim=0)) == 6
@@ -57,9 +58,10 @@ def test_level_and_label_are_embedded_once_for_a_chain(digits, options, monkeypa
     """6 chains, and the last denoising."""
     calls, original = [], type(digits.net.embedding)._embed
     monkeypatch.setattr(
-        type(digits.net.embedding), "_embed",
+        type(digits.net.embedding),
+        "_embed",
         lambda self, *args: calls.append(self) or original(self, *args),
-    )  # fmt: skip
+    )
     digits.sample([0, 1], **options)
     assert sum(owner is digits.net.embedding for owner in calls) == 7
 
@@ -67,9 +69,10 @@ def test_level_and_label_are_embedded_once_for_a_chain(digits, options, monkeypa
 def test_fewer_steps_have_the_time_of_all(digits, monkeypatch):
     rates, original = [], cdrl.sample_recovery
     monkeypatch.setattr(
-        cdrl, "sample_recovery",
+        cdrl,
+        "sample_recovery",
         lambda *args, **options: rates.append(options["rate"]) or original(*args, **options),
-    )  # fmt: skip
+    )
     for steps in (None, 2, 6):
         digits.sample([0], 3, steps=steps)
     assert rates == [1.0, 1.5, 0.5]
@@ -89,8 +92,13 @@ def test_chains_start_at_the_initializer(digits):
 
 def test_options_do_what_they_say(digits):
     plain = digits.sample([0, 1], 3)
-    for options in ({"steps": 2}, {"guidance": 1.0}, {"noise_scale": 0.5}, {"tweedie_scale": 0.0},
-                    {"mala": True}):  # fmt: skip
+    for options in (
+        {"steps": 2},
+        {"guidance": 1.0},
+        {"noise_scale": 0.5},
+        {"tweedie_scale": 0.0},
+        {"mala": True},
+    ):
         assert not torch.equal(digits.sample([0, 1], 3, **options), plain), options
     assert torch.equal(digits.sample([0, 1], compose="3"), plain)
     same = digits.sample([0, 1], compose="3:1.7")
@@ -146,9 +154,11 @@ def test_a_model_that_saw_every_label_knows_nothing_without():
         (lambda m: m.sample([0], known=x, mask=x == 0, steps=1), "^labels=: this model was"),
         (lambda m: m.energy(x), "^labels=: this model was trained with a class"),
         (lambda m: m.ood_scores(x), "^labels=: this model was trained with a class"),
-        (lambda m: m.log_prob(x, kind="ais_upper", seeds=[0], ais_steps=2, ais_chains=2),
-         "^labels=: this model was trained with a class"),
-    ):  # fmt: skip
+        (
+            lambda m: m.log_prob(x, kind="ais_upper", seeds=[0], ais_steps=2, ais_chains=2),
+            "^labels=: this model was trained with a class",
+        ),
+    ):
         with pytest.raises(ValueError, match=message):
             call(model)
     model.sample([0], compose="3:1.5,4:0.5,!5:1", steps=1)

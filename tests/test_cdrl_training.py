@@ -19,8 +19,14 @@ from genmodels.methods.cdrl import CDRL
 from genmodels.sampling.langevin import Chain
 from genmodels.sampling.recovery import LevelMeans
 
-WORDS = ("network.width=16", "method.steps=3", "method.initializer_channels=16",
-         "trainer.progress=false", "sample.every=0", "data.batch_size=12")  # fmt: skip
+WORDS = (
+    "network.width=16",
+    "method.steps=3",
+    "method.initializer_channels=16",
+    "trainer.progress=false",
+    "sample.every=0",
+    "data.batch_size=12",
+)
 
 
 def run_training(out, *words, config="cdrl_digits", overlay="debug"):
@@ -58,14 +64,19 @@ def test_each_level_is_logged(run):
             assert any(value not in ("", "nan") for value in values)
     for row in rows:
         gaps = [float(row[f"levels/gap_{t}"]) for t in range(1, 7)]
-        parts = [float(row[f"levels/f_data_{t}"]) - float(row[f"levels/f_chain_{t}"])
-                 for t in range(1, 7)]  # fmt: skip
+        parts = [
+            float(row[f"levels/f_data_{t}"]) - float(row[f"levels/f_chain_{t}"])
+            for t in range(1, 7)
+        ]
         np.testing.assert_allclose(gaps, parts, rtol=1e-4, atol=1e-5)
 
 
 def test_level_means_by_hand():
-    chain = Chain(torch.tensor([[1.0], [2.0], [5.0]]), grad_norm=torch.tensor([[1.0, 2, 3]] * 2),
-                  displacement=torch.tensor([4.0, 5, 6]))  # fmt: skip
+    chain = Chain(
+        torch.tensor([[1.0], [2.0], [5.0]]),
+        grad_norm=torch.tensor([[1.0, 2, 3]] * 2),
+        displacement=torch.tensor([4.0, 5, 6]),
+    )
     data = torch.tensor([[0.0], [0.0], [9.0]])
     f_data, f_chain = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 4.0, 3.0])
     means = LevelMeans(3, torch.tensor([2, 2, 3]), f_data, f_chain, chain, data)
@@ -168,8 +179,14 @@ def test_the_parent_method_trains_and_samples(tmp_path):
     """DRL on digits: no initializer, its own levels, lower-bounded spectral norm."""
     words = ("method.initializer=none", "method.angles=drl", "method.shared_noise=false")
     argv = [str(ROOT / "configs/drl_cifar10.yaml"), str(ROOT / "configs/debug.yaml")]
-    argv += ["data.name=digits", "network.channels=8", "network.multipliers=1,2",
-             "network.blocks=1", "trainer.progress=false", "sample.every=0"]  # fmt: skip
+    argv += [
+        "data.name=digits",
+        "network.channels=8",
+        "network.multipliers=1,2",
+        "network.blocks=1",
+        "trainer.progress=false",
+        "sample.every=0",
+    ]
     assert train.main([*argv, f"out_dir={tmp_path}", *words, "method.steps=3"]) == 0
     (folder,) = tmp_path.glob("*/*")
     model = genmodels.load(folder)
@@ -253,8 +270,13 @@ def test_evaluate_ood(run, tmp_path, capsys):
     }
     assert set(metrics) == names
     assert all(0 <= score["value"] <= 1 for score in metrics.values())
-    assert report["num"] == {"inside": 60, "train": 1437, "noise": 60, "constant": 60,
-                             "interpolation": 60}  # fmt: skip
+    assert report["num"] == {
+        "inside": 60,
+        "train": 1437,
+        "noise": 60,
+        "constant": 60,
+        "interpolation": 60,
+    }
     assert evaluate.main([str(run), "ood=mnist,x", f"out={out}"]) == 2
     assert evaluate.main([str(run), "ood=x"]) == 2
     capsys.readouterr()

@@ -238,8 +238,14 @@ def test_resume_of_a_finished_run_says_so(tiny_run, capsys):
 
 
 def test_half_export_keeps_buffers_whole(tmp_path):
-    words = ("network.name=edm_unet", "network.kind=ncsnpp", "network.channels=32",
-             "network.multipliers=[1]", "network.blocks=1", "network.attention=[]")  # fmt: skip
+    words = (
+        "network.name=edm_unet",
+        "network.kind=ncsnpp",
+        "network.channels=32",
+        "network.multipliers=[1]",
+        "network.blocks=1",
+        "network.attention=[]",
+    )
     source = {"method": {"name": "edm"}, "network": {"name": "edm_unet"}}
     model = genmodels.build([source], *words)
     path = checkpoint.write_export(model, tmp_path / "model", "card", half=True)

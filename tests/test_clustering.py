@@ -43,8 +43,9 @@ def test_nmi_by_hand():
 def test_accuracy_is_the_best_of_all_one_to_one_matchings():
     rng = np.random.default_rng(1)
     clusters, labels = rng.integers(0, 4, 60), rng.integers(0, 4, 60)
-    best = max(float((np.array(p)[clusters] == labels).mean())
-               for p in itertools.permutations(range(4)))  # fmt: skip
+    best = max(
+        float((np.array(p)[clusters] == labels).mean()) for p in itertools.permutations(range(4))
+    )
     assert accuracy(clusters, labels) == pytest.approx(best)
 
 
@@ -63,8 +64,10 @@ def test_more_clusters_than_classes_leave_some_unmatched():
 @pytest.mark.parametrize("classes, items, chance", [(10, 10_000, 0.0017), (10, 64, 0.304)])
 def test_chance_level_of_nmi(classes, items, chance):
     rng = np.random.default_rng(0)
-    draws = [clustering_scores(rng.integers(0, classes, items), rng.integers(0, classes, items))
-             for _ in range(20 if items > 1000 else 60)]  # fmt: skip
+    draws = [
+        clustering_scores(rng.integers(0, classes, items), rng.integers(0, classes, items))
+        for _ in range(20 if items > 1000 else 60)
+    ]
     mean = {key: np.mean([draw[key] for draw in draws]) for key in CLUSTERING}
     assert mean["nmi"] == pytest.approx(chance, rel=0.15)
     assert abs(mean["ari"]) < 0.01 and abs(mean["ami"]) < 0.02
@@ -72,9 +75,13 @@ def test_chance_level_of_nmi(classes, items, chance):
 
 @pytest.mark.parametrize(
     "arguments, words",
-    [(([0, 1], [0, 1], ["nmy"]), "metrics=nmy: choose from nmi"), (([0], [0, 1]), "2 of them"),
-     (([], []), "0 of them"), (([0, 1], [0, -1]), "without a class")],
-)  # fmt: skip
+    [
+        (([0, 1], [0, 1], ["nmy"]), "metrics=nmy: choose from nmi"),
+        (([0], [0, 1]), "2 of them"),
+        (([], []), "0 of them"),
+        (([0, 1], [0, -1]), "without a class"),
+    ],
+)
 def test_errors(arguments, words):
     with pytest.raises(ValueError, match=words):
         clustering_scores(*arguments)

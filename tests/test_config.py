@@ -218,8 +218,15 @@ def test_help_names_every_key(capsys):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("90s", 90), ("1.5m", 90), ("2h", 7200), ("1d", 86400), ("01:00:00:01", 86401),
-     ("00:01:30", 90), ("", math.inf)],
-)  # fmt: skip
+    [
+        ("90s", 90),
+        ("1.5m", 90),
+        ("2h", 7200),
+        ("1d", 86400),
+        ("01:00:00:01", 86401),
+        ("00:01:30", 90),
+        ("", math.inf),
+    ],
+)
 def test_seconds(text, value):
     assert seconds(text) == value

@@ -22,8 +22,13 @@ def write_cifar(root, name, keys, count=6):
     rng, sums = np.random.default_rng(0), []
     for file in keys:
         data = rng.integers(0, 256, (count, 3 * 32 * 32), dtype=np.uint8)
-        content = {"data": data, "fine_labels": list(range(count)), "fine_label_names": ["a"],
-                   "labels": list(range(count)), "label_names": ["a"]}  # fmt: skip
+        content = {
+            "data": data,
+            "fine_labels": list(range(count)),
+            "fine_label_names": ["a"],
+            "labels": list(range(count)),
+            "label_names": ["a"],
+        }
         blob = pickle.dumps(content)
         (folder / file).write_bytes(blob)
         sums.append([file, hashlib.md5(blob).hexdigest()])
@@ -91,11 +96,17 @@ def test_hf_from_a_folder(tmp_path):
     """The library itself writes the folder; bytes must come back as they went in."""
     datasets = real_datasets()
     features = datasets.Features(
-        {"id": datasets.Value("int64"), "img": datasets.Image(),
-         "label": datasets.ClassLabel(names=["a", "b"])}
-    )  # fmt: skip
-    rows = {"id": list(range(10)), "label": [i % 2 for i in range(10)],
-            "img": [{"bytes": png(i), "path": None} for i in range(10)]}  # fmt: skip
+        {
+            "id": datasets.Value("int64"),
+            "img": datasets.Image(),
+            "label": datasets.ClassLabel(names=["a", "b"]),
+        }
+    )
+    rows = {
+        "id": list(range(10)),
+        "label": [i % 2 for i in range(10)],
+        "img": [{"bytes": png(i), "path": None} for i in range(10)],
+    }
     whole = datasets.Dataset.from_dict(rows, features=features)
     whole.save_to_disk(str(tmp_path / "one"))
     cfg = DataConfig(name="hf", root=str(tmp_path / "one"), holdout=0.2)

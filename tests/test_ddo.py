@@ -164,8 +164,9 @@ def test_gradient_of_the_whole_loss_against_float64():
     model, data = gaussians(0.6, 0.5, "method.alphas=3", "method.betas=40"), batch(50)
     model.train().loss(data)[0].backward()
     c = torch.tensor(0.6).double().requires_grad_()  # float32's 0.6
-    sides = [exact_delta(data[k], data["n"], c, torch.tensor(0.5).double()) for k in
-             ("image", "fake")]  # fmt: skip
+    sides = [
+        exact_delta(data[k], data["n"], c, torch.tensor(0.5).double()) for k in ("image", "fake")
+    ]
     beta = 40 / 64
     loss = torch.nn.functional.softplus(-beta * sides[0]).mean()
     loss = loss + 3 * torch.nn.functional.softplus(beta * sides[1]).mean()
@@ -200,8 +201,10 @@ def test_delta_of_an_image_does_not_depend_on_its_neighbours():
     nn.init.normal_(model.net.net.unet.conv_out.weight, std=0.1)
     rows = {key: data[key] for key in ("image", "label", "n")}
     whole = model.log_ratio(rows, reference)[0]
-    parts = [model.log_ratio({k: v[i : i + 2] for k, v in rows.items()}, reference)[0]
-             for i in range(0, 8, 2)]  # fmt: skip
+    parts = [
+        model.log_ratio({k: v[i : i + 2] for k, v in rows.items()}, reference)[0]
+        for i in range(0, 8, 2)
+    ]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-4)
 
 
@@ -239,9 +242,14 @@ def test_the_reference_is_no_part_of_the_model():
     reference = trained()
     model = against(reference)
     assert model.state_dict().keys() == reference.state_dict().keys()
-    assert model.state_dict().keys() == genmodels.build(
-        str(ROOT / "configs" / "edm_digits.yaml"), *LABELLED, "network.attention=[1]"
-    ).state_dict().keys()  # fmt: skip
+    assert (
+        model.state_dict().keys()
+        == genmodels.build(
+            str(ROOT / "configs" / "edm_digits.yaml"), *LABELLED, "network.attention=[1]"
+        )
+        .state_dict()
+        .keys()
+    )
     assert len(list(model.parameters())) == len(list(reference.parameters()))
     double = copy.deepcopy(model)  # how the weight average is made
     assert double.frozen is model.frozen and double.net is not model.net
@@ -290,8 +298,6 @@ def test_refused(word, message):
 def test_ddo_is_an_edm_otherwise():
     assert issubclass(DDO, METHODS["edm"]) and DDO.SAMPLE_OPTIONS == METHODS["edm"].SAMPLE_OPTIONS
     reference = trained()
-    edm = genmodels.build(
-        str(ROOT / "configs/edm_digits.yaml"), *LABELLED, "network.attention=[1]"
-    )  # fmt: skip
+    edm = genmodels.build(str(ROOT / "configs/edm_digits.yaml"), *LABELLED, "network.attention=[1]")
     edm.load_state_dict(reference.state_dict())
     assert torch.equal(edm.eval().sample([1], steps=3), reference.eval().sample([1], steps=3))

@@ -73,16 +73,22 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match="exists"):
         export_diffusers(tmp_path / "model", tmp_path / "model")
     other = genmodels.build(
-        {"data": {"name": "imagefolder", "shape": [3, 8, 10], "classes": 0}, "network": NETWORK,
-         "method": {"name": "edm"}}
-    )  # fmt: skip
+        {
+            "data": {"name": "imagefolder", "shape": [3, 8, 10], "classes": 0},
+            "network": NETWORK,
+            "method": {"name": "edm"},
+        }
+    )
     checkpoint.write_export(other, tmp_path / "oblong", "card")
     with pytest.raises(ValueError, match="images of 8x10; the pipeline makes squares"):
         export_diffusers(tmp_path / "oblong", tmp_path / "x")
     other = genmodels.build(
-        {"data": {"name": "digits"}, "method": {"name": "edm"},
-         "network": {"name": "edm_unet", "channels": 16, "blocks": 1, "attention": []}}
-    )  # fmt: skip
+        {
+            "data": {"name": "digits"},
+            "method": {"name": "edm"},
+            "network": {"name": "edm_unet", "channels": 16, "blocks": 1, "attention": []},
+        }
+    )
     checkpoint.write_export(other, tmp_path / "edm_unet", "card")
     with pytest.raises(ValueError, match="network edm_unet; diffusers has a place for"):
         export_diffusers(tmp_path / "edm_unet", tmp_path / "x")

@@ -39,9 +39,13 @@ def test_the_optimum_on_a_line_of_points_is_the_one_of_the_paper():
     """p ~ p_ref^(1 - 1/beta) p_data^(1/beta), and beta r = log(p_data / p_ref) - log alpha."""
     data, fake = torch.tensor([1, 5, 2, 4, 3, 1]), torch.tensor([4, 2, 4, 1, 2, 3])  # counts
     p_data, p_reference = data.double() / 16, fake.double() / 16
-    rows = {"image": torch.arange(6).repeat_interleave(data), "label": torch.zeros(16).long(),
-            "fake": torch.arange(6).repeat_interleave(fake), "fake_label": torch.zeros(16).long(),
-            "n": torch.arange(16)}  # fmt: skip
+    rows = {
+        "image": torch.arange(6).repeat_interleave(data),
+        "label": torch.zeros(16).long(),
+        "fake": torch.arange(6).repeat_interleave(fake),
+        "fake_label": torch.zeros(16).long(),
+        "n": torch.arange(16),
+    }
     trainer = SimpleNamespace(precision="32-true", tf32=False)
     for alpha, beta in itertools.product((1.0, 4.0), (0.5, 1.0, 2.0)):
         method = SimpleNamespace(alphas=[alpha], betas=[beta], beta_unit="nats", normalize=False)
@@ -52,9 +56,12 @@ def test_the_optimum_on_a_line_of_points_is_the_one_of_the_paper():
         model.load_state_dict(reference.state_dict())
         assert model.loss(rows)[0].item() == pytest.approx((1 + alpha) * math.log(2), rel=1e-12)
         optimizer = torch.optim.LBFGS(
-            model.parameters(), max_iter=500, tolerance_grad=1e-12, tolerance_change=0,
+            model.parameters(),
+            max_iter=500,
+            tolerance_grad=1e-12,
+            tolerance_change=0,
             line_search_fn="strong_wolfe",
-        )  # fmt: skip
+        )
 
         def closure(model=model, optimizer=optimizer):
             optimizer.zero_grad()
@@ -135,8 +142,9 @@ def test_any_method_with_a_log_ratio_plays(tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "energy", Energy)
     monkeypatch.setitem(METHODS, "ddo_energy", EnergyDDO)
     log_data = two_blobs()
-    picked = np.random.default_rng(0).choice(len(GRID), 4000, p=log_data.exp().double().numpy()
-                                             / log_data.exp().double().numpy().sum())  # fmt: skip
+    picked = np.random.default_rng(0).choice(
+        len(GRID), 4000, p=log_data.exp().double().numpy() / log_data.exp().double().numpy().sum()
+    )
     points = ((GRID[picked] + 1) * 127.5).round().to(torch.uint8).reshape(-1, 1, 2, 1).numpy()
     np.savez(tmp_path / "points.npz", images=points)
     (tmp_path / "toy.yaml").write_text(
@@ -151,9 +159,19 @@ eval: {{num: 1000}}
     )
     toy = [str(tmp_path / "toy.yaml"), f"out_dir={tmp_path}/runs"]
     base = train([*toy, "method.name=energy", "name=base"])
-    run = train([*toy, "method.name=ddo_energy", "name=ddo", f"init={base}",
-                       "method.alphas=1", "method.betas=1", "method.beta_unit=nats",
-                       "method.rounds=2", "eval.every=60"])  # fmt: skip
+    run = train(
+        [
+            *toy,
+            "method.name=ddo_energy",
+            "name=ddo",
+            f"init={base}",
+            "method.alphas=1",
+            "method.betas=1",
+            "method.beta_unit=nats",
+            "method.rounds=2",
+            "eval.every=60",
+        ]
+    )
     before, after = (genmodels.load(folder).log_p().detach() for folder in (base, run))
     divergence = [float((log_data.exp() * (log_data - log_p)).sum()) for log_p in (before, after)]
     assert type(genmodels.load(run)) is EnergyDDO

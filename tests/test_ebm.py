@@ -202,8 +202,10 @@ def test_mlp_is_an_energy_or_a_map_that_starts_at_zero():
 
 
 def test_the_stem_of_the_mlp_can_start_sharp():
-    plain, sharp = (torch.manual_seed(0) and MLP(MLPConfig(width=16, stem_scale=scale), (2, 1, 1))
-                    for scale in (1.0, 6.0))  # fmt: skip
+    plain, sharp = (
+        torch.manual_seed(0) and MLP(MLPConfig(width=16, stem_scale=scale), (2, 1, 1))
+        for scale in (1.0, 6.0)
+    )
     torch.testing.assert_close(sharp.stem.weight, 6 * plain.stem.weight)
     torch.testing.assert_close(sharp.stem.bias, plain.stem.bias)
 

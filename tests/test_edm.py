@@ -126,9 +126,13 @@ def test_karras_sigmas_agree_with_diffusers():
 
 @pytest.mark.parametrize(
     ("arguments", "key"),
-    [((0,), "steps=0"), ((5, 1, 1), "sigma_min=1"), ((5, 0, 1), "sigma_min=0"),
-     ((5, 0.1, 1, 0), "rho=0")],
-)  # fmt: skip
+    [
+        ((0,), "steps=0"),
+        ((5, 1, 1), "sigma_min=1"),
+        ((5, 0, 1), "sigma_min=0"),
+        ((5, 0.1, 1, 0), "rho=0"),
+    ],
+)
 def test_schedule_refuses(arguments, key):
     with pytest.raises(ValueError, match=key):
         karras_sigmas(*arguments)

@@ -13,8 +13,14 @@ from genmodels.config import to_plain
 from genmodels.images import to_uint8
 from genmodels.methods.edm import SAMPLING
 
-NETWORK = {"name": "edm_unet", "channels": 16, "multipliers": [1], "blocks": 1, "attention": [],
-           "dropout": 0.0}  # fmt: skip
+NETWORK = {
+    "name": "edm_unet",
+    "channels": 16,
+    "multipliers": [1],
+    "blocks": 1,
+    "attention": [],
+    "dropout": 0.0,
+}
 
 
 def make(*, labels=False, network=None, **method):
@@ -119,9 +125,12 @@ def test_a_model_that_saw_every_label_is_no_guide_of_itself():
     with pytest.raises(ValueError, match="^method.guidance=2.0: needs a conditional model"):
         make(labels=True, guidance=2.0)  # before a picture of the training needs it
     without = "^labels=: this model was trained with a class for every image"
-    for call in (lambda m: m.sample([0, 1], [3, -1], steps=1), lambda m: m.denoise(x, 1.0),
-                 lambda m: m.score(x, 1.0, torch.tensor([3, -1])),
-                 lambda m: m.log_prob(x, seeds=[0, 1], steps=1)):  # fmt: skip
+    for call in (
+        lambda m: m.sample([0, 1], [3, -1], steps=1),
+        lambda m: m.denoise(x, 1.0),
+        lambda m: m.score(x, 1.0, torch.tensor([3, -1])),
+        lambda m: m.log_prob(x, seeds=[0, 1], steps=1),
+    ):
         with pytest.raises(ValueError, match=without):
             call(model)
         call(make(labels=True, label_dropout=0.1))
@@ -306,16 +315,28 @@ def test_noise_on_the_command_line_is_where_the_generators_draw(
 @pytest.mark.parametrize("way", [{}, {"sampler": "euler"}, {"alpha": 0.5}])
 @pytest.mark.parametrize(
     "limits, factor",
-    [({}, 1.0), ({"churn_noise": 3.0}, 3.0), ({"churn_noise": 0.0}, 0.0),
-     ({"churn_max": 79.0}, None), ({"churn_min": 81.0}, None)],
-)  # fmt: skip
+    [
+        ({}, 1.0),
+        ({"churn_noise": 3.0}, 3.0),
+        ({"churn_noise": 0.0}, 0.0),
+        ({"churn_max": 79.0}, None),
+        ({"churn_min": 81.0}, None),
+    ],
+)
 def test_churn_adds_its_noise_within_its_limits(way, limits, factor):
     """Algorithm 2 by hand for D = 0, whose solution is straight: x / sigma stays."""
     model = make()
     model.net.forward = lambda x, sigma, labels: torch.zeros_like(x)
     states = []
-    model.sample([5], steps=2, sigma_min=8.0, churn=0.5, **limits, **way,
-                 callback=lambda i, x: states.append(x))  # fmt: skip
+    model.sample(
+        [5],
+        steps=2,
+        sigma_min=8.0,
+        churn=0.5,
+        **limits,
+        **way,
+        callback=lambda i, x: states.append(x),
+    )
     generator = torch.Generator().manual_seed(5)
     latent = torch.randn((1, 8, 8), generator=generator).double()
     fresh = torch.randn((1, 8, 8), generator=generator, dtype=torch.float64)

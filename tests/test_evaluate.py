@@ -22,8 +22,15 @@ def scores(argv, tmp_path):
 
 
 def test_model_against_held_out_digits(tiny_run, tmp_path, digits):
-    words = [str(tiny_run), "data=digits:test", "metrics=nn1,fd,memorised", "features=digits",
-             "steps=3", "num=40", "resamples=5"]  # fmt: skip
+    words = [
+        str(tiny_run),
+        "data=digits:test",
+        "metrics=nn1,fd,memorised",
+        "features=digits",
+        "steps=3",
+        "num=40",
+        "resamples=5",
+    ]
     report = scores(words, tmp_path)
     assert set(report["metrics"]) == {"nn1", "fd", "memorised"}
     assert all(set(score) == {"value", "stderr"} for score in report["metrics"].values())
@@ -32,9 +39,13 @@ def test_model_against_held_out_digits(tiny_run, tmp_path, digits):
     assert report["versions"]["torch"] == torch.__version__
     assert report["device"] == "cpu" or torch.cuda.is_available()
     assert report["options"] == {
-        "data": "digits:test", "metrics": ["nn1", "fd", "memorised"], "features": "digits",
-        "steps": 3, "num": 40, "resamples": 5,
-    }  # fmt: skip
+        "data": "digits:test",
+        "metrics": ["nn1", "fd", "memorised"],
+        "features": "digits",
+        "steps": 3,
+        "num": 40,
+        "resamples": 5,
+    }
     # The same number from the pieces, with numpy's moments in place of ours.
     from genmodels.metrics.features import extract, load_features
 
@@ -64,15 +75,28 @@ def test_images_against_reference_in_every_form(tmp_path, digits, monkeypatch):
     second = scores([f"images={tmp_path}/a.npz", *words], tmp_path)
     assert first["metrics"] == second["metrics"]
     swapped = scores(
-        ["images=digits:test", f"reference={folder}", "metrics=fd", "features=digits",
-         "resamples=0"], tmp_path
-    )  # fmt: skip
+        [
+            "images=digits:test",
+            f"reference={folder}",
+            "metrics=fd",
+            "features=digits",
+            "resamples=0",
+        ],
+        tmp_path,
+    )
     assert swapped["metrics"]["fd"]["value"] == pytest.approx(first["metrics"]["fd"]["value"])
 
 
 def test_the_batch_changes_no_number(tiny_run, tmp_path):
-    words = [str(tiny_run), "data=digits:test", "metrics=fd", "features=digits", "steps=2",
-             "num=20", "resamples=0"]  # fmt: skip
+    words = [
+        str(tiny_run),
+        "data=digits:test",
+        "metrics=fd",
+        "features=digits",
+        "steps=2",
+        "num=20",
+        "resamples=0",
+    ]
     assert scores([*words, "batch=7"], tmp_path)["metrics"] == scores(words, tmp_path)["metrics"]
 
 
@@ -137,8 +161,19 @@ def test_one_pass_gives_every_score(tmp_path):
     metrics = "metrics=fd,fd_inf,kid,prc,density,nn1,nn1_fake,nn1_real,memorised"
     report = scores([*words, metrics, f"plot={tmp_path}/p.png"], tmp_path)
     found = report["metrics"]
-    assert list(found) == ["fd", "fd_inf", "kid", "precision", "recall", "density", "coverage",
-                           "nn1", "nn1_fake", "nn1_real", "memorised"]  # fmt: skip
+    assert list(found) == [
+        "fd",
+        "fd_inf",
+        "kid",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "nn1",
+        "nn1_fake",
+        "nn1_real",
+        "memorised",
+    ]
     assert all(np.isfinite(s["value"]) and s["stderr"] >= 0 for s in found.values())
     assert abs(found["kid"]["value"]) < 3 * found["kid"]["stderr"]
     assert 0.85 < found["precision"]["value"] < 1 and 0.9 < found["density"]["value"] < 1.1
@@ -167,8 +202,17 @@ def test_few_images_are_warned_of_and_have_no_error_bar(tmp_path, digits, capsys
 def test_a_killed_evaluation_goes_on(tiny_run, tmp_path, capsys, monkeypatch):
     from genmodels.metrics.features import Features
 
-    words = [str(tiny_run), "data=digits:test", "metrics=fd,kid", "features=digits", "steps=2",
-             "num=150", "resamples=0", "batch=10", "feature_batch=10"]  # fmt: skip
+    words = [
+        str(tiny_run),
+        "data=digits:test",
+        "metrics=fd,kid",
+        "features=digits",
+        "steps=2",
+        "num=150",
+        "resamples=0",
+        "batch=10",
+        "feature_batch=10",
+    ]
     whole = scores(words, tmp_path)
     (tmp_path / "r.json").unlink()
     calls, original = [], Features.all
@@ -194,8 +238,16 @@ def test_a_killed_evaluation_goes_on(tiny_run, tmp_path, capsys, monkeypatch):
 
 
 def test_two_processes_agree_with_one(tiny_run, tmp_path):
-    words = [str(tiny_run), "data=digits:test", "metrics=fd,fd_inf,kid,memorised", "steps=2",
-             "features=digits", "num=150", "resamples=2", "batch=10"]  # fmt: skip
+    words = [
+        str(tiny_run),
+        "data=digits:test",
+        "metrics=fd,fd_inf,kid,memorised",
+        "steps=2",
+        "features=digits",
+        "num=150",
+        "resamples=2",
+        "batch=10",
+    ]
     bits = [str(tiny_run), "likelihood=true", "num=9", "steps=2", "batch=2"]
     one = [scores(argv, tmp_path) for argv in (words, bits)]
     driver = tmp_path / "driver.py"  # both in one start of the processes
@@ -206,8 +258,10 @@ def test_two_processes_agree_with_one(tiny_run, tmp_path):
     )
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", driver],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True,
-    )  # fmt: skip
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+    )
     two = [json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json")]
     for name, score in one[0]["metrics"].items():
         for key, value in score.items():

@@ -44,8 +44,9 @@ def test_pairs_are_a_function_of_the_position():
     def first(step, count, batch):
         data.cfg.batch_size = batch
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
-        data.trainer = SimpleNamespace(global_step=step, global_rank=0, world_size=1,
-                                       strategy=strategy, training=True)  # fmt: skip
+        data.trainer = SimpleNamespace(
+            global_step=step, global_rank=0, world_size=1, strategy=strategy, training=True
+        )
         return [pair for pair, _ in zip(data.train_dataloader(), range(count))]
 
     whole = first(0, 8, 16)

@@ -82,9 +82,12 @@ def test_digits_features_tell_a_gaussian_from_digits(digits):
 
 @pytest.mark.parametrize(
     "name, accuracy, resize, size",
-    [("digits", 0.98, "none", 300_000), ("fashion", 0.9, "crop28", 1_000_000),
-     ("mnist", 0.99, "crop28", 1_000_000)],
-)  # fmt: skip
+    [
+        ("digits", 0.98, "none", 300_000),
+        ("fashion", 0.9, "crop28", 1_000_000),
+        ("mnist", 0.99, "crop28", 1_000_000),
+    ],
+)
 def test_shipped_file_is_the_one_that_is_named(name, accuracy, resize, size):
     features, path = load_features(name), weights_file(name)
     assert features.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -282,9 +285,11 @@ def test_dinov2_is_timms_network_on_pillows_resize(monkeypatch, tmp_path):
     images = pictures(2, 3, 40, 32)
     rows = extract(load_features("dinov2", tmp_path / "dinov2.pth"), images, batch=2)
     x = np.stack(
-        [Image.fromarray(np.asarray(image.permute(1, 2, 0))).resize((224, 224), Image.BICUBIC)
-         for image in images]
-    )  # fmt: skip
+        [
+            Image.fromarray(np.asarray(image.permute(1, 2, 0))).resize((224, 224), Image.BICUBIC)
+            for image in images
+        ]
+    )
     x = (x / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     net = timm.create_model(dinov2.NAME, num_classes=0, img_size=224).eval()
     net.load_state_dict(state | {"pos_embed": dinov2.positions(state["pos_embed"], 16)})

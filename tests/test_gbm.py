@@ -54,8 +54,11 @@ def test_score_is_x_times_the_gradient_of_the_log_density(exact):
 def test_smallest_loss_at_one_level(weight, at):
     """min E |D - y_0|^2 = V S / (V + S): the weights multiply it."""
     for sigma in (0.02, 0.1):
-        model = exact_model(f"method.weight={weight}", f"method.sigma_min={sigma * 0.9999}",
-                            f"method.sigma_max={sigma}")  # fmt: skip
+        model = exact_model(
+            f"method.weight={weight}",
+            f"method.sigma_min={sigma * 0.9999}",
+            f"method.sigma_max={sigma}",
+        )
         loss, logs = model.loss(batch(2000))
         # 128,000 squares of normals: 0.4 %.
         assert float(logs["loss"]) == pytest.approx(at(sigma**2), rel=0.02)
@@ -99,8 +102,12 @@ def test_the_drift_of_log_x_solves_fokker_planck(drift):
 def test_likelihood_weight_integrates_the_bound(schedule):
     """1/2 int V S / (V + S) / S^2 dS = [log(S / (V + S))] / 2, whatever the schedule."""
     ends = (0.03, 0.3)
-    model = exact_model("method.weight=likelihood", f"method.schedule={schedule}",
-                        f"method.sigma_min={ends[0]}", f"method.sigma_max={ends[1]}")  # fmt: skip
+    model = exact_model(
+        "method.weight=likelihood",
+        f"method.schedule={schedule}",
+        f"method.sigma_min={ends[0]}",
+        f"method.sigma_max={ends[1]}",
+    )
     _, logs = model.loss(batch(4000))
     low, high = (math.log(s**2 / (V + s**2)) / 2 for s in ends)
     assert float(logs["loss"]) == pytest.approx(high - low, rel=0.06)

@@ -32,8 +32,10 @@ def test_log_prob_of_a_mixture():
         def forward(self, y, sigma, labels=None):
             level = torch.as_tensor(sigma, dtype=torch.float64) ** 2
             y = y.double()
-            logs = [math.log(w) - (y - m) ** 2 / (2 * (s**2 + level)) - (s**2 + level).log() / 2
-                    for w, m, s in parts]  # fmt: skip
+            logs = [
+                math.log(w) - (y - m) ** 2 / (2 * (s**2 + level)) - (s**2 + level).log() / 2
+                for w, m, s in parts
+            ]
             share = torch.softmax(torch.stack(logs), dim=0)
             return y + level * sum(
                 r * (m - y) / (s**2 + level) for r, (_, m, s) in zip(share, parts)
@@ -45,8 +47,10 @@ def test_log_prob_of_a_mixture():
     model.prior.fit(torch.full((64,), mean).double(), variance * torch.eye(64).double())
     u = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(2)).double()
     y, low = (u + 1).log(), model.cfg.method.sigma_min**2
-    logs = [math.log(w) + torch.distributions.Normal(m, math.sqrt(s**2 + low)).log_prob(y)
-            for w, m, s in parts]  # fmt: skip
+    logs = [
+        math.log(w) + torch.distributions.Normal(m, math.sqrt(s**2 + low)).log_prob(y)
+        for w, m, s in parts
+    ]
     expected = (torch.logsumexp(torch.stack(logs), 0) - y).flatten(1).sum(1) - 64 * math.log(2)
     found = model.log_prob(2 * u - 1, kind="ode", seeds=range(3), steps=200)
     # 64 pixels of about 4e-4 nats each, and the prior's misfit.

@@ -81,9 +81,14 @@ def test_ums_counts_its_flips():
 
 @pytest.mark.parametrize(
     ("sampler", "steps", "options", "drift"),
-    [("dls", 400, {}, 0.0), ("ancestral", 400, {}, 0.5), ("ode", 40, {"solver": "heun"}, 0.0),
-     ("ode", 20, {"solver": "rk4"}, 0.0), ("ums", 2000, {}, 0.0)],
-)  # fmt: skip
+    [
+        ("dls", 400, {}, 0.0),
+        ("ancestral", 400, {}, 0.5),
+        ("ode", 40, {"solver": "heun"}, 0.0),
+        ("ode", 20, {"solver": "rk4"}, 0.0),
+        ("ums", 2000, {}, 0.0),
+    ],
+)
 def test_geometric_grid_recovers_a_lognormal(sampler, steps, options, drift):
     """From sigma 3 to 0.02: a hundred data variances, out of reach of the uniform grid.
 
@@ -194,9 +199,16 @@ def test_the_papers_sampler_loses_variance(form, delta, inner, v, left):
             variance = (1 - step / (v + level)) ** 2 * variance + step * 0.995 ** (2 * k)
     y = start(v=v, count=(40, 250))
     x, flips = gbm.sample_paper(
-        lognormal(v=v), y, levels, noise=normal(10), delta=delta, inner=inner, anneal=0.995,
-        form=form, rate=S,
-    )  # fmt: skip
+        lognormal(v=v),
+        y,
+        levels,
+        noise=normal(10),
+        delta=delta,
+        inner=inner,
+        anneal=0.995,
+        form=form,
+        rate=S,
+    )
     # 10,000 samples know a variance to 1.4 %; ums adds a bias of its own.
     assert abs(float(x.log().var()) / variance - 1) < 0.06
     assert abs(variance - left) < 0.002

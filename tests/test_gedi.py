@@ -148,8 +148,9 @@ def test_a_scalar_head_has_its_own_density(x):
     assert not torch.allclose(f, z.logsumexp(1))
     expected = model.net(x) @ model.scalar.weight[0] + model.scalar.bias
     torch.testing.assert_close(f, expected)
-    torch.testing.assert_close(model.energy(x, torch.zeros(32, dtype=torch.int64)),
-                               -f - z.log_softmax(1)[:, 0])  # fmt: skip
+    torch.testing.assert_close(
+        model.energy(x, torch.zeros(32, dtype=torch.int64)), -f - z.log_softmax(1)[:, 0]
+    )
 
 
 # --------------------------------------------------------------------------------------------
@@ -177,14 +178,23 @@ def seen_by(model, x):
 
     cfg, n = model.cfg.method, torch.arange(len(x))
     slots = model.replay.slots(len(x), 0)
-    return (add_noise(x, cfg.data_noise, 0, n), view(x, 0, n, noise=cfg.view_noise),
-            model.replay.entries[slots])  # fmt: skip
+    return (
+        add_noise(x, cfg.data_noise, 0, n),
+        view(x, 0, n, noise=cfg.view_noise),
+        model.replay.entries[slots],
+    )
 
 
 def test_two_views_a_prior_and_a_detached_target_reach_the_loss(x):
     """Invariance is between the two views, and so is the marginal; f stays that of the image."""
-    words = ("method.two_views=true", "method.prior=0.8,0.2", "method.detach_target=true",
-             "method.w_inv=2", "method.w_prior_mean=3", "method.view_noise=0.2")  # fmt: skip
+    words = (
+        "method.two_views=true",
+        "method.prior=0.8,0.2",
+        "method.detach_target=true",
+        "method.w_inv=2",
+        "method.w_prior_mean=3",
+        "method.view_noise=0.2",
+    )
     model = build(*words)
     loss, logs = model.loss(batch_of(x))
     n = torch.arange(32)
@@ -226,8 +236,9 @@ def test_sums_teach_through_pairs_of_neighbours(x):
     loss, _ = model.loss(batch_of(x, label))
     p = model.outputs(seen_real(model, x))[0].softmax(1)
     a, b = p[0::2], p[1::2]
-    table = torch.stack([a[:, 0] * b[:, 0], a[:, 0] * b[:, 1] + a[:, 1] * b[:, 0],
-                         a[:, 1] * b[:, 1]], 1)  # fmt: skip
+    table = torch.stack(
+        [a[:, 0] * b[:, 0], a[:, 0] * b[:, 1] + a[:, 1] * b[:, 0], a[:, 1] * b[:, 1]], 1
+    )
     sums = label[0::2] + label[1::2]
     torch.testing.assert_close(loss, -table.gather(1, sums[:, None]).log().mean())
     with pytest.raises(ValueError, match="data.batch_size: gives a process 31 images"):
@@ -241,8 +252,13 @@ def seen_real(model, x):
 
 
 def test_weights_rise_as_told():
-    model = build("method.inv_start=100", "method.inv_ramp=50", "method.gen_ramp=200",
-                  "method.w_gen=2", "method.w_inv=4")  # fmt: skip
+    model = build(
+        "method.inv_start=100",
+        "method.inv_ramp=50",
+        "method.gen_ramp=200",
+        "method.w_gen=2",
+        "method.w_inv=4",
+    )
     table = {0: (0.2, 0), 100: (1.1, 0), 125: (1.325, 2), 150: (1.55, 4), 200: (2, 4), 999: (2, 4)}
     for step, weights in table.items():
         assert model._weights(step) == pytest.approx(weights)
@@ -256,15 +272,18 @@ def test_weights_rise_as_told():
 
 @pytest.mark.parametrize(
     "words, message",
-    [(("method.tau=0",), "method.tau=0.0: must be > 0"),
-     (("method.prior=0.5,0.6",), "must be positive and sum to 1"),
-     (("method.prior=0.5,0.3,0.2",), "must have 2 numbers"),
-     (("method.energy=mlp",), "choose from logits, scalar"),
-     (("method.reinit=2",), r"method.reinit=2.0: must be in \[0, 1\]"),
-     (("method.marginal_ema=1",), "method.marginal_ema=1.0"),
-     (("method.clusters=3", "method.w_label=1"), "needs clusters = classes"),
-     (("method.clusters=-1",), "must be >= 0"), (("method.buffer=0",), "must be > 0")],
-)  # fmt: skip
+    [
+        (("method.tau=0",), "method.tau=0.0: must be > 0"),
+        (("method.prior=0.5,0.6",), "must be positive and sum to 1"),
+        (("method.prior=0.5,0.3,0.2",), "must have 2 numbers"),
+        (("method.energy=mlp",), "choose from logits, scalar"),
+        (("method.reinit=2",), r"method.reinit=2.0: must be in \[0, 1\]"),
+        (("method.marginal_ema=1",), "method.marginal_ema=1.0"),
+        (("method.clusters=3", "method.w_label=1"), "needs clusters = classes"),
+        (("method.clusters=-1",), "must be >= 0"),
+        (("method.buffer=0",), "must be > 0"),
+    ],
+)
 def test_config_errors(words, message):
     with pytest.raises(ValueError, match=message):
         build(*words)

@@ -5,9 +5,16 @@ from gedi_models import batch_of, build, points
 
 from benchmarks.gedi_ablation import Runs
 
-WORDS = ("method.data_noise=0", "method.view_noise=0", "method.l2=0.03", "method.tau=0.3",
-         "method.inv_start=2", "method.inv_ramp=4", "network.input_scale=4",
-         "method.w_inv=3")  # fmt: skip
+WORDS = (
+    "method.data_noise=0",
+    "method.view_noise=0",
+    "method.l2=0.03",
+    "method.tau=0.3",
+    "method.inv_start=2",
+    "method.inv_ramp=4",
+    "network.input_scale=4",
+    "method.w_inv=3",
+)
 VARIANTS = ((), ("method.w_gen=0",), ("method.detach_target=true", "method.w_prior_mean=7"))
 
 

@@ -132,10 +132,14 @@ def test_a_cluster_of_buffered_images_needs_steps(x):
 
 @pytest.mark.parametrize(
     "options, words",
-    [({"start": "warm"}, "start=warm: choose from fresh, buffer"), ({"steps": -1}, "steps=-1"),
-     ({"labels": 2}, r"labels=\[2\]: must be in 0..1"), ({"labels": [0, 1]}, "give 1 or 3"),
-     ({"start": "buffer"}, "only a run or its .ckpt holds a buffer")],
-)  # fmt: skip
+    [
+        ({"start": "warm"}, "start=warm: choose from fresh, buffer"),
+        ({"steps": -1}, "steps=-1"),
+        ({"labels": 2}, r"labels=\[2\]: must be in 0..1"),
+        ({"labels": [0, 1]}, "give 1 or 3"),
+        ({"start": "buffer"}, "only a run or its .ckpt holds a buffer"),
+    ],
+)
 def test_sample_errors(options, words):
     with pytest.raises(ValueError, match=words):
         build().eval().sample([0, 1, 2], **options)

@@ -20,8 +20,12 @@ def digits_run(tmp_path_factory):
         "method: {name: gedi, tau: 0.1, w_inv: 1, w_prior_mean: 1, step: 0.01, noise_scale: 0,\n"
         "  chain_steps: 2, buffer: 64, steps: 4, view_affine: 0.5}\n"
     )
-    argv = [str(config), str(ROOT / "configs/debug.yaml"), f"out_dir={out}",
-            "trainer.progress=false"]  # fmt: skip
+    argv = [
+        str(config),
+        str(ROOT / "configs/debug.yaml"),
+        f"out_dir={out}",
+        "trainer.progress=false",
+    ]
     assert train.main(argv) == 0
     (run,) = out.glob("tiny/*")
     return run
@@ -83,8 +87,15 @@ def test_evaluate_scores_clusters_and_images_together(digits_run, tmp_path, caps
     from genmodels.data import load_split
 
     out = tmp_path / "scores.json"
-    words = ["cluster=digits:test", "metrics=nmi,acc,fd", "num=20", "resamples=0", "steps=2",
-             "features=pixels", f"out={out}"]  # fmt: skip
+    words = [
+        "cluster=digits:test",
+        "metrics=nmi,acc,fd",
+        "num=20",
+        "resamples=0",
+        "steps=2",
+        "features=pixels",
+        f"out={out}",
+    ]
     assert evaluate.main([str(digits_run), *words]) == 0
     scores = json.loads(out.read_text())["metrics"]
     assert list(scores) == ["nmi", "acc", "fd"]

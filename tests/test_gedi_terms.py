@@ -179,9 +179,12 @@ def test_curvature_at_uniform(w_inv, w_prior):
 
 @pytest.mark.parametrize(
     "clusters, w_inv, w_prior, mass, best, uniform",
-    [(10, 1.0, 1.0, 0.729, -4.364, -4.605), (10, 50.0, 10.0, 0.968, -61.4, -138.2),
-     (100, 50.0, 10.0, 0.976, None, None)],
-)  # fmt: skip
+    [
+        (10, 1.0, 1.0, 0.729, -4.364, -4.605),
+        (10, 50.0, 10.0, 0.968, -61.4, -138.2),
+        (100, 50.0, 10.0, 0.976, None, None),
+    ],
+)
 def test_best_constant_with_one_cluster_up(clusters, w_inv, w_prior, mass, best, uniform):
     grid = torch.linspace(1 / clusters + 1e-4, 0.9999, 20001, dtype=torch.float64)
     rest = (1 - grid) / (clusters - 1)
@@ -264,9 +267,14 @@ def test_only_the_identity_explains_all_sums():
 
 @pytest.mark.parametrize(
     "numbers, words",
-    [((1.0, 0.0, 0.1, 0.1), "uniform"), ((0.0, 8.0, 0.999, 1.0), "one cluster"),
-     ((0.1, 0.0, 0.12, 0.9), ""), ((0.97, 1.0, 0.5, 0.5), ""), ((3.0, 0.01, 0.12, 1.0), "")],
-)  # fmt: skip
+    [
+        ((1.0, 0.0, 0.1, 0.1), "uniform"),
+        ((0.0, 8.0, 0.999, 1.0), "one cluster"),
+        ((0.1, 0.0, 0.12, 0.9), ""),
+        ((0.97, 1.0, 0.5, 0.5), ""),
+        ((3.0, 0.01, 0.12, 1.0), ""),
+    ],
+)
 def test_collapse_in_words(numbers, words):
     assert words in collapse(*numbers, C) and bool(collapse(*numbers, C)) == bool(words)
 
@@ -306,10 +314,11 @@ def test_the_marginal_is_that_of_all_processes_with_its_gradient(tmp_path, pair)
     context = torch.multiprocessing.get_context("fork")
     queue = context.Queue()
     jobs = [
-        context.Process(target=_of_one_process,
-                        args=(rank, f"file://{tmp_path}/store", z.split(16), queue))
+        context.Process(
+            target=_of_one_process, args=(rank, f"file://{tmp_path}/store", z.split(16), queue)
+        )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     for job in jobs:
         job.start()
     results = dict((rank, found) for rank, *found in (queue.get(timeout=120) for _ in jobs))

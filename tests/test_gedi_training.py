@@ -41,9 +41,18 @@ def test_a_run_that_diverges_says_how_to_go_on(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(GEDI, "outputs", outputs)
     out = tmp_path / "run"
-    argv = [str(ROOT / "configs/gedi_moons.yaml"), str(ROOT / "configs/debug.yaml"), *SMALL,
-            f"out_dir={out}", "sample.every=0", "trainer.progress=false", "data.points=200",
-            "checkpoint.every=1", "trainer.max_steps=6", "optim.decay=none"]  # fmt: skip
+    argv = [
+        str(ROOT / "configs/gedi_moons.yaml"),
+        str(ROOT / "configs/debug.yaml"),
+        *SMALL,
+        f"out_dir={out}",
+        "sample.every=0",
+        "trainer.progress=false",
+        "data.points=200",
+        "checkpoint.every=1",
+        "trainer.max_steps=6",
+        "optim.decay=none",
+    ]
     assert train.main(argv) == 1
     error = capsys.readouterr().err
     (run,) = out.glob("*/*")
@@ -71,15 +80,27 @@ def test_chains_that_are_not_finite_stop_the_run_and_spare_the_buffer(x):
 
 
 def test_a_collapsed_run_says_so(tmp_path, capsys):
-    words = ("trainer.max_steps=100", "method.w_gen=0", "method.w_inv=0", "method.tau=1000",
-             "trainer.log_every=100")  # fmt: skip
+    words = (
+        "trainer.max_steps=100",
+        "method.w_gen=0",
+        "method.w_inv=0",
+        "method.tau=1000",
+        "trainer.log_every=100",
+    )
     run_of(tmp_path, *words)
     assert capsys.readouterr().out.count("every prediction is uniform") == 1
 
 
 def test_a_run_without_clustering_terms_is_not_warned_of_clusters(tmp_path, capsys):
-    words = ("trainer.max_steps=100", "method.w_gen=0", "method.w_inv=0", "method.w_prior_mean=0",
-             "method.w_label=1", "method.tau=1000", "trainer.log_every=100")  # fmt: skip
+    words = (
+        "trainer.max_steps=100",
+        "method.w_gen=0",
+        "method.w_inv=0",
+        "method.w_prior_mean=0",
+        "method.w_label=1",
+        "method.tau=1000",
+        "trainer.log_every=100",
+    )
     run_of(tmp_path, *words)
     assert "every prediction is uniform" not in capsys.readouterr().out
 

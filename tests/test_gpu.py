@@ -24,10 +24,22 @@ pytestmark = [
     ids=["fp32", "fast"],
 )
 def test_training_with_grids_metrics_and_resume(words, tmp_path):
-    argv = [str(ROOT / "configs/edm_digits.yaml"), str(ROOT / "configs/debug.yaml"), *TINY,
-            f"out_dir={tmp_path}", "trainer.accelerator=cuda", "sample.every=1", "eval.every=2",
-            "eval.num=8", "eval.features=digits", "eval.loss_every=2", "method.steps=2",
-            "data.flip=true", "trainer.max_steps=3", *words]  # fmt: skip
+    argv = [
+        str(ROOT / "configs/edm_digits.yaml"),
+        str(ROOT / "configs/debug.yaml"),
+        *TINY,
+        f"out_dir={tmp_path}",
+        "trainer.accelerator=cuda",
+        "sample.every=1",
+        "eval.every=2",
+        "eval.num=8",
+        "eval.features=digits",
+        "eval.loss_every=2",
+        "method.steps=2",
+        "data.flip=true",
+        "trainer.max_steps=3",
+        *words,
+    ]
     assert train.main(argv) == 0
     (run,) = tmp_path.glob("*/*")
     assert train.main([f"resume={run}", "trainer.max_steps=5"]) == 0

@@ -24,8 +24,12 @@ from genmodels.data import commands
 from genmodels.methods.edm import EDM
 from genmodels.training import run as runs
 
-DEBUG = [str(ROOT / "configs/edm_digits.yaml"), str(ROOT / "configs/debug.yaml"), *TINY,
-         "sample.every=0"]  # fmt: skip
+DEBUG = [
+    str(ROOT / "configs/edm_digits.yaml"),
+    str(ROOT / "configs/debug.yaml"),
+    *TINY,
+    "sample.every=0",
+]
 
 
 def one_line(capsys, *parts):
@@ -43,8 +47,9 @@ def small_disk(tmp_path):
 
     def size(kilobytes):
         options = f"{'remount,' if folder.is_mount() else ''}size={kilobytes}k"
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder],
-                              capture_output=True, text=True)  # fmt: skip
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True
+        )
         if done.returncode:
             pytest.skip("this user may not mount a tmpfs: no full disk here")
         return folder
@@ -57,12 +62,20 @@ def small_disk(tmp_path):
 def test_a_full_disk_while_training(small_disk, train_tiny, capsys, loggers):
     """The second checkpoint does not fit: one line; with room again the run goes on."""
     out = small_disk(1500)
-    words = [f"out_dir={out}", "trainer.max_steps=6", "checkpoint.keep=0",
-             f"trainer.loggers={loggers}"]  # fmt: skip
+    words = [
+        f"out_dir={out}",
+        "trainer.max_steps=6",
+        "checkpoint.keep=0",
+        f"trainer.loggers={loggers}",
+    ]
     assert train.main([*DEBUG, *words]) == 2
     (run,) = out.glob("*/*")
-    one_line(capsys, f"out_dir={out}: No space left on device (", "free some space there",
-             f"go on with python train.py resume={run}")  # fmt: skip
+    one_line(
+        capsys,
+        f"out_dir={out}: No space left on device (",
+        "free some space there",
+        f"go on with python train.py resume={run}",
+    )
     names = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert names == ["last.ckpt", "step-00000002.ckpt"]  # nothing half-written
     assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 2
@@ -81,8 +94,10 @@ def test_a_full_disk_while_sampling_and_converting(small_disk, tiny_run, capsys,
     for path in (out / "a").iterdir():
         images.read_image(path)  # what is there is whole
         path.unlink()
-    np.save(tmp_path / "in.npy", np.random.default_rng(0).integers(
-        0, 256, (100, 16, 16, 3), dtype=np.uint8))  # fmt: skip
+    np.save(
+        tmp_path / "in.npy",
+        np.random.default_rng(0).integers(0, 256, (100, 16, 16, 3), dtype=np.uint8),
+    )
     for name in ("b.zip", "b.npy"):
         assert cli.run(commands.main, ["convert", f"{tmp_path}/in.npy", f"out={out}/{name}"]) == 2
         one_line(capsys, f"{out}/{name}: No space left on device; free some space there")
@@ -132,8 +147,13 @@ def folder_of_pictures(tmp_path):
     for i in range(40):
         pixels = torch.from_numpy(rng.integers(0, 256, (1, 8, 8), dtype=np.uint8))
         images.write_png(tmp_path / "in" / f"{i:02d}.png", pixels)
-    return ["data.name=imagefolder", f"data.root={tmp_path}/in", "data.channels=1",
-            "data.device=disk", f"out_dir={tmp_path}/runs"]  # fmt: skip
+    return [
+        "data.name=imagefolder",
+        f"data.root={tmp_path}/in",
+        "data.channels=1",
+        "data.device=disk",
+        f"out_dir={tmp_path}/runs",
+    ]
 
 
 def test_a_picture_that_breaks_while_training(tmp_path, capsys):
@@ -157,8 +177,11 @@ def test_a_worker_that_is_ended(tmp_path, capsys, monkeypatch):
     words = folder_of_pictures(tmp_path)
     assert train.main([*DEBUG, *words, "trainer.max_steps=1"]) == 2
     (run,) = tmp_path.glob("runs/*/*")
-    one_line(capsys, "data.workers=2: a process that reads images was ended (DataLoader worker",
-             f"go on with python train.py resume={run} data.workers=0")  # fmt: skip
+    one_line(
+        capsys,
+        "data.workers=2: a process that reads images was ended (DataLoader worker",
+        f"go on with python train.py resume={run} data.workers=0",
+    )
     assert train.main([f"resume={run}", "data.workers=0"]) == 0
 
 
@@ -168,10 +191,14 @@ def test_a_signal_to_the_workers_too(tmp_path, number):
     """A terminal's Ctrl-C and many clusters signal every process: the run still saves."""
     words = [*folder_of_pictures(tmp_path), "trainer.max_steps=100000", "checkpoint.every=1"]
     process = subprocess.Popen(
-        [sys.executable, "train.py", *DEBUG, *words], cwd=ROOT, start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "train.py", *DEBUG, *words],
+        cwd=ROOT,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     for _ in range(1200):
         if list(tmp_path.glob("runs/*/*/checkpoints/step-00000003.ckpt")):
             break
@@ -196,11 +223,16 @@ def no_memory_on_gpu(self, *args, **kwargs):
 @pytest.mark.parametrize("failure", [too_much, no_memory_on_gpu])
 def test_a_batch_too_large_for_memory(failure, tiny_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(EDM, "loss", failure)
-    assert train.main([*DEBUG, f"out_dir={tmp_path}", "data.batch_size=12",
-                       "trainer.accumulate=2"]) == 2  # fmt: skip
+    assert (
+        train.main([*DEBUG, f"out_dir={tmp_path}", "data.batch_size=12", "trainer.accumulate=2"])
+        == 2
+    )
     (run,) = tmp_path.glob("*/*")
-    one_line(capsys, "data.batch_size=12: does not fit into memory; try trainer.accumulate=3",
-             f"or data.batch_size=6 with python train.py {run}/config.yaml")  # fmt: skip
+    one_line(
+        capsys,
+        "data.batch_size=12: does not fit into memory; try trainer.accumulate=3",
+        f"or data.batch_size=6 with python train.py {run}/config.yaml",
+    )
     monkeypatch.setattr(EDM, "sample", failure)
     assert sample.main([str(tiny_run), "num=9", "batch=8", f"out={tmp_path}/a"]) == 2
     one_line(capsys, "batch=8: does not fit into memory; try batch=2")
@@ -209,9 +241,11 @@ def test_a_batch_too_large_for_memory(failure, tiny_run, tmp_path, capsys, monke
 
 @pytest.mark.parametrize(
     ("size", "parts", "line"),
-    [(12, 4, "trainer.accumulate=6 (the same batch in parts) or data.batch_size=4 "),
-     (48, 3, "trainer.accumulate=4 (the same batch in parts) or data.batch_size=24 ")],
-)  # fmt: skip
+    [
+        (12, 4, "trainer.accumulate=6 (the same batch in parts) or data.batch_size=4 "),
+        (48, 3, "trainer.accumulate=4 (the same batch in parts) or data.batch_size=24 "),
+    ],
+)
 def test_what_to_try_is_a_batch_that_can_be_shared_out(tmp_path, size, parts, line):
     """A batch is a multiple of the micro-batches, also the smaller one that is suggested."""
     cfg = Config()

@@ -32,8 +32,10 @@ def test_kernel_distance_is_its_definition():
 def test_kernel_distance_of_known_laws():
     """x ~ N(0, 1), y ~ N(m, 1): the expectation of the kernel from their moments."""
     shift = 0.7
-    found = [kernel_distance(normal(400, 1, seed=k), normal(400, 1, seed=k + 999) + shift)
-             for k in range(40)]  # fmt: skip
+    found = [
+        kernel_distance(normal(400, 1, seed=k), normal(400, 1, seed=k + 999) + shift)
+        for k in range(40)
+    ]
     m2, m3 = 1 + shift**2, shift**3 + 3 * shift  # E y^2, E y^3
     # E (uv + 1)^3 = E u^3 E v^3 + 3 E u^2 E v^2 + 3 E u E v + 1.
     truth = (3 + 1) + (m3**2 + 3 * m2**2 + 3 * shift**2 + 1) - 2 * (3 * m2 + 1)

@@ -92,11 +92,22 @@ def test_failed_variants_stay_in_the_table():
         "variants": {"ours": good, "eager": {**good, "median": 5.0}, "compile": {"error": "no"}},
     }
     record = {
-        "machine": {"date": "d", "cpu": "c", "threads": 1, "torch": "t", "triton": None,
-                    "python": "p", "commit": "x", "uncommitted": False},
+        "machine": {
+            "date": "d",
+            "cpu": "c",
+            "threads": 1,
+            "torch": "t",
+            "triton": None,
+            "python": "p",
+            "commit": "x",
+            "uncommitted": False,
+        },
         "roofline": {"copy_gb_s": 34.0, "matmul_tflop_s": 1.0, "matmul_dtype": "float32"},
-        "rows": [row], "device": "cpu", "command": "run", "seconds": 1.0,
-    }  # fmt: skip
+        "rows": [row],
+        "device": "cpu",
+        "command": "run",
+        "seconds": 1.0,
+    }
     table = report.markdown(record)
     assert "op (1), compile: no" in table
     assert "| 2 ms +-5% | 50 % | 2.50x | - |" in table

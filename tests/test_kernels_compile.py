@@ -52,43 +52,78 @@ ALIGNED = ("numel", "width")  # sizes that a launch finds divisible by 16
 TILE = {"GROUPS": 256, "ROW": True, "PACKED": True, "WIDE": False, "SEED": 1, "COUNTER": 0}
 FLAT = {"ROW": False}
 STEP = {
-    **TILE, **dict.fromkeys("ASKCN", -1), "NOISE": 2, "CLAMP": False, "CLIP": False, "NORM": 0,
-    "PARTS": 1, **dict.fromkeys(("tether", "mask", "known", "noise", "norms")),
-}  # fmt: skip
+    **TILE,
+    **dict.fromkeys("ASKCN", -1),
+    "NOISE": 2,
+    "CLAMP": False,
+    "CLIP": False,
+    "NORM": 0,
+    "PARTS": 1,
+    **dict.fromkeys(("tether", "mask", "known", "noise", "norms")),
+}
 EVERYTHING = {
-    "types": {**dict.fromkeys(("tether", "known", "norms"), "*fp32"), "mask": "*u8",
-              **dict.fromkeys(("step", "noise_scale", "tether_scale"), "*fp32"),
-              **dict.fromkeys(("grad_clip", "grad_norm"), "*fp32")},
+    "types": {
+        **dict.fromkeys(("tether", "known", "norms"), "*fp32"),
+        "mask": "*u8",
+        **dict.fromkeys(("step", "noise_scale", "tether_scale"), "*fp32"),
+        **dict.fromkeys(("grad_clip", "grad_norm"), "*fp32"),
+    },
     "constants": {**STEP, **dict.fromkeys("ASKCN", 1), "CLAMP": True, "CLIP": True},
-}  # fmt: skip
+}
 BF16 = dict.fromkeys(("out", "y", "grad"), "*bf16")
 GBM = {**TILE, **dict.fromkeys("VMS", -1), "NOISE": 2, "noise": None}
 MALA = {
-    **dict.fromkeys("ASK", 1), "SEED": 1, "COUNTER": 0, "PARTS": 1, "STAGE": 0, "SPAN": 4096,
-    "ROWS": 1, "COLUMNS": 4096, **dict.fromkeys(("sums", "tether", "mask", "uniform")),
-}  # fmt: skip
+    **dict.fromkeys("ASK", 1),
+    "SEED": 1,
+    "COUNTER": 0,
+    "PARTS": 1,
+    "STAGE": 0,
+    "SPAN": 4096,
+    "ROWS": 1,
+    "COLUMNS": 4096,
+    **dict.fromkeys(("sums", "tether", "mask", "uniform")),
+}
 MALA_TYPES = {
     **dict.fromkeys(("step", "noise_scale", "tether_scale", "tether"), "*fp32"),
     "mask": "*u8",
 }
 CHAIN = {"A": -1, "S": -1, "SEED": 1, "COUNTER": 0, "ROWS": 128, "GROUPS": 1, "third": 0.0}
 PAIR = {
-    "WITHIN": False, "OWNER": "y", "DEGREE": 3, "K": 1, "SLOTS": 2, "PRECISION": "tf32x3",
-    "UPCAST": False, **dict.fromkeys(("centre", "x2", "y2", "radius", "by_column")),
-}  # fmt: skip
+    "WITHIN": False,
+    "OWNER": "y",
+    "DEGREE": 3,
+    "K": 1,
+    "SLOTS": 2,
+    "PRECISION": "tf32x3",
+    "UPCAST": False,
+    **dict.fromkeys(("centre", "x2", "y2", "radius", "by_column")),
+}
 NORMS = dict.fromkeys(("centre", "x2", "y2"), "*fp32")
 RESIZE = {
-    "CHANNELS": 3, "OUT_HEIGHT": 299, "OUT_WIDTH": 299, "DOWN": 2, "RIGHT": 2, "QUANTIZE": False,
+    "CHANNELS": 3,
+    "OUT_HEIGHT": 299,
+    "OUT_WIDTH": 299,
+    "DOWN": 2,
+    "RIGHT": 2,
+    "QUANTIZE": False,
     "BLOCK": 512,
-}  # fmt: skip
+}
 
 
 # The whole list takes minutes on a busy machine; these have every kernel on both targets.
 MAIN = (
-    "philox_normal", "langevin_step", "langevin_step bf16", "langevin_step all", "squares",
-    "gbm_step ums flat", "mala_accept stage 0", "langevin_chain mixture",
-    "pairwise polynomial within", "pairwise nearest", "resize_normalize quantized",
-)  # fmt: skip
+    "philox_normal",
+    "langevin_step",
+    "langevin_step bf16",
+    "langevin_step all",
+    "squares",
+    "gbm_step ums flat",
+    "mala_accept stage 0",
+    "langevin_chain mixture",
+    "pairwise polynomial within",
+    "pairwise nearest",
+    "resize_normalize quantized",
+)
 
 
 def cases(sm):
@@ -116,8 +151,13 @@ def cases(sm):
         types = {"flips": "*i32"} if form == "ums" else {}
         constants = {**GBM, "FORM": form, **({} if types else {"flips": None})}
         yield f"gbm_step {form}", gbm_step.gbm_kernel, types, constants, four
-    yield "gbm_step ums flat", gbm_step.gbm_kernel, {"flips": "*i32"}, {
-        **GBM, **FLAT, "FORM": "ums"}, four  # fmt: skip
+    yield (
+        "gbm_step ums flat",
+        gbm_step.gbm_kernel,
+        {"flips": "*i32"},
+        {**GBM, **FLAT, "FORM": "ums"},
+        four,
+    )
     for stage, acc in ((0, tl.float32), (1, tl.float64), (2, tl.float32)):
         types = {**MALA_TYPES, **({"sums": "*fp64"} if stage else {})}
         constants = {**MALA, "STAGE": stage, "ACC": acc}
@@ -180,8 +220,11 @@ def compile_one(sm, kernel, types, constants, options):
             subprocess.run([tools / tool, flag, file.name], capture_output=True, text=True).stdout
             for tool, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
         )
-    lines = [line.split("*/", 1)[1].split() for line in code.splitlines()
-             if re.match(r"\s+/\*[0-9a-f]{4,}\*/", line)]  # fmt: skip
+    lines = [
+        line.split("*/", 1)[1].split()
+        for line in code.splitlines()
+        if re.match(r"\s+/\*[0-9a-f]{4,}\*/", line)
+    ]
     names = [words[1] if words[0].startswith("@") else words[0] for words in lines]
     counts = collections.Counter(".".join(name.rstrip(";").split(".")[:4]) for name in names)
     return {
@@ -215,8 +258,11 @@ def compile_all(names, folder):
     for sm in (80, 90):
         done = subprocess.run(
             [sys.executable, "-W", "ignore", __file__, str(sm), *names],
-            capture_output=True, text=True, env=env, timeout=600,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            env=env,
+            timeout=600,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         results[sm] = json.loads(done.stdout.splitlines()[-1])
     return results

@@ -27,11 +27,13 @@ def test_kernel_sums_are_those_of_the_full_matrix():
     for got, full in (
         (polynomial_sums(tx, ty), polynomial_kernel(x, y, degree=3)),
         (polynomial_sums(tx), polynomial_kernel(x, degree=3)),
-        (polynomial_sums(tx, ty, degree=2, gamma=0.1, coef=0),
-         polynomial_kernel(x, y, degree=2, gamma=0.1, coef0=0)),
+        (
+            polynomial_sums(tx, ty, degree=2, gamma=0.1, coef=0),
+            polynomial_kernel(x, y, degree=2, gamma=0.1, coef0=0),
+        ),
         (rbf_sums(tx, ty, bandwidth=4.0), rbf_kernel(x, y, 1 / 32)),
         (rbf_sums(ty, bandwidth=4.0), rbf_kernel(y, None, 1 / 32)),
-    ):  # fmt: skip
+    ):
         if full.shape[0] == full.shape[1]:
             np.fill_diagonal(full, 0)
         assert got.dtype == torch.float64

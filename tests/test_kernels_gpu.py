@@ -63,11 +63,20 @@ def test_langevin_step(both, shape, dtype):
     b = shape[0]
     for options in (
         {"step": 0.1, "seed": 3},
-        {"step": draw(b).abs() + 0.1, "noise_scale": draw(b, seed=1).abs(), "tether": x,
-         "tether_scale": draw(b, seed=2).abs(), "mask": draw(*shape, seed=4) > 0, "known": x,
-         "clamp": (-1.0, 1.5), "grad_clip": 1.0, "grad_norm": 2.0, "seed": torch.arange(b),
-         "counter": torch.tensor([2**35])},
-    ):  # fmt: skip
+        {
+            "step": draw(b).abs() + 0.1,
+            "noise_scale": draw(b, seed=1).abs(),
+            "tether": x,
+            "tether_scale": draw(b, seed=2).abs(),
+            "mask": draw(*shape, seed=4) > 0,
+            "known": x,
+            "clamp": (-1.0, 1.5),
+            "grad_clip": 1.0,
+            "grad_norm": 2.0,
+            "seed": torch.arange(b),
+            "counter": torch.tensor([2**35]),
+        },
+    ):
         cpu, gpu = both(langevin_step, y, grad, **options)
         tolerance = {torch.float32: 5e-6, torch.bfloat16: 0.04, torch.float16: 0.005}[dtype]
         assert (cpu.float() - gpu.float()).abs().max() < tolerance
@@ -176,8 +185,9 @@ def test_nothing_waits_for_the_device():
 
 def test_channels_last_is_not_copied():
     """Beside the result nothing of the state's size is allocated."""
-    y, g = (draw(64, 3, 128, 128, seed=i).cuda().to(memory_format=torch.channels_last)
-            for i in range(2))  # fmt: skip
+    y, g = (
+        draw(64, 3, 128, 128, seed=i).cuda().to(memory_format=torch.channels_last) for i in range(2)
+    )
     out, size = torch.empty_like(y), y.numel() * 4
     langevin_step(y, g, step=0.1, noise=g, out=out)
     torch.cuda.reset_peak_memory_stats()

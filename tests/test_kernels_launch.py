@@ -15,8 +15,19 @@ import launch_cases
 import pytest
 from launch_cases import LAUNCHES, Device
 
-OPS = ("philox", "langevin_step", "gbm_step", "mala", "langevin_chain", "pairwise", "resize",
-       "batch", "samplers", "graph", "captured")  # fmt: skip
+OPS = (
+    "philox",
+    "langevin_step",
+    "gbm_step",
+    "mala",
+    "langevin_chain",
+    "pairwise",
+    "resize",
+    "batch",
+    "samplers",
+    "graph",
+    "captured",
+)
 
 
 def pretend():
@@ -102,8 +113,11 @@ def lines(tmp_path_factory):
         environment.pop(name, None)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", __file__],
-        capture_output=True, text=True, env=environment, timeout=600,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr
     return dict(line.split(": ", 1) for line in done.stdout.splitlines())
 

@@ -202,9 +202,14 @@ def test_mala_ratio_is_the_difference_of_transition_densities():
     assert torch.equal(accepted, u.log() < expected) and 0 < accepted.sum() < 40
     low = [v.float() for v in (y, new)]  # float32 states, the sum and its terms in float64
     *_, double = mala_accept(
-        *low, *(-v for v in low), log_p(low[0]), log_p(low[1]), step=0.2, seed=3,
+        *low,
+        *(-v for v in low),
+        log_p(low[0]),
+        log_p(low[1]),
+        step=0.2,
+        seed=3,
         accumulate=torch.float64,
-    )  # fmt: skip
+    )
     start, to = (v.double() for v in low)
     exact = ((to - 0.8 * start) ** 2 - (start - 0.8 * to) ** 2).flatten(1).sum(1) / 0.8
     exact += log_p(low[1]).double() - log_p(low[0]).double()
@@ -224,9 +229,17 @@ def test_mala_accept_selects_counts_and_rejects_nan():
     # b = 0, b' = 20, d = 1: each of two elements adds -(0 + 20)(2 + 20 - 0) / (2 * 20) = -11
     assert accepted.tolist() == [False] * 4 and ratio[:2].tolist() == [9 - 22, -9 - 22]
     state, _, log_prob, accepted, _ = mala_accept(
-        y, new, y.clone(), y.clone(), torch.zeros(4), after, step=10.0, uniform=half, count=count,
+        y,
+        new,
+        y.clone(),
+        y.clone(),
+        torch.zeros(4),
+        after,
+        step=10.0,
+        uniform=half,
+        count=count,
         inplace=True,
-    )  # fmt: skip
+    )
     assert accepted.tolist() == [True, False, False, False] and count.tolist() == [2, 1, 1, 1]
     assert state is y and y.tolist() == [[1.0, 1.0]] + [[0.0, 0.0]] * 3
     assert log_prob.tolist() == [9.0, 0.0, 0.0, 0.0]

@@ -32,9 +32,14 @@ pytestmark = pytest.mark.slow
 def start(*argv):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, *map(str, argv)], cwd=ROOT, env=environment,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, *map(str, argv)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def kill_after(process, works, delay):
@@ -54,8 +59,11 @@ def kill_after(process, works, delay):
 
 def files(folder):
     """Return {relative path: bytes} of all files, hidden ones too."""
-    return {str(path.relative_to(folder)): path.read_bytes()
-            for path in sorted(folder.rglob("*")) if path.is_file()}  # fmt: skip
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def lines(run):
@@ -86,11 +94,23 @@ def test_training_killed_twenty_times(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
     np.save(tmp_path / "in.npy", pixels)
     assert cli.run(commands.main, ["convert", f"{tmp_path}/in.npy", f"out={tmp_path}/in.zip"]) == 0
-    words = [ROOT / "configs/edm_digits.yaml", ROOT / "configs/debug.yaml", *TINY,
-             "data.name=zip", f"data.root={tmp_path}/in.zip", "data.channels=1",
-             "data.device=disk", "data.workers=1", "network.dropout=0.1", "trainer.accumulate=2",
-             "checkpoint.every=1", "sample.every=7", "sample.num=4", "method.steps=2",
-             "eval.loss_every=5"]  # fmt: skip
+    words = [
+        ROOT / "configs/edm_digits.yaml",
+        ROOT / "configs/debug.yaml",
+        *TINY,
+        "data.name=zip",
+        f"data.root={tmp_path}/in.zip",
+        "data.channels=1",
+        "data.device=disk",
+        "data.workers=1",
+        "network.dropout=0.1",
+        "trainer.accumulate=2",
+        "checkpoint.every=1",
+        "sample.every=7",
+        "sample.num=4",
+        "method.steps=2",
+        "eval.loss_every=5",
+    ]
     process = start("train.py", *words, f"out_dir={tmp_path}/killed", "trainer.max_steps=100000")
     steps = []
     for number in range(KILLS):

@@ -159,9 +159,16 @@ def test_sgld_adds_the_variance_of_its_gradient():
     check_law(sgld_chain(minibatch, y, steps=20, step=a, seed=1).y, 0, variance)
     steps = []
     sgld_chain(
-        gaussian, y[:2], steps=3, step=0.1, offset=2.0, decay=0.55, noise_scale=0.0, seed=0,
+        gaussian,
+        y[:2],
+        steps=3,
+        step=0.1,
+        offset=2.0,
+        decay=0.55,
+        noise_scale=0.0,
+        seed=0,
         callback=lambda i, y: steps.append(y.clone()),
-    )  # fmt: skip
+    )
     shrink = [1 - 0.1 * ((2 + i) / 2) ** -0.55 for i in range(3)]
     assert torch.allclose(steps[2][:, 1], y[:2, 1] * shrink[0] * shrink[1] * shrink[2], atol=1e-6)
 
@@ -205,9 +212,14 @@ def test_recovery_posterior(sampler):
         variance = 1 / (precision * (1 - a * precision / 2))
     y = mean + variance**0.5 * torch.randn(N, 4, generator=torch.Generator().manual_seed(4))
     chain = sampler(
-        gaussian, y, steps=20, step=a, seed=torch.arange(N), tether=torch.full_like(y, x),
+        gaussian,
+        y,
+        steps=20,
+        step=a,
+        seed=torch.arange(N),
+        tether=torch.full_like(y, x),
         tether_scale=a / sigma**2,
-    )  # fmt: skip
+    )
     check_law(chain.y, mean, variance)
 
 

@@ -142,11 +142,16 @@ def test_signs_are_fair_and_fresh():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"steps": 0}, "steps=0"), ({"probes": 0}, "probes=0"), ({"trace": "full"}, "trace=full"),
-     ({"sigma_min": 90.0}, "sigma_min=90"), ({"kind": "ais"}, "kind=ais"),
-     ({"labels": torch.zeros(1)}, "labels=given: this model is unconditional"),
-     ({"trace": "exact", "probes": 2}, "probes=2: trace=exact draws none")],
-)  # fmt: skip
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"probes": 0}, "probes=0"),
+        ({"trace": "full"}, "trace=full"),
+        ({"sigma_min": 90.0}, "sigma_min=90"),
+        ({"kind": "ais"}, "kind=ais"),
+        ({"labels": torch.zeros(1)}, "labels=given: this model is unconditional"),
+        ({"trace": "exact", "probes": 2}, "probes=2: trace=exact draws none"),
+    ],
+)
 def test_bad_options(model, options, message):
     with pytest.raises(ValueError, match=message):
         model.log_prob(torch.zeros(1, 1, 8, 8), **({"kind": "ode", "seeds": [0]} | options))
@@ -155,8 +160,12 @@ def test_bad_options(model, options, message):
 def test_flow_into_the_infinite_is_told():
     times = torch.linspace(0, 1, 3, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=r"images \[1\]"):
-        ode_log_prob(lambda x, t: torch.where(x > 1, x * torch.inf, x), torch.tensor([[0.0], [2]]),
-                     times, lambda x: log_normal(x, 1.0))  # fmt: skip
+        ode_log_prob(
+            lambda x, t: torch.where(x > 1, x * torch.inf, x),
+            torch.tensor([[0.0], [2]]),
+            times,
+            lambda x: log_normal(x, 1.0),
+        )
 
 
 def test_bits_per_dim_of_gaussian_pixels(model, monkeypatch):

@@ -19,8 +19,16 @@ LEVELS = {  # a moderate and a heavy one
     "lognormal": (0.1, 0.8),
 }
 # Order of the posterior power mean the estimate is, 0 the geometric one.
-ORDER = {"gaussian": 1, "poisson": 0, "gamma": -1, "exponential": -1, "inverse_gaussian": -2,
-         "rayleigh": -2, "nakagami": -2, "lognormal": 0}  # fmt: skip
+ORDER = {
+    "gaussian": 1,
+    "poisson": 0,
+    "gamma": -1,
+    "exponential": -1,
+    "inverse_gaussian": -2,
+    "rayleigh": -2,
+    "nakagami": -2,
+    "lognormal": 0,
+}
 CASES = [(law, level) for law, levels in LEVELS.items() for level in levels]
 
 # A prior of two humps on (0, 1), as weights of 4000 midpoints: the integral is this sum, exact for
@@ -134,8 +142,11 @@ def test_tweedie_is_the_power_mean_of_the_saddle_point_density(rho):
 
 def test_tweedie_holds_the_laws():
     y, s = torch.linspace(0.1, 1.2, 12).double(), torch.linspace(-3, 3, 12).double()
-    members = {"gaussian": (25, (25 / 255) ** 2, 0), "gamma": (50, 1 / 50, 2),
-               "inverse_gaussian": (40, 1 / 40, 3)}  # fmt: skip
+    members = {
+        "gaussian": (25, (25 / 255) ** 2, 0),
+        "gamma": (50, 1 / 50, 2),
+        "inverse_gaussian": (40, 1 / 40, 3),
+    }
     for law, (level, phi, rho) in members.items():
         torch.testing.assert_close(tweedie(y, s, phi, rho), LAWS[law].estimate(y, s, level))
         torch.testing.assert_close(  # no step where rho comes near a whole number

@@ -16,8 +16,9 @@ TAU, SIGMA = 0.2, 25 / 255  # of clean Gaussian pixels, and of the noise
 
 
 def build(*more):
-    return genmodels.build(CONFIG, "data.patch=16", "network.channels=[4]", "network.blocks=[1]",
-                           *more)  # fmt: skip
+    return genmodels.build(
+        CONFIG, "data.patch=16", "network.channels=[4]", "network.blocks=[1]", *more
+    )
 
 
 def gaussian_batch(count=400, seed=0):
@@ -26,8 +27,13 @@ def gaussian_batch(count=400, seed=0):
     clean, first, second = (torch.randn(count, 1, 16, 16, generator=generator) for _ in range(3))
     clean = 0.5 + TAU * clean
     image, other = ((clean + SIGMA * noise) * 2 - 1 for noise in (first, second))
-    return {"image": image, "n": torch.arange(count), "level": torch.full((count,), 25.0),
-            "clean": clean * 2 - 1, "second": other}  # fmt: skip
+    return {
+        "image": image,
+        "n": torch.arange(count),
+        "level": torch.full((count,), 25.0),
+        "clean": clean * 2 - 1,
+        "second": other,
+    }
 
 
 class Exact(torch.nn.Module):
@@ -91,8 +97,11 @@ def test_r2r_is_the_score_objective_with_another_weight():
     batch, share = gaussian_batch(20), 0.5
     losses = []
     for objective in ("score", "r2r"):
-        model = build(f"method.objective={objective}", f"method.sigma_a_min={share}",
-                      f"method.sigma_a_max={share}")  # fmt: skip
+        model = build(
+            f"method.objective={objective}",
+            f"method.sigma_a_min={share}",
+            f"method.sigma_a_max={share}",
+        )
         model.net = Exact(0.7)
         losses.append(float(model.loss(batch)[0]))
     assert losses[1] == pytest.approx(((1 + share**2) / share) ** 2 * losses[0], rel=1e-5)
@@ -129,18 +138,31 @@ def test_perturbations_are_a_function_of_n_and_stay_in_range():
     # Elsewhere the noise in w is not Gaussian, or sigma_a is that of the config: not beyond.
     gamma = build("data.noise.law=gamma", "data.noise.level=20", "data.noise.level_max=200")
     assert (gamma.sigma_a(n, sigma) / SIGMA).max() <= 1
-    plain = build("method.form=published", "method.sigma_a_max=0.05", "method.sigma_a_min=0.001",
-                  "data.noise.level=5", "data.noise.level_max=50")  # fmt: skip
+    plain = build(
+        "method.form=published",
+        "method.sigma_a_max=0.05",
+        "method.sigma_a_min=0.001",
+        "data.noise.level=5",
+        "data.noise.level_max=50",
+    )
     assert 0.001 <= plain.sigma_a(n, sigma).min() and plain.sigma_a(n, sigma).max() <= 0.05
-    published = build("method.form=published", "method.sigma_a_max=0.05",
-                      "method.sigma_a_min=0.001", "method.anneal=22000")  # fmt: skip
+    published = build(
+        "method.form=published",
+        "method.sigma_a_max=0.05",
+        "method.sigma_a_min=0.001",
+        "method.anneal=22000",
+    )
     a = published.sigma_a(torch.tensor([0, 11_000, 22_000, 50_000]), sigma[:4]).flatten()
     torch.testing.assert_close(a, torch.tensor([0.05, 0.0255, 0.001, 0.001]))
 
 
 def test_published_form_is_ar_dae_of_the_bare_network():
-    model = build("method.form=published", "method.domain=pixels", "method.sigma_a_max=0.05",
-                  "method.sigma_a_min=0.05")  # fmt: skip
+    model = build(
+        "method.form=published",
+        "method.domain=pixels",
+        "method.sigma_a_max=0.05",
+        "method.sigma_a_min=0.05",
+    )
     batch, t = gaussian_batch(), SIGMA**2 + 0.05**2
 
     class Score(torch.nn.Module):
@@ -222,8 +244,9 @@ def test_corrected_estimator_uses_the_diagonal_of_the_jacobian():
 def test_the_noise_is_told_in_the_units_of_its_domain(law, level):
     """At mid grey the standard deviation of w is that of samples."""
     for domain in ("even", "pixels"):
-        model = build(f"data.noise.law={law}", f"data.noise.level={level}",
-                      f"method.domain={domain}")  # fmt: skip
+        model = build(
+            f"data.noise.law={law}", f"data.noise.level={level}", f"method.domain={domain}"
+        )
         y = LAWS[law].sample(np.full((1, 1, 300, 300), 0.5), level, np.random.default_rng(0))
         w, sigma = model.to_state(torch.from_numpy(y), torch.full((1, 1, 1, 1), level).double())
         assert float(w.std()) == pytest.approx(float(sigma), rel=0.03)
@@ -239,11 +262,16 @@ def test_pictures_of_any_size_are_restored(shape):
 
 @pytest.mark.parametrize(
     ("call", "message"),
-    [((torch.zeros(1, 3, 8, 8), "gaussian", 25), "the model knows 1 channels"),
-     ((torch.zeros(1, 1, 8, 8), "poisson", 0.1), "law=poisson: choose from gaussian"),
-     ((torch.zeros(1, 1, 8, 8), "gaussian", 40), "level=40: this model was trained at 25 to 25;"),
-     ((torch.full((1, 1, 8, 8), math.nan), "gaussian", 25), "must be finite")],
-)  # fmt: skip
+    [
+        ((torch.zeros(1, 3, 8, 8), "gaussian", 25), "the model knows 1 channels"),
+        ((torch.zeros(1, 1, 8, 8), "poisson", 0.1), "law=poisson: choose from gaussian"),
+        (
+            (torch.zeros(1, 1, 8, 8), "gaussian", 40),
+            "level=40: this model was trained at 25 to 25;",
+        ),
+        ((torch.full((1, 1, 8, 8), math.nan), "gaussian", 25), "must be finite"),
+    ],
+)
 def test_restore_says_what_it_cannot_do(call, message):
     with pytest.raises(ValueError, match=message):
         build().restore(*call)
@@ -255,27 +283,58 @@ def test_restore_says_what_it_cannot_do(call, message):
 
 @pytest.mark.parametrize(
     ("more", "message"),
-    [(["data.noise.law=salt"], "data.noise.law=salt: choose from gaussian"),
-     (["data.noise.level=-3"], "data.noise.level=-3.0: must be > 0"),
-     (["data.noise.law=poisson"], "level=25.0: must be 0.0001 to 1"),
-     (["method.objective=supervised"], "data.noise.target=none: method.objective=supervised le"),
-     (["data.noise.target=clean"], "data.noise.target=clean: method.objective=score learns from"),
-     (["data.noise.law=poisson", "data.noise.level=0.01", "method.sigma_a_min=0.5"],
-      "method.sigma_a_min=0.5: must be >= 0.55"),
-     (["method.sigma_a_max=0.1"], "method.sigma_a_max=0.1: must be >= 0.25"),
-     (["data.noise.level_max=5"], "data.noise.level_max=5.0: must be over"),
-     (["data.patch=0"], "data.patch=0: must be > 0"),
-     (["method.form=published", "data.noise.law=poisson", "data.noise.level=0.1",
-       "method.sigma_a_min=0.03"], "method.sigma_a_min=0.03: must be >= 0.087"),
-     (["method.form=published", "data.noise.law=poisson", "data.noise.level=0.1",
-       "method.domain=pixels", "method.sigma_a_min=0.03"], "sigma_a_min=0.03: must be >= 0.05:"),
-     (["method.objective=r2r", "data.noise.law=poisson", "data.noise.level=0.1"],
-      "method.objective=r2r: averages w, in which the noise must be Gaussian"),
-     (["method.objective=r2r", "data.noise.law=lognormal", "data.noise.level=0.1",
-       "method.domain=pixels"], "method.objective=r2r: averages w, in which the noise must be"),
-     (["method.estimator=corrected"], "method.estimator=corrected: is for the score of poisson"),
-     (["data.noise.level_max=300"], "data.noise.level_max=300.0: must be 0.1 to 255")],
-)  # fmt: skip
+    [
+        (["data.noise.law=salt"], "data.noise.law=salt: choose from gaussian"),
+        (["data.noise.level=-3"], "data.noise.level=-3.0: must be > 0"),
+        (["data.noise.law=poisson"], "level=25.0: must be 0.0001 to 1"),
+        (["method.objective=supervised"], "data.noise.target=none: method.objective=supervised le"),
+        (
+            ["data.noise.target=clean"],
+            "data.noise.target=clean: method.objective=score learns from",
+        ),
+        (
+            ["data.noise.law=poisson", "data.noise.level=0.01", "method.sigma_a_min=0.5"],
+            "method.sigma_a_min=0.5: must be >= 0.55",
+        ),
+        (["method.sigma_a_max=0.1"], "method.sigma_a_max=0.1: must be >= 0.25"),
+        (["data.noise.level_max=5"], "data.noise.level_max=5.0: must be over"),
+        (["data.patch=0"], "data.patch=0: must be > 0"),
+        (
+            [
+                "method.form=published",
+                "data.noise.law=poisson",
+                "data.noise.level=0.1",
+                "method.sigma_a_min=0.03",
+            ],
+            "method.sigma_a_min=0.03: must be >= 0.087",
+        ),
+        (
+            [
+                "method.form=published",
+                "data.noise.law=poisson",
+                "data.noise.level=0.1",
+                "method.domain=pixels",
+                "method.sigma_a_min=0.03",
+            ],
+            "sigma_a_min=0.03: must be >= 0.05:",
+        ),
+        (
+            ["method.objective=r2r", "data.noise.law=poisson", "data.noise.level=0.1"],
+            "method.objective=r2r: averages w, in which the noise must be Gaussian",
+        ),
+        (
+            [
+                "method.objective=r2r",
+                "data.noise.law=lognormal",
+                "data.noise.level=0.1",
+                "method.domain=pixels",
+            ],
+            "method.objective=r2r: averages w, in which the noise must be",
+        ),
+        (["method.estimator=corrected"], "method.estimator=corrected: is for the score of poisson"),
+        (["data.noise.level_max=300"], "data.noise.level_max=300.0: must be 0.1 to 255"),
+    ],
+)
 def test_bad_settings_are_one_line(more, message):
     with pytest.raises(ValueError, match=message):
         build(*more)

@@ -27,8 +27,14 @@ def folder(tmp_path):
 
 
 def words(folder):
-    return ("data.name=imagefolder", f"data.root={folder}", "data.patch=16", "data.holdout=0.2",
-            "network.channels=[8]", "network.blocks=[1]")  # fmt: skip
+    return (
+        "data.name=imagefolder",
+        f"data.root={folder}",
+        "data.patch=16",
+        "data.holdout=0.2",
+        "network.channels=[8]",
+        "network.blocks=[1]",
+    )
 
 
 def test_every_study_of_the_benchmark_can_be_built():
@@ -51,20 +57,28 @@ def run(folder, out, *more):
     """Train on the folder for four steps and return the run."""
     config, *more = more if PUBLISHED in more else (CONFIG, *more)
     own = words(folder)[: 4 if config == PUBLISHED else None]
-    quick = ("trainer.max_steps=4", "data.batch_size=4", "trainer.progress=false",
-             "trainer.log_every=1", "eval.loss_every=2")  # fmt: skip
+    quick = (
+        "trainer.max_steps=4",
+        "data.batch_size=4",
+        "trainer.progress=false",
+        "trainer.log_every=1",
+        "eval.loss_every=2",
+    )
     assert train.main([config, *own, *quick, f"out_dir={out}", *more]) == 0
     return next(Path(out).glob("*/*"))
 
 
 @pytest.mark.parametrize(
     "more",
-    [(), ("data.noise.copies=fresh", "data.noise.level=5", "data.noise.level_max=50"),
-     ("data.noise.law=gamma", "data.noise.level=50"),
-     ("method.objective=noise2noise", "data.noise.target=second"),
-     (PUBLISHED,)],
+    [
+        (),
+        ("data.noise.copies=fresh", "data.noise.level=5", "data.noise.level_max=50"),
+        ("data.noise.law=gamma", "data.noise.level=50"),
+        ("method.objective=noise2noise", "data.noise.target=second"),
+        (PUBLISHED,),
+    ],
     ids=["strict", "fresh", "gamma", "noise2noise", "published"],
-)  # fmt: skip
+)
 def test_trains_and_restores(folder, tmp_path, more):
     model = genmodels.load(run(folder, tmp_path, *more))
     law = next(iter(model.DENOISE_LAWS))
@@ -76,8 +90,10 @@ def test_resumed_run_is_the_run_that_never_stopped(folder, tmp_path):
     straight = run(folder, tmp_path / "a", "optim.decay=none")
     stopped = run(folder, tmp_path / "b", "optim.decay=none", "trainer.max_steps=2")
     assert train.main([f"resume={stopped}", "trainer.max_steps=4"]) == 0
-    first, second = (genmodels.checkpoint.read_checkpoint(r / "checkpoints/last.ckpt")
-                     for r in (straight, stopped))  # fmt: skip
+    first, second = (
+        genmodels.checkpoint.read_checkpoint(r / "checkpoints/last.ckpt")
+        for r in (straight, stopped)
+    )
     for key, value in first["current_model_state"].items():
         assert torch.equal(value, second["current_model_state"][key]), key
     assert (straight / "metrics.csv").read_text().count("val/loss") == 1

@@ -97,7 +97,7 @@ KNOWN = {  # the score of noise around a known x, y -> d/dy log p(y|x), and its 
     "gaussian": (20, lambda y, x: -(y - x) / (20 / 255) ** 2),
     "poisson": (0.01, lambda y, x: ((x / 0.01).log() - torch.digamma(y / 0.01 + 1)) / 0.01),
     "gamma": (50, lambda y, x: 49 / y - 50 / x),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("law", KNOWN)
@@ -148,9 +148,15 @@ def test_laws_without_an_estimator_are_named(law):
 
 @pytest.mark.parametrize(
     ("law", "level"),
-    [("gaussian", 25), ("poisson", 0.01), ("gamma", 50), ("inverse_gaussian", 40),
-     ("nakagami", 9), ("lognormal", 0.1)],
-)  # fmt: skip
+    [
+        ("gaussian", 25),
+        ("poisson", 0.01),
+        ("gamma", 50),
+        ("inverse_gaussian", 40),
+        ("nakagami", 9),
+        ("lognormal", 0.1),
+    ],
+)
 def test_patches_of_a_smooth_picture(law, level):
     """Colour as well, and black parts, which have no noise under most laws, do not mislead."""
     x = RAMP.repeat(3, 1, 1).numpy().copy()
@@ -185,9 +191,16 @@ def test_pictures_with_nothing_to_measure():
 @real
 @pytest.mark.parametrize(
     ("law", "level", "mean"),
-    [("gaussian", 15, 0.03), ("gaussian", 25, 0.03), ("gaussian", 50, 0.03),
-     ("poisson", 0.01, 0.05), ("poisson", 0.05, 0.05), ("gamma", 100, 0.05), ("gamma", 50, 0.05)],
-)  # fmt: skip
+    [
+        ("gaussian", 15, 0.03),
+        ("gaussian", 25, 0.03),
+        ("gaussian", 50, 0.03),
+        ("poisson", 0.01, 0.05),
+        ("poisson", 0.05, 0.05),
+        ("gamma", 100, 0.05),
+        ("gamma", 50, 0.05),
+    ],
+)
 def test_patches_and_law_of_photographs(law, level, mean):
     """The error of the level on average; the law of each."""
     errors, laws = [], []
@@ -202,11 +215,16 @@ def test_patches_and_law_of_photographs(law, level, mean):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("law", "level", "set12", "bsd68", "right"),
-    [("gaussian", 15, 0.05, 0.05, 1), ("gaussian", 25, 0.05, 0.05, 1),
-     ("gaussian", 50, 0.05, 0.05, 1), ("poisson", 0.01, 0.05, 0.07, 0.95),
-     ("poisson", 0.05, 0.05, 0.05, 0.95), ("gamma", 100, 0.05, 0.08, 0.95),
-     ("gamma", 50, 0.05, 0.08, 0.95)],
-)  # fmt: skip
+    [
+        ("gaussian", 15, 0.05, 0.05, 1),
+        ("gaussian", 25, 0.05, 0.05, 1),
+        ("gaussian", 50, 0.05, 0.05, 1),
+        ("poisson", 0.01, 0.05, 0.07, 0.95),
+        ("poisson", 0.05, 0.05, 0.05, 0.95),
+        ("gamma", 100, 0.05, 0.08, 0.95),
+        ("gamma", 50, 0.05, 0.08, 0.95),
+    ],
+)
 def test_all_photographs(law, level, set12, bsd68, right):
     """Mean error of the level on Set12 and BSD68, share of laws that are right; -s prints them.
 

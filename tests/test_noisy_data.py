@@ -23,8 +23,15 @@ def folder(tmp_path):
 
 def make(folder, seed=0, rank=0, world=1, step=0, batch=8, holdout=0.2, **noise):
     noise = {"law": "gaussian", "level": 10.0} | noise
-    cfg = DataConfig(name="imagefolder", root=str(folder), channels=1, patch=16, holdout=holdout,
-                     batch_size=batch, noise=NoiseConfig(**noise))  # fmt: skip
+    cfg = DataConfig(
+        name="imagefolder",
+        root=str(folder),
+        channels=1,
+        patch=16,
+        holdout=holdout,
+        batch_size=batch,
+        noise=NoiseConfig(**noise),
+    )
     data = NoisyDataModule(cfg, seed)
     data.trainer = SimpleNamespace(global_step=step, global_rank=rank, world_size=world)
     return data
@@ -123,8 +130,9 @@ def test_all_turns_and_places_occur(folder):
     batch = torch.cat([b["image"] for b in batches(make(folder, level=0.1), 40)]) * 127.5
     down, right = (batch.diff(dim=d).mean(dim=(1, 2, 3)).round().int() for d in (2, 3))
     turns = set(zip(down.tolist(), right.tolist()))
-    assert turns == {(a, b) for a, b in [(5, 1), (5, -1), (-5, 1), (-5, -1),
-                                         (1, 5), (1, -5), (-1, 5), (-1, -5)]}  # fmt: skip
+    assert turns == {
+        (a, b) for a, b in [(5, 1), (5, -1), (-5, 1), (-5, -1), (1, 5), (1, -5), (-1, 5), (-1, -5)]
+    }
     corners = (batch.amin(dim=(1, 2, 3)) + 127.5).round().int()
     assert {20, 21, 25, 26} == set(corners.tolist())
 
@@ -155,8 +163,13 @@ def test_given_pictures_are_taken_as_they_are(tmp_path, monkeypatch):
     [("resolution", 32), ("pad", 2), ("labels", True), ("flip", True), ("balanced", True)],
 )
 def test_settings_of_other_data_are_refused(folder, key, value):
-    cfg = DataConfig(name="imagefolder", root=str(folder), patch=16,
-                     noise=NoiseConfig(law="gaussian"), **{key: value})  # fmt: skip
+    cfg = DataConfig(
+        name="imagefolder",
+        root=str(folder),
+        patch=16,
+        noise=NoiseConfig(law="gaussian"),
+        **{key: value},
+    )
     with pytest.raises(ValueError, match=f"data.{key}={value}: is not for patches of noisy"):
         NoisyDataModule(cfg)
 

@@ -78,8 +78,13 @@ def test_a_folder_may_hold_a_dataset_json_too(tmp_path):
 
 def test_a_zip_of_a_folder_reads_as_the_folder(tmp_path):
     """A zip with one folder around everything; subfolders are classes, train/ and val/ splits."""
-    entries = {"set/train/a/1.png": png(1), "set/train/b/2.png": png(2), "set/val/b/3.png": png(3),
-               "__MACOSX/set/._1.png": b"fork", "set/.DS_Store": b"x"}  # fmt: skip
+    entries = {
+        "set/train/a/1.png": png(1),
+        "set/train/b/2.png": png(2),
+        "set/val/b/3.png": png(3),
+        "__MACOSX/set/._1.png": b"fork",
+        "set/.DS_Store": b"x",
+    }
     cfg = make_zip(tmp_path / "a.zip", entries)
     train, held_out = load_split(cfg, "train"), load_split(cfg, "test")
     assert train[0][:, 0, 0, 0].tolist() == [1, 2] and train[1].tolist() == [0, 1]
@@ -205,8 +210,9 @@ def test_npy_is_mapped_with_labels_beside_it(tmp_path):
     assert sorted(image.tobytes() for image in found) == sorted(image.tobytes() for image in pixels)
     np.save(tmp_path / "a_labels.npy", np.arange(20))
     train, labels = load_split(cfg, "train")
-    assert all(np.array_equal(train[i : i + 1][0].permute(1, 2, 0), pixels[labels[i]])
-               for i in range(15))  # fmt: skip
+    assert all(
+        np.array_equal(train[i : i + 1][0].permute(1, 2, 0), pixels[labels[i]]) for i in range(15)
+    )
     (tmp_path / "a_labels.npy").write_bytes(b"spoilt")  # read once, not with every batch
     assert len(train[:2]) == 2
     (tmp_path / "a_labels.npy").unlink()

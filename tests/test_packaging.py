@@ -1,6 +1,7 @@
 """However we are installed: genmodels.kernels is found, Hugging Face's `kernels` not shadowed."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -33,8 +34,12 @@ def run(cwd, path, isolated, code=CHECK):
     # -c puts the working directory first on sys.path, as a script there would
     return subprocess.run(
         [sys.executable, "-c", code.format(isolated=isolated)],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +56,29 @@ def wheel(tmp_path_factory):
     """The wheel, unpacked: a pure-Python wheel is installed by unpacking it."""
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
-         "-w", folder, ROOT],
-        check=True, capture_output=True, timeout=300,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            folder,
+            ROOT,
+        ],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
     (built,) = folder.glob("genmodels-*.whl")
     with zipfile.ZipFile(built) as archive:
         names = archive.namelist()
         archive.extractall(folder / "site")
     assert "genmodels/kernels/philox.py" in names
-    assert {f"genmodels/metrics/features/{name}_net.safetensors" for name in GREY_NETS} <= set(
-        names
-    )
+    nets = {f"genmodels/metrics/features/{name}_net.safetensors" for name in GREY_NETS}
+    assert nets <= set(names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"genmodels"}
     return folder / "site"
@@ -75,8 +91,13 @@ def editable():
     return done.returncode == 0 and done.stdout.strip().startswith(str(ROOT.resolve()))
 
 
-CASES = ["wheel elsewhere", "wheel at the root", "editable elsewhere", "editable at the root",
-         "no install, PYTHONPATH"]  # fmt: skip
+CASES = [
+    "wheel elsewhere",
+    "wheel at the root",
+    "editable elsewhere",
+    "editable at the root",
+    "no install, PYTHONPATH",
+]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -104,3 +125,15 @@ def test_import_without_triton(tmp_path):
     code = "import genmodels.checkpoint; from genmodels.kernels import philox"
     done = run(ROOT, [tmp_path, ROOT], False, code)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_second_clone_has_its_own_kernels(hugging_face, tmp_path):
+    """Even where another clone is installed in editable mode."""
+    clone = tmp_path / "clone"
+    for name in ("genmodels", "kernels"):
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "setup.py", clone)
+    done = run(clone, [hugging_face], isolated=False)
+    assert done.returncode == 0, done.stderr
+    package, kernel, *_ = done.stdout.split()
+    assert package.startswith(str(clone)) and kernel.startswith(str(clone))

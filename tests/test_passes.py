@@ -39,8 +39,9 @@ def test_a_pass_gives_rows_in_order_and_the_moments_of_blocks(features, monkeypa
 
 @pytest.mark.parametrize("batch", [1, 5, 64])
 def test_the_batch_of_the_net_changes_nothing(features, batch):
-    found, other = (score_pass(Pictures(PIXELS), features, batch=b, rows=True)
-                    for b in (None, batch))  # fmt: skip
+    found, other = (
+        score_pass(Pictures(PIXELS), features, batch=b, rows=True) for b in (None, batch)
+    )
     assert torch.equal(found.rows, other.rows)
     for one, two in zip(found.blocks, other.blocks):
         assert torch.equal(one.outer, two.outer) and torch.equal(one.total, two.total)

@@ -249,7 +249,7 @@ for schedule in SCHEDULES:
                         scaled=scaled,
                         alpha=alpha,
                         **more,
-                    )  # fmt: skip
+                    )
                 ),
                 2 if alpha else 1,
             )

@@ -64,9 +64,10 @@ def test_convert_without_labels_says_null(tmp_path, capsys):
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         assert json.loads(archive.read("dataset.json")) == {"labels": None}
         assert sorted(archive.namelist())[1:] == [
-            "test/00000/img00000000.png", "train/00000/img00000000.png",
+            "test/00000/img00000000.png",
+            "train/00000/img00000000.png",
             "train/00000/img00000001.png",
-        ]  # fmt: skip
+        ]
 
 
 @pytest.mark.parametrize(

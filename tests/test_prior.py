@@ -22,12 +22,15 @@ def test_prior_samples_have_its_density(kind, rank):
     rows = prior.sample(z, 0.2).flatten(1).double()
     law = torch.distributions.MultivariateNormal(rows.mean(0), torch.from_numpy(np.cov(rows.T)))
     torch.testing.assert_close(
-        prior.log_prob(rows[:50].reshape(50, 2, 2, 2), 0.2), law.log_prob(rows[:50]),
-        rtol=0, atol=0.05,
-    )  # fmt: skip
+        prior.log_prob(rows[:50].reshape(50, 2, 2, 2), 0.2),
+        law.log_prob(rows[:50]),
+        rtol=0,
+        atol=0.05,
+    )
     if kind == "full":
-        torch.testing.assert_close(law.covariance_matrix, covariance + 0.2 * torch.eye(8),
-                                   rtol=0.02, atol=0.02)  # fmt: skip
+        torch.testing.assert_close(
+            law.covariance_matrix, covariance + 0.2 * torch.eye(8), rtol=0.02, atol=0.02
+        )
     y = mean.reshape(1, 2, 2, 2) + 0.3
     point = torch.distributions.MultivariateNormal(y.flatten(), 0.2 * torch.eye(8).double())
     expected = torch.distributions.kl_divergence(point, law)

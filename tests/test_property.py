@@ -19,8 +19,12 @@ from genmodels.config.words import parse_value, split_words
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
 
-QUICK = settings(max_examples=100, deadline=None, derandomize=True,
-                 suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+QUICK = settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 KINDS = [str, int, float, bool, list[int], list[float], list[str]]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
@@ -108,10 +112,15 @@ def settable(cls, prefix=""):
             yield f"{prefix}{item.name}", kind
 
 
-VALUES = {int: st.integers(-5, 10**6), float: st.floats(-2, 1e6), bool: st.booleans(), str: WORDS,
-          list[int]: st.lists(st.integers(0, 64), max_size=3),
-          list[float]: st.lists(st.floats(0, 1), max_size=3),
-          list[str]: st.lists(st.sampled_from(["csv", "fd", "x"]), max_size=2)}  # fmt: skip
+VALUES = {
+    int: st.integers(-5, 10**6),
+    float: st.floats(-2, 1e6),
+    bool: st.booleans(),
+    str: WORDS,
+    list[int]: st.lists(st.integers(0, 64), max_size=3),
+    list[float]: st.lists(st.floats(0, 1), max_size=3),
+    list[str]: st.lists(st.sampled_from(["csv", "fd", "x"]), max_size=2),
+}
 
 
 @settings(QUICK, max_examples=20)
@@ -138,8 +147,9 @@ def test_every_key_set_by_word_and_by_yaml_is_the_same(data):
     assert results[0] == results[1]
 
 
-PIXELS = st.tuples(st.integers(1, 4), st.sampled_from([1, 3]), st.integers(1, 9),
-                   st.integers(1, 9)).flatmap(lambda shape: arrays(np.uint8, shape))  # fmt: skip
+PIXELS = st.tuples(
+    st.integers(1, 4), st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9)
+).flatmap(lambda shape: arrays(np.uint8, shape))
 
 
 @QUICK
@@ -176,8 +186,9 @@ def test_pictures_survive_png_npz_and_npy(tmp_path, pixels):
 
 
 @QUICK
-@given(st.binary(max_size=200), st.sampled_from(["a.png", "a.jpg", "a.tif", "a.npz", "a.npy",
-                                                 "a.zip"]))  # fmt: skip
+@given(
+    st.binary(max_size=200), st.sampled_from(["a.png", "a.jpg", "a.tif", "a.npz", "a.npy", "a.zip"])
+)
 def test_any_bytes_are_pictures_or_one_line(tmp_path, blob, name):
     (tmp_path / name).write_bytes(blob)
     reader = images.read_images if name.endswith(("npz", "npy", "zip")) else images.read_image
@@ -204,8 +215,9 @@ def test_a_picture_with_one_wrong_byte_is_read_or_one_line(where, value, kind):
 
 
 @QUICK
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(2, 20),
-       st.sampled_from(["center", "adm"]))  # fmt: skip
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.integers(2, 20), st.sampled_from(["center", "adm"])
+)
 def test_any_picture_fits_any_side(height, width, side, crop):
     image = torch.full((3, height, width), 77, dtype=torch.uint8)
     made = images.fit(image, side, crop)

@@ -33,8 +33,11 @@ ELSEWHERE = (
     "python evaluate.py stats data=cifar10",
 )
 SMALL = ["network.channels=[8]", "network.blocks=[1]", "trainer.progress=false"]
-MODULES = {"genmodels.data": commands.main, "genmodels.checkpoint": export_main,
-           "genmodels.diffusers_export": diffusers.main}  # fmt: skip
+MODULES = {
+    "genmodels.data": commands.main,
+    "genmodels.checkpoint": export_main,
+    "genmodels.diffusers_export": diffusers.main,
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +59,18 @@ def things(train_tiny, tmp_path_factory):
     for i in range(3):
         images.write_png(folder / f"photos/{i}.png", photo[:1, 80 * i : 80 * i + 80])
     sample.main([str(run), "num=8", "steps=1", f"out={folder / 'samples'}"])
-    return {"RUN": run, "runs/edm_digits/TIME": run, "MODEL": run, "SMALLER_MODEL": run,
-            "GBM_RUN": train_tiny("data.labels=true", config="configs/gbm_digits.yaml"),
-            "NOISY": noisy, "PHOTO.png": folder / "photo.png", "PICTURES": folder / "photos",
-            "FOLDER": folder / "pictures", "DIR": folder / "made"}  # fmt: skip
+    return {
+        "RUN": run,
+        "runs/edm_digits/TIME": run,
+        "MODEL": run,
+        "SMALLER_MODEL": run,
+        "GBM_RUN": train_tiny("data.labels=true", config="configs/gbm_digits.yaml"),
+        "NOISY": noisy,
+        "PHOTO.png": folder / "photo.png",
+        "PICTURES": folder / "photos",
+        "FOLDER": folder / "pictures",
+        "DIR": folder / "made",
+    }
 
 
 def test_the_commands_are_found():
@@ -85,8 +96,14 @@ def test_command(command, things, tmp_path, monkeypatch):
     )
     if script is train and not any(word.startswith(("resume=", "--")) for word in argv):
         tiny = [*TINY, "data.labels=true"] if "noise2score" not in argv[0] else SMALL
-        argv = [argv[0], "configs/debug.yaml", *tiny, *argv[1:],
-                "trainer.max_steps=1", f"out_dir={tmp_path}"]  # fmt: skip
+        argv = [
+            argv[0],
+            "configs/debug.yaml",
+            *tiny,
+            *argv[1:],
+            "trainer.max_steps=1",
+            f"out_dir={tmp_path}",
+        ]
         if "ddo" in argv[0]:
             argv += ["method.steps=2", "method.pool=16", "eval.num=40", "method.label_dropout=0"]
     if script is sample:

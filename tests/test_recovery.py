@@ -85,8 +85,9 @@ def test_units_of_the_noise():
     capped = RecoverySchedule("cdrl", 6, 2e-3, "constant", "noise").exact.gain
     assert capped[1] == 1 and float(capped[2]) == pytest.approx(0.9256, abs=1e-3)
     assert RecoverySchedule(units="noise", limit=0.05).exact.gain[[1, 2]].tolist() == [
-        0.05, pytest.approx(0.0467, abs=1e-4)
-    ]  # fmt: skip
+        0.05,
+        pytest.approx(0.0467, abs=1e-4),
+    ]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -150,16 +151,26 @@ def test_fewer_steps_keep_drift_and_noise():
     flat = lambda y: 0 * y.flatten(1).sum(1)  # noqa: E731
     zero = torch.zeros(N, 1, 2, 2)
     for steps in (15, 5):
-        y = recovery_chain(flat, zero, zero, level, steps=steps, rate=15 / steps,
-                           seed=torch.arange(N)).y  # fmt: skip
+        y = recovery_chain(
+            flat, zero, zero, level, steps=steps, rate=15 / steps, seed=torch.arange(N)
+        ).y
         check_law(y, 0, 15 * float(level.s[0]) ** 2)
         slope = lambda y: y.flatten(1).sum(1)  # noqa: E731  gradient one
-        y = recovery_chain(slope, zero, zero, level, steps=steps, rate=15 / steps, noise_scale=0.0,
-                           seed=torch.arange(N)).y  # fmt: skip
+        y = recovery_chain(
+            slope,
+            zero,
+            zero,
+            level,
+            steps=steps,
+            rate=15 / steps,
+            noise_scale=0.0,
+            seed=torch.arange(N),
+        ).y
         torch.testing.assert_close(y, zero + 7.5)
     tied = SCHEDULE.at(torch.full((N,), 3))
-    y = recovery_chain(flat, zero, zero + 1, tied, steps=1, rate=3.0, noise_scale=0.0,
-                       seed=torch.arange(N)).y  # fmt: skip
+    y = recovery_chain(
+        flat, zero, zero + 1, tied, steps=1, rate=3.0, noise_scale=0.0, seed=torch.arange(N)
+    ).y
     torch.testing.assert_close(y, zero + 3 * 2e-3 / 0.0074464 / 2, rtol=1e-4, atol=0)
 
 
@@ -174,8 +185,15 @@ def test_levels_of_a_batch_are_the_images_own():
     whole = recovery_chain(f, y, x_t, level, steps=5, seed=seeds, mask=mask).y
     for k in range(4):
         own = type(level)(*(value[k : k + 1] for value in level))
-        alone = recovery_chain(f, y[k : k + 1], x_t[k : k + 1], own, steps=5,
-                               seed=seeds[k : k + 1], mask=mask[k : k + 1]).y  # fmt: skip
+        alone = recovery_chain(
+            f,
+            y[k : k + 1],
+            x_t[k : k + 1],
+            own,
+            steps=5,
+            seed=seeds[k : k + 1],
+            mask=mask[k : k + 1],
+        ).y
         assert torch.equal(alone[0], whole[k])
     assert torch.equal(whole[~mask], y[~mask]) and (whole[mask] != y[mask]).all()
 

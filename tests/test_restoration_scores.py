@@ -60,13 +60,16 @@ def by_the_rule(folder, law, level, seed):
 @pytest.mark.parametrize(("law", "level"), [("gaussian", 25), ("poisson", 0.05)])
 def test_scores_follow_the_rule(box, folder, tmp_path, capsys, law, level):
     box(radius=1)
-    found = report(folder, tmp_path, f"law={law}", f"level={level}", "seed=3", "tile=16",
-                   "overlap=2")  # fmt: skip
+    found = report(
+        folder, tmp_path, f"law={law}", f"level={level}", "seed=3", "tile=16", "overlap=2"
+    )
     wanted = []
     for row, (x, y) in zip(found["rows"], by_the_rule(folder, law, level, 3), strict=True):
         wide = np.pad(y, 1, mode="edge")
-        mean = sum(wide[i : i + x.shape[0], j : j + x.shape[1]]
-                   for i in range(3) for j in range(3)) / 9  # fmt: skip
+        mean = (
+            sum(wide[i : i + x.shape[0], j : j + x.shape[1]] for i in range(3) for j in range(3))
+            / 9
+        )
         own = -10 * math.log10(((mean.clip(0, 1) - x) ** 2).mean())
         noisy = -10 * math.log10(((y - x) ** 2).mean())
         assert row["psnr_noisy"] == pytest.approx(noisy, abs=1e-9)
@@ -312,9 +315,14 @@ def test_noisy_pictures_have_the_known_psnr(name, law, level, unclipped, clipped
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("law", "level", "wanted"),
-    [("gaussian", 25, 29.46), ("poisson", 0.01, 31.45), ("poisson", 0.05, 27.79),
-     ("gamma", 100, 33.03), ("gamma", 50, 31.26)],
-)  # fmt: skip
+    [
+        ("gaussian", 25, 29.46),
+        ("poisson", 0.01, 31.45),
+        ("poisson", 0.05, 27.79),
+        ("gamma", 100, 33.03),
+        ("gamma", 50, 31.26),
+    ],
+)
 def test_bm3d_scores_as_known(law, level, wanted):
     """The first picture of Set12, measured before with the same package and seed rule."""
     pytest.importorskip("bm3d")

@@ -102,14 +102,26 @@ def test_processes_take_their_shares(box, tmp_path, monkeypatch):
     model = box()
     for k in range(5):
         save(tmp_path / "in" / f"{k}.png", random_levels(6, 6 + k))
-    options = {"denoise": f"{tmp_path}/in", "law": "gaussian", "level": "25", "tile": 512,
-               "overlap": 32, "ensemble": False, "precision": "fp32", "format": "png",
-               "labels": "", "estimator": ""}  # fmt: skip
+    options = {
+        "denoise": f"{tmp_path}/in",
+        "law": "gaussian",
+        "level": "25",
+        "tile": 512,
+        "overlap": 32,
+        "ensemble": False,
+        "precision": "fp32",
+        "format": "png",
+        "labels": "",
+        "estimator": "",
+    }
     waited = []
     for rank in (1, 0):
-        state = types.SimpleNamespace(process_index=rank, num_processes=2,
-                                      is_main_process=rank == 0,
-                                      wait_for_everyone=lambda: waited.append(1))  # fmt: skip
+        state = types.SimpleNamespace(
+            process_index=rank,
+            num_processes=2,
+            is_main_process=rank == 0,
+            wait_for_everyone=lambda: waited.append(1),
+        )
         restoration.denoise(model, options, tmp_path / "out", state)
         there = sorted(p.name for p in (tmp_path / "out").iterdir())
         if rank == 1:
@@ -278,9 +290,14 @@ def test_bad_input_is_one_line_and_nothing_is_written(box, tmp_path, capsys, wor
     Image.fromarray(good).save(tmp_path / "twice" / "a.jpg")
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.txt").write_text("no picture")
-    arrays = {"nan": np.full((4, 4), np.nan), "int": np.ones((4, 4), int),
-              "five": np.ones((4, 4, 5)), "no": np.ones((0, 4)),
-              "pickle": np.array([{}]), "unit": np.full((4, 4), 1.2)}  # fmt: skip
+    arrays = {
+        "nan": np.full((4, 4), np.nan),
+        "int": np.ones((4, 4), int),
+        "five": np.ones((4, 4, 5)),
+        "no": np.ones((0, 4)),
+        "pickle": np.array([{}]),
+        "unit": np.full((4, 4), 1.2),
+    }
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array)
     Image.fromarray(np.full((4, 4), np.inf, np.float32)).save(tmp_path / "inf.tif")

@@ -29,8 +29,9 @@ def ten(tiny_run, tmp_path_factory):
 
 def test_files_are_named_by_seed_with_a_grid(ten, tiny_run):
     assert sorted(path.name for path in ten.iterdir()) == [
-        *(f"{seed:06d}.png" for seed in range(10)), "grid.png"
-    ]  # fmt: skip
+        *(f"{seed:06d}.png" for seed in range(10)),
+        "grid.png",
+    ]
     model = genmodels.load(tiny_run)
     expected = images.to_uint8(model.sample(range(10), steps=4))
     assert torch.equal(images.read_images(ten), expected)
@@ -53,8 +54,10 @@ def test_two_processes_write_the_same_bytes(ten, tiny_run, tmp_path):
     )
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", driver],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True,
-    )  # fmt: skip
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+    )
     assert pngs(tmp_path / "png") == pngs(ten)
     assert (tmp_path / "png" / "grid.png").read_bytes() == (ten / "grid.png").read_bytes()
     with np.load(tmp_path / "npz" / "images.npz") as file:

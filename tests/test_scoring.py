@@ -42,10 +42,22 @@ def test_every_score_of_inception_against_torch_fidelity(tmp_path):
     pixels = varied(48)
     made, real = pixels[:24], 255 - pixels[24:] // 2
     referee = torch_fidelity.calculate_metrics(
-        input1=Set(made), input2=Set(real), feature_extractor="inception-v3-compat",
-        feature_extractor_weights_path=path, batch_size=16, fid=True, kid=True, isc=True, prc=True,
-        isc_splits=3, kid_subsets=20, kid_subset_size=16, cuda=False, cache=False, verbose=False,
-    )  # fmt: skip
+        input1=Set(made),
+        input2=Set(real),
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=path,
+        batch_size=16,
+        fid=True,
+        kid=True,
+        isc=True,
+        prc=True,
+        isc_splits=3,
+        kid_subsets=20,
+        kid_subset_size=16,
+        cuda=False,
+        cache=False,
+        verbose=False,
+    )
     features = load_features("inception", path)
     found = extract(features, made, outputs=("features", "logits"))
     value, spread = inception_score(found["logits"], 3)

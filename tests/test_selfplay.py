@@ -20,20 +20,40 @@ from genmodels.methods.ddo import DDO
 from genmodels.training import judge, selfplay
 from genmodels.training.callbacks import EMA
 
-SMALL = ["network.channels=[16,16]", "network.norm_groups=8", "network.attention=[]",
-         "network.head_dim=8", "trainer.progress=false", "trainer.loggers=csv",
-         "trainer.accelerator=cpu"]  # fmt: skip
-ROUND = ["method.steps=2", "method.pool=24", "method.shard=8", "data.batch_size=8",
-         "trainer.max_steps=4", "eval.every=2", "eval.num=64", "optim.rampup=0", "optim.lr=1e-4",
-         "checkpoint.every=1"]  # fmt: skip
+SMALL = [
+    "network.channels=[16,16]",
+    "network.norm_groups=8",
+    "network.attention=[]",
+    "network.head_dim=8",
+    "trainer.progress=false",
+    "trainer.loggers=csv",
+    "trainer.accelerator=cpu",
+]
+ROUND = [
+    "method.steps=2",
+    "method.pool=24",
+    "method.shard=8",
+    "data.batch_size=8",
+    "trainer.max_steps=4",
+    "eval.every=2",
+    "eval.num=64",
+    "optim.rampup=0",
+    "optim.lr=1e-4",
+    "checkpoint.every=1",
+]
 DDO_DIGITS = str(ROOT / "configs" / "ddo_digits.yaml")
 
 
 @pytest.fixture(scope="module")
 def base(train_tiny):
     """A tiny trained EDM with labels."""
-    return train_tiny("data.labels=true", "method.label_dropout=0", "trainer.max_steps=30",
-                      "optim.lr=3e-3", "ema.half_life=0")  # fmt: skip
+    return train_tiny(
+        "data.labels=true",
+        "method.label_dropout=0",
+        "trainer.max_steps=30",
+        "optim.lr=3e-3",
+        "ema.half_life=0",
+    )
 
 
 def argv(base, out, *words):
@@ -100,8 +120,12 @@ def test_the_state_of_a_round(straight, base):
     assert [(c["alpha"], c["beta"]) for c in first["candidates"]] == [(1.0, 60.0), (4.0, 60.0)]
     for part in (first, second):
         assert {"value", "stderr"} == set(part["final"]["winner"]["fd"])
-    ranges = [(first["pool"]["seeds"], 24), (second["pool"]["seeds"], 24),
-              (first["score"]["seeds"], 64), (0, 64)]  # fmt: skip
+    ranges = [
+        (first["pool"]["seeds"], 24),
+        (second["pool"]["seeds"], 24),
+        (first["score"]["seeds"], 64),
+        (0, 64),
+    ]
     drawn = [seed for start, count in ranges for seed in range(start, start + count)]
     assert len(set(drawn)) == len(drawn) and max(drawn) < 2**32  # generators take them modulo 2^32
 
@@ -149,8 +173,12 @@ def test_evaluate_and_sample_take_the_run(straight, tmp_path):
     import sample
 
     assert sample.main([str(straight), "num=4", "steps=2", f"out={tmp_path / 'a'}"]) == 0
-    assert evaluate.main([str(straight), "num=8", "steps=2", "resamples=0",
-                          f"out={tmp_path / 'b.json'}"]) == 0  # fmt: skip
+    assert (
+        evaluate.main(
+            [str(straight), "num=8", "steps=2", "resamples=0", f"out={tmp_path / 'b.json'}"]
+        )
+        == 0
+    )
     export = tmp_path / "export"
     genmodels.checkpoint.export(straight, export)
     assert genmodels.load(export).cfg.method.name == "ddo"
@@ -160,16 +188,25 @@ def test_evaluate_and_sample_take_the_run(straight, tmp_path):
 # Stopping and going on
 
 
-POINTS = ("round-01/pool/shard-00000.npz", "round-01/alpha1-beta60/checkpoints/step-00000001.ckpt",
-          "round-01/alpha1-beta60/best.ckpt", "round-02/pool/shard-00001.npz")  # fmt: skip
+POINTS = (
+    "round-01/pool/shard-00000.npz",
+    "round-01/alpha1-beta60/checkpoints/step-00000001.ckpt",
+    "round-01/alpha1-beta60/best.ckpt",
+    "round-02/pool/shard-00001.npz",
+)
 
 
 def test_kill_9_at_several_points_and_the_same_command_again(base, straight, tmp_path):
     """Each time the file appears the process is killed; the last command runs to the end."""
     command = [sys.executable, "train.py", *argv(base, tmp_path, *TWO)]
     for point in POINTS:
-        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         while not list(tmp_path.glob(f"*/*/{point}")):
             assert process.poll() is None, (point, process.stderr.read())
             time.sleep(0.01)
@@ -260,9 +297,16 @@ def play_of(curve, patience=2, metric="fd", steps=100):
 
 @pytest.mark.parametrize(
     "curve, patience, stops",
-    [((3, 2, 1), 2, False), ((3, 2, 2.1, 2.2), 2, True), ((3, 2, 2.1, 2.05, 2.2), 2, False),
-     ((1, 2, 3), 2, True), ((3, 2, 2.1), 1, True), ((1, 2, 3, 4), 0, False), ((3, 4), 2, False)],
-)  # fmt: skip
+    [
+        ((3, 2, 1), 2, False),
+        ((3, 2, 2.1, 2.2), 2, True),
+        ((3, 2, 2.1, 2.05, 2.2), 2, False),
+        ((1, 2, 3), 2, True),
+        ((3, 2, 2.1), 1, True),
+        ((1, 2, 3, 4), 0, False),
+        ((3, 4), 2, False),
+    ],
+)
 def test_stops_when_the_score_rises_twice(curve, patience, stops):
     own, entries = play_of(curve, patience)
     assert bool(own.end(entries)) == stops
@@ -331,8 +375,13 @@ def test_scored_models_are_in_eval_mode(base, monkeypatch):
 @pytest.mark.slow
 def test_two_processes_play_to_the_same_scores(base, tmp_path):
     """Both make shards and train; one scores. Rounding apart, it is what one process does."""
-    words = ("method.rounds=2", "method.alphas=1", "method.patience=0", "optim.eps=1e-2",
-             "eval.num=64")  # fmt: skip
+    words = (
+        "method.rounds=2",
+        "method.alphas=1",
+        "method.patience=0",
+        "optim.eps=1e-2",
+        "eval.num=64",
+    )
     one = play(base, tmp_path / "one", *words)
     two = tmp_path / "two"
     command = [sys.executable, "train.py", *argv(base, two, *words), "trainer.devices=2"]

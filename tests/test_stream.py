@@ -130,8 +130,14 @@ def test_training_from_disk_makes_the_same_weights(tmp_path, train_tiny, name):
     import train
     from genmodels.checkpoint import read_checkpoint
 
-    words = (f"data.name={name}", f"data.root={on_disk_cases(tmp_path)[name]}", "data.flip=true",
-             "data.holdout=0.4", "trainer.accumulate=2", "eval.loss_every=3")  # fmt: skip
+    words = (
+        f"data.name={name}",
+        f"data.root={on_disk_cases(tmp_path)[name]}",
+        "data.flip=true",
+        "data.holdout=0.4",
+        "trainer.accumulate=2",
+        "eval.loss_every=3",
+    )
     memory = train_tiny(*words, "trainer.max_steps=6")
     disk = train_tiny(*words, "data.device=disk", "trainer.max_steps=3")
     resumed = [f"resume={disk}", "trainer.max_steps=6", "data.workers=1"]
@@ -139,8 +145,10 @@ def test_training_from_disk_makes_the_same_weights(tmp_path, train_tiny, name):
     found, expected = (read_checkpoint(run / "checkpoints/last.ckpt") for run in (disk, memory))
     for key in ("state_dict", "current_model_state"):
         assert all(torch.equal(found[key][k], v) for k, v in expected[key].items())
-    rows = [[{k: v for k, v in row.items() if "second" not in k} for row in read_csv(run)]
-            for run in (disk, memory)]  # fmt: skip
+    rows = [
+        [{k: v for k, v in row.items() if "second" not in k} for row in read_csv(run)]
+        for run in (disk, memory)
+    ]
     assert rows[0] == rows[1] and rows[0][-1]["val/loss"]
 
 

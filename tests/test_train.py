@@ -45,8 +45,14 @@ def assert_equal(a, b, path=""):
         assert a == b, f"{path}: {a} != {b}"
 
 
-WORDS = ("trainer.accumulate=2", "checkpoint.every=4", "network.dropout=0.1", "optim.rampup=40",
-         "eval.loss_every=3", "data.flip=true")  # fmt: skip
+WORDS = (
+    "trainer.accumulate=2",
+    "checkpoint.every=4",
+    "network.dropout=0.1",
+    "optim.rampup=40",
+    "eval.loss_every=3",
+    "data.flip=true",
+)
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +97,16 @@ def test_metrics_csv_goes_on_where_the_checkpoint_was(train_tiny, straight):
 
 
 def start(out, *words):
-    argv = [sys.executable, "train.py", "configs/edm_digits.yaml", "configs/debug.yaml", *TINY,
-            f"out_dir={out}", "sample.every=0", *words]  # fmt: skip
+    argv = [
+        sys.executable,
+        "train.py",
+        "configs/edm_digits.yaml",
+        "configs/debug.yaml",
+        *TINY,
+        f"out_dir={out}",
+        "sample.every=0",
+        *words,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -145,8 +159,16 @@ def test_one_and_two_processes_train_the_same_weights(train_tiny, tmp_path):
     # The two sum their gradients in another order, and Adam turns the rounding of a gradient near
     # zero into a step of up to lr (1e-5 apart after five steps at its usual eps); a larger eps
     # keeps rounding what it is. A wrong image, noise or scale is off by 1e-2 either way.
-    words = ("data.batch_size=16", "trainer.accumulate=2", "trainer.max_steps=5", "optim.eps=1e-2",
-             "eval.every=5", "eval.num=40", "eval.features=digits", "method.steps=2")  # fmt: skip
+    words = (
+        "data.batch_size=16",
+        "trainer.accumulate=2",
+        "trainer.max_steps=5",
+        "optim.eps=1e-2",
+        "eval.every=5",
+        "eval.num=40",
+        "eval.features=digits",
+        "method.steps=2",
+    )
     single = train_tiny(*words)
     one = state(single)
     process = start(tmp_path, *words, "trainer.devices=2", "trainer.strategy=ddp")
@@ -160,8 +182,10 @@ def test_one_and_two_processes_train_the_same_weights(train_tiny, tmp_path):
         torch.testing.assert_close(two["ema"][name], tensor, rtol=0, atol=1e-6)
     assert output.count("run: ") == 1
     # Each rank scored its half of the images with weights that differ by rounding.
-    fd = [float(list(csv.DictReader(open(r / "metrics.csv")))[-1]["eval/fd_40"])
-          for r in (single, run)]  # fmt: skip
+    fd = [
+        float(list(csv.DictReader(open(r / "metrics.csv")))[-1]["eval/fd_40"])
+        for r in (single, run)
+    ]
     assert fd[0] == pytest.approx(fd[1], rel=1e-3)
 
 

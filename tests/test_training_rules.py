@@ -40,9 +40,16 @@ def test_grids_and_metrics_show_the_averaged_weights(train_tiny, monkeypatch, ha
         return original(self, seeds, *args, **options)
 
     monkeypatch.setattr(EDM, "sample", spy)
-    run = train_tiny("sample.every=4", "sample.num=3", "eval.every=4", "eval.num=5",
-                     "eval.metrics=nn1", "method.steps=1", "ema.rampup=0",
-                     f"ema.half_life={half_life}")  # fmt: skip
+    run = train_tiny(
+        "sample.every=4",
+        "sample.num=3",
+        "eval.every=4",
+        "eval.num=5",
+        "eval.metrics=nn1",
+        "method.steps=1",
+        "ema.rampup=0",
+        f"ema.half_life={half_life}",
+    )
     saved = last(run)
     assert sorted(seen) == [3, 5]  # the grid and the metrics
     for weights, training in seen.values():
@@ -95,13 +102,21 @@ GRADIENTS = [(0.5, -2.0), (-0.1, 1.0), (0.3, 0.2)]  # of conv_in's 144 weights a
 
 @pytest.mark.parametrize(
     "betas, eps, decay",
-    [((0.5, 0.999), 1e-8, 0.0), ((0.9, 0.6), 1e-8, 0.0), ((0.9, 0.999), 0.5, 0.0),
-     ((0.9, 0.999), 1e-8, 2.0)],
+    [
+        ((0.5, 0.999), 1e-8, 0.0),
+        ((0.9, 0.6), 1e-8, 0.0),
+        ((0.9, 0.999), 0.5, 0.0),
+        ((0.9, 0.999), 1e-8, 2.0),
+    ],
     ids=["beta1", "beta2", "eps", "weight_decay"],
-)  # fmt: skip
+)
 def test_adam_with_the_settings_of_the_config(train_tiny, monkeypatch, betas, eps, decay):
-    words = ("optim.lr=0.01", f"optim.betas={betas[0]},{betas[1]}", f"optim.eps={eps}",
-             f"optim.weight_decay={decay}")  # fmt: skip
+    words = (
+        "optim.lr=0.01",
+        f"optim.betas={betas[0]},{betas[1]}",
+        f"optim.eps={eps}",
+        f"optim.weight_decay={decay}",
+    )
     starts, ends, _ = train_with_gradients(train_tiny, monkeypatch, GRADIENTS, *words)
     for k, (start, end) in enumerate(zip(starts, ends)):
         expected = adamw(start, [pair[k] for pair in GRADIENTS], 0.01, betas, eps, decay)
@@ -137,13 +152,17 @@ def test_lr_rises_over_images(train_tiny, monkeypatch, accumulate):
     [
         ((), {0: 1, 1: 1, 1000: 1}),
         (("optim.rampup=40",), {0: 0, 1: 0.2, 2: 0.4, 4: 0.8, 5: 1, 6: 1, 1000: 1}),
-        (("optim.decay=cosine", "trainer.max_steps=6"),
-         {0: 1, 1: 0.9330127, 2: 0.75, 3: 0.5, 4: 0.25, 5: 0.0669873, 6: 0, 7: 0}),
-        (("optim.decay=cosine", "trainer.max_steps=6", "optim.rampup=24"),
-         {0: 0, 1: 0.3110042, 2: 0.5, 3: 0.5, 4: 0.25, 6: 0}),
+        (
+            ("optim.decay=cosine", "trainer.max_steps=6"),
+            {0: 1, 1: 0.9330127, 2: 0.75, 3: 0.5, 4: 0.25, 5: 0.0669873, 6: 0, 7: 0},
+        ),
+        (
+            ("optim.decay=cosine", "trainer.max_steps=6", "optim.rampup=24"),
+            {0: 0, 1: 0.3110042, 2: 0.5, 3: 0.5, 4: 0.25, 6: 0},
+        ),
     ],
     ids=["constant", "ramp", "cosine", "both"],
-)  # fmt: skip
+)
 def test_lr_factor(words, table):
     """Worked out by hand: step B / ramp-up, and (1 + cos(pi step / steps)) / 2."""
     model = build(*words)
@@ -166,8 +185,12 @@ def test_dropout_differs_between_micro_batches_steps_and_ranks():
         model.loss = lambda batch: (torch.rand(4), {})
         return tuple(model.training_step({}, batch_idx).tolist())
 
-    places = [(step, 2 * step + micro, rank)
-              for step in range(3) for micro in range(2) for rank in range(3)]  # fmt: skip
+    places = [
+        (step, 2 * step + micro, rank)
+        for step in range(3)
+        for micro in range(2)
+        for rank in range(3)
+    ]
     draws = {place: draw(*place) for place in places}
     assert len(set(draws.values())) == len(places)
     assert draw(2, 1, 1) == draws[2, 5, 1]
@@ -200,8 +223,13 @@ def test_hidden_labels_have_nothing_to_do_with_flips_and_noise_levels(train_tiny
 
     monkeypatch.setattr(EDM, "loss", loss)
     monkeypatch.setattr(Precond, "forward", forward)
-    words = ("data.labels=true", "method.label_dropout=0.5", "data.batch_size=1000",
-             "trainer.max_steps=2", "network.dropout=0")  # fmt: skip
+    words = (
+        "data.labels=true",
+        "method.label_dropout=0.5",
+        "data.batch_size=1000",
+        "trainer.max_steps=2",
+        "network.dropout=0",
+    )
     for flip in ("true", "false"):
         train_tiny(*words, f"data.flip={flip}")
     both = {key: torch.cat([part[key] for part in seen]) for key in seen[0]}
@@ -255,8 +283,15 @@ def test_tf32_is_as_set_in_every_step(train_tiny, monkeypatch, math_settings, tf
     if sampling:
         generation.generate_all(build().eval(), [0], progress=False, steps=1)
     monkeypatch.setattr(EDM, "loss", spy)
-    looks = ("sample.every=1", "sample.num=1", "method.steps=1", "eval.every=2", "eval.num=4",
-             "eval.metrics=nn1", "eval.loss_every=3")  # fmt: skip
+    looks = (
+        "sample.every=1",
+        "sample.num=1",
+        "method.steps=1",
+        "eval.every=2",
+        "eval.num=4",
+        "eval.metrics=nn1",
+        "eval.loss_every=3",
+    )
     train_tiny(f"trainer.tf32={str(tf32).lower()}", *(looks if sampling else ()))
     assert seen == [("high" if tf32 else "highest", tf32)] * 4
 

@@ -11,8 +11,13 @@ from genmodels.networks.unet import UNet, UNetConfig
 
 
 def make(classes=0, shape=(3, 8, 8), **settings):
-    plain = {"channels": [8, 16, 32], "layers": 1, "attention": [0], "head_dim": 4,
-             "norm_groups": 4}  # fmt: skip
+    plain = {
+        "channels": [8, 16, 32],
+        "layers": 1,
+        "attention": [0],
+        "head_dim": 4,
+        "norm_groups": 4,
+    }
     torch.manual_seed(0)
     return UNet(UNetConfig(**(plain | settings)), shape, classes)
 
@@ -99,9 +104,15 @@ def test_channels_layers_and_groups():
 
 @pytest.mark.parametrize(
     "size, padded, mode",
-    [((5, 7), (8, 8), "reflect"), ((8, 6), (8, 8), "reflect"), ((9, 12), (12, 12), "reflect"),
-     ((8, 4), (8, 4), "reflect"), ((1, 1), (4, 4), "edge"), ((2, 8), (4, 8), "edge")],
-)  # fmt: skip
+    [
+        ((5, 7), (8, 8), "reflect"),
+        ((8, 6), (8, 8), "reflect"),
+        ((9, 12), (12, 12), "reflect"),
+        ((8, 4), (8, 4), "reflect"),
+        ((1, 1), (4, 4), "edge"),
+        ((2, 8), (4, 8), "edge"),
+    ],
+)
 def test_images_are_continued_at_the_right_and_bottom_and_cropped(size, padded, mode):
     """To multiples of 4 (three levels), mirrored about their last pixel if they are big enough."""
     net, seen = make(shape=(3, *size)), []

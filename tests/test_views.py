@@ -4,8 +4,14 @@ from torchvision.transforms import functional
 
 from genmodels.data import views
 
-KINDS = [{"affine": 1.0}, {"crop": 2}, {"flip": True}, {"jitter": 1.0}, {"grey": 0.5},
-         {"noise": 0.1}]  # fmt: skip
+KINDS = [
+    {"affine": 1.0},
+    {"crop": 2},
+    {"flip": True},
+    {"jitter": 1.0},
+    {"grey": 0.5},
+    {"noise": 0.1},
+]
 
 
 @pytest.fixture
@@ -36,8 +42,12 @@ def test_crops_are_shifts_of_the_reflected_image(pictures):
     padded = torch.nn.functional.pad(x, [2] * 4, mode="reflect")
     found = []
     for image, view in zip(padded, views.view(x, 7, n, crop=2)):
-        places = [(i, j) for i in range(5) for j in range(5)
-                  if torch.equal(image[:, i : i + 12, j : j + 10], view)]  # fmt: skip
+        places = [
+            (i, j)
+            for i in range(5)
+            for j in range(5)
+            if torch.equal(image[:, i : i + 12, j : j + 10], view)
+        ]
         found += places
     assert len(found) == 40 and len(set(found)) > 12
 

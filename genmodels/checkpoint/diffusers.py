@@ -70,9 +70,12 @@ def export_diffusers(path, out):
         call = "batch_size=4, class_labels=[0, 1, 2, 3], " if model.classes else "batch_size=4, "
         card = _CARD.format(
             call=call,
-            name=out.name, data=cfg.data.name, shape=shape, steps=cfg.method.steps,
+            name=out.name,
+            data=cfg.data.name,
+            shape=shape,
+            steps=cfg.method.steps,
             labels=labels if model.classes else "",
-        )  # fmt: skip
+        )
         write_bytes(partial / "README.md", card.encode())
         os.replace(partial, out)
     finally:

@@ -59,15 +59,31 @@ SCHEMA = {
     "data": (str, "", "data set the model is scored against, NAME or NAME:SPLIT"),
     "images": (str, "", "images to score in place of a model's"),
     "reference": (str, "", "what they are scored against: images, or an npz of statistics"),
-    "likelihood": (str, "", "bits per dimension of data= under the model: true for every kind it "
-                   "has, or one (ode, bound, ais)"),
-    "ood": (list[str], [], "sets to tell from the model's own test images by its scores: AUROC, "
-            f"AUPR, FPR95; data sets or {', '.join(ood.SYNTHETIC)}"),
-    "cluster": (str, "", "score the model's clusters of this data set against its classes: "
-                f"metrics={','.join(CLUSTERING)}"),
+    "likelihood": (
+        str,
+        "",
+        "bits per dimension of data= under the model: true for every kind it "
+        "has, or one (ode, bound, ais)",
+    ),
+    "ood": (
+        list[str],
+        [],
+        "sets to tell from the model's own test images by its scores: AUROC, "
+        f"AUPR, FPR95; data sets or {', '.join(ood.SYNTHETIC)}",
+    ),
+    "cluster": (
+        str,
+        "",
+        "score the model's clusters of this data set against its classes: "
+        f"metrics={','.join(CLUSTERING)}",
+    ),
     **restoration.SCHEMA,
-    "metrics": (list[str], ["fd"], "; ".join(f"{k}: {v}" for k, v in scoring.METRICS.items())
-                + "; prc: precision and recall; density comes with coverage"),
+    "metrics": (
+        list[str],
+        ["fd"],
+        "; ".join(f"{k}: {v}" for k, v in scoring.METRICS.items())
+        + "; prc: precision and recall; density comes with coverage",
+    ),
     "features": (str, "pixels", "pixels, digits, fashion, inception, ... or a TorchScript file"),
     "weights": (str, "", "file of the feature network's weights; download: fetch the published"),
     "sha256": (str, "", "what the hash of the weights must begin with"),
@@ -80,8 +96,11 @@ SCHEMA = {
     "equal": (bool, False, "fd as the mean over blocks as large as the reference, as nn1 is"),
     "resamples": (int, 100, "random halves behind the error bars of nn1 and memorised; 0: none"),
     "save_images": (str, "", "also write the generated images to this .npz, or to a folder as PNG"),
-    "root": (str, "", "where the data lie; empty: as in training, else $GENMODELS_DATA, else "
-             "./data"),
+    "root": (
+        str,
+        "",
+        "where the data lie; empty: as in training, else $GENMODELS_DATA, else ./data",
+    ),
     "pad": (int, -1, "background pixels on each side of the data; -1: as in training, else 0"),
     "batch": (int, 64, "images generated at a time; changes no image"),
     "feature_batch": (int, 0, "images in one call of the feature network; 0: its own choice"),
@@ -90,7 +109,7 @@ SCHEMA = {
     "noise": (str, "cpu", "device of the noise generators, as in sample.py"),
     "plot": (str, "", "PNG to draw the distance against 1/n in"),
     "out": (str, "", "JSON file to write; of stats: the npz"),
-}  # fmt: skip
+}
 
 FILES = ("out", "save_images", "plot")  # what is written; they change no number
 # The keys that other commands than scoring take; any other would be ignored, and is refused.
@@ -98,12 +117,21 @@ NETWORK = ("features", "weights", "sha256", "resize", "mode", "device")
 TAKEN = {
     "stats": (*NETWORK, "data", "images", "root", "pad", "feature_batch", "out"),
     "selftest": NETWORK,
-    "likelihood=true": ("likelihood", "data", "num", "seed", "root", "pad", "batch", "device",
-                        "out"),
+    "likelihood=true": (
+        "likelihood",
+        "data",
+        "num",
+        "seed",
+        "root",
+        "pad",
+        "batch",
+        "device",
+        "out",
+    ),
     "denoise=": (*restoration.SCHEMA, "num", "seed", "precision", "device", "out"),
     "ood=": ("ood", "cluster", "metrics", "num", "seed", "root", "pad", "batch", "device", "out"),
     "cluster=": ("cluster", "metrics", "root", "pad", "batch", "device", "out"),
-}  # fmt: skip
+}
 # What scores a model in place of its images: (model, options, options of the method, device) ->
 # (scores, facts, title), by the key that asks for it; and where the method says what it takes.
 WORK = {
@@ -266,11 +294,17 @@ def score_images(model, options, extra, device):
         check_sizes(options["images"], pictures.shape, meta.get("shape"), features)
     kept = list(scoring.tables(options["metrics"], options["equal"]))
     scorer = scoring.Scorer(
-        options["metrics"], features, reference=reference, equal=options["equal"],
-        resamples=options["resamples"], batch=options["feature_batch"] or None, progress=True,
+        options["metrics"],
+        features,
+        reference=reference,
+        equal=options["equal"],
+        resamples=options["resamples"],
+        batch=options["feature_batch"] or None,
+        progress=True,
         num=len(pictures),
-        store=Store.of(options["out"], "reference", reference, features, kept), **sets,
-    )  # fmt: skip
+        store=Store.of(options["out"], "reference", reference, features, kept),
+        **sets,
+    )
     parts = None
     if not options["save_images"].endswith(".npz"):  # whose images are held, not stored
         kept += [scorer.moments.mean.tolist(), options["save_images"]]
@@ -309,9 +343,14 @@ def generated(model, options, extra, reference_num):
 
 def load(options, device):
     """Return the features that the options name."""
-    return load_features(options["features"], options["weights"] or None, device,
-                         mode=options["mode"], resize=options["resize"] or None,
-                         sha256=options["sha256"] or None)  # fmt: skip
+    return load_features(
+        options["features"],
+        options["weights"] or None,
+        device,
+        mode=options["mode"],
+        resize=options["resize"] or None,
+        sha256=options["sha256"] or None,
+    )
 
 
 def write_stats(options, device):

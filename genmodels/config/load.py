@@ -38,8 +38,12 @@ def load_config(sources, overrides=(), *, methods, networks):
     schema = {}
     for slot, choices in (("method", methods), ("network", networks)):
         section = OmegaConf.select(values, slot)
-        check(section is None or OmegaConf.is_dict(section), slot, section,
-              f"is a section; set {slot}.KEY")  # fmt: skip
+        check(
+            section is None or OmegaConf.is_dict(section),
+            slot,
+            section,
+            f"is a section; set {slot}.KEY",
+        )
         name = words.get(f"{slot}.name") or OmegaConf.select(values, f"{slot}.name")
         check(name is not None, f"{slot}.name", "", f"is missing; choose {', '.join(choices)}")
         known = isinstance(name, str) and name in choices

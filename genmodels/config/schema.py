@@ -29,24 +29,46 @@ class NoiseConfig:
     """The noise of pictures to train a denoiser on (method noise2score)."""
 
     law: str = setting("", "gaussian, poisson, gamma, ...: see python sample.py --help")
-    level: float = setting(25.0, "in the law's unit: gaussian sigma of 255, poisson zeta, gamma k; "
-                           "copies=given: 0 estimates it for each picture")  # fmt: skip
+    level: float = setting(
+        25.0,
+        "in the law's unit: gaussian sigma of 255, poisson zeta, gamma k; "
+        "copies=given: 0 estimates it for each picture",
+    )
     level_max: float = setting(0.0, "levels are drawn evenly in log from level to here; 0: one")
-    copies: str = setting("fixed", "fixed: one noisy copy of each picture; fresh: new noise each "
-                          "time; given: the pictures are noisy themselves")  # fmt: skip
+    copies: str = setting(
+        "fixed",
+        "fixed: one noisy copy of each picture; fresh: new noise each "
+        "time; given: the pictures are noisy themselves",
+    )
     target: str = setting("none", "none, or for baselines clean, or second: another noisy copy")
 
     def __post_init__(self):
         choices = {"copies": ("fixed", "fresh", "given"), "target": ("none", "clean", "second")}
         for key, names in choices.items():
-            check(getattr(self, key) in names, f"data.noise.{key}", getattr(self, key),
-                  f"must be {', '.join(names)}")  # fmt: skip
-        check(self.level > 0 or self.copies == "given" and self.level == 0, "data.noise.level",
-              self.level, "must be > 0")  # fmt: skip
-        check(self.level_max == 0 or self.level_max > self.level > 0, "data.noise.level_max",
-              self.level_max, f"must be over data.noise.level={self.level}, or 0")  # fmt: skip
-        check(self.copies != "given" or (self.target == "none" and not self.level_max),
-              "data.noise.copies", "given", "knows no target and no level_max")  # fmt: skip
+            check(
+                getattr(self, key) in names,
+                f"data.noise.{key}",
+                getattr(self, key),
+                f"must be {', '.join(names)}",
+            )
+        check(
+            self.level > 0 or self.copies == "given" and self.level == 0,
+            "data.noise.level",
+            self.level,
+            "must be > 0",
+        )
+        check(
+            self.level_max == 0 or self.level_max > self.level > 0,
+            "data.noise.level_max",
+            self.level_max,
+            f"must be over data.noise.level={self.level}, or 0",
+        )
+        check(
+            self.copies != "given" or (self.target == "none" and not self.level_max),
+            "data.noise.copies",
+            "given",
+            "knows no target and no level_max",
+        )
 
 
 @dataclass
@@ -79,17 +101,33 @@ class DataConfig:
         check(self.pad >= 0, "data.pad", self.pad, "must be >= 0")
         check(0 <= self.holdout < 1, "data.holdout", self.holdout, "must be in [0, 1)")
         check(self.channels in (0, 1, 3), "data.channels", self.channels, "must be 0, 1 or 3")
-        check(not (self.pairs and self.balanced), "data.pairs", self.pairs,
-              "does not go with data.balanced=true")  # fmt: skip
+        check(
+            not (self.pairs and self.balanced),
+            "data.pairs",
+            self.pairs,
+            "does not go with data.balanced=true",
+        )
         check(self.points >= 1, "data.points", self.points, "must be >= 1")
-        check(self.device in ("auto", "cpu", "cuda", "disk"), "data.device", self.device,
-              "must be auto, cpu, cuda or disk")  # fmt: skip
+        check(
+            self.device in ("auto", "cpu", "cuda", "disk"),
+            "data.device",
+            self.device,
+            "must be auto, cpu, cuda or disk",
+        )
         check(self.resolution >= 0, "data.resolution", self.resolution, "must be >= 0")
-        check(self.crop in ("center", "adm", "none"), "data.crop", self.crop,
-              "must be center, adm or none")  # fmt: skip
+        check(
+            self.crop in ("center", "adm", "none"),
+            "data.crop",
+            self.crop,
+            "must be center, adm or none",
+        )
         check(self.workers >= 0, "data.workers", self.workers, "must be >= 0")
-        check(self.patch > 0 or (self.patch == 0 and not self.noise.law), "data.patch", self.patch,
-              f"must be > 0 with data.noise.law={self.noise.law}, else >= 0")  # fmt: skip
+        check(
+            self.patch > 0 or (self.patch == 0 and not self.noise.law),
+            "data.patch",
+            self.patch,
+            f"must be > 0 with data.noise.law={self.noise.law}, else >= 0",
+        )
 
 
 @dataclass
@@ -109,8 +147,12 @@ class OptimConfig:
         check(
             len(self.betas) == 2, "optim.betas", self.betas, "must be two numbers, e.g. 0.9,0.999"
         )
-        check(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas,
-              "must be in [0, 1)")  # fmt: skip
+        check(
+            all(0 <= beta < 1 for beta in self.betas),
+            "optim.betas",
+            self.betas,
+            "must be in [0, 1)",
+        )
         check(self.eps > 0, "optim.eps", self.eps, "must be > 0")
         check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must be >= 0")
         check(self.rampup >= 0, "optim.rampup", self.rampup, "must be >= 0 images")
@@ -152,13 +194,25 @@ class TrainerConfig:
     def __post_init__(self):
         for key in ("max_steps", "devices", "accumulate", "log_every", "max_nonfinite"):
             check(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "must be >= 1")
-        check(self.precision in ("32-true", "bf16-mixed"), "trainer.precision", self.precision,
-              "must be 32-true or bf16-mixed")  # fmt: skip
-        check(self.accelerator in ("auto", "cpu", "cuda", "mps"), "trainer.accelerator",
-              self.accelerator, "must be auto, cpu, cuda or mps")  # fmt: skip
+        check(
+            self.precision in ("32-true", "bf16-mixed"),
+            "trainer.precision",
+            self.precision,
+            "must be 32-true or bf16-mixed",
+        )
+        check(
+            self.accelerator in ("auto", "cpu", "cuda", "mps"),
+            "trainer.accelerator",
+            self.accelerator,
+            "must be auto, cpu, cuda or mps",
+        )
         choices = ("auto", "ddp", "ddp_fork", "ddp_spawn")
-        check(self.strategy in choices, "trainer.strategy", self.strategy,
-              f"must be one of {', '.join(choices)}")  # fmt: skip
+        check(
+            self.strategy in choices,
+            "trainer.strategy",
+            self.strategy,
+            f"must be one of {', '.join(choices)}",
+        )
         unknown = set(self.loggers) - {"csv", "tensorboard", "wandb"}
         check(not unknown, "trainer.loggers", self.loggers, "may hold csv, tensorboard, wandb")
         seconds(self.max_time)
@@ -224,11 +278,19 @@ class Config:
 
     def __post_init__(self):
         check(0 <= self.seed < 2**63, "seed", self.seed, "must be in [0, 2^63)")
-        check("/" not in self.name and self.name != "..", "name", self.name,
-              "must be one folder's name; out_dir says where")  # fmt: skip
+        check(
+            "/" not in self.name and self.name != "..",
+            "name",
+            self.name,
+            "must be one folder's name; out_dir says where",
+        )
         parts = self.trainer.devices * self.trainer.accumulate
-        check(self.data.batch_size % parts == 0, "data.batch_size", self.data.batch_size,
-              f"must be a multiple of trainer.devices x accumulate = {parts}")  # fmt: skip
+        check(
+            self.data.batch_size % parts == 0,
+            "data.batch_size",
+            self.data.batch_size,
+            f"must be a multiple of trainer.devices x accumulate = {parts}",
+        )
 
 
 def seconds(text):

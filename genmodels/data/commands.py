@@ -42,12 +42,17 @@ GETTING = {"root": (str, "data", "folder to put it in")}
 
 # Sets that need an account or a licence: only named. (page, terms, how to make them ours)
 BY_HAND = {
-    "imagenet": ("https://image-net.org/download.php (ILSVRC2012)",
-                 "non-commercial research; an account is needed",
-                 "convert TRAIN_FOLDER out=imagenet64.zip resolution=64 crop=adm"),
-    "ffhq": ("https://github.com/NVlabs/ffhq-dataset", "CC BY-NC-SA 4.0",
-             "convert FOLDER out=ffhq64.zip resolution=64"),
-}  # fmt: skip
+    "imagenet": (
+        "https://image-net.org/download.php (ILSVRC2012)",
+        "non-commercial research; an account is needed",
+        "convert TRAIN_FOLDER out=imagenet64.zip resolution=64 crop=adm",
+    ),
+    "ffhq": (
+        "https://github.com/NVlabs/ffhq-dataset",
+        "CC BY-NC-SA 4.0",
+        "convert FOLDER out=ffhq64.zip resolution=64",
+    ),
+}
 
 # sha256 of the files whose md5 torchvision publishes: PATH without -ubyte.gz. Other sets rest on
 # torchvision's md5 alone.
@@ -108,9 +113,17 @@ def info(sources, words):
             continue
         mean, std = images.mean_and_std(pixels)
         counts = torch.bincount(labels[labels >= 0]).tolist()
-        rows.append((split, len(pixels), tuple(pixels.shape[1:]), f"{mean:.4f}", f"{std:.4f}",
-                     f"{min(counts)}..{max(counts)}" if counts else "none",
-                     len(counts)))  # fmt: skip
+        rows.append(
+            (
+                split,
+                len(pixels),
+                tuple(pixels.shape[1:]),
+                f"{mean:.4f}",
+                f"{std:.4f}",
+                f"{min(counts)}..{max(counts)}" if counts else "none",
+                len(counts),
+            )
+        )
     columns = ("split", "images", "shape", "mean", "std (sigma_data)", "per class", "classes")
     cli.print_table(f"{cfg.name} on the [-1, 1] scale", columns, rows)
 
@@ -134,8 +147,9 @@ def convert(sources, words):
         raise ValueError(f"out={out}: exists; delete it or choose another name")
     if out.suffix == ".npy" and _labels_beside(out).exists():
         # They would be taken for the labels of the new images.
-        raise ValueError(f"out={out}: {_labels_beside(out).name} exists; delete it or choose "
-                         "another name")  # fmt: skip
+        raise ValueError(
+            f"out={out}: {_labels_beside(out).name} exists; delete it or choose another name"
+        )
     if not out.absolute().parent.is_dir():
         raise ValueError(f"out={out}: its folder does not exist; make it first")
     cfg = read_config(source, options)
@@ -212,8 +226,10 @@ def get(sources, words):
     name = _only(sources, "get NAME [root=DIR]")
     if name in BY_HAND:
         page, terms, command = BY_HAND[name]
-        print(f"{name}: fetch it by hand from {page} ({terms}), then\n"
-              f"  python -m genmodels.data {command}")  # fmt: skip
+        print(
+            f"{name}: fetch it by hand from {page} ({terms}), then\n"
+            f"  python -m genmodels.data {command}"
+        )
         return
     check_choice("name", name, (*PUBLIC, *BY_HAND))
     root = Path(options["root"]).expanduser()

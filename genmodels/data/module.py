@@ -51,10 +51,18 @@ class ImageDataModule(L.LightningDataModule):
         rank, world = trainer.global_rank, trainer.world_size
         first_step = lambda: trainer.global_step  # noqa: E731  read when iteration starts
         return TrainStream(
-            pixels, labels, self.seed, self.cfg.batch_size, first_step, self.accumulate, rank,
-            world, balanced=self.cfg.balanced, workers=self.cfg.workers,
+            pixels,
+            labels,
+            self.seed,
+            self.cfg.batch_size,
+            first_step,
+            self.accumulate,
+            rank,
+            world,
+            balanced=self.cfg.balanced,
+            workers=self.cfg.workers,
             pairs=self.cfg.pairs,
-        )  # fmt: skip
+        )
 
     def val_dataloader(self):
         """Return this rank's held-out batches; every rank has the same number of them."""

@@ -139,8 +139,11 @@ def fit_all(pictures, shape, fitting, names):
 def _split_names(names):
     """Return (names of the training pictures, of the held-out ones or None)."""
     tops = {name.split("/")[0] for name in names if "/" in name}
-    inside = {top: [name for name in names if name.startswith(f"{top}/")]
-              for top in ("train", "test", "val") if top in tops}  # fmt: skip
+    inside = {
+        top: [name for name in names if name.startswith(f"{top}/")]
+        for top in ("train", "test", "val")
+        if top in tops
+    }
     if "train" in inside:
         held_out = inside.get("test") or inside.get("val")
         # Beside other folders of pictures, train is a class: cars, planes, trains.

@@ -19,17 +19,29 @@ class PairedData(ImageDataModule):
     def __init__(self, cfg, seed=0, accumulate=1):
         super().__init__(cfg, seed, accumulate)
         floats = not isinstance(self.train[0], OnDisk) and self.train[0].is_floating_point()
-        check(not floats, "data.name", cfg.name, "fakes are kept as bytes, so rounding alone would "
-              "tell them from these points; write them to an .npz as uint8")  # fmt: skip
+        check(
+            not floats,
+            "data.name",
+            cfg.name,
+            "fakes are kept as bytes, so rounding alone would "
+            "tell them from these points; write them to an .npz as uint8",
+        )
 
     def train_dataloader(self):
         """Return the stream of pairs, from the trainer's current step on, for this rank."""
         real = super().train_dataloader()
         pixels, labels = (tensor.to(real.pixels.device) for tensor in self.pool)
         fake = TrainStream(
-            pixels, labels, self.seed, real.batch_size, real.first_step, real.accumulate,
-            real.rank, real.world, seeding.Stream.FAKE_ORDER,
-        )  # fmt: skip
+            pixels,
+            labels,
+            self.seed,
+            real.batch_size,
+            real.first_step,
+            real.accumulate,
+            real.rank,
+            real.world,
+            seeding.Stream.FAKE_ORDER,
+        )
         return Pairs(real, fake)
 
     def on_after_batch_transfer(self, batch, dataloader_idx):

@@ -50,13 +50,21 @@ class NoisyDataModule(L.LightningDataModule):
         self.cfg, self.seed, self.accumulate = cfg, seed, accumulate
         self.law, channels = told_law(cfg.noise), cfg.channels or 3
         for key in ("resolution", "pad", "labels", "flip", "balanced", "pairs"):
-            check(not getattr(cfg, key), f"data.{key}", getattr(cfg, key),
-                  "is not for patches of noisy pictures; leave it out")  # fmt: skip
+            check(
+                not getattr(cfg, key),
+                f"data.{key}",
+                getattr(cfg, key),
+                "is not for patches of noisy pictures; leave it out",
+            )
         given = cfg.noise.copies == "given"
         pictures = (_as_they_are if given else _as_bytes)(picture_tree(cfg), channels)
         for name, picture in pictures:
-            check(min(picture.shape[1:]) >= cfg.patch, "data.patch", cfg.patch,
-                  f"{name} is {tuple(picture.shape[1:])}; take smaller patches")  # fmt: skip
+            check(
+                min(picture.shape[1:]) >= cfg.patch,
+                "data.patch",
+                cfg.patch,
+                f"{name} is {tuple(picture.shape[1:])}; take smaller patches",
+            )
         cfg.shape, cfg.classes = [channels, cfg.patch, cfg.patch], 0
         files = {name: k for k, name in enumerate(dict.fromkeys(name for name, _ in pictures))}
         file = torch.tensor([files[name] for name, _ in pictures])
@@ -64,8 +72,9 @@ class NoisyDataModule(L.LightningDataModule):
         for split in ("train", "test"):  # a picture is held out with all its channels
             share = held_out_share(cfg, split, len(files))
             self.numbers[split] = torch.isin(file, share).nonzero().flatten()
-        check(len(self.numbers["train"]), "data.holdout", cfg.holdout,
-              "leaves no picture to train on")  # fmt: skip
+        check(
+            len(self.numbers["train"]), "data.holdout", cfg.holdout, "leaves no picture to train on"
+        )
         self.views, self.levels = self._views(pictures)
 
     def _views(self, named):
@@ -117,8 +126,10 @@ class NoisyDataModule(L.LightningDataModule):
 
     def _patch(self, n, number, place):
         """Return {key: patch} of one picture and its level."""
-        item = {key: _cut(pictures[number], self.cfg.patch, place)
-                for key, pictures in self.views.items()}  # fmt: skip
+        item = {
+            key: _cut(pictures[number], self.cfg.patch, place)
+            for key, pictures in self.views.items()
+        }
         if self.levels:
             level = self.levels[number]
         else:
@@ -148,17 +159,24 @@ class NoisyDataModule(L.LightningDataModule):
         trainer, numbers = self.trainer, self.numbers["train"]
         first_step = lambda: trainer.global_step  # noqa: E731  read when iteration starts
         stream = TrainStream(
-            torch.empty(0), torch.zeros(len(numbers)), self.seed, self.cfg.batch_size, first_step,
-            self.accumulate, trainer.global_rank, trainer.world_size,
-        )  # fmt: skip
+            torch.empty(0),
+            torch.zeros(len(numbers)),
+            self.seed,
+            self.cfg.batch_size,
+            first_step,
+            self.accumulate,
+            trainer.global_rank,
+            trainer.world_size,
+        )
         return Patches(self, stream, numbers)
 
     def val_dataloader(self):
         """Return this rank's patches of held-out pictures: 16 of each, fixed."""
         rank, world = self.trainer.global_rank, self.trainer.world_size
         count = 16 * len(self.numbers["test"])
-        parts = [part for part in torch.arange(count).split(self.cfg.batch_size)
-                 if len(part) >= world]  # fmt: skip
+        parts = [
+            part for part in torch.arange(count).split(self.cfg.batch_size) if len(part) >= world
+        ]
         own = [part.tensor_split(world)[rank] for part in parts]
         batches = [self.cut(seeding.HELD_OUT + p, self.numbers["test"][p // 16]) for p in own]
         return DataLoader(batches, batch_size=None)
@@ -190,8 +208,12 @@ def _as_they_are(tree, channels):
     for name, read in find(tree.path, "data.root").items():
         stack = read().images()
         for k, image in enumerate(stack):
-            check(len(image) == channels or channels == 1, "data.channels", channels,
-                  f"{name} is grey; take data.channels=1")  # fmt: skip
+            check(
+                len(image) == channels or channels == 1,
+                "data.channels",
+                channels,
+                f"{name} is grey; take data.channels=1",
+            )
             parts = [image] if len(image) == channels else image.split(1)
             found += [(name if len(stack) == 1 else f"{name}[{k}]", part) for part in parts]
     return found

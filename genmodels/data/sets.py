@@ -45,8 +45,10 @@ def _idx(folder):
         for name in (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"):
             found = _find(where / name)
             if found is None:
-                raise ValueError(f"data.root={data_root(cfg)}: {name}[.gz] is not in {where}; "
-                                 f"{where_to_get(cfg.name, data_root(cfg))}")  # fmt: skip
+                raise ValueError(
+                    f"data.root={data_root(cfg)}: {name}[.gz] is not in {where}; "
+                    f"{where_to_get(cfg.name, data_root(cfg))}"
+                )
             parts.append(arrays.read_idx(found))
         return parts[0][:, None], parts[1].to(torch.int64)
 
@@ -231,17 +233,24 @@ TERMS = {
 
 # name -> (where it is fetched from, folder below data.root, files); `get` and errors name them.
 PUBLIC = {
-    "mnist": ("https://ossci-datasets.s3.amazonaws.com/mnist/", "MNIST/raw",
-              "the four idx files"),
-    "fashion_mnist": ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-                      "FashionMNIST/raw", "the four idx files"),
-    "cifar10": ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "",
-                "cifar-10-batches-py (unpacked)"),
-    "cifar100": ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "",
-                 "cifar-100-python (unpacked)"),
-    "svhn": ("http://ufldl.stanford.edu/housenumbers/", "",
-             "train_32x32.mat and test_32x32.mat"),
-}  # fmt: skip
+    "mnist": ("https://ossci-datasets.s3.amazonaws.com/mnist/", "MNIST/raw", "the four idx files"),
+    "fashion_mnist": (
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        "FashionMNIST/raw",
+        "the four idx files",
+    ),
+    "cifar10": (
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        "",
+        "cifar-10-batches-py (unpacked)",
+    ),
+    "cifar100": (
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        "",
+        "cifar-100-python (unpacked)",
+    ),
+    "svhn": ("http://ufldl.stanford.edu/housenumbers/", "", "train_32x32.mat and test_32x32.mat"),
+}
 
 
 def load_split(cfg, split):

@@ -56,8 +56,21 @@ class TrainStream:
         ValueError: a batch that cannot be shared out, or balanced without labels; a broken file.
     """
 
-    def __init__(self, pixels, labels, seed, batch_size, first_step, accumulate=1, rank=0, world=1,
-                 order=seeding.Stream.ORDER, balanced=False, workers=0, pairs=False):  # fmt: skip
+    def __init__(
+        self,
+        pixels,
+        labels,
+        seed,
+        batch_size,
+        first_step,
+        accumulate=1,
+        rank=0,
+        world=1,
+        order=seeding.Stream.ORDER,
+        balanced=False,
+        workers=0,
+        pairs=False,
+    ):
         if batch_size % (accumulate * world):
             nearest = -(-batch_size // (accumulate * world)) * accumulate * world
             raise ValueError(
@@ -81,10 +94,14 @@ class TrainStream:
         if isinstance(self.pixels, OnDisk):
             # The numbers are drawn here and read there: workers change no batch and no order.
             batches = DataLoader(
-                batches, batch_size=None, sampler=self.numbers(), num_workers=self.workers,
-                generator=torch.Generator(), worker_init_fn=_ignore_signals,
+                batches,
+                batch_size=None,
+                sampler=self.numbers(),
+                num_workers=self.workers,
+                generator=torch.Generator(),
+                worker_init_fn=_ignore_signals,
                 pin_memory=torch.cuda.is_available(),
-            )  # fmt: skip
+            )
         else:
             batches = map(batches.__getitem__, self.numbers())
         for batch in batches:

@@ -69,8 +69,14 @@ def _warp(x, amounts):
     angle, shear, scale = TURN * angle, (SHEAR * shear).tan(), 1 + SCALE * scale
     cos, sin = angle.cos() / scale, angle.sin() / scale
     aspect = x.shape[-2] / x.shape[-1]  # the grid's units are half sides
-    rows = [cos, (shear * cos - sin) * aspect, 2 * SHIFT * right,
-            sin / aspect, shear * sin + cos, 2 * SHIFT * down]  # fmt: skip
+    rows = [
+        cos,
+        (shear * cos - sin) * aspect,
+        2 * SHIFT * right,
+        sin / aspect,
+        shear * sin + cos,
+        2 * SHIFT * down,
+    ]
     grid = F.affine_grid(torch.stack(rows, 1).reshape(-1, 2, 3), x.shape, align_corners=False)
     return F.grid_sample(x, grid, "bilinear", padding_mode="border", align_corners=False)
 

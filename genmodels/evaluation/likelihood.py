@@ -95,8 +95,13 @@ def bits_per_dim(model, pixels, labels=None, *, kind, seed=0, batch=64, progress
         range(len(pixels))[state.process_index :: state.num_processes],
     )
     values = []
-    bar = tqdm(total=len(own), desc=_metric(kind), unit="img", delay=0.5,
-               disable=not (progress and state.is_main_process))  # fmt: skip
+    bar = tqdm(
+        total=len(own),
+        desc=_metric(kind),
+        unit="img",
+        delay=0.5,
+        disable=not (progress and state.is_main_process),
+    )
     with bar, tf32(False):
         for start in range(0, len(own), batch):
             index = torch.tensor(own[start : start + batch])

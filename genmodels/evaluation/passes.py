@@ -121,8 +121,18 @@ class Store:
         return cls(f"{out}.blocks", name, [source.identity(), describe(features), *words])
 
 
-def score_pass(source, features, *, shift=None, rows=False, logits=False, batch=None, store=None,
-               label="features", progress=True):  # fmt: skip
+def score_pass(
+    source,
+    features,
+    *,
+    shift=None,
+    rows=False,
+    logits=False,
+    batch=None,
+    store=None,
+    label="features",
+    progress=True,
+):
     """Return the `Scored` of a set of images. Every process must call it, with the same arguments.
 
     Args:
@@ -144,9 +154,14 @@ def score_pass(source, features, *, shift=None, rows=False, logits=False, batch=
     done = {unit: store.load(names[unit]) if store else None for unit in own}
     done = {unit: part for unit, part in done.items() if part is not None}
     todo = {unit: index for unit, index in own.items() if unit not in done and len(index)}
-    bar = tqdm(total=sum(map(len, own.values())), desc=label, unit="img", delay=0.5,
-               disable=not progress or rank > 0,
-               initial=sum(len(own[unit]) for unit in done))  # fmt: skip
+    bar = tqdm(
+        total=sum(map(len, own.values())),
+        desc=label,
+        unit="img",
+        delay=0.5,
+        disable=not progress or rank > 0,
+        initial=sum(len(own[unit]) for unit in done),
+    )
     if done and rank == 0:
         bar.write(f"{label}: {len(done)} of {len(own)} blocks of this process are done already")
     with bar:

@@ -47,8 +47,15 @@ def _distance(axes, found, name):
     low, high = found.interval
     axes.plot(line, curve(line), color="0.6", zorder=1)
     axes.plot(x, y, "o", color="C0", label="mean over sets of n images")
-    axes.errorbar(0, found.limit, [[found.limit - low], [high - found.limit]], fmt="s", color="C3",
-                  capsize=3, label=f"limit {found.limit:.4g}, 95 %")  # fmt: skip
+    axes.errorbar(
+        0,
+        found.limit,
+        [[found.limit - low], [high - found.limit]],
+        fmt="s",
+        color="C3",
+        capsize=3,
+        label=f"limit {found.limit:.4g}, 95 %",
+    )
     axes.set(xlabel="1 / n", ylabel=f"Frechet distance ({name})")
     axes.legend(frameon=False)
 

@@ -22,11 +22,14 @@ from genmodels.metrics.restoration import BM3D_LAWS, LEAST_SIDE, bm3d, load_bm3d
 from genmodels.noise import LAWS
 
 SCHEMA = restoration.SCHEMA | {
-    "denoise": (str, "", "clean pictures: a picture, folder, .zip or .npy; noise is added, then "
-                "taken away again"),
+    "denoise": (
+        str,
+        "",
+        "clean pictures: a picture, folder, .zip or .npy; noise is added, then taken away again",
+    ),
     "blind": (bool, False, "denoise: the model is not told the level"),
     "against": (str, "", "denoise: bm3d, told law and level (pip install bm3d)"),
-}  # fmt: skip
+}
 LABELS = {"": "ours", "_ensemble": "ensemble", "_bm3d": "BM3D"}
 
 
@@ -43,8 +46,13 @@ def score(model, options, extra, device):
     if device.type == "cuda":  # the first call is slower and would count
         restore_one(model, 0, names[0], readers[names[0]](), options, law, level)
     own = range(state.process_index, len(names), state.num_processes)
-    for k in tqdm(own, desc="restoring", unit="img", delay=0.5,
-                  disable=None if state.is_main_process else True):  # fmt: skip
+    for k in tqdm(
+        own,
+        desc="restoring",
+        unit="img",
+        delay=0.5,
+        disable=None if state.is_main_process else True,
+    ):
         with cli.told_of(names[k]):
             rows.append(restore_one(model, k, names[k], readers[names[k]](), options, law, level))
     rows = [row for share in gather_object([rows]) for row in share]
@@ -92,8 +100,10 @@ def clean_picture(name, picture):
     if len(picture.levels) > 1:
         raise ValueError(f"denoise={name}: holds {len(picture.levels)} pictures; make it one")
     if min(x.shape[:2]) < least:
-        raise ValueError(f"denoise={name}: is {x.shape[0]} x {x.shape[1]}, SSIM needs sides of "
-                         f"{least} pixels; take it out")  # fmt: skip
+        raise ValueError(
+            f"denoise={name}: is {x.shape[0]} x {x.shape[1]}, SSIM needs sides of "
+            f"{least} pixels; take it out"
+        )
     if x.min() < 0 or x.max() > 1:
         raise ValueError(f"denoise={name}: has pixels beyond 0..255; clean pictures have none")
     return x

@@ -94,9 +94,23 @@ class Scorer:
             few images, or what the features refuse.
     """
 
-    def __init__(self, metrics, features, *, reference, train=None, held_out=None, equal=False,
-                 resamples=0, weights=None, device="cpu", batch=None, store=None,
-                 progress=False, num=None):  # fmt: skip
+    def __init__(
+        self,
+        metrics,
+        features,
+        *,
+        reference,
+        train=None,
+        held_out=None,
+        equal=False,
+        resamples=0,
+        weights=None,
+        device="cpu",
+        batch=None,
+        store=None,
+        progress=False,
+        num=None,
+    ):
         self.metrics, self.equal, self.resamples = expand(metrics), equal, resamples
         if not isinstance(features, Features):
             features = load_features(features, weights, device)
@@ -174,8 +188,9 @@ class Scorer:
 
     def _pass(self, source, label, **options):
         started = time.monotonic()
-        found = score_pass(source, self.features, batch=self.batch, label=label,
-                           progress=self.progress, **options)  # fmt: skip
+        found = score_pass(
+            source, self.features, batch=self.batch, label=label, progress=self.progress, **options
+        )
         self.seconds[label] = round(time.monotonic() - started, 2)
         return found
 
@@ -190,8 +205,14 @@ class Scorer:
         """
         source = _pictures(generated)
         self._check_number(len(source), self.reference_num)
-        found = self._pass(source, "images", shift=self.moments.mean, rows=self.keep_rows,
-                           logits=self.keep_logits, store=store)  # fmt: skip
+        found = self._pass(
+            source,
+            "images",
+            shift=self.moments.mean,
+            rows=self.keep_rows,
+            logits=self.keep_logits,
+            store=store,
+        )
         self.frechet, self.generated_rows = None, found.rows
         if ranks()[0]:
             return {}

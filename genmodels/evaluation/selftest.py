@@ -89,13 +89,20 @@ def _known(rows):
     truth = float((x.mean(0) + 3).square().sum() + x.T.cov().trace())
     gauss = torch.randn(20_000, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     # N(0, I) against N(1, 4 I) in four dimensions: 4 x 1 + 4 x (2 - 1)^2.
-    shifted = 2 * torch.randn(gauss.shape, dtype=torch.float64,
-                              generator=torch.Generator().manual_seed(1)) + 1  # fmt: skip
+    shifted = (
+        2
+        * torch.randn(gauss.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        + 1
+    )
     return [
-        _row("twice the features + 3: fd / closed form", _fd(x, 2 * x + 3) / truth,
-             1 - 1e-9, 1 + 1e-9),
+        _row(
+            "twice the features + 3: fd / closed form",
+            _fd(x, 2 * x + 3) / truth,
+            1 - 1e-9,
+            1 + 1e-9,
+        ),
         _row("fd of N(0, I) and N(1, 4 I) in 4-D", _fd(gauss, shifted), 8 - 0.3, 8 + 0.3),
-    ]  # fmt: skip
+    ]
 
 
 def _order(features, pixels, order):
@@ -105,10 +112,15 @@ def _order(features, pixels, order):
     first = scorer(pixels[:half])
     second = scorer(pixels[:half][order[order < half]])
     return [
-        _row(f"images in another order: {name}, ratio", second[name]["value"]
-             / first[name]["value"], 1 - 1e-9, 1 + 1e-9)
-        for name in names if first[name]["value"]
-    ]  # fmt: skip
+        _row(
+            f"images in another order: {name}, ratio",
+            second[name]["value"] / first[name]["value"],
+            1 - 1e-9,
+            1 + 1e-9,
+        )
+        for name in names
+        if first[name]["value"]
+    ]
 
 
 def _batches(features, pixels):

@@ -151,9 +151,11 @@ def read_source(source, *, root="", pad=-1, trained_on=None):
         return _in_files(source), None, dict
     cfg.root, cfg.pad = root or cfg.root, cfg.pad if pad < 0 else pad
     pixels, labels = load_split(cfg, split or "train")
-    return pixels, labels, lambda: {
-        "train": load_split(cfg, "train")[0], "held_out": load_split(cfg, "test")[0]
-    }  # fmt: skip
+    return (
+        pixels,
+        labels,
+        lambda: {"train": load_split(cfg, "train")[0], "held_out": load_split(cfg, "test")[0]},
+    )
 
 
 def _in_files(path):

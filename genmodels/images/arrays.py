@@ -158,8 +158,9 @@ def read_idx(path):
                 raise OSError(f"shape {shape} is more than {LARGEST_IDX >> 20} MB")
             data = file.read(size + 1)  # no further: a .gz may hold any amount
         if len(data) != size:
-            raise OSError(f"{min(len(data), size)} bytes{' and more' * (len(data) > size)} "
-                          f"for shape {shape}")  # fmt: skip
+            raise OSError(
+                f"{min(len(data), size)} bytes{' and more' * (len(data) > size)} for shape {shape}"
+            )
     except (EOFError, OSError, IndexError, zlib.error) as error:
         raise ValueError(f"data={path}: cannot be read ({error}); fetch it again") from None
     return torch.from_numpy(np.frombuffer(data, np.uint8).reshape(shape).copy())

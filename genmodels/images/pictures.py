@@ -114,8 +114,10 @@ def read(name, data, key="denoise", own=False):
 def check_scale(levels, name, key="denoise"):
     """Raise ValueError for floats on the scale 0..1: they would be nearly black."""
     if levels.dtype.kind == "f" and levels.size and 0 < levels.max() <= 2:
-        raise ValueError(f"{key}={name}: its brightest pixel is {levels.max():.3g}; floats are on "
-                         "the scale 0..255: multiply those of 0..1 by 255")  # fmt: skip
+        raise ValueError(
+            f"{key}={name}: its brightest pixel is {levels.max():.3g}; floats are on "
+            "the scale 0..255: multiply those of 0..1 by 255"
+        )
 
 
 def _read_array(name, data, key, own):

@@ -102,8 +102,9 @@ def read_levels(data, name):
     except Exception as error:  # at a broken file Pillow and the others raise nearly anything
         raise ValueError(_unreadable(name, error)) from None
     if pages > 1:
-        raise ValueError(f"{name}: holds {pages} pages; save each as a file, or all as an .npy "
-                         "(N, H, W, C)")  # fmt: skip
+        raise ValueError(
+            f"{name}: holds {pages} pages; save each as a file, or all as an .npy (N, H, W, C)"
+        )
     if array.dtype not in (np.uint8, np.uint16, np.float32):
         array = array.astype(np.float64)  # which _to_8_bits refuses
         _to_8_bits(array, name)

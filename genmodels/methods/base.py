@@ -39,12 +39,21 @@ class GenerativeModule(L.LightningModule):
     def __init__(self, cfg):
         super().__init__()
         kind = "an energy" if self.ENERGY else "a denoiser"
-        fitting = [name for name, net in NETWORKS.items()
-                   if getattr(net, "ENERGY", False) == self.ENERGY]  # fmt: skip
-        check(cfg.network.name in fitting, "network.name", cfg.network.name,
-              f"method.name={cfg.method.name} needs {kind}: {', '.join(fitting)}")  # fmt: skip
-        check(self.ANY_SIZE or not cfg.data.noise.law, "data.noise.law", cfg.data.noise.law,
-              f"method.name={cfg.method.name} makes its own noise; leave it out")  # fmt: skip
+        fitting = [
+            name for name, net in NETWORKS.items() if getattr(net, "ENERGY", False) == self.ENERGY
+        ]
+        check(
+            cfg.network.name in fitting,
+            "network.name",
+            cfg.network.name,
+            f"method.name={cfg.method.name} needs {kind}: {', '.join(fitting)}",
+        )
+        check(
+            self.ANY_SIZE or not cfg.data.noise.law,
+            "data.noise.law",
+            cfg.data.noise.law,
+            f"method.name={cfg.method.name} makes its own noise; leave it out",
+        )
         self.cfg = cfg
         self.shape = tuple(cfg.data.shape)
         self.classes = cfg.data.classes if cfg.data.labels else 0
@@ -169,11 +178,20 @@ class GenerativeModule(L.LightningModule):
         """
         if labels is not None:
             check(self.classes, "labels", "given", "this model is unconditional; leave them out")
-            check((labels < self.classes).all(), "labels", int(labels.max()),
-                  f"must be in 0..{self.classes - 1}, -1 none")  # fmt: skip
+            check(
+                (labels < self.classes).all(),
+                "labels",
+                int(labels.max()),
+                f"must be in 0..{self.classes - 1}, -1 none",
+            )
         known = labels is not None and (labels >= 0).all()
-        check(known or self.unlabelled, "labels", "", "this model was trained with a class for "
-              f"every image and knows no image without; {remedy}")  # fmt: skip
+        check(
+            known or self.unlabelled,
+            "labels",
+            "",
+            "this model was trained with a class for "
+            f"every image and knows no image without; {remedy}",
+        )
 
     def anywhere(self, decision):
         """Return whether it holds on any process; all of them have to ask at the same time.

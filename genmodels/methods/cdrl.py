@@ -55,10 +55,16 @@ class CDRLConfig:
     levels: int = setting(6, "pairs of noise levels, T")
     steps: int = setting(15, "Langevin steps for each pair, K")
     step_size: float = setting(4e-4, "b^2: squared noise of a step / sigma_t^2 at the first pair")
-    growth: str = setting("clean", "how b^2 grows with the level: clean (sbar_{t-1} / sbar_0) or "
-                          "constant (1 / sbar_0 everywhere)")  # fmt: skip
-    units: str = setting("step", "f is the network's output (step) or that times s_t^2 / n_t^2, "
-                         "n_t the noise of the level (noise)")  # fmt: skip
+    growth: str = setting(
+        "clean",
+        "how b^2 grows with the level: clean (sbar_{t-1} / sbar_0) or "
+        "constant (1 / sbar_0 everywhere)",
+    )
+    units: str = setting(
+        "step",
+        "f is the network's output (step) or that times s_t^2 / n_t^2, "
+        "n_t the noise of the level (noise)",
+    )
     units_limit: float = setting(1.0, "units=noise: that factor is at most this")
     initializer: str = setting("unet", "unet, mlp or none (chains start at x_t)")
     initializer_channels: int = setting(64, "channels of the U-Net, or hidden units")
@@ -76,21 +82,45 @@ class CDRLConfig:
     mala: bool = setting(False, "sampling: accept or reject each step (exact for the energy)")
 
     def __post_init__(self):
-        for key, choices in (("angles", ANGLES), ("growth", ("clean", "constant")),
-                             ("units", ("step", "noise")),
-                             ("initializer", ("unet", "mlp", "none"))):  # fmt: skip
-            check(getattr(self, key) in choices, f"method.{key}", getattr(self, key),
-                  f"choose from {', '.join(choices)}")  # fmt: skip
-        for key, least in (("levels", 2), ("steps", 1), ("guidance", -1), ("tweedie_scale", 0),
-                           ("noise_scale", 0)):  # fmt: skip
-            check(getattr(self, key) >= least, f"method.{key}", getattr(self, key),
-                  f"must be >= {least}")  # fmt: skip
+        for key, choices in (
+            ("angles", ANGLES),
+            ("growth", ("clean", "constant")),
+            ("units", ("step", "noise")),
+            ("initializer", ("unet", "mlp", "none")),
+        ):
+            check(
+                getattr(self, key) in choices,
+                f"method.{key}",
+                getattr(self, key),
+                f"choose from {', '.join(choices)}",
+            )
+        for key, least in (
+            ("levels", 2),
+            ("steps", 1),
+            ("guidance", -1),
+            ("tweedie_scale", 0),
+            ("noise_scale", 0),
+        ):
+            check(
+                getattr(self, key) >= least,
+                f"method.{key}",
+                getattr(self, key),
+                f"must be >= {least}",
+            )
         for key in ("step_size", "initializer_lr", "divergence", "units_limit"):
             check(getattr(self, key) > 0, f"method.{key}", getattr(self, key), "must be > 0")
-        check(0 <= self.label_dropout <= 1, "method.label_dropout", self.label_dropout,
-              "must be in [0, 1]")  # fmt: skip
-        check(self.noise_scale == 1 or not self.mala, "method.noise_scale", self.noise_scale,
-              "mala=true does not take it; use noise_scale=1")  # fmt: skip
+        check(
+            0 <= self.label_dropout <= 1,
+            "method.label_dropout",
+            self.label_dropout,
+            "must be in [0, 1]",
+        )
+        check(
+            self.noise_scale == 1 or not self.mala,
+            "method.noise_scale",
+            self.noise_scale,
+            "mala=true does not take it; use noise_scale=1",
+        )
 
 
 class CDRL(GenerativeModule):
@@ -122,14 +152,22 @@ class CDRL(GenerativeModule):
         super().__init__(cfg)
         method = cfg.method
         guided = method.guidance == 0 or self.classes and self.unlabelled
-        check(guided, "method.guidance", method.guidance,
-              "needs a conditional model (data.labels=true, method.label_dropout=0.1)")  # fmt: skip
+        check(
+            guided,
+            "method.guidance",
+            method.guidance,
+            "needs a conditional model (data.labels=true, method.label_dropout=0.1)",
+        )
         self.net = NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes)
         self.initializer = build_initializer(method, self.shape, self.classes)
         self.schedule = RecoverySchedule(
-            method.angles, method.levels, method.step_size, method.growth, method.units,
+            method.angles,
+            method.levels,
+            method.step_size,
+            method.growth,
+            method.units,
             method.units_limit,
-        )  # fmt: skip
+        )
         self.log_z = {}  # bounds that log_prob() has made
         self.levels = None  # LevelMeans of the latest loss()
 
@@ -148,10 +186,14 @@ class CDRL(GenerativeModule):
         start = self.initial(x_t, level, labels, noise)
         with fixed_weights(self.net):
             chain = recovery_chain(
-                lambda y: self.f(y, level, labels), start.detach(), x_t, level,
-                steps=self.cfg.method.steps, seed=seeding.keys(seed, n, Stream.CHAIN),
+                lambda y: self.f(y, level, labels),
+                start.detach(),
+                x_t,
+                level,
+                steps=self.cfg.method.steps,
+                seed=seeding.keys(seed, n, Stream.CHAIN),
                 freeze=(self.net,),
-            )  # fmt: skip
+            )
         twice = Level(*(value.repeat(2) for value in level))
         f = self.f(torch.cat([data, chain.y]), twice, None if labels is None else labels.repeat(2))
         f_data, f_chain = f.chunk(2)
@@ -229,8 +271,18 @@ class CDRL(GenerativeModule):
     # Sampling
 
     @torch.no_grad()
-    def sample(self, seeds, labels=None, *, compose=None, known=None, mask=None, noise="cpu",
-               callback=None, **options):  # fmt: skip
+    def sample(
+        self,
+        seeds,
+        labels=None,
+        *,
+        compose=None,
+        known=None,
+        mask=None,
+        noise="cpu",
+        callback=None,
+        **options,
+    ):
         """Return generated images in [-1, 1] (clipped), float32 (N, C, H, W).
 
         Image k depends on seeds[k] alone, not on the others.
@@ -280,19 +332,37 @@ class CDRL(GenerativeModule):
         self.nfe = 0
         with fixed_weights(self.net):
             y, level = sample_recovery(
-                energy, initial, self.schedule, keys, self.shape, steps=cfg.steps,
-                rate=self.cfg.method.steps / cfg.steps, noise_scale=cfg.noise_scale,
-                mala=cfg.mala, known=known, mask=mask, freeze=(self.net,), callback=callback,
-            )  # fmt: skip
+                energy,
+                initial,
+                self.schedule,
+                keys,
+                self.shape,
+                steps=cfg.steps,
+                rate=self.cfg.method.steps / cfg.steps,
+                noise_scale=cfg.noise_scale,
+                mala=cfg.mala,
+                known=known,
+                mask=mask,
+                freeze=(self.net,),
+                callback=callback,
+            )
         return y, level, energy
 
     def _settings(self, options):
         """Return the method's config with the given options in place of its own."""
         cfg = self.settings(options, SAMPLING)
-        check(cfg.guidance == 0 or self.classes, "guidance", cfg.guidance,
-              "this model is unconditional; leave it out")  # fmt: skip
-        check(cfg.guidance == 0 or self.unlabelled, "guidance", cfg.guidance,
-              "no label was hidden in training (method.label_dropout); use 0")  # fmt: skip
+        check(
+            cfg.guidance == 0 or self.classes,
+            "guidance",
+            cfg.guidance,
+            "this model is unconditional; leave it out",
+        )
+        check(
+            cfg.guidance == 0 or self.unlabelled,
+            "guidance",
+            cfg.guidance,
+            "no label was hidden in training (method.label_dropout); use 0",
+        )
         return cfg
 
     def _blend(self, cfg, drawn, labels, compose, keys):
@@ -303,8 +373,12 @@ class CDRL(GenerativeModule):
         check(labels is None, "compose", compose, "names the classes itself; leave labels out")
         check(cfg.guidance == 0, "compose", compose, "weights take guidance's place; leave it out")
         blend = blend_of(parse_compose(compose, self.classes), drawn, choice)
-        check(self.unlabelled or (blend.labels >= 0).all(), "compose", compose, "no label was "
-              "hidden in training (method.label_dropout); make the weights sum to 1")  # fmt: skip
+        check(
+            self.unlabelled or (blend.labels >= 0).all(),
+            "compose",
+            compose,
+            "no label was hidden in training (method.label_dropout); make the weights sum to 1",
+        )
         return blend
 
     # --------------------------------------------------------------------------------------------

@@ -45,8 +45,11 @@ def ood_scores(model, x, labels):
             level = model.schedule.at(zero + t)
             _, y = model.pair(x.float(), zero, level)
             total = total + model.f(y, level, labels, torch.float64)
-    scores = {"f": f.detach(), "f_levels": total / model.schedule.levels,
-              "grad_norm": -grad.flatten(1).norm(dim=1)}  # fmt: skip
+    scores = {
+        "f": f.detach(),
+        "f_levels": total / model.schedule.levels,
+        "grad_norm": -grad.flatten(1).norm(dim=1),
+    }
     return {name: value.float() for name, value in scores.items()}
 
 
@@ -82,8 +85,13 @@ def _log_z(model, label, kind, settings):
     s2, noise = level.s.double() ** 2, float(level.scale[0] * level.sin_clean[0]) ** 2
     with fixed_weights(model.net), frozen(model.net):
         bound = bound_log_z(
-            lambda y: f(y, level, torch.float64) / s2, y, keys, above=kind == "ais_lower",
-            variance=float(s2[0]), noise=noise, **settings,
-        )  # fmt: skip
+            lambda y: f(y, level, torch.float64) / s2,
+            y,
+            keys,
+            above=kind == "ais_lower",
+            variance=float(s2[0]),
+            noise=noise,
+            **settings,
+        )
     model.log_z[key] = bound.log_z
     return bound.log_z

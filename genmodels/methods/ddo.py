@@ -48,11 +48,19 @@ class DiscriminativeConfig:
             check(values or key == "p_stds", f"method.{key}", values, "give at least one number")
             check(all(least < v < math.inf for v in values), f"method.{key}", values, "must be > 0")
         units = ("dim", "nats", "std")
-        check(self.beta_unit in units, "method.beta_unit", self.beta_unit,
-              f"choose from {', '.join(units)}")  # fmt: skip
+        check(
+            self.beta_unit in units,
+            "method.beta_unit",
+            self.beta_unit,
+            f"choose from {', '.join(units)}",
+        )
         for key, least in (("rounds", 1), ("pool", 0), ("shard", 1), ("patience", 0)):
-            check(getattr(self, key) >= least, f"method.{key}", getattr(self, key),
-                  f"must be >= {least}")  # fmt: skip
+            check(
+                getattr(self, key) >= least,
+                f"method.{key}",
+                getattr(self, key),
+                f"must be >= {least}",
+            )
         check(self.rounds <= 64, "method.rounds", self.rounds, "must be <= 64")
 
 
@@ -98,8 +106,12 @@ class Discriminative:
     def __init__(self, cfg, reference=None):
         super().__init__(cfg)
         remedy = "DDO's log-ratio is a small difference of large sums; "
-        check(cfg.trainer.precision == "32-true", "trainer.precision", cfg.trainer.precision,
-              f"{remedy}use 32-true")  # fmt: skip
+        check(
+            cfg.trainer.precision == "32-true",
+            "trainer.precision",
+            cfg.trainer.precision,
+            f"{remedy}use 32-true",
+        )
         check(not cfg.trainer.tf32, "trainer.tf32", "true", f"{remedy}use false")
         dropout = getattr(cfg.network, "dropout", 0)
         check(not dropout, "network.dropout", dropout, f"{remedy}use 0")
@@ -114,12 +126,17 @@ class Discriminative:
         """
         if "fake" not in batch and not self.training:
             return super().loss(batch)
-        check("fake" in batch and self.frozen is not None, "reference", "none",
-              "DDO trains against a frozen model and its samples; train.py init=MODEL "
-              "hands them in")  # fmt: skip
-        both = {"image": torch.cat([batch["image"], batch["fake"]]),
-                "label": torch.cat([batch["label"], batch["fake_label"]]),
-                "n": torch.cat([batch["n"], batch["n"]])}  # fmt: skip
+        check(
+            "fake" in batch and self.frozen is not None,
+            "reference",
+            "none",
+            "DDO trains against a frozen model and its samples; train.py init=MODEL hands them in",
+        )
+        both = {
+            "image": torch.cat([batch["image"], batch["fake"]]),
+            "label": torch.cat([batch["label"], batch["fake_label"]]),
+            "n": torch.cat([batch["n"], batch["n"]]),
+        }
         x, cfg, count = both["image"], self.cfg.method, len(batch["n"])
         with torch.autocast(x.device.type, enabled=False):
             delta, rows = self.log_ratio(both, self.frozen.beside(self))
@@ -180,8 +197,12 @@ class DDOConfig(DiscriminativeConfig, EDMConfig):
         plain = {"label_dropout": 0, "augment": 0, "uncertainty": False, "guidance": 1}
         for key, off in plain.items():
             value = getattr(self, key)
-            check(value == off, f"method.{key}", value,
-                  f"DDO finetunes the plain model; use {str(off).lower()}")  # fmt: skip
+            check(
+                value == off,
+                f"method.{key}",
+                value,
+                f"DDO finetunes the plain model; use {str(off).lower()}",
+            )
 
 
 class DDO(Discriminative, EDM):

@@ -22,8 +22,22 @@ from genmodels.sampling.schedules import SCHEDULES, SIGMAS, state_dtype
 from genmodels.seeding import Stream
 
 # Settings that sample() and sample.py may override.
-SAMPLING = ("sampler", "steps", "sigma_min", "sigma_max", "rho", "sigmas", "schedule", "scaled",
-            "alpha", "churn", "churn_min", "churn_max", "churn_noise", "guidance")  # fmt: skip
+SAMPLING = (
+    "sampler",
+    "steps",
+    "sigma_min",
+    "sigma_max",
+    "rho",
+    "sigmas",
+    "schedule",
+    "scaled",
+    "alpha",
+    "churn",
+    "churn_min",
+    "churn_max",
+    "churn_noise",
+    "guidance",
+)
 
 
 @dataclass
@@ -62,26 +76,50 @@ class EDMConfig:
         check(math.isfinite(self.p_mean), "method.p_mean", self.p_mean, "must be finite")
         check(self.p_std >= 0, "method.p_std", self.p_std, "must be >= 0")
         check(self.rho > 0, "method.rho", self.rho, "must be > 0")
-        check(0 <= self.label_dropout <= 1, "method.label_dropout", self.label_dropout,
-              "must be in [0, 1]")  # fmt: skip
+        check(
+            0 <= self.label_dropout <= 1,
+            "method.label_dropout",
+            self.label_dropout,
+            "must be in [0, 1]",
+        )
         check(0 <= self.augment <= 1, "method.augment", self.augment, "must be in [0, 1]")
         choices = {"precond": PRECONDS, "sigmas": SIGMAS, "schedule": SCHEDULES}
         for key, names in choices.items():
-            check(getattr(self, key) in names, f"method.{key}", getattr(self, key),
-                  f"choose from {', '.join(names)}")  # fmt: skip
-        check(self.sampler in SAMPLERS, "method.sampler", self.sampler,
-              f"choose from {', '.join(SAMPLERS)}")  # fmt: skip
+            check(
+                getattr(self, key) in names,
+                f"method.{key}",
+                getattr(self, key),
+                f"choose from {', '.join(names)}",
+            )
+        check(
+            self.sampler in SAMPLERS,
+            "method.sampler",
+            self.sampler,
+            f"choose from {', '.join(SAMPLERS)}",
+        )
         check(self.steps >= 1, "method.steps", self.steps, "must be >= 1")
-        check(0 < self.sigma_min < self.sigma_max, "method.sigma_min", self.sigma_min,
-              f"must be in (0, sigma_max={self.sigma_max})")  # fmt: skip
+        check(
+            0 < self.sigma_min < self.sigma_max,
+            "method.sigma_min",
+            self.sigma_min,
+            f"must be in (0, sigma_max={self.sigma_max})",
+        )
         check(self.churn >= 0, "method.churn", self.churn, "must be >= 0")
         check(0 < self.alpha <= 1, "method.alpha", self.alpha, "must be in (0, 1]")
-        check(self.alpha == 1 or self.sampler != "euler", "method.alpha", self.alpha,
-              "euler takes no second-order step; use 1")  # fmt: skip
+        check(
+            self.alpha == 1 or self.sampler != "euler",
+            "method.alpha",
+            self.alpha,
+            "euler takes no second-order step; use 1",
+        )
         if self.sampler == "dpmpp_2m":
             check(not self.churn, "method.churn", self.churn, "dpmpp_2m is deterministic; use heun")
-            check(not self.general, "method.sampler", self.sampler,
-                  "goes with schedule=linear, scaled=false, alpha=1")  # fmt: skip
+            check(
+                not self.general,
+                "method.sampler",
+                self.sampler,
+                "goes with schedule=linear, scaled=false, alpha=1",
+            )
 
     @property
     def general(self):
@@ -114,13 +152,25 @@ class EDM(GenerativeModule):
 
     def __init__(self, cfg):
         super().__init__(cfg)
-        check(not cfg.method.augment or getattr(cfg.network, "augment", False), "method.augment",
-              cfg.method.augment, "needs network.name=edm_unet, network.augment=true")  # fmt: skip
+        check(
+            not cfg.method.augment or getattr(cfg.network, "augment", False),
+            "method.augment",
+            cfg.method.augment,
+            "needs network.name=edm_unet, network.augment=true",
+        )
         guided = cfg.method.guidance == 1 or self.classes and self.unlabelled
-        check(guided, "method.guidance", cfg.method.guidance,
-              "needs a conditional model (data.labels=true, method.label_dropout=0.1)")  # fmt: skip
-        check(not getattr(NETWORKS[cfg.network.name], "ENCODER", False), "network.name",
-              cfg.network.name, "needs a network that makes images: unet, edm_unet")  # fmt: skip
+        check(
+            guided,
+            "method.guidance",
+            cfg.method.guidance,
+            "needs a conditional model (data.labels=true, method.label_dropout=0.1)",
+        )
+        check(
+            not getattr(NETWORKS[cfg.network.name], "ENCODER", False),
+            "network.name",
+            cfg.network.name,
+            "needs a network that makes images: unet, edm_unet",
+        )
         raw = NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes)
         self.net = PRECONDS[cfg.method.precond](raw, cfg.method.sigma_data)
         self.uncertainty = Uncertainty() if cfg.method.uncertainty else None
@@ -195,8 +245,19 @@ class EDM(GenerativeModule):
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
         return (self.denoise(x, sigma, labels) - x) / sigma.reshape(-1, 1, 1, 1) ** 2
 
-    def log_prob(self, x, labels=None, *, kind="ode", seeds, steps=64, trace="hutchinson",
-                 probes=1, sigma_min=None, sigma_max=None):  # fmt: skip
+    def log_prob(
+        self,
+        x,
+        labels=None,
+        *,
+        kind="ode",
+        seeds,
+        steps=64,
+        trace="hutchinson",
+        probes=1,
+        sigma_min=None,
+        sigma_max=None,
+    ):
         """Return log p(x; sigma_min), float64 (B,), along the probability-flow ODE.
 
             dx/dsigma = (x - D(x; sigma)) / sigma,    x(sigma_max) ~ N(0, sigma_max^2)
@@ -222,8 +283,13 @@ class EDM(GenerativeModule):
         check(0 < low < high, "sigma_min", low, f"must be in (0, sigma_max={high})")
         self.check_labels(labels)
         seeds = torch.as_tensor(seeds, device=self.device)
-        times = torch.linspace(low ** (1 / cfg.rho), high ** (1 / cfg.rho), steps + 1,
-                               dtype=state_dtype(self.device), device=self.device)  # fmt: skip
+        times = torch.linspace(
+            low ** (1 / cfg.rho),
+            high ** (1 / cfg.rho),
+            steps + 1,
+            dtype=state_dtype(self.device),
+            device=self.device,
+        )
 
         def velocity(x, t):
             sigma = t**cfg.rho
@@ -233,8 +299,13 @@ class EDM(GenerativeModule):
         def signs(i):
             return seeding.signs(seeds, i, probes, self.shape)
 
-        return ode_log_prob(velocity, x, times, lambda x: log_normal(x, high),
-                            signs=None if trace == "exact" else signs)  # fmt: skip
+        return ode_log_prob(
+            velocity,
+            x,
+            times,
+            lambda x: log_normal(x, high),
+            signs=None if trace == "exact" else signs,
+        )
 
     @torch.no_grad()
     def sample(self, seeds, labels=None, *, guide=None, noise="cpu", callback=None, **options):
@@ -277,8 +348,16 @@ class EDM(GenerativeModule):
         if cfg.general:
             alpha = 0.0 if cfg.sampler == "euler" else cfg.alpha
             schedule = SCHEDULES[cfg.schedule](low, high)
-            x = sample_general(denoise, x, sigmas, schedule, scaled=cfg.scaled, alpha=alpha,
-                               callback=callback, **common)  # fmt: skip
+            x = sample_general(
+                denoise,
+                x,
+                sigmas,
+                schedule,
+                scaled=cfg.scaled,
+                alpha=alpha,
+                callback=callback,
+                **common,
+            )
         else:
             x = SAMPLERS[cfg.sampler](denoise, x, sigmas, callback=callback, **common)
         return x.float()
@@ -287,16 +366,26 @@ class EDM(GenerativeModule):
         """Return the method's config with the given options in place of its own."""
         cfg = self.settings(options, SAMPLING)
         if guide is None:
-            check(cfg.guidance == 1 or self.classes, "guidance", cfg.guidance,
-                  "this model is unconditional; give it a guide")  # fmt: skip
-            check(cfg.guidance == 1 or self.unlabelled, "guidance", cfg.guidance,
-                  "no label was hidden in training (method.label_dropout); give it a guide",
-            )  # fmt: skip
+            check(
+                cfg.guidance == 1 or self.classes,
+                "guidance",
+                cfg.guidance,
+                "this model is unconditional; give it a guide",
+            )
+            check(
+                cfg.guidance == 1 or self.unlabelled,
+                "guidance",
+                cfg.guidance,
+                "no label was hidden in training (method.label_dropout); give it a guide",
+            )
         else:
             check(cfg.guidance != 1, "guidance", cfg.guidance, "leaves the guide unused; try 2")
-            check(guide.shape == self.shape and guide.classes in (0, self.classes), "guide",
-                  f"a model of {guide.shape} and {guide.classes} classes",
-                  f"must be of {self.shape} and 0 or {self.classes} classes")  # fmt: skip
+            check(
+                guide.shape == self.shape and guide.classes in (0, self.classes),
+                "guide",
+                f"a model of {guide.shape} and {guide.classes} classes",
+                f"must be of {self.shape} and 0 or {self.classes} classes",
+            )
         return cfg
 
     def _denoiser(self, labels, weight, guide):

@@ -35,8 +35,20 @@ WEIGHTS = ("edm", "paper", "eps", "likelihood")
 PREPARED = """log x: mean {mean:.4f}, std {std:.4f}; prior {prior} at sigma_max={sigma_max}:
 KL(p_T || prior) = {kl:.3g} +- {kl_stderr:.2g} nats ({kl_gaussian:.3g} with a Gaussian p_T)"""
 # Settings that sample() and sample.py may override.
-SAMPLING = ("sigma_min", "sigma_max", "sampler", "steps", "grid", "solver", "denoise_last", "delta",
-            "inner", "anneal", "form", "final")  # fmt: skip
+SAMPLING = (
+    "sigma_min",
+    "sigma_max",
+    "sampler",
+    "steps",
+    "grid",
+    "solver",
+    "denoise_last",
+    "delta",
+    "inner",
+    "anneal",
+    "form",
+    "final",
+)
 
 
 @dataclass
@@ -71,22 +83,49 @@ class GBMConfig:
     final: int = setting(0, "sampler=paper: steps without noise at the end")
 
     def __post_init__(self):
-        choices = {"schedule": SCHEDULES, "prior": PRIORS, "loss": LOSSES, "weight": WEIGHTS,
-                   "sampler": gbm.SAMPLERS, "grid": gbm.GRIDS, "solver": gbm.SOLVERS,
-                   "form": ("dls", "ums")}  # fmt: skip
+        choices = {
+            "schedule": SCHEDULES,
+            "prior": PRIORS,
+            "loss": LOSSES,
+            "weight": WEIGHTS,
+            "sampler": gbm.SAMPLERS,
+            "grid": gbm.GRIDS,
+            "solver": gbm.SOLVERS,
+            "form": ("dls", "ums"),
+        }
         for key, names in choices.items():
-            check(getattr(self, key) in names, f"method.{key}", getattr(self, key),
-                  f"choose from {', '.join(names)}")  # fmt: skip
+            check(
+                getattr(self, key) in names,
+                f"method.{key}",
+                getattr(self, key),
+                f"choose from {', '.join(names)}",
+            )
         check(1e-3 <= self.offset <= 2, "method.offset", self.offset, "must be in [0.001, 2]")
-        check(0 < self.sigma_min < self.sigma_max, "method.sigma_min", self.sigma_min,
-              f"must be in (0, sigma_max={self.sigma_max})")  # fmt: skip
-        check(self.sigma_max <= 10, "method.sigma_max", self.sigma_max,
-              "must be <= 10: x = exp(y) would leave float32")  # fmt: skip
-        check(abs(self.drift - 0.5) * self.sigma_max**2 <= 25, "method.drift", self.drift,
-              "|drift - 0.5| sigma_max^2 must be <= 25: x would leave float32")  # fmt: skip
+        check(
+            0 < self.sigma_min < self.sigma_max,
+            "method.sigma_min",
+            self.sigma_min,
+            f"must be in (0, sigma_max={self.sigma_max})",
+        )
+        check(
+            self.sigma_max <= 10,
+            "method.sigma_max",
+            self.sigma_max,
+            "must be <= 10: x = exp(y) would leave float32",
+        )
+        check(
+            abs(self.drift - 0.5) * self.sigma_max**2 <= 25,
+            "method.drift",
+            self.drift,
+            "|drift - 0.5| sigma_max^2 must be <= 25: x would leave float32",
+        )
         for key, least in (("rank", 1), ("steps", 1), ("inner", 1), ("final", 0)):
-            check(getattr(self, key) >= least, f"method.{key}", getattr(self, key),
-                  f"must be >= {least}")  # fmt: skip
+            check(
+                getattr(self, key) >= least,
+                f"method.{key}",
+                getattr(self, key),
+                f"must be >= {least}",
+            )
         check(self.delta > 0, "method.delta", self.delta, "must be > 0")
         check(0 < self.anneal <= 1, "method.anneal", self.anneal, "must be in (0, 1]")
 
@@ -115,8 +154,12 @@ class GBM(GenerativeModule):
 
     def __init__(self, cfg):
         super().__init__(cfg)
-        check(cfg.method.loss == "denoising" or not cfg.trainer.compile, "trainer.compile", "true",
-              f"method.loss={cfg.method.loss} differentiates twice; use compile=false")  # fmt: skip
+        check(
+            cfg.method.loss == "denoising" or not cfg.trainer.compile,
+            "trainer.compile",
+            "true",
+            f"method.loss={cfg.method.loss} differentiates twice; use compile=false",
+        )
         self.net = LogSpace(NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes))
         self.prior = GaussianPrior(cfg.method.prior, self.shape, cfg.method.rank)
 
@@ -137,9 +180,13 @@ class GBM(GenerativeModule):
         """
         u = (x + 1) / 2
         low, high = (float(value) for value in torch.aminmax(u.detach()))
-        check(low >= -slack - 1e-6 and high <= 1 + slack + 1e-6, "image", f"{low:.4g}..{high:.4g}",
-              "its pixels must be in [0, 1], for the model is of log(pixel + offset); rescale or "
-              "clip them")  # NaN fails too  # fmt: skip
+        check(
+            low >= -slack - 1e-6 and high <= 1 + slack + 1e-6,
+            "image",
+            f"{low:.4g}..{high:.4g}",
+            "its pixels must be in [0, 1], for the model is of log(pixel + offset); rescale or "
+            "clip them",
+        )  # NaN fails too
         return (u + self.cfg.method.offset).log()
 
     def from_state(self, y):
@@ -232,8 +279,12 @@ class GBM(GenerativeModule):
     def noisy_state(self, x):
         """Return log(u + offset) of noisy images x; ValueError for a pixel that has none."""
         u, offset = (x + 1) / 2, self.cfg.method.offset
-        check(-offset < u.min() <= u.max() < math.inf, "image", f"{u.min():.4g}..{u.max():.4g}",
-              f"multiplicative noise keeps pixels finite, above -offset = {-offset}")  # fmt: skip
+        check(
+            -offset < u.min() <= u.max() < math.inf,
+            "image",
+            f"{u.min():.4g}..{u.max():.4g}",
+            f"multiplicative noise keeps pixels finite, above -offset = {-offset}",
+        )
         return (u + offset).log()
 
     @torch.no_grad()
@@ -250,13 +301,21 @@ class GBM(GenerativeModule):
             ValueError: another size, or a law, a level or labels that the model does not know.
         """
         self.check_labels(labels)
-        check(tuple(images.shape[1:]) == self.shape, "image", tuple(images.shape),
-              f"must be of shape (N, {', '.join(map(str, self.shape))})")  # fmt: skip
+        check(
+            tuple(images.shape[1:]) == self.shape,
+            "image",
+            tuple(images.shape),
+            f"must be of shape (N, {', '.join(map(str, self.shape))})",
+        )
         cfg, images = self.cfg.method, images.to(self.device)
         check(law in self.DENOISE_LAWS, "law", law, f"choose from {', '.join(self.DENOISE_LAWS)}")
         if level is not None:
-            check(cfg.sigma_min <= level <= cfg.sigma_max, "level", level,
-                  f"this model knows {cfg.sigma_min} to {cfg.sigma_max}")  # fmt: skip
+            check(
+                cfg.sigma_min <= level <= cfg.sigma_max,
+                "level",
+                level,
+                f"this model knows {cfg.sigma_min} to {cfg.sigma_max}",
+            )
             level = torch.full((len(images),), level)
         else:
             levels = gbm.variance_levels(49, *cfg.ends)[-2::-1]
@@ -292,31 +351,45 @@ class GBM(GenerativeModule):
         self.nfe = 0
         report = callback and (lambda i, y: callback(i, self.from_state(y)))
         y, flips = gbm.sample(
-            cfg, lambda y, level: score(y - shift * level, level), y, levels, noise=keys,
+            cfg,
+            lambda y, level: score(y - shift * level, level),
+            y,
+            levels,
+            noise=keys,
             callback=report,
-        )  # fmt: skip
+        )
         if flips is not None and flips.any():
             share = int(flips.sum()) / latents.numel()
             warnings.warn(
                 f"sampler=ums flipped {int(flips.sum())} signs ({share:.2g} for each pixel), which "
-                "the process never does; use sampler=dls, or more steps", stacklevel=2,
-            )  # fmt: skip
+                "the process never does; use sampler=dls, or more steps",
+                stacklevel=2,
+            )
         return self.from_state(y)
 
     def _settings(self, options):
         """Return the method's config with the given options in place of its own."""
         cfg = self.settings(options, SAMPLING)
         (low, high), (first, last) = self.cfg.method.ends, cfg.ends
-        check(low <= first and last <= high, "sigma_max", cfg.sigma_max,
-              f"and sigma_min={cfg.sigma_min} must be levels it was trained on")  # fmt: skip
+        check(
+            low <= first and last <= high,
+            "sigma_max",
+            cfg.sigma_max,
+            f"and sigma_min={cfg.sigma_min} must be levels it was trained on",
+        )
         for key, samplers in gbm.READ_BY.items():
-            check(options.get(key) is None or cfg.sampler in samplers, key, options.get(key),
-                  f"sampler={cfg.sampler} does not take it; leave it out")  # fmt: skip
+            check(
+                options.get(key) is None or cfg.sampler in samplers,
+                key,
+                options.get(key),
+                f"sampler={cfg.sampler} does not take it; leave it out",
+            )
         return cfg
 
     @torch.no_grad()
-    def log_prob(self, x, labels=None, *, kind="ode", seeds, steps=64, trace="hutchinson",
-                 probes=1):  # fmt: skip
+    def log_prob(
+        self, x, labels=None, *, kind="ode", seeds, steps=64, trace="hutchinson", probes=1
+    ):
         """Return log p(x) on the [-1, 1] scale in nats, float64 (B,).
 
         log p(x) = log p_Y(y) - sum log(u + offset) - D log 2 with log p_Y by flow_log_prob (ode)
@@ -331,8 +404,12 @@ class GBM(GenerativeModule):
         check(steps >= 1, "steps", steps, "must be >= 1")
         check(probes >= 1, "probes", probes, "must be >= 1")
         check(probes == 1 or trace != "exact", "probes", probes, "trace=exact draws none")
-        check(self.cfg.method.offset > 1 / 510, "method.offset", self.cfg.method.offset,
-              "dequantised black reaches -1/510; a density needs a larger offset")  # fmt: skip
+        check(
+            self.cfg.method.offset > 1 / 510,
+            "method.offset",
+            self.cfg.method.offset,
+            "dequantised black reaches -1/510; a density needs a larger offset",
+        )
         self.check_labels(labels)
         seeds = torch.as_tensor(seeds, dtype=torch.int64, device=self.device)
         y = self.to_state(x.double(), slack=1 / 510)

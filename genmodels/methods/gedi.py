@@ -50,11 +50,15 @@ class GEDIConfig:
     energy: str = setting("logits", "logits: f = logsumexp(z / tau); scalar: a head of its own")
     w_gen: float = setting(1.0, "weight of the generative term; 0: no chains are run")
     w_inv: float = setting(10.0, "weight of the invariance term, a cross-entropy")
-    w_prior_mean: float = setting(10.0, "weight of CE(p(y), mean prediction), a mean over clusters "
-                                  "(a sum, as others write it, is C times as much)")  # fmt: skip
+    w_prior_mean: float = setting(
+        10.0,
+        "weight of CE(p(y), mean prediction), a mean over clusters "
+        "(a sum, as others write it, is C times as much)",
+    )
     w_label: float = setting(0.0, "weight of the cross-entropy of the class labels (JEM)")
-    w_sum: float = setting(0.0, "weight of -log P(sum of the labels of two neighbours); wants "
-                           "data.pairs=true")  # fmt: skip
+    w_sum: float = setting(
+        0.0, "weight of -log P(sum of the labels of two neighbours); wants data.pairs=true"
+    )
     prior: list[float] = setting([], "p(y), C numbers; empty: uniform")
     detach_target: bool = setting(False, "no gradient through p(. | x') in the invariance term")
     inv_start: int = setting(0, "steps before the invariance term sets in")
@@ -83,23 +87,53 @@ class GEDIConfig:
     steps: int = setting(1000, "samples: Langevin steps of fresh chains")
 
     def __post_init__(self):
-        for key in ("clusters", "head_width", "inv_start", "inv_ramp", "gen_ramp", "l2", "retry",
-                    "data_noise", "view_noise", "view_affine", "view_crop", "noise_scale",
-                    "grad_clip", "w_gen", "w_inv", "w_prior_mean", "w_label", "w_sum",
-                    "steps", "marginal_ema"):  # fmt: skip
+        for key in (
+            "clusters",
+            "head_width",
+            "inv_start",
+            "inv_ramp",
+            "gen_ramp",
+            "l2",
+            "retry",
+            "data_noise",
+            "view_noise",
+            "view_affine",
+            "view_crop",
+            "noise_scale",
+            "grad_clip",
+            "w_gen",
+            "w_inv",
+            "w_prior_mean",
+            "w_label",
+            "w_sum",
+            "steps",
+            "marginal_ema",
+        ):
             check(getattr(self, key) >= 0, f"method.{key}", getattr(self, key), "must be >= 0")
         for key in ("tau", "step", "max_gap", "chain_steps", "buffer"):
             check(getattr(self, key) > 0, f"method.{key}", getattr(self, key), "must be > 0")
         for key in ("reinit", "view_jitter", "view_grey"):
-            check(0 <= getattr(self, key) <= 1, f"method.{key}", getattr(self, key),
-                  "must be in [0, 1]")  # fmt: skip
+            check(
+                0 <= getattr(self, key) <= 1,
+                f"method.{key}",
+                getattr(self, key),
+                "must be in [0, 1]",
+            )
         check(self.marginal_ema < 1, "method.marginal_ema", self.marginal_ema, "must be < 1")
         for key, names in (("energy", ENERGIES), ("start", STARTS)):
-            check(getattr(self, key) in names, f"method.{key}", getattr(self, key),
-                  f"choose from {', '.join(names)}")  # fmt: skip
+            check(
+                getattr(self, key) in names,
+                f"method.{key}",
+                getattr(self, key),
+                f"choose from {', '.join(names)}",
+            )
         if self.prior:
-            check(min(self.prior) > 0 and abs(sum(self.prior) - 1) < 1e-3, "method.prior",
-                  self.prior, "must be positive and sum to 1")  # fmt: skip
+            check(
+                min(self.prior) > 0 and abs(sum(self.prior) - 1) < 1e-3,
+                "method.prior",
+                self.prior,
+                "must be positive and sum to 1",
+            )
 
 
 class GEDI(GenerativeModule):
@@ -119,15 +153,31 @@ class GEDI(GenerativeModule):
         super().__init__(cfg)
         method, network = cfg.method, NETWORKS[cfg.network.name]
         self.clusters = self.classes = method.clusters or cfg.data.classes
-        check(self.clusters >= 1, "method.clusters", method.clusters,
-              f"{cfg.data.name} has no classes to count; give the number of clusters")  # fmt: skip
-        check(getattr(network, "ENCODER", False), "network.name", cfg.network.name,
-              "GEDI needs an encoder: resnet8 or perceptron")  # fmt: skip
-        check(len(method.prior) in (0, self.clusters), "method.prior", method.prior,
-              f"must have {self.clusters} numbers, one for each cluster")  # fmt: skip
+        check(
+            self.clusters >= 1,
+            "method.clusters",
+            method.clusters,
+            f"{cfg.data.name} has no classes to count; give the number of clusters",
+        )
+        check(
+            getattr(network, "ENCODER", False),
+            "network.name",
+            cfg.network.name,
+            "GEDI needs an encoder: resnet8 or perceptron",
+        )
+        check(
+            len(method.prior) in (0, self.clusters),
+            "method.prior",
+            method.prior,
+            f"must have {self.clusters} numbers, one for each cluster",
+        )
         for key in ("w_label", "w_sum"):
-            check(not getattr(method, key) or self.clusters == cfg.data.classes, f"method.{key}",
-                  getattr(method, key), "needs clusters = classes of the data")  # fmt: skip
+            check(
+                not getattr(method, key) or self.clusters == cfg.data.classes,
+                f"method.{key}",
+                getattr(method, key),
+                "needs clusters = classes of the data",
+            )
         self.net = network(cfg.network, self.shape)
         sizes = [self.net.width] + [method.head_width] * bool(method.head_width) + [self.clusters]
         layers = [nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:])]
@@ -182,8 +232,10 @@ class GEDI(GenerativeModule):
         cfg, x, n = self.cfg.method, batch["image"], batch["n"]
         seed = self.cfg.seed
         real = add_noise(x, cfg.data_noise, seed, n)
-        strengths = {key: getattr(cfg, f"view_{key}")
-                     for key in ("noise", "affine", "crop", "flip", "jitter", "grey")}  # fmt: skip
+        strengths = {
+            key: getattr(cfg, f"view_{key}")
+            for key in ("noise", "affine", "crop", "flip", "jitter", "grey")
+        }
         parts = [real, view(x, seed, n, **strengths)]
         if cfg.two_views:
             parts.append(view(x, seed, n, which=1, **strengths))
@@ -200,15 +252,22 @@ class GEDI(GenerativeModule):
         loss = w_inv * inv + cfg.w_prior_mean * ce_prior
         logs = {"inv": inv / math.log(max(2, self.clusters))}
         least = math.log(self.clusters) if prior is None else -(prior * prior.log()).sum()
-        logs |= {"prior_gap": ce_prior - least, "largest": log_pbar.max().exp(),
-                 "smallest": log_pbar.min().exp(),
-                 "confidence": z_real.softmax(dim=1).amax(dim=1).mean()}  # fmt: skip
+        logs |= {
+            "prior_gap": ce_prior - least,
+            "largest": log_pbar.max().exp(),
+            "smallest": log_pbar.min().exp(),
+            "confidence": z_real.softmax(dim=1).amax(dim=1).mean(),
+        }
         if cfg.w_gen:
             gap = f_real.mean() - f_fake.mean()
             loss = loss - w_gen * gap
             loss = loss + cfg.l2 * (f_real.square().mean() + f_fake.square().mean())
-            logs |= {"gap": gap, "f_real": f_real.mean(), "f_fake": f_fake.mean(),
-                     "saturated": (fake.abs() >= 1).float().mean()}  # fmt: skip
+            logs |= {
+                "gap": gap,
+                "f_real": f_real.mean(),
+                "f_fake": f_fake.mean(),
+                "saturated": (fake.abs() >= 1).float().mean(),
+            }
         if cfg.w_label:
             logs["label"] = F.cross_entropy(z_real, batch["label"])
             loss = loss + cfg.w_label * logs["label"]
@@ -256,11 +315,19 @@ class GEDI(GenerativeModule):
         """Return the states after `steps` Langevin steps; keys: see langevin_chain."""
         cfg = self.cfg.method
         return langevin_chain(
-            lambda y: self.energy(y, labels), x, steps=steps, step=cfg.step,
-            noise_scale=cfg.noise_scale or None, seed=keys, stream=int(Stream.CHAIN_NOISE),
-            clamp=(-1.0, 1.0) if cfg.clamp else None, grad_clip=cfg.grad_clip or None,
-            freeze=(self,), diagnostics=False, callback=callback,
-        ).y  # fmt: skip
+            lambda y: self.energy(y, labels),
+            x,
+            steps=steps,
+            step=cfg.step,
+            noise_scale=cfg.noise_scale or None,
+            seed=keys,
+            stream=int(Stream.CHAIN_NOISE),
+            clamp=(-1.0, 1.0) if cfg.clamp else None,
+            grad_clip=cfg.grad_clip or None,
+            freeze=(self,),
+            diagnostics=False,
+            callback=callback,
+        ).y
 
     @torch.no_grad()
     def sample(self, seeds, labels=None, *, start=None, steps=None, noise="cpu", callback=None):
@@ -289,14 +356,25 @@ class GEDI(GenerativeModule):
         keys = torch.tensor([int(seed) for seed in seeds], dtype=torch.int64, device=device)
         labels = None if labels is None else self.given_labels(labels, len(keys))
         if start == "buffer":
-            check(self.replay.entries is not None, "start", start,
-                  "only a run or its .ckpt holds a buffer; use start=fresh")  # fmt: skip
-            check(steps or labels is None or (labels < 0).all(), "steps", steps, "leaves the "
-                  "buffer's images in any cluster, whatever labels= says; try 100")  # fmt: skip
+            check(
+                self.replay.entries is not None,
+                "start",
+                start,
+                "only a run or its .ckpt holds a buffer; use start=fresh",
+            )
+            check(
+                steps or labels is None or (labels < 0).all(),
+                "steps",
+                steps,
+                "leaves the buffer's images in any cluster, whatever labels= says; try 100",
+            )
             x = self.replay.entries[keys % len(self.replay.entries)].to(device)
         else:
-            x = 2 * philox_uniform(self.shape, keys, 0, stream=int(Stream.CHAIN_START),
-                                   device=device) - 1  # fmt: skip
+            x = (
+                2
+                * philox_uniform(self.shape, keys, 0, stream=int(Stream.CHAIN_START), device=device)
+                - 1
+            )
         self.nfe = steps
         own = f"the replay buffer's chains, {steps} steps on"
         self.chains = f"fresh chains of {steps} steps" if start == "fresh" else own

@@ -14,8 +14,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.nn.functional import all_reduce
 
-__all__ = ["Marginal", "collapse", "invariance", "log_marginal", "log_sum"]
-__all__ += ["prior_cross_entropy", "sum_loss"]
+__all__ = [
+    "Marginal",
+    "collapse",
+    "invariance",
+    "log_marginal",
+    "log_sum",
+    "prior_cross_entropy",
+    "sum_loss",
+]
 
 
 def invariance(z, z_view, detach_target=False):

@@ -42,8 +42,11 @@ class Noise2ScoreConfig:
 
     name: str = setting("noise2score", "")
     objective: str = setting("score", "score; baselines: r2r, noise2noise, supervised")
-    form: str = setting("scaled", "scaled: sigma_a in units of the noise, F = -sqrt(t) s; "
-                        "published: sigma_a on [0, 1], and the network is s")  # fmt: skip
+    form: str = setting(
+        "scaled",
+        "scaled: sigma_a in units of the noise, F = -sqrt(t) s; "
+        "published: sigma_a on [0, 1], and the network is s",
+    )
     sigma_a_min: float = setting(0.0, "smallest perturbation; 0: 0.25, for poisson 0.6")
     sigma_a_max: float = setting(1.0, "largest perturbation of the noisiest; r2r: the one it uses")
     anneal: int = setting(0, "images over which sigma_a falls evenly; 0: drawn at random, in log")
@@ -52,17 +55,33 @@ class Noise2ScoreConfig:
     probes: int = setting(8, "draws averaged: of signs for estimator=corrected, of u for r2r")
 
     def __post_init__(self):
-        choices = {"objective": tuple(TARGETS), "form": ("scaled", "published"),
-                   "domain": ("even", "pixels"), "estimator": ("law", "corrected")}  # fmt: skip
+        choices = {
+            "objective": tuple(TARGETS),
+            "form": ("scaled", "published"),
+            "domain": ("even", "pixels"),
+            "estimator": ("law", "corrected"),
+        }
         for key, names in choices.items():
-            check(getattr(self, key) in names, f"method.{key}", getattr(self, key),
-                  f"choose from {', '.join(names)}")  # fmt: skip
-        check(0 <= self.sigma_a_min <= self.sigma_a_max > 0, "method.sigma_a_min",
-              self.sigma_a_min, f"must be in [0, sigma_a_max={self.sigma_a_max}]")  # fmt: skip
+            check(
+                getattr(self, key) in names,
+                f"method.{key}",
+                getattr(self, key),
+                f"choose from {', '.join(names)}",
+            )
+        check(
+            0 <= self.sigma_a_min <= self.sigma_a_max > 0,
+            "method.sigma_a_min",
+            self.sigma_a_min,
+            f"must be in [0, sigma_a_max={self.sigma_a_max}]",
+        )
         check(self.anneal >= 0, "method.anneal", self.anneal, "must be >= 0 images")
         check(self.probes >= 1, "method.probes", self.probes, "must be >= 1")
-        check(self.form == "scaled" or self.objective == "score", "method.form", self.form,
-              "goes with objective=score only")  # fmt: skip
+        check(
+            self.form == "scaled" or self.objective == "score",
+            "method.form",
+            self.form,
+            "goes with objective=score only",
+        )
 
 
 class Noise2Score(GenerativeModule):
@@ -76,20 +95,36 @@ class Noise2Score(GenerativeModule):
         noise, method = cfg.data.noise, cfg.method
         self.law = told_law(noise)
         wanted = TARGETS[method.objective]
-        check(noise.target == wanted, "data.noise.target", noise.target,
-              f"method.objective={method.objective} learns from {wanted}")  # fmt: skip
-        check(not cfg.eval.every, "eval.every", cfg.eval.every,
-              "scores generated images, of which it makes none; take eval.loss_every")  # fmt: skip
+        check(
+            noise.target == wanted,
+            "data.noise.target",
+            noise.target,
+            f"method.objective={method.objective} learns from {wanted}",
+        )
+        check(
+            not cfg.eval.every,
+            "eval.every",
+            cfg.eval.every,
+            "scores generated images, of which it makes none; take eval.loss_every",
+        )
         self.sigma_a_min = self.least_perturbation(max(self.told_levels()))
         self.DENOISE_LAWS = {noise.law: self.law.unit}
         self.ESTIMATORS = ("law",)
         if self.law.corrected is not None and method.objective == "score":
             self.ESTIMATORS += ("corrected",)
-        check(method.estimator in self.ESTIMATORS, "method.estimator", method.estimator,
-              "is for the score of poisson and gamma noise")  # fmt: skip
+        check(
+            method.estimator in self.ESTIMATORS,
+            "method.estimator",
+            method.estimator,
+            "is for the score of poisson and gamma noise",
+        )
         normal = self.law.normal and (method.domain == "even" or noise.law == "gaussian")
-        check(method.objective != "r2r" or normal, "method.objective", "r2r",
-              "averages w, in which the noise must be Gaussian: gaussian, lognormal")  # fmt: skip
+        check(
+            method.objective != "r2r" or normal,
+            "method.objective",
+            "r2r",
+            "averages w, in which the noise must be Gaussian: gaussian, lognormal",
+        )
         self.net = NETWORKS[cfg.network.name](cfg.network, self.shape)
         # The levels it was trained on; of given pictures they are estimated, in prepare().
         self.register_buffer("levels", torch.tensor(self.told_levels()))
@@ -117,10 +152,19 @@ class Noise2Score(GenerativeModule):
         if poisson and method.objective == "score":
             bound = 0.5 * zeta if method.domain == "pixels" else 0.275 * zeta**0.5
             bound = 0.55 if method.form == "scaled" else bound
-            check(least >= bound, f"method.sigma_a_{key}", least, f"must be >= {bound:.3g}: counts "
-                  "are whole, and a smaller perturbation learns their comb")  # fmt: skip
-        check(least <= method.sigma_a_max, "method.sigma_a_max", method.sigma_a_max,
-              f"must be >= {least}")  # fmt: skip
+            check(
+                least >= bound,
+                f"method.sigma_a_{key}",
+                least,
+                f"must be >= {bound:.3g}: counts "
+                "are whole, and a smaller perturbation learns their comb",
+            )
+        check(
+            least <= method.sigma_a_max,
+            "method.sigma_a_max",
+            method.sigma_a_max,
+            f"must be >= {least}",
+        )
         return least
 
     def prepare(self, data):
@@ -134,8 +178,11 @@ class Noise2Score(GenerativeModule):
         """Return the noise it knows and what it was shown, in words; the model card says it too."""
         noise, (low, high) = self.cfg.data.noise, self.levels.tolist()
         level = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
-        target = {"none": "no target", "second": "target: a second noisy copy",
-                  "clean": "target: the clean picture"}[noise.target]  # fmt: skip
+        target = {
+            "none": "no target",
+            "second": "target: a second noisy copy",
+            "clean": "target: the clean picture",
+        }[noise.target]
         objective = f"objective: {self.cfg.method.objective}"
         return f"{noise.law} noise of level {level}; {VIEWS[noise.copies]}; {target}; {objective}"
 
@@ -196,8 +243,9 @@ class Noise2Score(GenerativeModule):
         w, sigma = self.to_state((batch["image"] + 1) / 2, level)
         if objective in ("score", "r2r"):
             a, shape = self.sigma_a(batch["n"], sigma), w.shape[1:]
-            u = philox_normal(shape, self.cfg.seed, batch["n"], stream=int(seeding.Stream.NOISE),
-                              device=w.device)  # fmt: skip
+            u = philox_normal(
+                shape, self.cfg.seed, batch["n"], stream=int(seeding.Stream.NOISE), device=w.device
+            )
             z, deviation = w + a * u, (sigma**2 + a**2).sqrt()
             noise = self.noise_in(z, deviation)
             if objective == "score":
@@ -235,8 +283,13 @@ class Noise2Score(GenerativeModule):
         a, total = self.cfg.method.sigma_a_max * sigma, 0
         n, deviation = torch.zeros(len(w), dtype=torch.int64), (sigma**2 + a**2).sqrt()
         for k in range(self.cfg.method.probes):
-            u = philox_normal(w.shape[1:], self.cfg.seed, (n + k).to(w.device),
-                              stream=int(seeding.Stream.PROBE), device=w.device)  # fmt: skip
+            u = philox_normal(
+                w.shape[1:],
+                self.cfg.seed,
+                (n + k).to(w.device),
+                stream=int(seeding.Stream.PROBE),
+                device=w.device,
+            )
             z = w + a * u.to(w)
             total = total + z - deviation * self.noise_in(z, deviation)
         return total / self.cfg.method.probes
@@ -267,8 +320,12 @@ class Noise2Score(GenerativeModule):
     def check_level(self, level):
         """Raise ValueError for a level that it does not know."""
         low, high = self.levels.tolist()
-        check(self.nearest_level(level) == level, "level", f"{level:.4g}",
-              f"this model was trained at {low:.4g} to {high:.4g}; tell one of these")  # fmt: skip
+        check(
+            self.nearest_level(level) == level,
+            "level",
+            f"{level:.4g}",
+            f"this model was trained at {low:.4g} to {high:.4g}; tell one of these",
+        )
 
     @torch.no_grad()
     def restore(self, images, law, level=None, labels=None):
@@ -283,8 +340,12 @@ class Noise2Score(GenerativeModule):
         Raises:
             ValueError: another law or number of channels, a level it was not trained on.
         """
-        check(images.shape[1] == self.shape[0], "image", tuple(images.shape),
-              f"the model knows {self.shape[0]} channels")  # fmt: skip
+        check(
+            images.shape[1] == self.shape[0],
+            "image",
+            tuple(images.shape),
+            f"the model knows {self.shape[0]} channels",
+        )
         check(law in self.DENOISE_LAWS, "law", law, f"choose from {', '.join(self.DENOISE_LAWS)}")
         self.noisy_state(images)
         if level is None:

@@ -272,8 +272,10 @@ def block_frechet(blocks, reference, *, curve=False):
     without = [distance([b for b in blocks if b is not out]) for out in blocks]
     stderr, once = jackknife(value, without, counts)
     sizes, values = [n, n * 15 / 16], [value, sum(without) / 16]
-    splits = [[[b for i, b in enumerate(blocks) if (i >> bit) % 2 == side] for side in (0, 1)]
-              for bit in range(4)]  # fmt: skip
+    splits = [
+        [[b for i, b in enumerate(blocks) if (i >> bit) % 2 == side] for side in (0, 1)]
+        for bit in range(4)
+    ]
     if min(sum(b.count for b in half) for split in splits for half in split) <= dim:
         return BlockFrechet(value, stderr, sizes=tuple(sizes), values=tuple(values))
     halves = [(distance(one) + distance(other)) / 2 for one, other in splits]

@@ -13,8 +13,15 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from genmodels.images import from_uint8
 
-__all__ = ["SYNTHETIC", "compare", "first", "image_scores", "ood_metrics", "synthetic",
-           "typicality"]  # fmt: skip
+__all__ = [
+    "SYNTHETIC",
+    "compare",
+    "first",
+    "image_scores",
+    "ood_metrics",
+    "synthetic",
+    "typicality",
+]
 
 SYNTHETIC = ("interpolation", "noise", "constant")
 

@@ -19,10 +19,18 @@ class DenoiserConfig:
     blocks: list[int] = setting([1, 1, 2], "residual blocks on each side of each level")
 
     def __post_init__(self):
-        check(self.channels and min(self.channels) >= 1, "network.channels", self.channels,
-              "must be positive whole numbers, one for each level")  # fmt: skip
-        check(len(self.blocks) == len(self.channels) and min(self.blocks) >= 1, "network.blocks",
-              self.blocks, f"must be {len(self.channels)} positive whole numbers")  # fmt: skip
+        check(
+            self.channels and min(self.channels) >= 1,
+            "network.channels",
+            self.channels,
+            "must be positive whole numbers, one for each level",
+        )
+        check(
+            len(self.blocks) == len(self.channels) and min(self.blocks) >= 1,
+            "network.blocks",
+            self.blocks,
+            f"must be {len(self.channels)} positive whole numbers",
+        )
 
 
 class Residual(nn.Module):

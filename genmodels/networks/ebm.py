@@ -33,8 +33,11 @@ class EBMConfig:
     """Residual energy network (Zhu et al. 2024); the defaults are CIFAR-10's, 34.8 M parameters."""
 
     name: str = setting("ebm", "")
-    kind: str = setting("cdrl", "cdrl, or drl: the second convolutions start at 0, weights are "
-                        "divided by max(sigma, 1), no activation of the level's shift")  # fmt: skip
+    kind: str = setting(
+        "cdrl",
+        "cdrl, or drl: the second convolutions start at 0, weights are "
+        "divided by max(sigma, 1), no activation of the level's shift",
+    )
     channels: int = setting(128, "channels of the finest stage")
     multipliers: list[int] = setting([1, 2, 2, 2], "channels of each stage / channels")
     blocks: int = setting(8, "residual blocks for each stage")
@@ -43,13 +46,25 @@ class EBMConfig:
 
     def __post_init__(self):
         check(self.kind in KINDS, "network.kind", self.kind, f"choose from {', '.join(KINDS)}")
-        check(self.channels >= 2 and self.channels % 2 == 0, "network.channels", self.channels,
-              "must be even and >= 2")  # fmt: skip
-        check(self.multipliers and min(self.multipliers) > 0, "network.multipliers",
-              self.multipliers, "must be positive whole numbers, one for each stage")  # fmt: skip
+        check(
+            self.channels >= 2 and self.channels % 2 == 0,
+            "network.channels",
+            self.channels,
+            "must be even and >= 2",
+        )
+        check(
+            self.multipliers and min(self.multipliers) > 0,
+            "network.multipliers",
+            self.multipliers,
+            "must be positive whole numbers, one for each stage",
+        )
         check(self.blocks >= 1, "network.blocks", self.blocks, "must be >= 1")
-        check(self.activation in ACTIVATIONS, "network.activation", self.activation,
-              f"choose from {', '.join(ACTIVATIONS)}")  # fmt: skip
+        check(
+            self.activation in ACTIVATIONS,
+            "network.activation",
+            self.activation,
+            f"choose from {', '.join(ACTIVATIONS)}",
+        )
 
 
 # name -> (activation, activation of the head)
@@ -120,8 +135,9 @@ class Embedding(nn.Module):
         self.classes, self.act, self.dim = classes, act, 4 * channels
         self.memo = None  # (noise, labels, value) of the latest call inside fixed_weights()
         half = channels // 2
-        self.register_buffer("frequencies", 1e-4 ** (torch.arange(half) / max(1, half - 1)),
-                             persistent=False)  # fmt: skip
+        self.register_buffer(
+            "frequencies", 1e-4 ** (torch.arange(half) / max(1, half - 1)), persistent=False
+        )
         self.hidden = Linear(2 * half, self.dim, **options)
         self.outer = Linear(self.dim, self.dim, **options)
         # The last column stands for "no label".

@@ -43,19 +43,32 @@ class EDMUNetConfig:
     augment: bool = setting(True, "take the 9 augmentation values as an input")
 
     def __post_init__(self):
-        check(self.kind in FAMILIES, "network.kind", self.kind,
-              f"choose from {', '.join(FAMILIES)}")  # fmt: skip
-        check(self.multipliers and min(self.multipliers) > 0, "network.multipliers",
-              self.multipliers, "must be positive whole numbers, one for each level")  # fmt: skip
+        check(
+            self.kind in FAMILIES, "network.kind", self.kind, f"choose from {', '.join(FAMILIES)}"
+        )
+        check(
+            self.multipliers and min(self.multipliers) > 0,
+            "network.multipliers",
+            self.multipliers,
+            "must be positive whole numbers, one for each level",
+        )
         check(self.channels >= 4, "network.channels", self.channels, "must be >= 4")
         check(self.blocks >= 1, "network.blocks", self.blocks, "must be >= 1")
         check(0 <= self.dropout < 1, "network.dropout", self.dropout, "must be in [0, 1)")
         for width in [self.channels * multiplier for multiplier in self.multipliers]:
-            check(width % 4 == 0 and width % min(32, width // 4) == 0, "network.channels",
-                  self.channels, f"a level gets {width} channels, which do not divide into groups; "
-                  "take a multiple of 32")  # fmt: skip
-            check(self.kind != "adm" or width % 64 == 0, "network.channels", self.channels,
-                  f"a level gets {width} channels; adm has heads of 64")  # fmt: skip
+            check(
+                width % 4 == 0 and width % min(32, width // 4) == 0,
+                "network.channels",
+                self.channels,
+                f"a level gets {width} channels, which do not divide into groups; "
+                "take a multiple of 32",
+            )
+            check(
+                self.kind != "adm" or width % 64 == 0,
+                "network.channels",
+                self.channels,
+                f"a level gets {width} channels; adm has heads of 64",
+            )
 
 
 class _Family(NamedTuple):
@@ -104,8 +117,12 @@ class EDMUNet(nn.Module):
         self.multiple = 2 ** (len(widths) - 1)
         self.scale = family.scale
         heights = [math.ceil(shape[-2] / 2**level) for level in range(len(widths))]
-        check(set(cfg.attention) <= set(heights), "network.attention", cfg.attention,
-              f"must be heights of the levels, {heights} for images {shape[-2]} high")  # fmt: skip
+        check(
+            set(cfg.attention) <= set(heights),
+            "network.attention",
+            cfg.attention,
+            f"must be heights of the levels, {heights} for images {shape[-2]} high",
+        )
         attended = [height in cfg.attention for height in heights]
         self.embedding = Embedding(cfg.kind, cfg.channels, classes, cfg.augment)
         dim = self.embedding.dim

@@ -41,8 +41,9 @@ class ResNet8Config:
 
     def __post_init__(self):
         check(self.width >= 1, "network.width", self.width, "must be >= 1")
-        check(self.input_stride in (1, 2), "network.input_stride", self.input_stride,
-              "must be 1 or 2")  # fmt: skip
+        check(
+            self.input_stride in (1, 2), "network.input_stride", self.input_stride, "must be 1 or 2"
+        )
         _check_activation(self.activation)
 
 
@@ -60,11 +61,16 @@ class ResNet8(nn.Module):
 
     def __init__(self, cfg, shape, classes=0):
         super().__init__()
-        check(min(shape[1:]) >= 4, "network.name", "resnet8", "needs images of 4x4 or more; "
-              "network.name=perceptron takes points")  # fmt: skip
+        check(
+            min(shape[1:]) >= 4,
+            "network.name",
+            "resnet8",
+            "needs images of 4x4 or more; network.name=perceptron takes points",
+        )
         self.act, self.width = ACTIVATIONS[cfg.activation], cfg.width
-        first = Block(shape[0], cfg.width, self.act, halve=True, first=True,
-                      stride=cfg.input_stride)  # fmt: skip
+        first = Block(
+            shape[0], cfg.width, self.act, halve=True, first=True, stride=cfg.input_stride
+        )
         others = [Block(cfg.width, cfg.width, self.act, halve=i == 0) for i in range(3)]
         self.blocks = nn.ModuleList([first, *others])
 

@@ -27,8 +27,12 @@ def build_initializer(cfg, shape, classes):
     if cfg.initializer == "mlp":
         return MLP(MLPConfig(width=cfg.initializer_channels), shape, classes, energy=False)
     network = EDMUNetConfig(
-        kind="adm", channels=cfg.initializer_channels, multipliers=cfg.initializer_multipliers,
-        blocks=cfg.initializer_blocks, attention=cfg.initializer_attention,
-        dropout=cfg.initializer_dropout, augment=False,
-    )  # fmt: skip
+        kind="adm",
+        channels=cfg.initializer_channels,
+        multipliers=cfg.initializer_multipliers,
+        blocks=cfg.initializer_blocks,
+        attention=cfg.initializer_attention,
+        dropout=cfg.initializer_dropout,
+        augment=False,
+    )
     return EDMUNet(network, shape, classes)

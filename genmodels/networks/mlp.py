@@ -31,19 +31,31 @@ class MLPConfig:
     layers: int = setting(2, "residual layers")
     activation: str = setting("silu", "leaky or silu")
     form: str = setting("dot", "the energy: dot (linear in the last layer) or distance (squared)")
-    stem_scale: float = setting(1.0, "factor on the first layer's weights at the start: above 1, "
-                                "finer structure (without spectral norm)")  # fmt: skip
+    stem_scale: float = setting(
+        1.0,
+        "factor on the first layer's weights at the start: above 1, "
+        "finer structure (without spectral norm)",
+    )
     spectral_norm: bool = setting(False, "divide weights by their largest singular value")
 
     def __post_init__(self):
-        check(self.width >= 2 and self.width % 2 == 0, "network.width", self.width,
-              "must be even and >= 2")  # fmt: skip
+        check(
+            self.width >= 2 and self.width % 2 == 0,
+            "network.width",
+            self.width,
+            "must be even and >= 2",
+        )
         check(self.layers >= 1, "network.layers", self.layers, "must be >= 1")
-        check(self.activation in ACTIVATIONS, "network.activation", self.activation,
-              f"choose from {', '.join(ACTIVATIONS)}")  # fmt: skip
+        check(
+            self.activation in ACTIVATIONS,
+            "network.activation",
+            self.activation,
+            f"choose from {', '.join(ACTIVATIONS)}",
+        )
         check(self.stem_scale > 0, "network.stem_scale", self.stem_scale, "must be > 0")
-        check(self.form in ("dot", "distance"), "network.form", self.form,
-              "choose from dot, distance")  # fmt: skip
+        check(
+            self.form in ("dot", "distance"), "network.form", self.form, "choose from dot, distance"
+        )
 
 
 class MLP(nn.Module):
@@ -69,13 +81,15 @@ class MLP(nn.Module):
         with torch.no_grad():
             self.stem.weight.mul_(cfg.stem_scale)
         self.layers = nn.ModuleList(
-            nn.ModuleList([
-                Linear(cfg.width, cfg.width, **options),
-                Linear(dim, cfg.width, **options),
-                Linear(cfg.width, cfg.width, **options),
-            ])
+            nn.ModuleList(
+                [
+                    Linear(cfg.width, cfg.width, **options),
+                    Linear(dim, cfg.width, **options),
+                    Linear(cfg.width, cfg.width, **options),
+                ]
+            )
             for _ in range(cfg.layers)
-        )  # fmt: skip
+        )
         dot = self.form == "dot"
         self.head = nn.Linear(dim if dot else cfg.width, cfg.width if dot else size)
         if not dot:

@@ -23,19 +23,32 @@ class UNetConfig:
     dropout: float = setting(0.0, "dropout in the residual blocks")
 
     def __post_init__(self):
-        check(self.channels and min(self.channels) > 0, "network.channels", self.channels,
-              "must be positive whole numbers, one for each level")  # fmt: skip
+        check(
+            self.channels and min(self.channels) > 0,
+            "network.channels",
+            self.channels,
+            "must be positive whole numbers, one for each level",
+        )
         check(self.layers >= 1, "network.layers", self.layers, "must be >= 1")
-        check(all(0 <= level < len(self.channels) for level in self.attention),
-              "network.attention", self.attention,
-              f"must be levels 0..{len(self.channels) - 1}")  # fmt: skip
-        check(self.norm_groups >= 1 and not any(c % self.norm_groups for c in self.channels),
-              "network.norm_groups", self.norm_groups,
-              f"must divide network.channels={self.channels}")  # fmt: skip
+        check(
+            all(0 <= level < len(self.channels) for level in self.attention),
+            "network.attention",
+            self.attention,
+            f"must be levels 0..{len(self.channels) - 1}",
+        )
+        check(
+            self.norm_groups >= 1 and not any(c % self.norm_groups for c in self.channels),
+            "network.norm_groups",
+            self.norm_groups,
+            f"must divide network.channels={self.channels}",
+        )
         attended = [self.channels[level] for level in self.attention] + self.channels[-1:]
-        check(self.head_dim >= 1 and not any(c % self.head_dim for c in attended),
-              "network.head_dim", self.head_dim,
-              f"must divide the channels with attention (and the last): {attended}")  # fmt: skip
+        check(
+            self.head_dim >= 1 and not any(c % self.head_dim for c in attended),
+            "network.head_dim",
+            self.head_dim,
+            f"must divide the channels with attention (and the last): {attended}",
+        )
         check(0 <= self.dropout < 1, "network.dropout", self.dropout, "must be in [0, 1)")
 
 

@@ -24,8 +24,15 @@ from genmodels.kernels.philox import philox_normal
 from genmodels.sampling.langevin import mala_chain
 from genmodels.seeding import Stream
 
-__all__ = ["Base", "Bound", "ais_forward", "ais_reverse", "bound_log_z", "sigmoid_path",
-           "step_sizes"]  # fmt: skip
+__all__ = [
+    "Base",
+    "Bound",
+    "ais_forward",
+    "ais_reverse",
+    "bound_log_z",
+    "sigmoid_path",
+    "step_sizes",
+]
 
 
 class Base(NamedTuple):
@@ -122,8 +129,9 @@ def ais_reverse(log_density, base, y, seeds, *, betas, step, moves=1):
     return _anneal(log_density, base, y.float(), seeds, betas, step, moves, True)
 
 
-def bound_log_z(log_density, y, seeds, *, above, variance, noise, ais_steps, ais_moves, ais_step,
-                ais_refine):  # fmt: skip
+def bound_log_z(
+    log_density, y, seeds, *, above, variance, noise, ais_steps, ais_moves, ais_step, ais_refine
+):
     """Return the Bound on log Z of exp(log_density), from above or from below.
 
     Args:
@@ -141,9 +149,15 @@ def bound_log_z(log_density, y, seeds, *, above, variance, noise, ais_steps, ais
     if not above:
         return ais_forward(log_density, base, seeds, betas=betas, step=steps, moves=ais_moves)
     start = mala_chain(
-        lambda y: -log_density(y), y, steps=ais_refine, step=steps[-1], seed=seeds,
-        stream=int(Stream.AIS_REFINE), accumulate=torch.float64, diagnostics=False,
-    ).y  # fmt: skip
+        lambda y: -log_density(y),
+        y,
+        steps=ais_refine,
+        step=steps[-1],
+        seed=seeds,
+        stream=int(Stream.AIS_REFINE),
+        accumulate=torch.float64,
+        diagnostics=False,
+    ).y
     return ais_reverse(log_density, base, start, seeds, betas=betas, step=steps, moves=ais_moves)
 
 
@@ -162,11 +176,16 @@ def _anneal(log_density, base, y, seeds, betas, step, moves, reverse):
         if i > 0:
             b = betas[k + 1] if reverse else betas[k]
             chain = mala_chain(
-                lambda y, b=b: -((1 - b) * base.log_prob(y) + b * log_density(y).double()), y,
-                steps=moves, step=steps[k + 1] if reverse else steps[k], seed=seeds,
-                counter=i * moves, stream=int(Stream.AIS_CHAIN), accumulate=torch.float64,
+                lambda y, b=b: -((1 - b) * base.log_prob(y) + b * log_density(y).double()),
+                y,
+                steps=moves,
+                step=steps[k + 1] if reverse else steps[k],
+                seed=seeds,
+                counter=i * moves,
+                stream=int(Stream.AIS_CHAIN),
+                accumulate=torch.float64,
                 diagnostics=False,
-            )  # fmt: skip
+            )
             y = chain.y
             accepted.append(chain.accepted.double().mean())
         log_w += (betas[k + 1] - betas[k]) * (log_density(y).double() - base.log_prob(y))

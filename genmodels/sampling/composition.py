@@ -44,8 +44,13 @@ def parse_compose(text, classes):
         sign = -1.0 if names.startswith("!") else 1.0
         names = names.removeprefix("!").split("|")
         known = all(name.strip().isdecimal() and int(name) < classes for name in names)
-        check(known, "compose", text, f"{part.strip()!r} is no term; write 3, 3:1.5, 3|5 or !7:0.5 "
-              f"with classes 0..{classes - 1}")  # fmt: skip
+        check(
+            known,
+            "compose",
+            text,
+            f"{part.strip()!r} is no term; write 3, 3:1.5, 3|5 or !7:0.5 "
+            f"with classes 0..{classes - 1}",
+        )
         try:
             size = float(weight or 1)
         except ValueError:

@@ -150,8 +150,21 @@ def sample_ode(score, y, levels, *, solver="heun", drift=0.5, callback=None):
     return z + shift * levels[-1]
 
 
-def sample_paper(score, y, levels, *, noise, delta, inner=1, anneal=0.995, form="dls", rate=1.0,
-                 final=0, drift=0.5, callback=None):  # fmt: skip
+def sample_paper(
+    score,
+    y,
+    levels,
+    *,
+    noise,
+    delta,
+    inner=1,
+    anneal=0.995,
+    form="dls",
+    rate=1.0,
+    final=0,
+    drift=0.5,
+    callback=None,
+):
     """Return (x, flips) by the published annealed sampler, which is no reversal of time.
 
     At level k, `inner` steps of variance v = delta rate, their noise times anneal^k: the times do
@@ -227,9 +240,12 @@ def flow_log_prob(denoised, y, low, high, prior, signs, steps):
     options = {"dtype": state_dtype(y.device), "device": y.device}
     times = torch.linspace(*ends, steps + 1, **options)
     return ode_log_prob(
-        lambda y, t: y - denoised(y, t.exp()).to(y.dtype), y, times,
-        lambda y: prior.log_prob(y, high), signs=signs,
-    )  # fmt: skip
+        lambda y, t: y - denoised(y, t.exp()).to(y.dtype),
+        y,
+        times,
+        lambda y: prior.log_prob(y, high),
+        signs=signs,
+    )
 
 
 def variational_bound(denoised, y, low, high, prior, seeds, steps):
@@ -291,8 +307,16 @@ def _rk4(slope, state, level, after):
 
 def _ums_step(score, x, level, variance, scale, drift, flips, noise, i):
     h = score(x.abs().log(), level) - 1
-    return gbm_step(x, h, variance=variance, drift=drift * variance, noise_scale=scale, form="ums",
-                    flips=flips, **_draw(noise, i, x))  # fmt: skip
+    return gbm_step(
+        x,
+        h,
+        variance=variance,
+        drift=drift * variance,
+        noise_scale=scale,
+        form="ums",
+        flips=flips,
+        **_draw(noise, i, x),
+    )
 
 
 def _draw(noise, i, y):

@@ -179,9 +179,16 @@ def langevin_chain(
             if diagnostics:
                 norms.append(_norm(grad))
             langevin_step(
-                y, grad, step=a, noise_scale=s, seed=seed, counter=counter + i, stream=stream,
-                out=y, **options,
-            )  # fmt: skip
+                y,
+                grad,
+                step=a,
+                noise_scale=s,
+                seed=seed,
+                counter=counter + i,
+                stream=stream,
+                out=y,
+                **options,
+            )
             if callback is not None:
                 callback(i, y)
     return Chain(y, counter=counter + steps, **_diagnostics(y, start, norms))
@@ -262,9 +269,17 @@ def mala_chain(
             proposal = mala_propose(y, grad, stream=stream, **at)
             new_value, new_grad = _score(energy, proposal)
             y, grad, log_prob, accepted, _ = mala_accept(
-                y, proposal, grad, new_grad, -value / t, -new_value / t,
-                stream=stream + 1, accumulate=accumulate, inplace=True, **at,
-            )  # fmt: skip
+                y,
+                proposal,
+                grad,
+                new_grad,
+                -value / t,
+                -new_value / t,
+                stream=stream + 1,
+                accumulate=accumulate,
+                inplace=True,
+                **at,
+            )
             value = torch.where(accepted, new_value, value)
             decisions.append(accepted)
             if callback is not None:

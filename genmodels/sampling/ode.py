@@ -93,8 +93,9 @@ def sample_dpmpp_2m(denoise, x, sigmas, *, churn=None, randn=None, callback=None
     return x
 
 
-def sample_general(denoise, x, sigmas, schedule, *, scaled=False, alpha=1.0, churn=None,
-                   randn=None, callback=None):  # fmt: skip
+def sample_general(
+    denoise, x, sigmas, schedule, *, scaled=False, alpha=1.0, churn=None, randn=None, callback=None
+):
     """Return x at the last sigma by a second-order Runge-Kutta method in a schedule's time.
 
     dx/dt = (sigma'/sigma + s'/s) x - (sigma' s / sigma) D(x/s; sigma); each step goes alpha of

@@ -28,8 +28,18 @@ from genmodels.kernels.philox import philox_normal
 from genmodels.sampling.langevin import langevin_chain, mala_chain
 from genmodels.seeding import Stream
 
-__all__ = ["ANGLES", "Level", "RecoverySchedule", "angles_cdrl", "angles_drl", "recovery_chain",
-           "LevelMeans", "recovery_mala", "sample_recovery", "tweedie"]  # fmt: skip
+__all__ = [
+    "ANGLES",
+    "Level",
+    "RecoverySchedule",
+    "angles_cdrl",
+    "angles_drl",
+    "recovery_chain",
+    "LevelMeans",
+    "recovery_mala",
+    "sample_recovery",
+    "tweedie",
+]
 
 
 def angles_cdrl(levels):
@@ -84,8 +94,7 @@ class RecoverySchedule(nn.Module):
         limit: the largest q_t: a step of the chain is stable on curvatures of f below 4.
     """
 
-    def __init__(self, angles="cdrl", levels=6, step=4e-4, growth="clean", units="step",
-                 limit=1.0):  # fmt: skip
+    def __init__(self, angles="cdrl", levels=6, step=4e-4, growth="clean", units="step", limit=1.0):
         super().__init__()
         phi = ANGLES[angles](levels)
         cos, sin, before = phi.cos(), phi.sin(), phi[:-1]
@@ -102,11 +111,20 @@ class RecoverySchedule(nn.Module):
         self.levels, self.step = levels, step
         # Row t, 1..T; row 0 has no meaning.
         self.exact = Level(
-            cos=cos, sin=sin, **clean, scale=ahat.sqrt(), sigma=sigma, c=c,
-            s=s, k=torch.where(top, 0.0, step * c / 2),
-            v=ahat * clean["sin_clean"] ** 2 / sin**2 * (1 - a), w=sigma[1] / sigma / gain,
-            gain=gain, noise=code, noise_clean=torch.cat([code[:1], code[:-1]]),
-        )  # fmt: skip
+            cos=cos,
+            sin=sin,
+            **clean,
+            scale=ahat.sqrt(),
+            sigma=sigma,
+            c=c,
+            s=s,
+            k=torch.where(top, 0.0, step * c / 2),
+            v=ahat * clean["sin_clean"] ** 2 / sin**2 * (1 - a),
+            w=sigma[1] / sigma / gain,
+            gain=gain,
+            noise=code,
+            noise_clean=torch.cat([code[:1], code[:-1]]),
+        )
         table = torch.stack(list(self.exact)).float()
         self.register_buffer("table", table, persistent=False)
 
@@ -148,10 +166,16 @@ def recovery_chain(f, y, x_t, level, *, steps, rate=1.0, noise_scale=1.0, mask=N
         options: seed, counter, stream, callback, diagnostics, freeze of langevin_chain.
     """
     return langevin_chain(
-        lambda y: -f(y), y, steps=steps, step=0.5 * rate,
-        noise_scale=level.s * (math.sqrt(rate) * noise_scale), tether=x_t,
-        tether_scale=level.k * rate, mask=mask, **options,
-    )  # fmt: skip
+        lambda y: -f(y),
+        y,
+        steps=steps,
+        step=0.5 * rate,
+        noise_scale=level.s * (math.sqrt(rate) * noise_scale),
+        tether=x_t,
+        tether_scale=level.k * rate,
+        mask=mask,
+        **options,
+    )
 
 
 def recovery_mala(f, y, x_t, level, *, steps, rate=1.0, mask=None, **options):
@@ -163,14 +187,36 @@ def recovery_mala(f, y, x_t, level, *, steps, rate=1.0, mask=None, **options):
     # Target exp(f / s^2): temperature s^2, step rate / 2, so the noise is sqrt(rate) s.
     scale = None if x_t is None else level.k.double() * rate
     return mala_chain(
-        lambda y: -f(y), y, steps=steps, step=0.5 * rate, temperature=level.s.double() ** 2,
-        tether=x_t, tether_scale=scale, mask=mask, accumulate=torch.float64, **options,
-    )  # fmt: skip
+        lambda y: -f(y),
+        y,
+        steps=steps,
+        step=0.5 * rate,
+        temperature=level.s.double() ** 2,
+        tether=x_t,
+        tether_scale=scale,
+        mask=mask,
+        accumulate=torch.float64,
+        **options,
+    )
 
 
 @torch.no_grad()
-def sample_recovery(energy, initial, schedule, seeds, shape, *, steps, rate=1.0, noise_scale=1.0,
-                    mala=False, known=None, mask=None, freeze=(), callback=None):  # fmt: skip
+def sample_recovery(
+    energy,
+    initial,
+    schedule,
+    seeds,
+    shape,
+    *,
+    steps,
+    rate=1.0,
+    noise_scale=1.0,
+    mala=False,
+    known=None,
+    mask=None,
+    freeze=(),
+    callback=None,
+):
     """Return (y, Level) of the first pair: samples y = sqrt(a_1) x_0, (N, *shape), before Tweedie.
 
     Where mask is True the image is `known`: at each level y is held there at the noised known
@@ -210,10 +256,20 @@ def sample_recovery(energy, initial, schedule, seeds, shape, *, steps, rate=1.0,
         chain, dtype = (recovery_mala, torch.float64) if mala else (recovery_chain, torch.float32)
         options = {} if mala else {"noise_scale": noise_scale}
         y = chain(
-            lambda y, level=level, dtype=dtype: energy(y, level, dtype), y, x, level, steps=steps,
-            rate=rate, mask=free, seed=seeds, counter=t << 32, stream=int(Stream.CHAIN),
-            freeze=freeze, diagnostics=False, **options,
-        ).y  # fmt: skip
+            lambda y, level=level, dtype=dtype: energy(y, level, dtype),
+            y,
+            x,
+            level,
+            steps=steps,
+            rate=rate,
+            mask=free,
+            seed=seeds,
+            counter=t << 32,
+            stream=int(Stream.CHAIN),
+            freeze=freeze,
+            diagnostics=False,
+            **options,
+        ).y
         x = y / cast.scale
         if callback is not None:
             callback(i, x)
@@ -248,8 +304,17 @@ class LevelMeans:
     @torch.no_grad()
     def __init__(self, levels, t, f_data, f_chain, chain, data):
         distance = (chain.y - data).flatten(1).norm(dim=1)
-        rows = torch.stack([f_data, f_chain, f_data - f_chain, chain.grad_norm.mean(0),
-                            chain.displacement, distance], dim=1)  # fmt: skip
+        rows = torch.stack(
+            [
+                f_data,
+                f_chain,
+                f_data - f_chain,
+                chain.grad_norm.mean(0),
+                chain.displacement,
+                distance,
+            ],
+            dim=1,
+        )
         sums = rows.new_zeros(levels, rows.shape[1]).index_add_(0, t - 1, rows)
         self.present = torch.bincount(t - 1, minlength=levels) > 0
         self.values = sums / torch.bincount(t - 1, minlength=levels)[:, None]

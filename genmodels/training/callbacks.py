@@ -126,9 +126,13 @@ class GeneratedMetrics(Callback):
         if self.scorer is None:
             data = trainer.datamodule
             self.scorer = scorer.Scorer(
-                self.cfg.metrics, self.cfg.features, reference=data.train[0],
-                train=data.train[0], held_out=data.held_out[0], device=module.device,
-            )  # fmt: skip
+                self.cfg.metrics,
+                self.cfg.features,
+                reference=data.train[0],
+                train=data.train[0],
+                held_out=data.held_out[0],
+                device=module.device,
+            )
         with _evaluated(trainer, module) as model:
             source = Generated(model, range(self.cfg.num))
             scores = self.scorer(source, seed=self.seed)

@@ -27,10 +27,18 @@ class Judge:
     def __init__(self, cfg, data, device):
         self.cfg, self.data, self.device, self.scorers = cfg, data, device, {}
         self.metric = cfg.eval.metrics[0] if cfg.eval.metrics else ""
-        check(self.metric in LOWER_IS_BETTER, "eval.metrics", self.metric,
-              f"the first one chooses the winner: one of {', '.join(LOWER_IS_BETTER)}")  # fmt: skip
-        self.plan = {"metric": self.metric, "features": cfg.eval.features, "num": cfg.eval.num,
-                     "seeds": CHOOSING_SEEDS + SEEDS * (cfg.seed % 256)}  # fmt: skip
+        check(
+            self.metric in LOWER_IS_BETTER,
+            "eval.metrics",
+            self.metric,
+            f"the first one chooses the winner: one of {', '.join(LOWER_IS_BETTER)}",
+        )
+        self.plan = {
+            "metric": self.metric,
+            "features": cfg.eval.features,
+            "num": cfg.eval.num,
+            "seeds": CHOOSING_SEEDS + SEEDS * (cfg.seed % 256),
+        }
 
     def generate(self, model, seeds, progress=False):
         """Return (uint8 images, labels or None); labels follow the law of the training set's."""
@@ -66,8 +74,12 @@ class Judge:
     def _scorer(self, split, resamples):
         if split not in self.scorers:
             self.scorers[split] = scorer.Scorer(
-                self.cfg.eval.metrics, self.cfg.eval.features, resamples=resamples,
-                reference=getattr(self.data, split)[0], train=self.data.train[0],
-                held_out=self.data.held_out[0], device=self.device,
-            )  # fmt: skip
+                self.cfg.eval.metrics,
+                self.cfg.eval.features,
+                resamples=resamples,
+                reference=getattr(self.data, split)[0],
+                train=self.data.train[0],
+                held_out=self.data.held_out[0],
+                device=self.device,
+            )
         return self.scorers[split]

@@ -29,8 +29,12 @@ def load_reference(cfg, source, device):
     theirs = None if checkpoint.is_diffusers(source) else checkpoint.load(source).cfg.method
     for key in ("precond", "sigma_data"):
         own = getattr(cfg.method, key, None)
-        check(own == getattr(theirs, key, own), f"method.{key}", own,
-              f"init={source} was trained with {getattr(theirs, key, own)}")  # fmt: skip
+        check(
+            own == getattr(theirs, key, own),
+            f"method.{key}",
+            own,
+            f"init={source} was trained with {getattr(theirs, key, own)}",
+        )
     if cfg.trainer.channels_last:  # as the trained one: else its rounding would differ
         model.net.to(memory_format=torch.channels_last)
     if cfg.trainer.compile:

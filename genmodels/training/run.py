@@ -16,9 +16,22 @@ from genmodels.networks import NETWORKS
 from genmodels.training.saver import CSVMetrics
 
 # What a resumed run may change; anything else would be ignored or would make another run of it.
-CHANGEABLE = ("trainer.max_steps", "trainer.max_time", "trainer.log_every", "trainer.loggers",
-              "trainer.progress", "checkpoint.", "sample.", "eval.", "data.root", "data.device",
-              "data.download", "data.workers", "method.rounds", "method.retry")  # fmt: skip
+CHANGEABLE = (
+    "trainer.max_steps",
+    "trainer.max_time",
+    "trainer.log_every",
+    "trainer.loggers",
+    "trainer.progress",
+    "checkpoint.",
+    "sample.",
+    "eval.",
+    "data.root",
+    "data.device",
+    "data.download",
+    "data.workers",
+    "method.rounds",
+    "method.retry",
+)
 
 
 def fresh(paths, words):

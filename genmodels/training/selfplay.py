@@ -61,8 +61,12 @@ def run(cfg, folder):
         ValueError: no init, a model that does not fit the config, another process at work here.
     """
     check(cfg.init, "init", "", "DDO finetunes a trained model: give its run, .ckpt or export")
-    check(not cfg.method.reference, "method.reference", cfg.method.reference,
-          "is filled in; resume the folder above round-01")  # fmt: skip
+    check(
+        not cfg.method.reference,
+        "method.reference",
+        cfg.method.reference,
+        "is filled in; resume the folder above round-01",
+    )
     data = PairedData(cfg.data, cfg.seed, cfg.trainer.accumulate)
     rounds = cfg.method.rounds
     folder = folder or unfinished_or_new(cfg, lambda found: _finished(found, rounds))
@@ -133,14 +137,25 @@ class SelfPlay:
         num = plan["pool"]["num"]
         check(num <= SEEDS, "method.pool", num, f"a round has {SEEDS} seeds; give at most as many")
         for key, value in plan.items() if self.state else ():
-            check(key == "reference" or self.state[key] == value, key, value,
-                  f"round {number} was begun with {self.state[key]}")  # fmt: skip
+            check(
+                key == "reference" or self.state[key] == value,
+                key,
+                value,
+                f"round {number} was begun with {self.state[key]}",
+            )
         begun = self.state.get("reference", plan["reference"])["sha256"]
-        check(begun == digest, "init", self.source,
-              f"its weights are not those that round {number} was begun with")  # fmt: skip
+        check(
+            begun == digest,
+            "init",
+            self.source,
+            f"its weights are not those that round {number} was begun with",
+        )
         if self.lead and number == 1 and not self._top.exists():  # RUN is a model from now on
-            saved = {"state_dict": reference.state_dict(), "global_step": 0,
-                     "hyper_parameters": {"config": to_plain(cfg)}}  # fmt: skip
+            saved = {
+                "state_dict": reference.state_dict(),
+                "global_step": 0,
+                "hyper_parameters": {"config": to_plain(cfg)},
+            }
             checkpoint.AtomicCheckpointIO().save_checkpoint(saved, self._top)
         if not self.state:
             pairs = itertools.product(method.alphas, method.betas)
@@ -214,16 +229,20 @@ class SelfPlay:
         left = self.deadline - time.monotonic()
         left = "" if math.isinf(left) else f"{max(left, 0.1):.1f}s"
         part = replace(cfg, trainer=replace(cfg.trainer, max_steps=step, max_time=left))
-        trainer = fit(part, folder, model, self.data, last if done else None, done,
-                           whole=self.folder)  # fmt: skip
+        trainer = fit(
+            part, folder, model, self.data, last if done else None, done, whole=self.folder
+        )
         if trainer.global_step < step:
             raise Paused(trainer.callbacks[-1].signal)
 
     def candidate_config(self, candidate):
         """Return the Config of a candidate's run; candidates of a round share all randomness."""
         state, method = self.state, self.cfg.method
-        changed = {"alphas": [candidate["alpha"]], "betas": [candidate["beta"]],
-                   "reference": state["reference"]["sha256"]}  # fmt: skip
+        changed = {
+            "alphas": [candidate["alpha"]],
+            "betas": [candidate["beta"]],
+            "reference": state["reference"]["sha256"],
+        }
         if hasattr(method, "p_std"):
             changed["p_std"] = state["p_std"]
         return replace(
@@ -248,8 +267,10 @@ class SelfPlay:
             self.judge.distance(entry) < self.judge.distance(other) for other in candidate["curve"]
         ):
             checkpoint.link(path, folder / "best.ckpt")
-        self.say(f"round {self.state['round']}: {candidate['name']}, step {step}: "
-                 f"{self.metric} {entry[self.metric]:.4f}")  # fmt: skip
+        self.say(
+            f"round {self.state['round']}: {candidate['name']}, step {step}: "
+            f"{self.metric} {entry[self.metric]:.4f}"
+        )
         return entry
 
     def end(self, curve):
@@ -287,8 +308,10 @@ class SelfPlay:
             images.write_png(self.folder / "samples" / f"round-{state['round']:02d}.png", sheet)
         winner = {"name": name, "step": entry["step"], self.metric: entry[self.metric]}
         self.settle(lambda state: state.update(winner=winner, final=final), "winner")
-        self.say(f"round {state['round']}: {self.metric} {start[self.metric]:.4f} -> "
-                 f"{entry[self.metric]:.4f} ({name}, step {entry['step']})")  # fmt: skip
+        self.say(
+            f"round {state['round']}: {self.metric} {start[self.metric]:.4f} -> "
+            f"{entry[self.metric]:.4f} ({name}, step {entry['step']})"
+        )
 
     def settle(self, change, *keys):
         """Change the round's state and write it; others wait for state[keys], if keys are given."""
@@ -322,8 +345,9 @@ class SelfPlay:
         on to the next fit, where they agree to stop after a step.
         """
         if time.monotonic() > self.deadline and int(os.environ.get("WORLD_SIZE", 1)) == 1:
-            self.say("stopped by trainer.max_time; go on with\n"
-                     f"  python train.py resume={self.folder}")  # fmt: skip
+            self.say(
+                f"stopped by trainer.max_time; go on with\n  python train.py resume={self.folder}"
+            )
             raise Paused
 
     def say(self, text):

@@ -173,11 +173,16 @@ def check_chain(op, y, others, numbers, mask=None, **per_item):
     out = others.get("out")
     if out is not None and out.dtype != y.dtype:
         raise ValueError(f"{op}: out must be like y, {y.dtype}, got {out.dtype}")
-    given = [x for x in (y, *others.values(), *numbers.values(), *per_item.values())
-             if isinstance(x, torch.Tensor)]  # fmt: skip
+    given = [
+        x
+        for x in (y, *others.values(), *numbers.values(), *per_item.values())
+        if isinstance(x, torch.Tensor)
+    ]
     if out is not None and torch.is_grad_enabled() and any(x.requires_grad for x in given):
-        raise ValueError(f"{op}: out= cannot be given where an input needs a gradient: "
-                         "drop out=, or detach the inputs")  # fmt: skip
+        raise ValueError(
+            f"{op}: out= cannot be given where an input needs a gradient: "
+            "drop out=, or detach the inputs"
+        )
     for name, value in numbers.items():
         if isinstance(value, (int, float)) and not (0 < value < math.inf):
             raise ValueError(f"{op}: {name} must be > 0 and finite, got {value}")

@@ -114,9 +114,7 @@ def gbm_kernel(
 def _kernel(x, *, key, out, form, block=None, **arguments):
     """Launch; arguments as for _reference, key = (seed, counter, stream) or None."""
     device, items = x.device, len(x)
-    x, score, noise = arrange(
-        x, arguments["score"], arguments["noise"], ordered=key is not None
-    )  # fmt: skip
+    x, score, noise = arrange(x, arguments["score"], arguments["noise"], ordered=key is not None)
     arguments |= {"score": score, "noise": noise}
     for name, flag in (("variance", "V"), ("drift", "M"), ("noise_scale", "S")):
         arguments[name], arguments[flag] = coefficient(arguments[name], items, device)

@@ -137,5 +137,10 @@ def key_arguments(key, items, device):
     seed, counter, lane = key or (0, 0, 0)
     seed, seed_stride = coefficient(seed, items, device, torch.int64)
     counter, counter_stride = coefficient(counter, items, device, torch.int64)
-    return {"seed": seed, "counter": counter, "lane": lane,
-            "SEED": seed_stride, "COUNTER": counter_stride}  # fmt: skip
+    return {
+        "seed": seed,
+        "counter": counter,
+        "lane": lane,
+        "SEED": seed_stride,
+        "COUNTER": counter_stride,
+    }

@@ -314,8 +314,10 @@ def langevin_chain(
     more = {"noise_scale": noise_scale, "seed": seed, "counter": counter}
     check_chain(op, y, {"out": out}, {"step": step}, **more)
     if not isinstance(energy, (Gaussian, Mixture, DoubleWell)):
-        raise ValueError(f"{op}: energy must be Gaussian, Mixture or DoubleWell, got {energy!r}: "
-                         "genmodels.sampling.langevin takes any callable")  # fmt: skip
+        raise ValueError(
+            f"{op}: energy must be Gaussian, Mixture or DoubleWell, got {energy!r}: "
+            "genmodels.sampling.langevin takes any callable"
+        )
     if steps < 0:
         raise ValueError(f"{op}: steps must be >= 0, got {steps}")
     numel = y[:1].numel()

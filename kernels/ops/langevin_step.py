@@ -41,9 +41,20 @@ _FLAGS = {
 
 
 def _reference(
-    y, grad, *, step, noise_scale, noise, tether, tether_scale, mask, known, clamp, grad_clip,
+    y,
+    grad,
+    *,
+    step,
+    noise_scale,
+    noise,
+    tether,
+    tether_scale,
+    mask,
+    known,
+    clamp,
+    grad_clip,
     grad_norm,
-):  # fmt: skip
+):
     """The formula above; numbers broadcast against y, noise is z or None."""
     state = y if y.dtype == torch.float64 else y.float()
     drift = grad.to(state.dtype)

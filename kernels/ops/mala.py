@@ -143,9 +143,18 @@ def accept_kernel(
             element = part * SPAN + start + tl.arange(0, COLUMNS)
             inside = valid[:, None] & (element < numel)[None, :]
             total += element_terms(
-                y, y2, g, g2, tether, mask, base + element[None, :], inside,
-                a[:, None], s[:, None], k[:, None],
-            ).to(ACC)  # fmt: skip
+                y,
+                y2,
+                g,
+                g2,
+                tether,
+                mask,
+                base + element[None, :],
+                inside,
+                a[:, None],
+                s[:, None],
+                k[:, None],
+            ).to(ACC)
         sum_of_terms = tl.sum(total, axis=1).to(tl.float64)
     if STAGE == 1:
         tl.store(sums + row.to(tl.int64) * PARTS + part, sum_of_terms, mask=valid)

@@ -96,9 +96,15 @@ def _kernel_sums(x, y, *, columns, within, tile=None, chunk=64, **arguments):
         if both:
             by_column = torch.zeros(-(-here // tile[0]), len(y), device=x.device)
         out = launch(
-            x, y, within=within, tile=tile, by_column=by_column, start_row=start, rows_here=here,
+            x,
+            y,
+            within=within,
+            tile=tile,
+            by_column=by_column,
+            start_row=start,
+            rows_here=here,
             **arguments,
-        )  # fmt: skip
+        )
         sums.append(out[:, start : start + here].sum(0))
         if both:
             total += by_column.sum(0, dtype=torch.float64)

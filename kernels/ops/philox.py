@@ -151,10 +151,11 @@ def by_items(reference, y, *, key, out, **arguments):
     out = torch.empty_like(y) if out is None else out
     for part in [slice(0, len(y))] if whole else chunks(len(y), y[:1].numel()):
         some = {
-            name: x[part] if isinstance(x, torch.Tensor) and x.shape == y.shape
+            name: x[part]
+            if isinstance(x, torch.Tensor) and x.shape == y.shape
             else column(x, part, y)
             for name, x in arguments.items()
-        }  # fmt: skip
+        }
         if key is not None:
             keys = [x[part] if isinstance(x, torch.Tensor) and x.numel() > 1 else x for x in key]
             some["noise"] = chain_normals(y[part], *keys, first=part.start)

@@ -277,7 +277,8 @@ def resize_normalize(
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"{op}: size must be two positive integers, got {size}")
     images = images.permute(0, 3, 1, 2) if layout == "nhwc" else images
-    mean, std = (_per_channel(op, name, value, images) for name, value in
-                 (("mean", mean), ("std", std)))  # fmt: skip
+    mean, std = (
+        _per_channel(op, name, value, images) for name, value in (("mean", mean), ("std", std))
+    )
     kernel = use_triton(op, images, dtypes=(torch.uint8,))
     return (_kernel if kernel else _reference)(images, size, mode, quantize, mean, std, dtype)

@@ -132,10 +132,27 @@ def tuning(capability):
 
 
 def launch(
-    x, y, *, kind, within, by_column=None, start_row=0, rows_here=None, centre=None,
-    scale=1.0, bias=0.0, degree=1, k=1, x2=None, y2=None, radius=None, owner="y",
-    precision="tf32x3", tile=None, splits=None,
-):  # fmt: skip
+    x,
+    y,
+    *,
+    kind,
+    within,
+    by_column=None,
+    start_row=0,
+    rows_here=None,
+    centre=None,
+    scale=1.0,
+    bias=0.0,
+    degree=1,
+    k=1,
+    x2=None,
+    y2=None,
+    radius=None,
+    owner="y",
+    precision="tf32x3",
+    tile=None,
+    splits=None,
+):
     """Return (splits, n) or (splits, n, slots) after rows start_row to start_row + rows_here.
 
     by_column: what is written into, see the kernel. precision, tile, splits: tuning.

@@ -56,9 +56,14 @@ class DINOv2(nn.Module):
     def forward(self, images):
         """Return the class token after the last norm."""
         x = resize_normalize(
-            rgb(images), SIZE, mode="bicubic", quantize=True, mean=MEAN, std=STD,
+            rgb(images),
+            SIZE,
+            mode="bicubic",
+            quantize=True,
+            mean=MEAN,
+            std=STD,
             dtype=self.vit.cls_token.dtype,
-        )  # fmt: skip
+        )
         return self.vit(x.contiguous())
 
 

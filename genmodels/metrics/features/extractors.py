@@ -84,8 +84,17 @@ def _inception(weights, device, mode, resize):
     # A CPU is fastest where one layer's images fit its cache; 256 images take 4 GB.
     batch = 16 if device.type == "cpu" else 256
     outputs = ("features", "logits")
-    return Features("inception", sha256, resize, 2048, net, device=device, batch=batch,
-                    outputs=outputs, standard=standard)  # fmt: skip
+    return Features(
+        "inception",
+        sha256,
+        resize,
+        2048,
+        net,
+        device=device,
+        batch=batch,
+        outputs=outputs,
+        standard=standard,
+    )
 
 
 def _dinov2(weights, device, mode, resize):

@@ -57,10 +57,15 @@ def _c(width):
     return {
         "branch1x1": [("", 192, 1)],
         "branch7x7": [("_1", width, 1), ("_2", width, ROW), ("_3", 192, COLUMN)],
-        "branch7x7dbl": [("_1", width, 1), ("_2", width, COLUMN), ("_3", width, ROW),
-                         ("_4", width, COLUMN), ("_5", 192, ROW)],
+        "branch7x7dbl": [
+            ("_1", width, 1),
+            ("_2", width, COLUMN),
+            ("_3", width, ROW),
+            ("_4", width, COLUMN),
+            ("_5", 192, ROW),
+        ],
         "branch_pool": [("", 192, 1)],
-    }  # fmt: skip
+    }
 
 
 _B = {
@@ -74,10 +79,13 @@ _D = {
 _E = {
     "branch1x1": [("", 320, 1)],
     "branch3x3": [("_1", 384, 1), [(f"_2{k}", 384, ASIDE[i]) for i, k in enumerate("ab")]],
-    "branch3x3dbl": [("_1", 448, 1), ("_2", 384, 3),
-                     [(f"_3{k}", 384, ASIDE[i]) for i, k in enumerate("ab")]],
+    "branch3x3dbl": [
+        ("_1", 448, 1),
+        ("_2", 384, 3),
+        [(f"_3{k}", 384, ASIDE[i]) for i, k in enumerate("ab")],
+    ],
     "branch_pool": [("", 192, 1)],
-}  # fmt: skip
+}
 # name: (channels in, branches, pool)
 BLOCKS = {
     "Mixed_5b": (192, _a(32), "average"),
@@ -103,9 +111,17 @@ class Conv(nn.Conv2d):
             if torch.backends.mkldnn.is_available():
                 # What torch.compile would call: the ReLU within the convolution saves 5 %.
                 return torch.ops.mkldnn._convolution_pointwise(
-                    x, self.weight, self.bias, self.padding, self.stride, self.dilation,
-                    self.groups, "relu", [], "",
-                )  # fmt: skip
+                    x,
+                    self.weight,
+                    self.bias,
+                    self.padding,
+                    self.stride,
+                    self.dilation,
+                    self.groups,
+                    "relu",
+                    [],
+                    "",
+                )
         return F.relu_(super().forward(x))
 
     def pooled(self, x):
@@ -313,7 +329,9 @@ def random_state(seed=0):
             continue
         state[f"{name}.conv.weight"] = weight
         state[f"{name}.bn.weight"], state[f"{name}.bn.bias"] = (
-            uniform(0.8, 1.2, out), uniform(-0.1, 0.1, out))  # fmt: skip
+            uniform(0.8, 1.2, out),
+            uniform(-0.1, 0.1, out),
+        )
         state[f"{name}.bn.running_mean"] = uniform(-0.1, 0.1, out)
         state[f"{name}.bn.running_var"] = uniform(0.8, 1.2, out)
         state[f"{name}.bn.num_batches_tracked"] = torch.tensor(0)
