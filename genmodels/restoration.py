@@ -217,7 +217,7 @@ def denoise_pictures(model, options, level, out, state):
         for k in own:
             picture, restored = readers[names[k]](), []
             for image, noise in zip(picture.images(), plans[k][0]):
-                with cli.told_of(picture.name):
+                with cli.name_in_errors(picture.name):
                     done = restore(model, image, *noise, **settings, tick=bar.update)
                 restored.append(done)
                 found.append(noise)
@@ -264,7 +264,7 @@ def plan(model, picture, law, level, settings, tell=True):
         ValueError: pixels, channels or a law that the model does not know, no noise to measure.
     """
     noisy, noises = picture.images(), []
-    with cli.told_of(picture.name):
+    with cli.name_in_errors(picture.name):
         for image in noisy:
             model.noisy_state(planes(model, image))
             told = find_law(model, image, law)

@@ -105,7 +105,7 @@ def evaluate(argv):
     given = {key: getattr(options, key) for key in words if key not in (*extra, *FILES)}
     extra = typed_words(extra, taken, also=ALL_KEYS)
     given |= extra
-    with cli.told_warnings() as warned:
+    with cli.warnings_as_notes() as warned:
         scores, facts, title = measure(mode, model, options, extra, clustering, device)
     if not process_state().is_main_process:
         return 0
@@ -310,7 +310,7 @@ def run_command(positionals, words):
     check_files(options)
     check_device("device", options.device)
     device = pick_device(options.device)
-    with cli.told_warnings():
+    with cli.warnings_as_notes():
         return (write_stats if command == "stats" else self_test)(options, device)
 
 

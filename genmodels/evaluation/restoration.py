@@ -32,7 +32,7 @@ def score_restoration(model, options, device):
     state, rows = process_state(), []
     for name in names:  # all of them, before the work
         x = clean_picture(name, readers[name]())
-        with cli.told_of(name):
+        with cli.name_in_errors(name):
             restoration.planes(model, x.transpose(2, 0, 1))
     if device.type == "cuda":  # the first call is slower and would count
         restore_one(model, 0, names[0], readers[names[0]](), options, law, level)
@@ -44,7 +44,7 @@ def score_restoration(model, options, device):
         delay=0.5,
         disable=None if state.is_main_process else True,
     ):
-        with cli.told_of(names[k]):
+        with cli.name_in_errors(names[k]):
             rows.append(restore_one(model, k, names[k], readers[names[k]](), options, law, level))
     rows = [row for share in gather_object([rows]) for row in share]
     rows.sort(key=lambda row: row["index"])
