@@ -1,0 +1,345 @@
+"""Noise2Score: the objective and the restored pixels where the score is known, and settings."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import genmodels
+from genmodels.noise import LAWS
+from tests.helpers.paths import ROOT
+
+CONFIG = str(ROOT / "configs" / "noise2score_bsd400.yaml")
+PUBLISHED = str(ROOT / "configs" / "noise2score_published.yaml")
+TAU, SIGMA = 0.2, 25 / 255  # of clean Gaussian pixels, and of the noise
+
+
+def build(*more):
+    return genmodels.build(
+        CONFIG, "data.patch=16", "network.channels=[4]", "network.blocks=[1]", *more
+    )
+
+
+def gaussian_batch(count=400, seed=0):
+    """Clean pixels N(0.5, TAU^2), which leave [0, 1] at times, under Gaussian noise of 25."""
+    generator = torch.Generator().manual_seed(seed)
+    clean, first, second = (torch.randn(count, 1, 16, 16, generator=generator) for _ in range(3))
+    clean = 0.5 + TAU * clean
+    image, other = ((clean + SIGMA * noise) * 2 - 1 for noise in (first, second))
+    return {
+        "image": image,
+        "n": torch.arange(count),
+        "level": torch.full((count,), 25.0),
+        "clean": clean * 2 - 1,
+        "second": other,
+    }
+
+
+class Exact(torch.nn.Module):
+    """F of Gaussian pixels, times a factor: the score is -(z - 1/2) / (TAU^2 + t)."""
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, z, noise):
+        deviation = noise.reshape(-1, 1, 1, 1) / 10
+        return self.factor * deviation * (z - 0.5) / (TAU**2 + deviation**2)
+
+
+# ------------------------------------------------------------------------------------------------
+# Objectives
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_the_loss_of_the_true_score_is_its_floor(share):
+    """AR-DAE: 1 - a^2 (t - mmse) / t^2, mmse that of z; any other score costs more."""
+    model = build(f"method.sigma_a_min={share}", f"method.sigma_a_max={share}")
+    batch, a = gaussian_batch(), share * SIGMA
+    t = SIGMA**2 + a**2
+    mmse = TAU**2 * t / (TAU**2 + t)
+    losses = {}
+    for factor in (0.8, 1.0, 1.2):
+        model.net = Exact(factor)
+        losses[factor] = float(model.loss(batch)[0])
+    floor = 1 - a**2 * (t - mmse) / t**2
+    assert losses[1.0] == pytest.approx(floor, abs=4 * math.sqrt(2 / batch["image"].numel()))
+    extra = 0.04 * a**2 / (TAU**2 + t)  # 0.2^2 a^2 E s^2
+    for factor in (0.8, 1.2):
+        assert losses[factor] - losses[1.0] == pytest.approx(extra, rel=0.5)
+
+
+def test_the_score_that_is_learned_is_the_score():
+    """The best linear F, by least squares on the loss itself, has the slope of the formula."""
+    model, batch = build("method.sigma_a_min=0.5", "method.sigma_a_max=0.5"), gaussian_batch(2000)
+    linear = torch.nn.Conv2d(1, 1, 1)
+    model.noise_in = lambda z, deviation: linear(z)
+    best = torch.optim.LBFGS(linear.parameters(), max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure():
+        best.zero_grad()
+        loss, _ = model.loss(batch)
+        loss.backward()
+        return loss
+
+    best.step(closure)
+    deviation = SIGMA * math.sqrt(1.25)
+    slope = deviation / (TAU**2 + deviation**2)
+    # The loss has slope noise 1 / (a / sqrt(t) * sd(z) * sqrt(count)).
+    spread = math.sqrt(5) / math.sqrt((TAU**2 + deviation**2) * batch["image"].numel())
+    assert float(linear.weight.detach()) == pytest.approx(slope, abs=4 * spread)
+    assert float(linear.bias.detach()) == pytest.approx(-slope / 2, abs=4 * spread)
+
+
+def test_r2r_is_the_score_objective_with_another_weight():
+    """Their errors differ by the factor t / (sigma sigma_a), pixel by pixel."""
+    batch, share = gaussian_batch(20), 0.5
+    losses = []
+    for objective in ("score", "r2r"):
+        model = build(
+            f"method.objective={objective}",
+            f"method.sigma_a_min={share}",
+            f"method.sigma_a_max={share}",
+        )
+        model.net = Exact(0.7)
+        losses.append(float(model.loss(batch)[0]))
+    assert losses[1] == pytest.approx(((1 + share**2) / share) ** 2 * losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("objective", "target"), [("supervised", "clean"), ("noise2noise", "second")]
+)
+def test_baselines_with_the_true_denoiser_stand_at_their_floors(objective, target):
+    """MMSE / sigma^2 for clean targets, one more for noisy ones."""
+    model, batch = (
+        build(f"method.objective={objective}", f"data.noise.target={target}"),
+        gaussian_batch(),
+    )
+    model.net = Exact()
+    loss = float(model.loss(batch | {"target": batch[target]})[0])
+    mmse = TAU**2 * SIGMA**2 / (TAU**2 + SIGMA**2)
+    floor = mmse / SIGMA**2 + (objective == "noise2noise")
+    assert loss == pytest.approx(floor, abs=4 * floor * math.sqrt(2 / batch["image"].numel()))
+
+
+def test_perturbations_are_a_function_of_n_and_stay_in_range():
+    model, sigma = build(), torch.full((64, 1, 1, 1), SIGMA)
+    n = torch.arange(64)
+    a = model.sigma_a(n, sigma) / SIGMA
+    assert torch.equal(a[10:], model.sigma_a(n[10:], sigma[10:]) / SIGMA)
+    assert 0.25 <= a.min() < 0.35 and 0.75 < a.max() <= 1
+    blind = build("data.noise.level=5", "data.noise.level_max=50")
+    for level in (5, 25, 50):  # each shows levels from its own up to the highest
+        own = torch.full((64, 1, 1, 1), level / 255)
+        t = (own**2 + blind.sigma_a(n, own) ** 2).sqrt() * 255
+        lowest, highest = level * math.sqrt(1 + 0.25**2), 50 * math.sqrt(2)
+        assert lowest <= t.min() < 1.1 * lowest and 0.8 * highest < t.max() < 1.001 * highest
+    # Elsewhere the noise in w is not Gaussian, or sigma_a is that of the config: not beyond.
+    gamma = build("data.noise.law=gamma", "data.noise.level=20", "data.noise.level_max=200")
+    assert (gamma.sigma_a(n, sigma) / SIGMA).max() <= 1
+    plain = build(
+        "method.form=published",
+        "method.sigma_a_max=0.05",
+        "method.sigma_a_min=0.001",
+        "data.noise.level=5",
+        "data.noise.level_max=50",
+    )
+    assert 0.001 <= plain.sigma_a(n, sigma).min() and plain.sigma_a(n, sigma).max() <= 0.05
+    published = build(
+        "method.form=published",
+        "method.sigma_a_max=0.05",
+        "method.sigma_a_min=0.001",
+        "method.anneal=22000",
+    )
+    a = published.sigma_a(torch.tensor([0, 11_000, 22_000, 50_000]), sigma[:4]).flatten()
+    torch.testing.assert_close(a, torch.tensor([0.05, 0.0255, 0.001, 0.001]))
+
+
+def test_published_form_is_ar_dae_of_the_bare_network():
+    model = build(
+        "method.form=published",
+        "method.domain=pixels",
+        "method.sigma_a_max=0.05",
+        "method.sigma_a_min=0.05",
+    )
+    batch, t = gaussian_batch(), SIGMA**2 + 0.05**2
+
+    class Score(torch.nn.Module):
+        def forward(self, z, noise):
+            return -(z - 0.5) / (TAU**2 + t)
+
+    model.net = Score()
+    floor = 1 - 0.05**2 / (TAU**2 + t)
+    loss = float(model.loss(batch)[0])
+    assert loss == pytest.approx(floor, abs=4 * math.sqrt(2 / batch["image"].numel()))
+
+
+# ------------------------------------------------------------------------------------------------
+# Restoring
+
+
+def test_restored_gaussian_pixels_have_the_error_of_the_posterior_mean():
+    model, batch = build(), gaussian_batch()
+    model.net = Exact()
+    restored, levels = model.restore(batch["image"], "gaussian", 25)
+    error = (model.estimate((batch["image"] + 1) / 2, levels) - (batch["clean"] + 1) / 2).square()
+    mmse = TAU**2 * SIGMA**2 / (TAU**2 + SIGMA**2)
+    assert float(error.mean()) == pytest.approx(mmse, rel=4 * math.sqrt(2 / error.numel()))
+    assert restored.min() >= -1 and restored.max() <= 1 and levels.eq(25).all()
+
+
+def test_r2r_averages_over_perturbed_pictures():
+    """E[x | z] of Gaussian pixels is linear in z: the mean nears it at z = y, less its noise."""
+    model = build("method.objective=r2r", "method.sigma_a_max=0.5", "method.probes=400")
+    model.net, batch = Exact(), gaussian_batch(4)
+    y, t = (batch["image"] + 1) / 2, 1.25 * SIGMA**2
+    gain = TAU**2 / (TAU**2 + t)
+    found = model.estimate(y, batch["level"])
+    error = (found - (0.5 + gain * (y - 0.5))) / (gain * 0.5 * SIGMA / 20)
+    assert float(error.std()) == pytest.approx(1, abs=0.2) and abs(float(error.mean())) < 0.2
+
+
+@pytest.mark.parametrize("domain", ["even", "pixels"])
+@pytest.mark.parametrize(("law", "level"), [("poisson", 0.05), ("gamma", 20.0), ("lognormal", 0.2)])
+def test_the_domain_changes_nothing_where_the_score_is_exact(law, level, domain):
+    """A network that knows the score of w gives the law's estimate with the score of y."""
+    model = build(f"data.noise.law={law}", f"data.noise.level={level}", f"method.domain={domain}")
+    entry = LAWS[law]
+    y = torch.linspace(0.1, 1, 16 * 16, dtype=torch.float64).reshape(1, 1, 16, 16)
+    column, told = (torch.full(size, level, dtype=torch.float64) for size in ((1, 1, 1, 1), (1,)))
+
+    def log_p_y(y):  # any smooth density
+        return -((y - 0.5) ** 2) / 0.1 + torch.sin(3 * y)
+
+    def score_of(log_p, at):
+        at = at.clone().requires_grad_()
+        return torch.autograd.grad(log_p(at).sum(), at)[0]
+
+    def log_p_w(w):
+        if domain == "pixels":
+            return log_p_y(w)
+        slope = entry.state.slopes(w, column)[0]
+        return log_p_y(entry.from_state(w, column)) + slope.log()
+
+    model.noise_in = lambda w, deviation: -deviation * score_of(log_p_w, w)
+    expected = entry.estimate(y, score_of(log_p_y, y), column)
+    torch.testing.assert_close(model.estimate(y, told), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_corrected_estimator_uses_the_diagonal_of_the_jacobian():
+    """With a score of each pixel alone, Hutchinson's signs give the derivative exactly."""
+    model = build("data.noise.law=gamma", "data.noise.level=20", "method.estimator=corrected")
+    y, level = torch.rand(1, 1, 16, 16, dtype=torch.float64) + 0.2, torch.tensor([20.0]).double()
+    model.score = lambda y, level: torch.sin(4 * y) - y**2
+    torch.testing.assert_close(model.diagonal(y, level), 4 * torch.cos(4 * y) - 2 * y)
+    column = level.reshape(1, 1, 1, 1)
+    s = model.score(y, level)
+    expected = LAWS["gamma"].corrected(y, s, 4 * torch.cos(4 * y) - 2 * y, column)
+    torch.testing.assert_close(model.estimate(y, level), expected)
+    assert not torch.allclose(expected, LAWS["gamma"].estimate(y, s, column), atol=1e-3)
+
+
+@pytest.mark.parametrize(("law", "level"), [("poisson", 0.02), ("gamma", 50), ("lognormal", 0.1)])
+def test_the_noise_is_told_in_the_units_of_its_domain(law, level):
+    """At mid grey the standard deviation of w is that of samples."""
+    for domain in ("even", "pixels"):
+        model = build(
+            f"data.noise.law={law}", f"data.noise.level={level}", f"method.domain={domain}"
+        )
+        y = LAWS[law].sample(np.full((1, 1, 300, 300), 0.5), level, np.random.default_rng(0))
+        w, sigma = model.to_state(torch.from_numpy(y), torch.full((1, 1, 1, 1), level).double())
+        assert float(w.std()) == pytest.approx(float(sigma), rel=0.03)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (33, 17)])
+def test_pictures_of_any_size_are_restored(shape):
+    model = build()
+    restored, _ = model.restore(torch.zeros(2, 1, *shape), "gaussian", 25)
+    assert restored.shape == (2, 1, *shape)
+    assert restored.abs().max() == 0  # F = 0 at first
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ((torch.zeros(1, 3, 8, 8), "gaussian", 25), "the model knows 1 channels"),
+        ((torch.zeros(1, 1, 8, 8), "poisson", 0.1), "law=poisson: choose from gaussian"),
+        (
+            (torch.zeros(1, 1, 8, 8), "gaussian", 40),
+            "level=40: this model was trained at 25 to 25;",
+        ),
+        ((torch.full((1, 1, 8, 8), math.nan), "gaussian", 25), "must be finite"),
+    ],
+)
+def test_restore_says_what_it_cannot_do(call, message):
+    with pytest.raises(ValueError, match=message):
+        build().restore(*call)
+
+
+# ------------------------------------------------------------------------------------------------
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["data.noise.law=salt"], "data.noise.law=salt: choose from gaussian"),
+        (["data.noise.level=-3"], "data.noise.level=-3.0: must be > 0"),
+        (["data.noise.law=poisson"], "level=25.0: must be 0.0001 to 1"),
+        (["method.objective=supervised"], "data.noise.target=none: method.objective=supervised le"),
+        (
+            ["data.noise.target=clean"],
+            "data.noise.target=clean: method.objective=score learns from",
+        ),
+        (
+            ["data.noise.law=poisson", "data.noise.level=0.01", "method.sigma_a_min=0.5"],
+            "method.sigma_a_min=0.5: must be >= 0.55",
+        ),
+        (["method.sigma_a_max=0.1"], "method.sigma_a_max=0.1: must be >= 0.25"),
+        (["data.noise.level_max=5"], "data.noise.level_max=5.0: must be over"),
+        (["data.patch=0"], "data.patch=0: must be > 0"),
+        (
+            [
+                "method.form=published",
+                "data.noise.law=poisson",
+                "data.noise.level=0.1",
+                "method.sigma_a_min=0.03",
+            ],
+            "method.sigma_a_min=0.03: must be >= 0.087",
+        ),
+        (
+            [
+                "method.form=published",
+                "data.noise.law=poisson",
+                "data.noise.level=0.1",
+                "method.domain=pixels",
+                "method.sigma_a_min=0.03",
+            ],
+            "sigma_a_min=0.03: must be >= 0.05:",
+        ),
+        (
+            ["method.objective=r2r", "data.noise.law=poisson", "data.noise.level=0.1"],
+            "method.objective=r2r: averages w, in which the noise must be Gaussian",
+        ),
+        (
+            [
+                "method.objective=r2r",
+                "data.noise.law=lognormal",
+                "data.noise.level=0.1",
+                "method.domain=pixels",
+            ],
+            "method.objective=r2r: averages w, in which the noise must be",
+        ),
+        (["method.estimator=corrected"], "method.estimator=corrected: is for the score of poisson"),
+        (["data.noise.level_max=300"], "data.noise.level_max=300.0: must be 0.1 to 255"),
+    ],
+)
+def test_bad_settings_are_one_line(more, message):
+    with pytest.raises(ValueError, match=message):
+        build(*more)
+
+
+def test_metrics_of_generated_images_are_refused():
+    with pytest.raises(ValueError, match="eval.every=2: scores generated images"):
+        build("eval.every=2")
