@@ -123,7 +123,7 @@ def test_bad_word_is_one_line_and_exit_2(word, capsys, tmp_path, monkeypatch):
 BAD_FILES = {
     "a: [1": "not YAML",
     "- 1": "must hold key: value pairs",
-    "methods: {name: edm}": "method.name=: is missing; choose edm",
+    "methods: {name: edm}": f"method.name=: is missing; choose {', '.join(METHODS)}",
     "method: {name: edm}\nnetwork: {name: unet}\ndatta: {}": "did you mean data?",
     "method: {name: edm}\nnetwork: {name: unet}\ndata: 3": "data=3: is a section",
     "method: {name: edm}\nnetwork: {name: unet}\noptim: {lr: fast}": "optim.lr=fast: must be float",
