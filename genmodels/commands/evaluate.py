@@ -41,6 +41,7 @@ from genmodels.config.words import (
     split_words,
     typed_words,
 )
+from genmodels.data.source import read_source
 from genmodels.distributed import pick_device, process_state
 from genmodels.evaluation import plots, restoration, selftest
 from genmodels.evaluation import scorer as scoring
@@ -49,7 +50,7 @@ from genmodels.evaluation.likelihood import score_likelihood
 from genmodels.evaluation.ood import score_ood
 from genmodels.evaluation.passes import Store, score_pass
 from genmodels.evaluation.report import versions, write_report
-from genmodels.evaluation.sources import Generated, Pictures, check_shape, read_source, where
+from genmodels.evaluation.sources import Generated, Pictures, check_shape, reading_options
 from genmodels.metrics import ood
 from genmodels.metrics.clustering import CLUSTERING
 from genmodels.metrics.features import load_features
@@ -81,8 +82,7 @@ SCHEMA = {
     "metrics": (
         list[str],
         ["fd"],
-        "; ".join(f"{k}: {v}" for k, v in scoring.METRICS.items())
-        + "; prc: precision and recall; density comes with coverage",
+        scoring.metrics_help(),
     ),
     "features": (str, "pixels", "pixels, digits, fashion, inception, ... or a TorchScript file"),
     "weights": (str, "", "file of the feature network's weights; download: fetch the published"),
@@ -189,7 +189,7 @@ def evaluate(argv):
         Store.clear(options["out"])
         print(f"written: {options['out']}")
     if options["plot"] and scorer:
-        plots.draw(options["plot"], scorer)
+        plots.draw_scores(options["plot"], scorer)
         print(f"written: {options['plot']}")
     return 0
 
@@ -237,11 +237,12 @@ def check_words(common, options, positionals, command):
     other = "reference" if command != "stats" else "images"
     if options["data"] and options[other]:
         raise ValueError(f"data={options['data']}: {other}= takes its place; leave one of them out")
-    if options["equal"] and "fd" not in options["metrics"]:
-        raise ValueError("equal=true: changes metrics=fd only; add it, or leave equal out")
-    drawn = {"fd", "fd_inf", "fid", "fid_inf", "precision", "recall"}
-    asked = scoring.expand(options["metrics"]) if options["metrics"] else ()
-    if options["plot"] and not drawn & set(asked):
+    names = scoring.expand_metrics(options["metrics"]) if options["metrics"] else ()
+    metrics = [scoring.METRICS[name] for name in names]
+    if options["equal"] and not any(metric.equal for metric in metrics):
+        changed = ", ".join(name for name, metric in scoring.METRICS.items() if metric.equal)
+        raise ValueError(f"equal=true: changes metrics={changed} only; add it, or leave equal out")
+    if options["plot"] and not any(metric.drawn for metric in metrics):
         raise ValueError(f"plot={options['plot']}: nothing to draw; add metrics=fd or prc")
 
 
@@ -252,7 +253,7 @@ def check(options, positionals, command):
     check_device("device", options["device"], ("auto", "cpu", "cuda", "mps"))
     check_device("noise", options["noise"], ("cpu", "cuda", "mps"))
     if options["metrics"] or not options["cluster"]:
-        scoring.expand(options["metrics"])
+        scoring.expand_metrics(options["metrics"])
     for key in FILES:
         if options[key] and not Path(options[key]).absolute().parent.is_dir():
             raise ValueError(f"{key}={options[key]}: its folder does not exist; make it first")
@@ -284,15 +285,18 @@ def score_images(model, options, extra, device):
     features = load(options, device)
     source = options["reference"] or options["data"] or model.cfg.data.name
     reference, meta, sets = scoring.read_reference(
-        source, features, "memorised" in options["metrics"], **where(options, model)
+        source,
+        features,
+        scoring.need_splits(options["metrics"]),
+        **reading_options(options, model),
     )
     if model:
         check_shape(source, meta.get("shape"), model)
         pictures = generated(model, options, extra, meta.get("num"))
     else:
-        pictures = Pictures(read_source(options["images"], **where(options))[0])
+        pictures = Pictures(read_source(options["images"], **reading_options(options)).pixels)
         check_sizes(options["images"], pictures.shape, meta.get("shape"), features)
-    kept = list(scoring.tables(options["metrics"], options["equal"]))
+    kept = list(scoring.tables_to_keep(options["metrics"], options["equal"]))
     scorer = scoring.Scorer(
         options["metrics"],
         features,
@@ -356,7 +360,7 @@ def load(options, device):
 def write_stats(options, device):
     """Write the statistics file of a data set; return the exit code."""
     features, source = load(options, device), options["data"] or options["images"]
-    pictures = Pictures(read_source(source, **where(options))[0])
+    pictures = Pictures(read_source(source, **reading_options(options)).pixels)
     parts = Store.of(options["out"], "stats", pictures, features)
     found = score_pass(pictures, features, batch=options["feature_batch"] or None, store=parts)
     if process_state().is_main_process:

@@ -7,7 +7,9 @@ The rule, for picture k of the folder in sorted order, x on [0, 1]:
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,20 +91,19 @@ def told(model, options):
     return law, level
 
 
-def clean_picture(name, picture):
+def clean_picture(name: str, picture: pictures.Picture) -> np.ndarray:
     """Return a Picture as float64 (H, W, C) on [0, 1].
 
     Raises:
         ValueError: several in one file, too small for SSIM, or beyond black or white.
     """
     x = picture.levels[0].astype(np.float64) / picture.top
-    least = LEAST_SIDE
     if len(picture.levels) > 1:
         raise ValueError(f"denoise={name}: holds {len(picture.levels)} pictures; make it one")
-    if min(x.shape[:2]) < least:
+    if min(x.shape[:2]) < LEAST_SIDE:
         raise ValueError(
             f"denoise={name}: is {x.shape[0]} x {x.shape[1]}, SSIM needs sides of "
-            f"{least} pixels; take it out"
+            f"{LEAST_SIDE} pixels; take it out"
         )
     if x.min() < 0 or x.max() > 1:
         raise ValueError(f"denoise={name}: has pixels beyond 0..255; clean pictures have none")
@@ -141,7 +142,7 @@ def restore_one(model, index, name, picture, options, law, level):
     return row
 
 
-def means(rows, level):
+def means(rows: Sequence[dict[str, Any]], level: float) -> dict[str, dict[str, float]]:
     """Return {metric: {"value": mean over pictures}}; level_error is relative."""
     keys = [key for key in rows[0] if key.startswith(("psnr", "ssim"))]
     scores = {key: {"value": float(np.mean([row[key] for row in rows]))} for key in keys}
@@ -152,25 +153,28 @@ def means(rows, level):
     return scores
 
 
-def speeds(rows):
+def speeds(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return seconds and megapixels per second of the restoring alone, of one process."""
     pixels = sum(row["megapixels"] for row in rows)
-    found = {"megapixels": pixels}
+    totals = {"megapixels": pixels}
     for kind in LABELS:
         if f"seconds{kind}" in rows[0]:
-            seconds = found[f"seconds{kind}"] = sum(row[f"seconds{kind}"] for row in rows)
-            found[f"megapixels_per_second{kind}"] = pixels / seconds
-    return found
+            seconds = sum(row[f"seconds{kind}"] for row in rows)
+            totals[f"seconds{kind}"] = seconds
+            totals[f"megapixels_per_second{kind}"] = pixels / seconds
+    return totals
 
 
-def print_rows(title, rows, scores):
+def print_rows(
+    title: str, rows: Sequence[dict[str, Any]], scores: dict[str, dict[str, float]]
+) -> None:
     """Print the table of the pictures and their means."""
     kinds = [kind for kind in LABELS if f"psnr{kind}" in rows[0]]
     columns = ["picture", "noisy", *(LABELS[kind] for kind in kinds), "gain"]
     columns += [f"SSIM {LABELS[kind]}" for kind in kinds] + ["level"] * ("level" in rows[0])
     mean = {key: score["value"] for key, score in scores.items()} | {"image": "mean"}
 
-    def line(row):
+    def line(row: dict[str, Any]) -> list[str]:
         cells = [row["image"], f"{row['psnr_noisy']:.2f}"]
         cells += [f"{row[f'psnr{kind}']:.2f}" for kind in kinds]
         cells += [f"{row['psnr'] - row['psnr_noisy']:.2f}"]
