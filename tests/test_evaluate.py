@@ -11,8 +11,8 @@ from conftest import ROOT
 import evaluate
 import genmodels
 from genmodels import images
-from genmodels.data.own import OnDisk
 from genmodels.data import source
+from genmodels.data.own import OnDisk
 from genmodels.metrics.frechet import Moments, frechet_distance
 
 
