@@ -17,6 +17,7 @@ from genmodels.metrics.clustering import clustering_scores
 
 if TYPE_CHECKING:
     from genmodels.data.own import OnDisk
+    from genmodels.evaluation.options import ClusterOptions
 
 
 @torch.no_grad()
@@ -77,20 +78,22 @@ def write_clusters(
     images.write_png(out / "exemplars.png", images.enlarge(sheet, max(1, 512 // sheet.shape[-1])))
 
 
-def score_clusters(model, options, metrics):
+def score_clusters(
+    model: Any, options: "ClusterOptions", metrics: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any], str]:
     """Return (scores, facts, title) of the model's clusters of a data set; nothing without any."""
-    source = options["cluster"]
+    source = options.cluster
     if not source:
         return {}, {}, ""
     if not hasattr(model, "cluster"):
         raise ValueError(f"cluster={source}: needs a MODEL whose method makes clusters")
     source = with_split(source, "test")
-    found = read_source(source, **reading_options(options, model))
-    pixels, labels = found.pixels, found.labels
+    named = read_source(source, **reading_options(options, model))
+    pixels, labels = named.pixels, named.labels
     check_shape(source, pixels.shape[1:], model)
     if labels is None:
         raise ValueError(f"cluster={source}: has no classes to compare with")
-    assigned = assign(model, pixels, options["batch"]).argmax(dim=1)
+    assigned = assign(model, pixels, options.batch).argmax(dim=1)
     scores = clustering_scores(assigned, labels, metrics)
     facts = {"data": source, "num": len(pixels), "rows": []}
     return {k: {"value": v} for k, v in scores.items()}, facts, f"clusters of {source}"

@@ -9,7 +9,7 @@ model's bits per dimension from above (Theis et al. 2016, arXiv 1511.01844, sect
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -21,6 +21,9 @@ from genmodels.evaluation.sources import check_shape, reading_options
 from genmodels.generation import tf32
 from genmodels.kernels.philox import philox_uniform
 from genmodels.seeding import Stream
+
+if TYPE_CHECKING:
+    from genmodels.evaluation.options import LikelihoodOptions
 
 
 def kinds_of_likelihood(word: str, offered: Iterable[str]) -> list[str]:
@@ -140,19 +143,21 @@ def bits_per_dim(
     return whole
 
 
-def score_likelihood(model, options, extra, device):
+def score_likelihood(
+    model: Any, options: "LikelihoodOptions", extra: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], str]:
     """Return (scores, facts, title): bits per dimension of real images under the model."""
     if model is None or not model.LIKELIHOODS:
         raise ValueError("likelihood=true: needs a MODEL whose method has a likelihood")
-    source = with_split(options["data"] or model.cfg.data.name, "test")
-    found = read_source(source, **reading_options(options, model))
-    pixels, labels = found.pixels, found.labels
+    source = with_split(options.data or model.cfg.data.name, "test")
+    images = read_source(source, **reading_options(options, model))
+    pixels, labels = images.pixels, images.labels
     check_shape(source, pixels.shape[1:], model)
-    num = min(options["num"] or len(pixels), len(pixels))
+    num = min(options.num or len(pixels), len(pixels))
     labels = labels[:num] if model.classes and labels is not None else None
     model.check_labels(labels, f"{source} has images without; name others by data=")
     settings = {key: value for key, value in extra.items() if value is not None}
-    settings |= {"seed": options["seed"], "batch": options["batch"]}
-    settings |= {"word": options["likelihood"]}
+    settings |= {"seed": options.seed, "batch": options.batch}
+    settings |= {"word": options.likelihood}
     scores, rows = likelihood_scores(model, pixels[:num], labels, **settings)
     return scores, {"data": source, "num": num, "rows": rows}, f"on {source}: {num} images"

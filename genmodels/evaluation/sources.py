@@ -141,10 +141,10 @@ def sha256_of(tensors: Iterable[torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def reading_options(options: dict[str, Any], model: Any = None) -> dict[str, Any]:
-    """Return the keyword arguments of read_source that a command's options and model give."""
+def reading_options(options: Any, model: Any = None) -> dict[str, Any]:
+    """Return the keyword arguments of read_source that options (root, pad) and a model give."""
     trained_on = model.cfg.data if model else None
-    return {"root": options["root"], "pad": options["pad"], "trained_on": trained_on}
+    return {"root": options.root, "pad": options.pad, "trained_on": trained_on}
 
 
 def check_shape(source: str, shape: Sequence[int] | None, model: Any) -> None:

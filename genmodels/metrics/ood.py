@@ -94,8 +94,8 @@ def synthetic(name: str, images: torch.Tensor, seed: int = 0) -> torch.Tensor:
     return ((one + other + 1) // 2).to(torch.uint8)
 
 
-def first_images(images: torch.Tensor, num: int) -> torch.Tensor:
-    """Return the first num images; all of them where num is 0."""
+def first_images(images: Any, num: int) -> Any:
+    """Return the first num of a tensor of images, or of OnDisk; all of them where num is 0."""
     return images[:num] if num else images
 
 
