@@ -12,7 +12,7 @@ from genmodels.data import DATASETS, load_split
 from genmodels.evaluation import clusters
 from genmodels.evaluation.sources import check_shape, of_test, read_source, where
 from genmodels.generation import tf32
-from genmodels.images import Tree, read_images
+from genmodels.images import OnDisk, open_images
 from genmodels.metrics.clustering import clustering_scores
 
 
@@ -57,13 +57,9 @@ def read_named(source, trained_on):
     if name in DATASETS and not Path(source).exists():
         cfg = type(trained_on)(**vars(trained_on)) if name == trained_on.name else None
         pixels = load_split(cfg or type(trained_on)(name=name), split or "test")[0]
-    else:
-        pixels = read_images(source)
-    path = Path(source)
-    if path.is_dir() or path.suffix.lower() == ".zip":
-        names = [n for n in Tree(path).names if Path(n).name != "grid.png"]
-        return pixels, names
-    return pixels, [str(i) for i in range(len(pixels))]
+        return pixels, [str(i) for i in range(len(pixels))]
+    pixels, names = open_images(source)
+    return pixels.load() if isinstance(pixels, OnDisk) else pixels, names
 
 
 def write_report(out, pixels, names, probabilities, per_cluster=10):

@@ -36,7 +36,7 @@ LABELS = {"": "ours", "_ensemble": "ensemble", "_bm3d": "BM3D"}
 def score(model, options, extra, device):
     """Return (scores, facts, title); the table of the pictures is printed."""
     law, level = told(model, options)
-    readers = pictures.find(Path(options["denoise"]))
+    readers = pictures.find_pictures(Path(options["denoise"]))
     names = list(readers)[: options["num"] or None]
     state, rows = process_state(), []
     for name in names:  # all of them, before the work
@@ -95,10 +95,10 @@ def clean_picture(name, picture):
     Raises:
         ValueError: several in one file, too small for SSIM, or beyond black or white.
     """
-    x = picture.levels[0].astype(np.float64) / picture.top
+    x = picture.values[0].astype(np.float64) / picture.white
     least = LEAST_SIDE
-    if len(picture.levels) > 1:
-        raise ValueError(f"denoise={name}: holds {len(picture.levels)} pictures; make it one")
+    if len(picture.values) > 1:
+        raise ValueError(f"denoise={name}: holds {len(picture.values)} pictures; make it one")
     if min(x.shape[:2]) < least:
         raise ValueError(
             f"denoise={name}: is {x.shape[0]} x {x.shape[1]}, SSIM needs sides of "

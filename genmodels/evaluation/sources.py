@@ -1,19 +1,17 @@
 """Images to score: real ones, or a model's, read or made only when they are looked at."""
 
 import hashlib
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from genmodels import generation, images
+from genmodels import generation
 from genmodels.config import DataConfig
 from genmodels.data import DATASETS, load_split
-from genmodels.data.own import OnDisk
 from genmodels.distributed import gather
 from genmodels.generation import check_folder
-from genmodels.images import as_bytes, write_npz, write_png
+from genmodels.images import OnDisk, as_bytes, open_images, write_npz, write_png
 
 _HELD = 4 << 30  # bytes of pictures held; more are read in each pass, and once for their hash
 
@@ -160,12 +158,8 @@ def read_source(source, *, root="", pad=-1, trained_on=None):
 
 def _in_files(path):
     """Return the images of a folder, .zip or .npz: a tensor, or OnDisk what would fill memory."""
-    if Path(path).suffix in (".npz", ".npy"):
-        return images.read_images(path)
-    tree, names, shape = images.sample_tree(path)
-    read = partial(images.read_samples, tree, names, shape)
-    pixels = OnDisk(read, shape, torch.arange(len(names)))
-    return pixels if pixels.nbytes > _HELD else pixels.load()
+    pixels, _ = open_images(path)
+    return pixels.load() if isinstance(pixels, OnDisk) and pixels.nbytes <= _HELD else pixels
 
 
 def of_test(source):
