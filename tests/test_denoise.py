@@ -54,7 +54,7 @@ def test_denoise_command(trained, tmp_path):
         (["law=lognormal", "level=9"], "level=9.0: this model knows 0.005 to 1.5"),
         (["law=lognormal", "level=much"], "level=much: must be a number, or auto"),
         (["level=0.1"], "law=: choose from lognormal"),
-        (["law=lognormal", "level=0.1", "format=npz"], "format=npz: denoise= writes png"),
+        (["law=lognormal", "level=0.1", "format=npz"], "format=npz: choose from png"),
         (["law=lognormal", "level=0.1", "steps=3"], "unknown key steps=3"),
         (["law=lognormal", "level=0.1", "denoise=nowhere"], "no such folder, .zip or .npz"),
     ],

@@ -105,7 +105,7 @@ def test_words_that_would_be_ignored_are_refused(capsys):
         (["stats", "data=digits", "num=100", "out=s.npz"], "num=100: stats does not take it"),
         (["stats", "data=digits", "images=a", "out=s.npz"], "data=digits: images= takes its place"),
         (["selftest", "data=digits"], "data=digits: selftest does not take it"),
-        (["run", "likelihood=yes", "reference=a"], "reference=a: likelihood=true does not take it"),
+        (["run", "likelihood=yes", "reference=a"], "reference=a: likelihood= does not take it"),
         (["run", "ood=noise", "labels=3"], "labels=3: ood= does not take it"),
         (["run", "cluster=digits", "num=9"], "num=9: cluster= does not take it"),
         (["run", "cluster=a", "ood=noise", "metrics=nmi", "plot=p.png"], "plot=p.png: ood= does"),

@@ -228,7 +228,7 @@ def test_evaluate_reports_bits_per_dim(tiny_run, tmp_path, capsys):
     assert found["value"] == pytest.approx(sum(rows) / 5)
     assert found["stderr"] == pytest.approx(torch.tensor(rows).std().item() / 5**0.5, rel=1e-4)
     assert evaluate.main([*words, "metrics=fd"]) == 2
-    assert "metrics=fd: likelihood=true does not take it" in capsys.readouterr().err
+    assert "metrics=fd: likelihood= does not take it" in capsys.readouterr().err
     assert evaluate.main([*words, "probe=2"]) == 2
     assert "unknown key probe=2: did you mean probes?" in capsys.readouterr().err
     assert evaluate.main([*words, "trace=ful"]) == 2

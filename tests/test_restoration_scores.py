@@ -255,7 +255,7 @@ def test_bm3d_stands_beside_the_model(box, folder, tmp_path, capsys, monkeypatch
         (["denoise={dir}/tiny.png"], "tiny.png: is 1 x 20, SSIM needs sides of 11 pixels"),
         (["denoise={dir}/loud.npy"], "loud.npy: has pixels beyond 0..255; clean pictures have"),
         (["denoise={dir}/many.npy"], "many.npy: holds 2 pictures; make it one"),
-        (["denoise=", "data=digits:test"], "law=gaussian: needs denoise=FOLDER; leave it out"),
+        (["denoise=", "data=digits:test"], "law=gaussian: needs denoise=; leave it out"),
         (["out={dir}/no/r.json"], "its folder does not exist"),
     ],
 )

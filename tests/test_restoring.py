@@ -102,18 +102,7 @@ def test_processes_take_their_shares(box, tmp_path, monkeypatch):
     model = box()
     for k in range(5):
         save(tmp_path / "in" / f"{k}.png", random_levels(6, 6 + k))
-    options = {
-        "denoise": f"{tmp_path}/in",
-        "law": "gaussian",
-        "level": "25",
-        "tile": 512,
-        "overlap": 32,
-        "ensemble": False,
-        "precision": "fp32",
-        "format": "png",
-        "labels": "",
-        "estimator": "",
-    }
+    options = restoration.DenoiseOptions(denoise=f"{tmp_path}/in", law="gaussian", level="25")
     waited = []
     for rank in (1, 0):
         state = types.SimpleNamespace(
@@ -240,11 +229,11 @@ def test_bf16_and_the_ensemble_reach_the_network(box, tmp_path):
         (["law=gaussian", "tile=big"], "tile=big: must be a whole number"),
         (["law=gaussian", "ensemble=8"], "ensemble=8: must be true or false"),
         (["law=gaussian", "labels=3"], "labels=3: this model is unconditional"),
-        (["law=gaussian", "format=npz"], "format=npz: denoise= writes png"),
+        (["law=gaussian", "format=npz"], "format=npz: choose from png"),
         (["law=gaussian", "steps=3"], "unknown key steps=3"),
         (["law=gaussian", "num=3"], "num=3: denoise= does not take it; leave it out"),
         (["law=gaussian", "mask=m.png"], "mask=m.png: denoise= does not take it; leave it out"),
-        (["denoise=", "tile=64"], "tile=64: needs denoise=PICTURES"),
+        (["denoise=", "tile=64"], "tile=64: needs denoise="),
         (["law=gaussian", "denoise={dir}/none"], "none: no such picture, .npy, folder or .zip"),
         (["law=gaussian", "denoise={dir}/a.txt"], "a.txt: no such picture, .npy, folder or .zip"),
         (["law=gaussian", "denoise={dir}/empty"], "empty: holds no picture (.png, .jpg,"),

@@ -12,6 +12,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,45 +20,60 @@ import torch
 
 from genmodels import cli, images
 from genmodels.atomic import whole_file, write_bytes
-from genmodels.config import DataConfig
+from genmodels.config import DataConfig, Section, setting, settings_of
 from genmodels.config.words import check_choice, check_flags, help_text, split_words, typed_words
 from genmodels.data.own import Split
 from genmodels.data.sets import BY_HAND, DATASETS, SPLITS, data_set, load_split, open_split
 from genmodels.images import CROPS, OnDisk
 
-READING = {
-    "root": (str, "", "where a named set lies"),
-    "resolution": (int, 0, "crop and resize pictures to this side; 0: they have one size"),
-    "crop": (str, "center", f"how: {', '.join(CROPS)}"),
-    "channels": (int, 0, "1 grey, 3 colour; 0: 3 for pictures, arrays as they are"),
-    "pad": (int, 0, "background pixels on each side"),
-    "holdout": (float, 0.05, "share held out of a set without a test part"),
-    "points": (int, 10_000, "training points of a 2-D toy"),
-    "download": (bool, False, "fetch a missing public set"),
-}
-CONVERTING = READING | {
-    "out": (str, "", "what to write: X.zip (PNG and dataset.json, as EDM's) or X.npy"),
-    "holdout": (float, 0.0, "share put into test/ of a set without a test part"),
-    "split": (str, "all", "all, train or test; an .npy takes one of the two"),
-}
-GETTING = {"root": (str, "data", "folder to put it in")}
+
+@dataclass
+class InfoOptions(Section):
+    """How a set is read."""
+
+    root: str = setting("", "where a named set lies")
+    resolution: int = setting(
+        0, "crop and resize pictures to this side; 0: they have one size", ge=0
+    )
+    crop: str = setting("center", "how", choices=CROPS)
+    channels: int = setting(0, "1 grey, 3 colour; 0: 3 for pictures, arrays as they are")
+    pad: int = setting(0, "background pixels on each side", ge=0)
+    holdout: float = setting(0.05, "share held out of a set without a test part", ge=0, lt=1)
+    points: int = setting(10_000, "training points of a 2-D toy", ge=1)
+    download: bool = setting(False, "fetch a missing public set")
+
+
+@dataclass
+class ConvertOptions(InfoOptions):
+    """What is written."""
+
+    out: str = setting("", "what to write: X.zip (PNG and dataset.json, as EDM's) or X.npy")
+    holdout: float = setting(0.0, "share put into test/ of a set without a test part", ge=0, lt=1)
+    split: str = setting("all", "an .npy takes one of the two", choices=("all", *SPLITS))
+
+
+@dataclass
+class GetOptions(Section):
+    """Where a set goes."""
+
+    root: str = setting("data", "folder to put it in")
 
 
 def commands_help(doc: str) -> str:
     """Return the help of the command line."""
     lines = [doc.strip(), "", f"NAME: {', '.join(DATASETS)}", ""]
-    for title, schema in (("convert", CONVERTING), ("get", GETTING)):
-        lines.append(help_text(title, schema))
+    for title, cls in (("convert", ConvertOptions), ("get", GetOptions)):
+        lines.append(help_text(cls, f"{title}:"))
     return "\n".join(lines)
 
 
-def read_config(source, options):
+def read_config(source: str, options: InfoOptions) -> DataConfig:
     """Return the DataConfig of a data set's name or the path of own data.
 
     Raises:
         ValueError: neither.
     """
-    own = {key: options[key] for key in READING}
+    settings = {key: getattr(options, key) for key in settings_of(InfoOptions)}
     if source not in DATASETS:
         path = Path(source).expanduser()
         if not path.exists():
@@ -65,14 +81,14 @@ def read_config(source, options):
             hint = f"did you mean {near[0]}? " if near else ""
             choices = ", ".join(DATASETS)
             raise ValueError(f"data.name={source}: {hint}choose from {choices}, or a path")
-        own["root"] = source
+        settings["root"] = source
         source = {".npz": "npz", ".npy": "npy", ".zip": "zip"}.get(path.suffix, "imagefolder")
-    return DataConfig(name=source, **own)
+    return DataConfig(name=source, **settings)
 
 
-def info(sources, words):
+def info(sources: list[str], words: dict[str, str]) -> None:
     """Print what a data set holds."""
-    options = typed_words(words, READING)
+    options = InfoOptions(**typed_words(words, settings_of(InfoOptions)))
     cfg = read_config(_only(sources, "info NAME_OR_PATH [root= resolution=]"), options)
     rows = []
     for split in SPLITS:
@@ -96,7 +112,7 @@ def info(sources, words):
     cli.print_table(f"{cfg.name} on the [-1, 1] scale", columns, rows)
 
 
-def convert(sources, words):
+def convert(sources: list[str], words: dict[str, str]) -> None:
     """Write a data set as one .zip or .npy, all or nothing.
 
     The zip is EDM's: 00000/img00000000.png, ... and dataset.json with the labels; where there is a
@@ -105,12 +121,11 @@ def convert(sources, words):
     Raises:
         ValueError: what is read or asked for is wrong; nothing is written then.
     """
-    options = typed_words(words, CONVERTING)
+    options = ConvertOptions(**typed_words(words, settings_of(ConvertOptions)))
     source = _only(sources, "convert SRC out=X.zip [resolution=64 crop=adm]")
-    check_choice("split", options["split"], ("all", *SPLITS))
-    out = Path(options["out"]).expanduser()
+    out = Path(options.out).expanduser()
     if out.suffix not in (".zip", ".npy"):
-        raise ValueError(f"out={options['out']}: name a file that ends in .zip or .npy")
+        raise ValueError(f"out={options.out}: name a file that ends in .zip or .npy")
     if out.exists():
         raise ValueError(f"out={out}: exists; delete it or choose another name")
     if out.suffix == ".npy" and _labels_beside(out).exists():
@@ -121,11 +136,11 @@ def convert(sources, words):
     if not out.absolute().parent.is_dir():
         raise ValueError(f"out={out}: its folder does not exist; make it first")
     cfg = read_config(source, options)
-    wanted = SPLITS if options["split"] == "all" else (options["split"],)
+    wanted = SPLITS if options.split == "all" else (options.split,)
     parts = {split: open_split(cfg, split) for split in wanted}
     parts = {split: part for split, part in parts.items() if len(part[0])}
     if not parts:
-        raise ValueError(f"split={options['split']}: there is no image in it")
+        raise ValueError(f"split={options.split}: there is no image in it")
     if any(pixels.is_floating_point() for pixels, _ in parts.values()):
         raise ValueError(f"data.name={cfg.name}: points in the plane are no pictures")
     write = _write_zip if out.suffix == ".zip" else _write_npy
@@ -181,9 +196,9 @@ def _one_by_one(pixels: torch.Tensor | OnDisk) -> Iterator[torch.Tensor]:
         yield from part
 
 
-def get(sources, words):
+def get(sources: list[str], words: dict[str, str]) -> None:
     """Fetch a public data set, or print what there is."""
-    options = typed_words(words, GETTING)
+    options = GetOptions(**typed_words(words, settings_of(GetOptions)))
     public = [name for name, row in DATASETS.items() if row.url] + list(BY_HAND)
     if not sources:
         for name in public:
@@ -200,7 +215,7 @@ def get(sources, words):
         return
     check_choice("name", name, tuple(public))
     row = data_set(name)
-    root = Path(options["root"]).expanduser()
+    root = Path(options.root).expanduser()
     print(f"{name}: {row.url}\n{row.terms}")
     for split in SPLITS:
         pixels, _ = load_split(DataConfig(name=name, root=str(root), download=True), split)

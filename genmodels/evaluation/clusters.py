@@ -89,7 +89,7 @@ def write_report(out, pixels, names, probabilities, per_cluster=10):
 
 def score_clusters(model, options, metrics):
     """Return (scores, facts, title) of the model's clusters of a data set; nothing without any."""
-    source = options["cluster"]
+    source = options.cluster
     if not source:
         return {}, {}, ""
     if not hasattr(model, "cluster"):
@@ -99,7 +99,7 @@ def score_clusters(model, options, metrics):
     check_shape(source, pixels.shape[1:], model)
     if labels is None:
         raise ValueError(f"cluster={source}: has no classes to compare with")
-    found = clusters.assign(model, pixels, options["batch"]).argmax(dim=1)
+    found = clusters.assign(model, pixels, options.batch).argmax(dim=1)
     scores = clustering_scores(found, labels, metrics)
     facts = {"data": source, "num": len(pixels), "rows": []}
     return {k: {"value": v} for k, v in scores.items()}, facts, f"clusters of {source}"

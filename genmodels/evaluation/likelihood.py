@@ -118,18 +118,18 @@ def bits_per_dim(model, pixels, labels=None, *, kind, seed=0, batch=64, progress
     return whole
 
 
-def score_likelihood(model, options, extra, device):
+def score_likelihood(model, options, extra):
     """Return (scores, facts, title): bits per dimension of real images under the model."""
     if model is None or not model.LIKELIHOODS:
         raise ValueError("likelihood=true: needs a MODEL whose method has a likelihood")
-    source = of_test(options["data"] or model.cfg.data.name)
+    source = of_test(options.data or model.cfg.data.name)
     pixels, labels, _ = read_source(source, **where(options, model))
     check_shape(source, pixels.shape[1:], model)
-    num = min(options["num"] or len(pixels), len(pixels))
+    num = min(options.num or len(pixels), len(pixels))
     labels = labels[:num] if model.classes and labels is not None else None
     model.check_labels(labels, f"{source} has images without; name others by data=")
     settings = {key: value for key, value in extra.items() if value is not None}
-    settings |= {"seed": options["seed"], "batch": options["batch"]}
-    settings |= {"word": options["likelihood"]}
+    settings |= {"seed": options.seed, "batch": options.batch}
+    settings |= {"word": options.likelihood}
     scores, rows = likelihood.score(model, pixels[:num], labels, **settings)
     return scores, {"data": source, "num": num, "rows": rows}, f"on {source}: {num} images"

@@ -21,27 +21,18 @@ from genmodels.images import pictures
 from genmodels.metrics.restoration import BM3D_LAWS, LEAST_SIDE, bm3d, load_bm3d, psnr, ssim
 from genmodels.noise import LAWS
 
-SCHEMA = restoration.SCHEMA | {
-    "denoise": (
-        str,
-        "",
-        "clean pictures: a picture, folder, .zip or .npy; noise is added, then taken away again",
-    ),
-    "blind": (bool, False, "denoise: the model is not told the level"),
-    "against": (str, "", "denoise: bm3d, told law and level (pip install bm3d)"),
-}
 LABELS = {"": "ours", "_ensemble": "ensemble", "_bm3d": "BM3D"}
 
 
-def score(model, options, extra, device):
+def score_restoration(model, options, device):
     """Return (scores, facts, title); the table of the pictures is printed."""
-    law, level = told(model, options)
-    readers = pictures.find_pictures(Path(options["denoise"]))
-    names = list(readers)[: options["num"] or None]
+    law, level = law_and_level(model, options)
+    readers = pictures.find_pictures(Path(options.denoise))
+    names = list(readers)[: options.num or None]
     state, rows = process_state(), []
     for name in names:  # all of them, before the work
         x = clean_picture(name, readers[name]())
-        with cli.told_of(name):
+        with cli.name_in_errors(name):
             restoration.planes(model, x.transpose(2, 0, 1))
     if device.type == "cuda":  # the first call is slower and would count
         restore_one(model, 0, names[0], readers[names[0]](), options, law, level)
@@ -53,37 +44,37 @@ def score(model, options, extra, device):
         delay=0.5,
         disable=None if state.is_main_process else True,
     ):
-        with cli.told_of(names[k]):
+        with cli.name_in_errors(names[k]):
             rows.append(restore_one(model, k, names[k], readers[names[k]](), options, law, level))
     rows = [row for share in gather_object([rows]) for row in share]
     rows.sort(key=lambda row: row["index"])
-    facts = {"data": options["denoise"], "num": len(rows), "law": law, "level": level}
+    facts = {"data": options.denoise, "num": len(rows), "law": law, "level": level}
     facts["restoring"] = speeds(rows)
     scores = means(rows, level)
     if state.is_main_process:
-        print_rows(f"{options['denoise']}: {law} {level:g}", rows, scores)
-    return scores, facts | {"rows": rows}, f"on {options['denoise']}: {law} noise of {level:g}"
+        print_rows(f"{options.denoise}: {law} {level:g}", rows, scores)
+    return scores, facts | {"rows": rows}, f"on {options.denoise}: {law} noise of {level:g}"
 
 
-def told(model, options):
+def law_and_level(model, options):
     """Return (law, true level) of the options.
 
     Raises:
         ValueError: a model that does not restore, or an unknown law or level, or no BM3D.
     """
     if model is None or not model.ANY_SIZE:
-        raise ValueError(f"denoise={options['denoise']}: needs a MODEL that restores pictures")
-    law = restoration.known_law(model, options["law"])
+        raise ValueError(f"denoise={options.denoise}: needs a MODEL that restores pictures")
+    law = restoration.known_law(model, options.law)
     if law == "auto" or law not in LAWS:
         raise ValueError(f"law={law}: name the law of the noise to add")
-    if options["level"] == "auto":
+    if options.level == "auto":
         raise ValueError("level=auto: say the level of the noise to add; blind=true hides it")
-    level = LAWS[law].check(options["level"])
-    if not options["blind"]:
+    level = LAWS[law].check(options.level)
+    if not options.blind:
         model.check_level(level)
-    restoration.choose_estimator(model, options["estimator"])
-    if options["against"]:
-        check_choice("against", options["against"], ("bm3d",))
+    restoration.choose_estimator(model, options.estimator)
+    if options.against:
+        check_choice("against", options.against, ("bm3d",))
         load_bm3d()
         check_choice("law", law, tuple(BM3D_LAWS))
     return law, level
@@ -112,13 +103,13 @@ def clean_picture(name, picture):
 def restore_one(model, index, name, picture, options, law, level):
     """Return the row of one clean picture: its scores, and how long each restoring took."""
     x = clean_picture(name, picture)
-    y = LAWS[law].sample(x, level, np.random.default_rng([options["seed"], index]))
+    y = LAWS[law].sample(x, level, np.random.default_rng([options.seed, index]))
     noisy = torch.from_numpy(y * 2 - 1).movedim(2, 0).float()
     row = {"index": index, "image": name, "megapixels": x.shape[0] * x.shape[1] / 1e6}
     row["psnr_noisy"] = psnr(y, x)
-    settings = {key: options[key] for key in restoration.SETTINGS if key != "ensemble"}
+    settings = {key: getattr(options, key) for key in restoration.SETTINGS if key != "ensemble"}
     number = level
-    if options["blind"]:
+    if options.blind:
         row["level"] = restoration.find_level(model, noisy, law)
         number = model.nearest_level(row["level"])
 
@@ -127,9 +118,9 @@ def restore_one(model, index, name, picture, options, law, level):
         return (image.movedim(0, 2).double().numpy() + 1) / 2
 
     calls = {"": lambda: ours(False)}
-    if options["ensemble"]:
+    if options.ensemble:
         calls["_ensemble"] = lambda: ours(True)
-    if options["against"]:
+    if options.against:
         calls["_bm3d"] = lambda: bm3d(y, law, level)
     for kind, call in calls.items():
         started = time.perf_counter()

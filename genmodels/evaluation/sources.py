@@ -116,7 +116,7 @@ def sha256_of(*tensors):
 def where(options, model=None):
     """Return how read_source is to read a data set."""
     trained_on = model.cfg.data if model else None
-    return {"root": options["root"], "pad": options["pad"], "trained_on": trained_on}
+    return {"root": options.root, "pad": options.pad, "trained_on": trained_on}
 
 
 def check_shape(source, real, model):
