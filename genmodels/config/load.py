@@ -37,10 +37,10 @@ def load_config(
         ValueError: unknown key, wrong type or value, unknown method or network, unreadable file;
             one line that names the key, the value and the remedy.
     """
-    values = OmegaConf.create()
+    values: Any = OmegaConf.create()
     for source in sources:
-        source = source if isinstance(source, dict) else _read_yaml(source)
-        values = OmegaConf.merge(values, source)
+        part = source if isinstance(source, dict) else _read_yaml(source)
+        values = OmegaConf.merge(values, part)
     words = dict(_split_word(word) for word in overrides)
     schema = {}
     for slot, choices in (("method", methods), ("network", networks)):
