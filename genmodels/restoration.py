@@ -202,7 +202,7 @@ def denoise_pictures(model, options, level, out, state):
     if options.labels:
         generation.labels_for((), options.labels, model.classes)
     settings = {key: getattr(options, key) for key in SETTINGS}
-    readers = pictures.find(Path(options.denoise))
+    readers = pictures.find_pictures(Path(options.denoise))
     names = list(readers)
     check_place(out, Path(options.denoise), names)
     # All are read before the first is written, so that a broken one stops the work at once.
@@ -226,7 +226,10 @@ def denoise_pictures(model, options, level, out, state):
     state.wait_for_everyone()
     found = [pair for share in gather_object([found]) for pair in share]
     if state.is_main_process:
-        after = [pictures.read(name, (out / name).read_bytes, own=True) for name in names[:4]]
+        after = [
+            pictures.read_picture(name, (out / name).read_bytes, scale_known=True)
+            for name in names[:4]
+        ]
         before = [readers[name]() for name in names[:4]]
         images.write_png(out / pictures.SHEET, pictures.before_after(zip(before, after)))
         print(f"{len(found)} pictures restored, {summary(found)}: {out}")
@@ -347,8 +350,6 @@ def read_noisy(path, model):
             raise ValueError(f"denoise={path}: {array.dtype} {array.shape}; must be (N, H, W, C)")
         pictures.check_scale(array, path)
         noisy = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
-    elif path.suffix.lower() in images.SUFFIXES and path.is_file():
-        noisy = images.from_uint8(images.read_image(path, channels)[None])
     else:
         noisy = images.from_uint8(images.read_images(path, channels))
     if noisy.shape[1:] != model.shape or not len(noisy):

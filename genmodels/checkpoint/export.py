@@ -70,7 +70,7 @@ def write_export(model, out, card, *, half=False):
 
 def _model_card(model, name, steps):
     cfg, learned = model.cfg, model.learned_from()
-    terms = data.TERMS.get(cfg.data.name, "your own data: say here where they come from")
+    terms = data.data_set(cfg.data.name).terms
     steps = cfg.trainer.max_steps if steps is None else steps
     weights = "EMA" if cfg.ema.half_life else "Raw"
     images = steps * cfg.data.batch_size

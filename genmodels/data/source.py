@@ -1,15 +1,13 @@
 """Images by NAME[:SPLIT] of a data set or from a path: the one reader of what a command names."""
 
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 
 import torch
 
 from genmodels import images
 from genmodels.config import DataConfig
-from genmodels.data.own import OnDisk
 from genmodels.data.sets import DATASETS, load_split
+from genmodels.images import OnDisk
 
 _HELD = 4 << 30  # bytes of pictures held; more are read as they are needed
 
@@ -79,20 +77,15 @@ def read_source(
     elif name in DATASETS:
         cfg = DataConfig(name=name)
     else:
-        return _read_files(Path(source), channels)
+        return _read_files(source, channels)
     cfg.root = root or cfg.root
     cfg.pad = cfg.pad if pad < 0 else pad
     pixels, labels = load_split(cfg, split or "train")
     return SourceImages(pixels, labels, cfg=cfg)
 
 
-def _read_files(path: Path, channels: int | None) -> SourceImages:
-    if path.suffix.lower() in images.SUFFIXES and path.is_file():
-        return SourceImages(images.read_image(path, channels)[None], files=(path.name,))
-    if path.suffix in (".npz", ".npy"):
-        return SourceImages(images.read_images(path))
-    tree, names, shape = images.sample_tree(path, channels)
-    read = partial(images.read_samples, tree, names, shape, channels=channels)
-    pixels = OnDisk(read, shape, torch.arange(len(names)))
-    held = pixels if pixels.nbytes > _HELD else pixels.load()
-    return SourceImages(held, files=tuple(names))
+def _read_files(path: str, channels: int | None) -> SourceImages:
+    pixels, names = images.open_images(path, channels)
+    if isinstance(pixels, OnDisk) and pixels.nbytes <= _HELD:
+        pixels = pixels.load()
+    return SourceImages(pixels, files=tuple(names))

@@ -35,7 +35,7 @@ def score_restoration(
     from accelerate.utils import gather_object
 
     law, level = law_and_level(model, options)
-    readers = pictures.find(Path(options.denoise))
+    readers = pictures.find_pictures(Path(options.denoise))
     names = list(readers)[: options.num or None]
     state, rows = process_state(), []
     for name in names:  # all of them, before the work
@@ -94,9 +94,9 @@ def clean_picture(name: str, picture: pictures.Picture) -> np.ndarray:
     Raises:
         ValueError: several in one file, too small for SSIM, or beyond black or white.
     """
-    x = picture.levels[0].astype(np.float64) / picture.top
-    if len(picture.levels) > 1:
-        raise ValueError(f"denoise={name}: holds {len(picture.levels)} pictures; make it one")
+    x = picture.values[0].astype(np.float64) / picture.white
+    if len(picture.values) > 1:
+        raise ValueError(f"denoise={name}: holds {len(picture.values)} pictures; make it one")
     if min(x.shape[:2]) < LEAST_SIDE:
         raise ValueError(
             f"denoise={name}: is {x.shape[0]} x {x.shape[1]}, SSIM needs sides of "
