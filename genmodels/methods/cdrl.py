@@ -37,9 +37,9 @@ from genmodels.sampling.recovery import (
     Level,
     LevelMeans,
     RecoverySchedule,
+    denoise_tweedie,
     recovery_chain,
     sample_recovery,
-    tweedie,
 )
 from genmodels.seeding import Stream
 
@@ -316,7 +316,7 @@ class CDRL(GenerativeModule):
             mask = mask.expand_as(known)[index].to(self.device)
             known = known[index].to(self.device)
         y, level, energy = self.draw(keys, blend, cfg, known, mask, callback)
-        x = tweedie(lambda y: energy(y, level), y, level, cfg.tweedie_scale).clamp(-1, 1)
+        x = denoise_tweedie(lambda y: energy(y, level), y, level, cfg.tweedie_scale).clamp(-1, 1)
         return x if mask is None else torch.where(mask, known, x)
 
     def draw(self, keys, blend, cfg, known=None, mask=None, callback=None):
