@@ -34,9 +34,9 @@ from genmodels.networks.mlp import MLP, MLPConfig
 from genmodels.sampling.composition import blend_of, parse_compose
 from genmodels.sampling.recovery import (
     ANGLES,
-    Level,
-    LevelMeans,
     RecoverySchedule,
+    Rung,
+    RungMeans,
     denoise_tweedie,
     recovery_chain,
     sample_recovery,
@@ -170,7 +170,7 @@ class CDRL(GenerativeModule):
             method.units_limit,
         )
         self.log_z = {}  # bounds that log_prob() has made
-        self.levels = None  # LevelMeans of the latest loss()
+        self.levels = None  # RungMeans of the latest loss()
 
     # --------------------------------------------------------------------------------------------
     # Training
@@ -195,12 +195,12 @@ class CDRL(GenerativeModule):
                 seed=seeding.keys(seed, n, Stream.CHAIN),
                 freeze=(self.net,),
             )
-        twice = Level(*(value.repeat(2) for value in level))
+        twice = Rung(*(value.repeat(2) for value in level))
         f = self.f(torch.cat([data, chain.y]), twice, None if labels is None else labels.repeat(2))
         f_data, f_chain = f.chunk(2)
         loss_f = -(level.w * (f_data - f_chain)).mean()
         loss_g = (chain.y - start).square().sum(dim=(1, 2, 3)).mean()
-        self.levels = LevelMeans(self.cfg.method.levels, t, f_data, f_chain, chain, data)
+        self.levels = RungMeans(self.cfg.method.levels, t, f_data, f_chain, chain, data)
         logs = {"loss": loss_f.detach(), "loss_initializer": loss_g.detach()}
         return loss_f + loss_g, logs
 
@@ -320,7 +320,7 @@ class CDRL(GenerativeModule):
         return x if mask is None else torch.where(mask, known, x)
 
     def draw(self, keys, blend, cfg, known=None, mask=None, callback=None):
-        """Return samples y of the first pair, their Level, and the energy; counts self.nfe."""
+        """Return samples y of the first pair, their Rung, and the energy; counts self.nfe."""
 
         def energy(y, level, dtype=torch.float32):
             self.nfe += blend.evaluations
