@@ -6,6 +6,7 @@ python -m genmodels.checkpoint MODEL out=DIR [half=true]
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -14,8 +15,8 @@ import genmodels
 from genmodels import data
 from genmodels.atomic import write_bytes
 from genmodels.checkpoint.models import FORMAT, load, read_checkpoint
-from genmodels.config import Config, to_plain
-from genmodels.config.words import split_words, typed_words
+from genmodels.config import Config, Section, setting, settings_of, to_plain
+from genmodels.config.words import check_flags, help_text, split_words, typed_words
 
 
 def export(path, out, *, half=False):
@@ -97,13 +98,23 @@ python sample.py {name} {words}
 """
 
 
+@dataclass
+class ExportOptions(Section):
+    """What python -m genmodels.checkpoint takes."""
+
+    out: str = setting("", "folder to make")
+    half: bool = setting(False, "store float16")
+
+
 def main(argv):
     """Export a model."""
-    schema = {"out": (str, "", "folder to make"), "half": (bool, False, "store float16")}
     positionals, words, flags = split_words(argv)
-    if len(positionals) != 1 or flags:
+    check_flags(flags, ("--help",))
+    if "--help" in flags:
+        print(f"{__doc__.strip()}\n\n{help_text(ExportOptions)}")
+        return
+    options = ExportOptions(**typed_words(words, settings_of(ExportOptions)))
+    if len(positionals) != 1:
         raise ValueError("usage: python -m genmodels.checkpoint MODEL out=DIR [half=true]")
-    options = typed_words(words, schema)
-    if not options["out"]:
-        raise ValueError("out=: say which folder to make")
-    print(f"exported: {export(positionals[0], options['out'], half=options['half'])}")
+    options.check(options.out, "out", "say which folder to make")
+    print(f"exported: {export(positionals[0], options.out, half=options.half)}")

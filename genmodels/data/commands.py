@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,27 +19,43 @@ import torch
 
 from genmodels import cli, images
 from genmodels.atomic import whole_file, write_bytes
-from genmodels.config import DataConfig
+from genmodels.config import DataConfig, Section, setting, settings_of
 from genmodels.config.words import check_choice, check_flags, help_text, split_words, typed_words
 from genmodels.data.sets import DATASETS, ON_DISK, PUBLIC, SPLITS, TERMS, load_split
 from genmodels.images import CROPS
 
-READING = {
-    "root": (str, "", "where a named set lies"),
-    "resolution": (int, 0, "crop and resize pictures to this side; 0: they have one size"),
-    "crop": (str, "center", f"how: {', '.join(CROPS)}"),
-    "channels": (int, 0, "1 grey, 3 colour; 0: 3 for pictures, arrays as they are"),
-    "pad": (int, 0, "background pixels on each side"),
-    "holdout": (float, 0.05, "share held out of a set without a test part"),
-    "points": (int, 10_000, "training points of a 2-D toy"),
-    "download": (bool, False, "fetch a missing public set"),
-}
-CONVERTING = READING | {
-    "out": (str, "", "what to write: X.zip (PNG and dataset.json, as EDM's) or X.npy"),
-    "holdout": (float, 0.0, "share put into test/ of a set without a test part"),
-    "split": (str, "all", "all, train or test; an .npy takes one of the two"),
-}
-GETTING = {"root": (str, "data", "folder to put it in")}
+
+@dataclass
+class InfoOptions(Section):
+    """How a set is read."""
+
+    root: str = setting("", "where a named set lies")
+    resolution: int = setting(
+        0, "crop and resize pictures to this side; 0: they have one size", ge=0
+    )
+    crop: str = setting("center", "how", choices=CROPS)
+    channels: int = setting(0, "1 grey, 3 colour; 0: 3 for pictures, arrays as they are")
+    pad: int = setting(0, "background pixels on each side", ge=0)
+    holdout: float = setting(0.05, "share held out of a set without a test part", ge=0, lt=1)
+    points: int = setting(10_000, "training points of a 2-D toy", ge=1)
+    download: bool = setting(False, "fetch a missing public set")
+
+
+@dataclass
+class ConvertOptions(InfoOptions):
+    """What is written."""
+
+    out: str = setting("", "what to write: X.zip (PNG and dataset.json, as EDM's) or X.npy")
+    holdout: float = setting(0.0, "share put into test/ of a set without a test part", ge=0, lt=1)
+    split: str = setting("all", "an .npy takes one of the two", choices=("all", *SPLITS))
+
+
+@dataclass
+class GetOptions(Section):
+    """Where a set goes."""
+
+    root: str = setting("data", "folder to put it in")
+
 
 # Sets that need an account or a licence: only named. (page, terms, how to make them ours)
 BY_HAND = {
@@ -71,8 +88,8 @@ f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6 MNIST/raw/t10k-
 def commands_help(doc):
     """Return the help of the command line."""
     lines = [doc.strip(), "", f"NAME: {', '.join(DATASETS)}", ""]
-    for title, schema in (("convert", CONVERTING), ("get", GETTING)):
-        lines.append(help_text(title, schema))
+    for title, cls in (("convert", ConvertOptions), ("get", GetOptions)):
+        lines.append(help_text(cls, f"{title}:"))
     return "\n".join(lines)
 
 
@@ -82,7 +99,7 @@ def read_config(source, options):
     Raises:
         ValueError: neither.
     """
-    own = {key: options[key] for key in READING}
+    own = {key: getattr(options, key) for key in settings_of(InfoOptions)}
     if source not in DATASETS:
         path = Path(source).expanduser()
         if not path.exists():
@@ -103,7 +120,7 @@ def _one_pass(cfg):
 
 def info(sources, words):
     """Print what a data set holds."""
-    options = typed_words(words, READING)
+    options = InfoOptions(**typed_words(words, settings_of(InfoOptions)))
     cfg = read_config(_only(sources, "info NAME_OR_PATH [root= resolution=]"), options)
     _one_pass(cfg)
     rows = []
@@ -137,12 +154,11 @@ def convert(sources, words):
     Raises:
         ValueError: what is read or asked for is wrong; nothing is written then.
     """
-    options = typed_words(words, CONVERTING)
+    options = ConvertOptions(**typed_words(words, settings_of(ConvertOptions)))
     source = _only(sources, "convert SRC out=X.zip [resolution=64 crop=adm]")
-    check_choice("split", options["split"], ("all", *SPLITS))
-    out = Path(options["out"]).expanduser()
+    out = Path(options.out).expanduser()
     if out.suffix not in (".zip", ".npy"):
-        raise ValueError(f"out={options['out']}: name a file that ends in .zip or .npy")
+        raise ValueError(f"out={options.out}: name a file that ends in .zip or .npy")
     if out.exists():
         raise ValueError(f"out={out}: exists; delete it or choose another name")
     if out.suffix == ".npy" and _labels_beside(out).exists():
@@ -154,11 +170,11 @@ def convert(sources, words):
         raise ValueError(f"out={out}: its folder does not exist; make it first")
     cfg = read_config(source, options)
     _one_pass(cfg)
-    wanted = SPLITS if options["split"] == "all" else (options["split"],)
+    wanted = SPLITS if options.split == "all" else (options.split,)
     parts = {split: load_split(cfg, split) for split in wanted}
     parts = {split: part for split, part in parts.items() if len(part[0])}
     if not parts:
-        raise ValueError(f"split={options['split']}: there is no image in it")
+        raise ValueError(f"split={options.split}: there is no image in it")
     if any(pixels.is_floating_point() for pixels, _ in parts.values()):
         raise ValueError(f"data.name={cfg.name}: points in the plane are no pictures")
     write = _write_zip if out.suffix == ".zip" else _write_npy
@@ -216,7 +232,7 @@ def _one_by_one(pixels):
 
 def get(sources, words):
     """Fetch a public data set, or print what there is."""
-    options = typed_words(words, GETTING)
+    options = GetOptions(**typed_words(words, settings_of(GetOptions)))
     if not sources:
         rows = [(name, PUBLIC[name][0], TERMS[name]) for name in PUBLIC]
         rows += [(name, page, terms) for name, (page, terms, _) in BY_HAND.items()]
@@ -232,7 +248,7 @@ def get(sources, words):
         )
         return
     check_choice("name", name, (*PUBLIC, *BY_HAND))
-    root = Path(options["root"]).expanduser()
+    root = Path(options.root).expanduser()
     print(f"{name}: {PUBLIC[name][0]}\n{TERMS[name]}")
     for split in SPLITS:
         pixels, _ = load_split(DataConfig(name=name, root=str(root), download=True), split)
