@@ -29,16 +29,17 @@ from genmodels.methods import cdrl_density as density
 from genmodels.methods.base import GenerativeModule
 from genmodels.networks import NETWORKS
 from genmodels.networks.ebm import fixed_weights, power_iteration
-from genmodels.networks.initializer import build_initializer
+from genmodels.networks.edm_unet import EDMUNet, EDMUNetConfig
+from genmodels.networks.mlp import MLP, MLPConfig
 from genmodels.sampling.composition import blend_of, parse_compose
 from genmodels.sampling.recovery import (
     ANGLES,
-    Level,
-    LevelMeans,
     RecoverySchedule,
+    Rung,
+    RungMeans,
+    denoise_tweedie,
     recovery_chain,
     sample_recovery,
-    tweedie,
 )
 from genmodels.seeding import Stream
 
@@ -179,7 +180,7 @@ class CDRL(GenerativeModule):
             method.units_limit,
         )
         self.log_z = {}  # bounds that log_prob() has made
-        self.levels = None  # LevelMeans of the latest loss()
+        self.levels = None  # RungMeans of the latest loss()
 
     # --------------------------------------------------------------------------------------------
     # Training
@@ -204,12 +205,12 @@ class CDRL(GenerativeModule):
                 seed=seeding.keys(seed, n, Stream.CHAIN),
                 freeze=(self.net,),
             )
-        twice = Level(*(value.repeat(2) for value in level))
+        twice = Rung(*(value.repeat(2) for value in level))
         f = self.f(torch.cat([data, chain.y]), twice, None if labels is None else labels.repeat(2))
         f_data, f_chain = f.chunk(2)
         loss_f = -(level.w * (f_data - f_chain)).mean()
         loss_g = (chain.y - start).square().sum(dim=(1, 2, 3)).mean()
-        self.levels = LevelMeans(self.cfg.method.levels, t, f_data, f_chain, chain, data)
+        self.levels = RungMeans(self.cfg.method.levels, t, f_data, f_chain, chain, data)
         logs = {"loss": loss_f.detach(), "loss_initializer": loss_g.detach()}
         return loss_f + loss_g, logs
 
@@ -325,11 +326,11 @@ class CDRL(GenerativeModule):
             mask = mask.expand_as(known)[index].to(self.device)
             known = known[index].to(self.device)
         y, level, energy = self.draw(keys, blend, cfg, known, mask, callback)
-        x = tweedie(lambda y: energy(y, level), y, level, cfg.tweedie_scale).clamp(-1, 1)
+        x = denoise_tweedie(lambda y: energy(y, level), y, level, cfg.tweedie_scale).clamp(-1, 1)
         return x if mask is None else torch.where(mask, known, x)
 
     def draw(self, keys, blend, cfg, known=None, mask=None, callback=None):
-        """Return samples y of the first pair, their Level, and the energy; counts self.nfe."""
+        """Return samples y of the first pair, their Rung, and the energy; counts self.nfe."""
 
         def energy(y, level, dtype=torch.float32):
             self.nfe += blend.evaluations
@@ -428,3 +429,33 @@ class CDRL(GenerativeModule):
 def _column(x):
     """Return (B,) as (B, 1, 1, 1)."""
     return x.reshape(-1, 1, 1, 1)
+
+
+def build_initializer(cfg, shape, classes):
+    """Return the network of g(x) - x, (B, C, H, W) -> (B, C, H, W), or None.
+
+    The initializer g(x_t) = x_t + network(x_t, level, label) starts at g(x) = x. Its U-Net is a
+    DDPM with scale and shift by the embedding, one attention head of 64 channels, all last
+    convolutions at zero: 3.8 M parameters for CIFAR-10.
+
+    Args:
+        cfg: CDRLConfig, of which the initializer* keys are read.
+        shape: (C, H, W) of the images.
+        classes: number of class labels, 0 = unconditional.
+
+    Reference: Zhu, Xie, Wu and Gao 2024, arXiv 2309.05153.
+    """
+    if cfg.initializer == "none":
+        return None
+    if cfg.initializer == "mlp":
+        return MLP(MLPConfig(width=cfg.initializer_channels), shape, classes, energy=False)
+    network = EDMUNetConfig(
+        kind="adm",
+        channels=cfg.initializer_channels,
+        multipliers=cfg.initializer_multipliers,
+        blocks=cfg.initializer_blocks,
+        attention=cfg.initializer_attention,
+        dropout=cfg.initializer_dropout,
+        augment=False,
+    )
+    return EDMUNet(network, shape, classes)

@@ -22,7 +22,7 @@ __all__ = ["energy", "log_prob", "ood_scores"]
 
 
 def lowest(model, x):
-    """Return (y, Level of pair 1) of images x, (B, C, H, W) in [-1, 1]; no gradient attached."""
+    """Return (y, Rung 1) of images x, (B, C, H, W) in [-1, 1]; no gradient attached."""
     level = model.schedule.at(torch.ones(len(x), dtype=torch.int64, device=x.device))
     return (level.scale.reshape(-1, 1, 1, 1) * x.detach()).float(), level
 
@@ -42,13 +42,13 @@ def ood_scores(model, x, labels):
         (grad,) = torch.autograd.grad(f.sum(), y)
     total, zero = 0.0, torch.zeros(len(x), dtype=torch.int64, device=x.device)
     with torch.no_grad():
-        for t in range(1, model.schedule.levels + 1):
+        for t in range(1, model.schedule.rungs + 1):
             level = model.schedule.at(zero + t)
             _, y = model.pair(x.float(), zero, level)
             total = total + model.f(y, level, labels, torch.float64)
     scores = {
         "f": f.detach(),
-        "f_levels": total / model.schedule.levels,
+        "f_levels": total / model.schedule.rungs,
         "grad_norm": -grad.flatten(1).norm(dim=1),
     }
     return {name: value.float() for name, value in scores.items()}
