@@ -38,6 +38,7 @@ from genmodels.config.words import (
     split_words,
     typed_words,
 )
+from genmodels.data.source import read_source, with_split
 from genmodels.distributed import pick_device, process_state
 from genmodels.evaluation import clusters
 from genmodels.restoration import DenoiseOptions
@@ -137,14 +138,15 @@ def cluster_images(path, options, extra):
     model = checkpoint.load(path, ema=options.ema, device=pick_device(options.device))
     if not hasattr(model, "cluster"):
         raise ValueError(f"cluster={options.cluster}: {type(model).__name__} has no clusters")
-    pixels, names = clusters.read_named(options.cluster, model.cfg.data)
+    source = read_source(with_split(options.cluster, "test"), trained_on=model.cfg.data)
+    pixels, names = source.pixels, source.names
     if tuple(pixels.shape[1:]) != model.shape:
         raise ValueError(
             f"cluster={options.cluster}: images of shape {tuple(pixels.shape[1:])}, the model "
             f"knows {model.shape}"
         )
     probabilities = clusters.assign(model, pixels, options.batch)
-    clusters.write_report(out, pixels, names, probabilities)
+    clusters.write_clusters(out, pixels, names, probabilities)
     sizes = torch.bincount(probabilities.argmax(dim=1), minlength=probabilities.shape[1]).tolist()
     print(f"{len(pixels)} images in clusters of {', '.join(map(str, sizes))}: {out}")
 

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from genmodels import checkpoint
-from genmodels.evaluation.scorer import expand
+from genmodels.evaluation.scorer import expand_metrics
 from genmodels.metrics.features import load_features
 from genmodels.training import callbacks, saver
 from genmodels.training.run import spelled_out
@@ -34,7 +34,7 @@ def check_machine(cfg):
     if "wandb" in cfg.trainer.loggers and find_spec("wandb") is None:
         raise ValueError("trainer.loggers=wandb: not installed; pip install wandb")
     if cfg.eval.every:
-        expand(cfg.eval.metrics)
+        expand_metrics(cfg.eval.metrics)
         load_features(cfg.eval.features)
 
 

@@ -12,8 +12,8 @@ import torch
 import evaluate
 import genmodels
 from genmodels import images
-from genmodels.data.own import OnDisk
-from genmodels.evaluation import sources
+from genmodels.data import source
+from genmodels.images import OnDisk
 from genmodels.metrics.frechet import Moments, frechet_distance
 from tests.helpers.paths import ROOT
 
@@ -70,8 +70,8 @@ def test_images_against_reference_in_every_form(tmp_path, digits, monkeypatch):
     images.write_npz(tmp_path / "a.npz", images=digits[0][:50].permute(0, 2, 3, 1).numpy())
     words = ["reference=digits:test", "metrics=nn1,fd", "features=digits", "resamples=0"]
     first = scores([f"images={folder}", *words], tmp_path)
-    monkeypatch.setattr(sources, "_HELD", 3199)  # one byte less: read as they are needed
-    assert isinstance(sources.read_source(str(folder))[0], OnDisk)
+    monkeypatch.setattr(source, "_HELD", 3199)  # one byte less: read as they are needed
+    assert isinstance(source.read_source(str(folder)).pixels, OnDisk)
     streamed = scores([f"images={folder}", *words], tmp_path)
     assert streamed["metrics"] == first["metrics"]
     second = scores([f"images={tmp_path}/a.npz", *words], tmp_path)

@@ -55,7 +55,7 @@ def test_fewer_images_than_blocks(features):
 
 @pytest.mark.parametrize("world", [1, 2, 3, 16, 40])
 def test_processes_share_out_every_image_once(world):
-    shares = [passes._own_units(1003, rank, world) for rank in range(world)]
+    shares = [passes._share_of_units(1003, rank, world) for rank in range(world)]
     units = [unit for _, own in shares for unit in own]
     split = shares[0][0]
     assert sorted(units) == list(range(16 * split)) and split == max(1, -(-world // 16))

@@ -155,10 +155,10 @@ def test_statistics_as_a_reference_give_distances_only(named):
             Scorer(metrics, named(), reference=full.moments, **options)
 
 
-def test_expand_names_every_score_once():
-    assert scoring.expand(["prc", "fd", "recall"]) == ["precision", "recall", "fd"]
+def test_expand_metrics_names_every_score_once():
+    assert scoring.expand_metrics(["prc", "fd", "recall"]) == ["precision", "recall", "fd"]
     with pytest.raises(ValueError, match="metrics=fad: choose from fd, .*prc"):
-        scoring.expand(["fad"])
+        scoring.expand_metrics(["fad"])
 
 
 def test_fast_mode_tells_its_difference(named):

@@ -1,5 +1,6 @@
 """Cases of test_bad_input.py: wrong settings and command lines. Each adds itself to CASES."""
 
+from genmodels.methods import METHODS
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import TINY
 
@@ -150,7 +151,7 @@ def file_case(name, text, *parts):
 
 NOT_YAML = "config={dir}/a.yaml: not YAML: "
 for name, text, *parts in [
-    ("empty", "", "method.name=: is missing; choose edm"),
+    ("empty", "", f"method.name=: is missing; choose {', '.join(METHODS)}"),
     ("word", "method: edm", "method=edm: is a section; set method.KEY"),
     ("list", "method: {name: edm}\nnetwork: [1]", "network=[1]: is a section; set network.KEY"),
     (

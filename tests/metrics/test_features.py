@@ -265,7 +265,7 @@ def test_position_embeddings_follow_the_shifted_grid():
     ramp = torch.arange(37.0).expand(37, 37)
     grid = torch.stack([ramp, ramp.T, torch.ones(37, 37)], dim=-1).reshape(1, 37 * 37, 3)
     token = torch.full((1, 1, 3), 7.0)
-    whole = dinov2.positions(torch.cat([token, grid], dim=1), 16)
+    whole = dinov2.position_embeddings(torch.cat([token, grid], dim=1), 16)
     assert whole.shape == (1, 257, 3) and torch.equal(whole[:, :1], token)
     got = whole[0, 1:].reshape(16, 16, 3)
     truth = (torch.arange(16) + 0.5) * 37 / 16.1 - 0.5
@@ -273,7 +273,7 @@ def test_position_embeddings_follow_the_shifted_grid():
     for line in (got[5, 1:-1, 0], got[1:-1, 5, 1]):
         assert (line - truth[1:-1]).abs().max() < 0.06 < 0.15 < (line - size[1:-1]).abs().max()
     torch.testing.assert_close(got[..., 2], torch.ones(16, 16))
-    assert torch.equal(dinov2.positions(whole, 16), whole)
+    assert torch.equal(dinov2.position_embeddings(whole, 16), whole)
 
 
 def test_dinov2_is_timms_network_on_pillows_resize(monkeypatch, tmp_path):
@@ -292,7 +292,7 @@ def test_dinov2_is_timms_network_on_pillows_resize(monkeypatch, tmp_path):
     )
     x = (x / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     net = timm.create_model(dinov2.NAME, num_classes=0, img_size=224).eval()
-    net.load_state_dict(state | {"pos_embed": dinov2.positions(state["pos_embed"], 16)})
+    net.load_state_dict(state | {"pos_embed": dinov2.position_embeddings(state["pos_embed"], 16)})
     truth = net(torch.from_numpy(x).permute(0, 3, 1, 2).float()).detach()
     torch.testing.assert_close(rows, truth, rtol=1e-4, atol=1e-5)
     torch.save({"cls_token": torch.zeros(1)}, tmp_path / "other.pth")

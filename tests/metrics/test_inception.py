@@ -225,7 +225,7 @@ def test_download_is_checked_and_leaves_nothing_half_done(tmp_path, monkeypatch,
     torch.save(state, same)
     fetch = lambda url, path: shutil.copy(same, path)  # noqa: E731
     monkeypatch.setattr(weight_files.urllib.request, "urlretrieve", fetch)
-    monkeypatch.setattr(inception, "SHA256", weight_files.read(same)[1])
+    monkeypatch.setattr(inception, "SHA256", weight_files.read_weights(same)[1])
     assert load_features("inception", "download").sha256 == inception.SHA256
     monkeypatch.setattr(weight_files.urllib.request, "urlretrieve", offline)
     assert load_features("inception", "download").dim == 2048  # fetched once
