@@ -66,7 +66,7 @@ def demo(argv):
     run = train([CONFIG, f"out_dir={out}", *changed])
     train_seconds = time.monotonic() - started
     model = genmodels.load(run)
-    generated, _ = generation.generate_all(model, range(BLOCK * BLOCKS))
+    generated = generation.generate_all(model, range(BLOCK * BLOCKS))
     sample_seconds = time.monotonic() - started - train_seconds
     real, held_out = (load_split(model.cfg.data, split)[0] for split in ("train", "test"))
     rows = {

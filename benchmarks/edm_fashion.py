@@ -55,7 +55,7 @@ def measure(argv):
         rates = [r["train/images_per_second"] for r in csv.DictReader(file)]
     rate = statistics.median([float(text) for text in rates if text][1:] or [0.0])
     started = time.monotonic()
-    generated, _ = generation.generate_all(model, range(num), batch=500, precision="bf16")
+    generated = generation.generate_all(model, range(num), batch=500, precision="bf16")
     sample_seconds = time.monotonic() - started
     real = load_split(model.cfg.data, "test")[0]
     scorer = Scorer(["fd", "nn1"], "pixels", reference=real, equal=True, device=device)

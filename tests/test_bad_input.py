@@ -19,7 +19,7 @@ import evaluate
 import sample
 import train
 from genmodels import cli
-from genmodels.checkpoint.export import main as export_main
+from genmodels.checkpoint.exports import main as export_main
 from genmodels.data import commands
 
 COMMANDS = {

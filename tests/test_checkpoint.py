@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import genmodels
 import train
 from genmodels import checkpoint, cli
-from genmodels.checkpoint.export import main as export_main
+from genmodels.checkpoint.exports import main as export_main
 
 DIGITS = str(ROOT / "configs" / "edm_digits.yaml")
 

@@ -13,7 +13,7 @@ import sample
 import train
 from genmodels import cli, images
 from genmodels.checkpoint import diffusers
-from genmodels.checkpoint.export import main as export_main
+from genmodels.checkpoint.exports import main as export_main
 from genmodels.data import commands
 
 README = (ROOT / "README.md").read_text()

@@ -13,7 +13,7 @@ from boxes import Box
 from PIL import Image
 from restoring_words import random_levels, run, save
 
-from genmodels import images, restoration
+from genmodels import distributed, images, restoration
 from genmodels.config import check
 from genmodels.generation import NonFinite
 
@@ -115,14 +115,12 @@ def test_processes_take_their_shares(box, tmp_path, monkeypatch):
         "estimator": "",
     }
     waited = []
+    monkeypatch.setattr(distributed, "barrier", lambda: waited.append(1))
+    monkeypatch.setattr(distributed, "gather_to_all", lambda found: [found])
+    monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in (1, 0):
-        state = types.SimpleNamespace(
-            process_index=rank,
-            num_processes=2,
-            is_main_process=rank == 0,
-            wait_for_everyone=lambda: waited.append(1),
-        )
-        restoration.denoise(model, options, tmp_path / "out", state)
+        monkeypatch.setenv("RANK", str(rank))
+        restoration.denoise(model, options, tmp_path / "out")
         there = sorted(p.name for p in (tmp_path / "out").iterdir())
         if rank == 1:
             assert there == ["1.png", "3.png"]

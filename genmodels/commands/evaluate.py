@@ -41,7 +41,7 @@ from genmodels.config.words import (
     split_words,
     typed_words,
 )
-from genmodels.distributed import pick_device, process_state
+from genmodels.distributed import pick_device, rank
 from genmodels.evaluation import plots, restoration, selftest
 from genmodels.evaluation import scorer as scoring
 from genmodels.evaluation.clusters import score_clusters
@@ -178,7 +178,7 @@ def evaluate(argv):
         if options["metrics"] or mode:
             more, facts, title = work(model, options, extra, device)
             scores |= more
-    if not process_state().is_main_process:
+    if rank() != 0:
         return 0
     name = positionals[0] if positionals else options["images"]
     print_scores(f"{name} {title}", scores)
@@ -359,7 +359,7 @@ def write_stats(options, device):
     pictures = Pictures(read_source(source, **where(options))[0])
     parts = Store.of(options["out"], "stats", pictures, features)
     found = score_pass(pictures, features, batch=options["feature_batch"] or None, store=parts)
-    if process_state().is_main_process:
+    if rank() == 0:
         facts = {"data": source, "data_sha256": pictures.identity(), "shape": pictures.shape}
         data = stats_bytes(found.moments(), features, versions=versions(), **facts)
         write_bytes(options["out"], data)

@@ -35,7 +35,7 @@ from genmodels.config.words import (
     split_words,
     typed_words,
 )
-from genmodels.distributed import pick_device, process_state
+from genmodels.distributed import barrier, pick_device, rank, share
 from genmodels.evaluation import clusters
 
 SCHEMA = {
@@ -84,11 +84,11 @@ def sample(argv):
     seeds, out = seed_list(options), Path(options["out"])
     if not options["denoise"]:
         generation.check_folder("out", out, seeds if options["format"] == "png" else None)
-    state, device = process_state(), pick_device(options["device"])
+    device = pick_device(options["device"])
     model = checkpoint.load(model, ema=options["ema"], device=device)
     if options["denoise"]:
         typed_words(words, {}, also=SCHEMA)  # the options of sample() mean nothing here
-        return restoration.denoise(model, options, out, state)
+        return restoration.denoise(model, options, out)
     extra = typed_words(words, model.SAMPLE_OPTIONS, also=SCHEMA)
     labels = generation.labels_for(seeds, options["labels"], model.classes)
     settings = {key: value for key, value in extra.items() if value is not None}
@@ -96,10 +96,10 @@ def sample(argv):
     settings |= {key: options[key] for key in ("batch", "precision", "noise")}
     settings |= known_pixels(model, options["inpaint"], options["mask"])
     if options["format"] == "npz":
-        write_npz(out, model, seeds, labels, settings, state)
+        write_npz(out, model, seeds, labels, settings)
     else:
-        write_pngs(out, model, seeds, labels, settings, state)
-    if state.is_main_process:
+        write_pngs(out, model, seeds, labels, settings)
+    if rank() == 0:
         chains = f", {model.chains}" if getattr(model, "chains", "") else ""
         print(f"{len(seeds)} images{chains}, {model.nfe} network evaluations each: {out}")
 
@@ -170,28 +170,30 @@ def read_pictures(path, model):
     return pixels
 
 
-def write_pngs(out, model, seeds, labels, settings, state):
+def write_pngs(out, model, seeds, labels, settings):
     """Write OUT/SEED.png, each process its share, then OUT/grid.png of the first 100."""
-    share = slice(state.process_index, None, state.num_processes)
-    own_labels = None if labels is None else labels[share]
+    mine = share(len(seeds))
     batches = generation.generate(
-        model, seeds[share], own_labels, progress=state.is_main_process, **settings
+        model,
+        [seeds[i] for i in mine],
+        None if labels is None else [labels[i] for i in mine],
+        progress=rank() == 0,
+        **settings,
     )
-    for own, _, pictures in batches:
+    for some, _, pictures in batches:
         out.mkdir(parents=True, exist_ok=True)
-        for seed, picture in zip(own, pictures):
+        for seed, picture in zip(some, pictures):
             images.write_png(out / f"{seed:06d}.png", picture)
-    state.wait_for_everyone()
-    if state.is_main_process:
+    barrier()
+    if rank() == 0:
         first = [images.read_image(out / f"{seed:06d}.png", model.shape[0]) for seed in seeds[:100]]
-        sheet = images.grid(torch.stack(first))
-        images.write_png(out / "grid.png", images.enlarge(sheet, max(1, 512 // sheet.shape[-1])))
+        images.write_png(out / "grid.png", images.contact_sheet(torch.stack(first)))
 
 
-def write_npz(out, model, seeds, labels, settings, state):
+def write_npz(out, model, seeds, labels, settings):
     """Write OUT/images.npz in the order of the seeds; labels are -1 where they were random."""
     pictures = generation.generate_everywhere(model, seeds, labels, **settings)
-    if state.is_main_process:
+    if rank() == 0:
         nhwc = pictures.permute(0, 2, 3, 1).numpy()
         out.mkdir(parents=True, exist_ok=True)
         known = np.full(len(seeds), -1) if labels is None else np.array(labels)

@@ -6,13 +6,13 @@ it there are only dataclasses.
 
 import dataclasses
 import difflib
-import os
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from genmodels.atomic import write_bytes
 from genmodels.config.schema import Config, check, to_plain
 from genmodels.config.words import parse_value
 
@@ -71,9 +71,7 @@ def load_config(sources, overrides=(), *, methods, networks):
 
 def save_config(config, path):
     """Write the config as YAML that load_config reads back, all or nothing."""
-    partial = Path(f"{path}.partial")
-    OmegaConf.save(OmegaConf.create(to_plain(config)), partial)
-    os.replace(partial, path)
+    write_bytes(path, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))).encode())
 
 
 def _read_yaml(path):

@@ -1,5 +1,7 @@
 """Real images, each beside a fake one: what DDO trains on."""
 
+import torch
+
 from genmodels import images, seeding
 from genmodels.config import check
 from genmodels.data.module import ImageDataModule
@@ -14,7 +16,7 @@ class PairedData(ImageDataModule):
     number n depends on (seed, n) alone, as with real images.
     """
 
-    pool = None
+    pool: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __init__(self, cfg, seed=0, accumulate=1):
         super().__init__(cfg, seed, accumulate)

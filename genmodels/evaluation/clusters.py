@@ -87,8 +87,7 @@ def write_report(out, pixels, names, probabilities, per_cluster=10):
         row = torch.zeros(per_cluster, *pixels.shape[1:], dtype=torch.uint8)
         row[: len(numbers)] = pixels[numbers]
         rows.append(row)
-    sheet = images.grid(torch.cat(rows), per_cluster)
-    images.write_png(out / "exemplars.png", images.enlarge(sheet, max(1, 512 // sheet.shape[-1])))
+    images.write_png(out / "exemplars.png", images.contact_sheet(torch.cat(rows), per_cluster))
 
 
 def score_clusters(model, options, metrics):

@@ -10,11 +10,10 @@ model's bits per dimension from above (Theis et al. 2016, arXiv 1511.01844, sect
 import math
 
 import torch
-from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from genmodels import seeding
-from genmodels.distributed import process_state
+from genmodels.distributed import gather_rows, rank, share
 from genmodels.evaluation import likelihood
 from genmodels.evaluation.sources import check_shape, of_test, read_source, where
 from genmodels.generation import tf32
@@ -89,33 +88,27 @@ def bits_per_dim(model, pixels, labels=None, *, kind, seed=0, batch=64, progress
     Raises:
         ValueError: what log_prob refuses.
     """
-    state, device = process_state(), model.device
-    dim, own = (
-        math.prod(pixels.shape[1:]),
-        range(len(pixels))[state.process_index :: state.num_processes],
-    )
+    device, dim = model.device, math.prod(pixels.shape[1:])
+    mine = share(len(pixels))
     values = []
     bar = tqdm(
-        total=len(own),
+        total=len(mine),
         desc=_metric(kind),
         unit="img",
         delay=0.5,
-        disable=not (progress and state.is_main_process),
+        disable=not (progress and rank() == 0),
     )
     with bar, tf32(False):
-        for start in range(0, len(own), batch):
-            index = torch.tensor(own[start : start + batch])
+        for start in range(0, len(mine), batch):
+            index = torch.tensor(mine[start : start + batch])
             x = dequantise(pixels[index], seed, index).to(device)
             told = None if labels is None else labels[index].to(device)
             seeds = seeding.image_seeds(seed, index).to(device)
             log_p = model.log_prob(x, told, kind=kind, seeds=seeds, **options).detach().cpu()
             values.append(-log_p / (dim * math.log(2)) + math.log2(127.5))
             bar.update(len(index))
-    shares = gather_object([torch.cat(values) if values else torch.empty(0).double()])
-    whole = torch.empty(len(pixels), dtype=torch.float64)
-    for rank, share in enumerate(shares):
-        whole[rank :: state.num_processes] = share
-    return whole
+    bits = torch.cat(values) if values else torch.empty(0).double()
+    return gather_rows(bits.double(), len(pixels))
 
 
 def score_likelihood(model, options, extra, device):

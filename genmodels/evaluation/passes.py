@@ -8,7 +8,6 @@ are. A finished block is a file, so that a killed pass goes on where it stopped.
 import hashlib
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from genmodels.distributed import gather, ranks
+from genmodels import atomic, distributed
 from genmodels.metrics.errorbars import BLOCKS, block_of
 from genmodels.metrics.features import feature_rows
 from genmodels.metrics.frechet import Moments
@@ -80,10 +79,9 @@ class Store:
     def save(self, part, **arrays):
         """Write a finished part, all or nothing."""
         self.folder.mkdir(exist_ok=True)
-        # Not fsynced: a killed process leaves old or new, and what a crash spoils is told below.
-        partial = self.folder / f".{self.name}-{part}.partial.npz"
-        np.savez(partial, mark=np.array(self.mark), **arrays)
-        os.replace(partial, self._path(part))
+        # Not flushed: a killed process leaves old or new, and what a crash spoils is told below.
+        with atomic.whole_file(self._path(part), flush=False) as file:
+            np.savez(file, mark=np.array(self.mark), **arrays)
         self.written.append(self._path(part))
 
     def undo(self):
@@ -96,8 +94,9 @@ class Store:
     def clear(out):
         """Delete the parts of all passes in OUT.blocks, and the folder if nothing else is in it."""
         folder = Path(f"{out}.blocks")
-        for path in [*folder.glob("*-*-of-*.npz"), *folder.glob(".*.partial.npz")]:
+        for path in folder.glob("*-*-of-*.npz"):
             path.unlink()
+        atomic.remove_partial(folder)
         _remove_empty(folder)
 
     def _path(self, part):
@@ -148,8 +147,8 @@ def score_pass(
         ValueError: what `features` refuses, features too many to hold 16 covariances of, or values
             that are not finite.
     """
-    rank, world = ranks()
-    split, own = _own_units(len(source), rank, world)
+    rank = distributed.rank()
+    split, own = _own_units(len(source), rank, distributed.world())
     names = {unit: f"{unit // split:02d}.{unit % split}-of-{split}" for unit in own}
     done = {unit: store.load(names[unit]) if store else None for unit in own}
     done = {unit: part for unit, part in done.items() if part is not None}
@@ -244,7 +243,7 @@ def _part(reader, count, features, shift, keep_rows, keep_logits):
 
 def _gathered(done, own, count, split, shift, features, keep_rows, keep_logits):
     """Return (blocks on every process, rows and class scores on the first) from all parts."""
-    rank, world = ranks()
+    world = distributed.world()
     device = sums_device(features)
     dim = torch.tensor(max([len(part["total"]) for part in done.values()], default=0)).to(device)
     if world > 1:
@@ -275,7 +274,9 @@ def _gathered(done, own, count, split, shift, features, keep_rows, keep_logits):
 
 def _table(key, done, own, count):
     """Return all rows in the order of the images on the first process, None on the others."""
-    shares = gather([(own[unit], part[key]) for unit, part in done.items() if key in part])
+    shares = distributed.gather(
+        [(own[unit], part[key]) for unit, part in done.items() if key in part]
+    )
     if shares is None:
         return None
     pairs = [pair for share in shares for pair in share]

@@ -5,7 +5,7 @@ import warnings
 
 import torch
 
-from genmodels.distributed import ranks
+from genmodels.distributed import rank
 from genmodels.evaluation.passes import score_pass, sums_device
 from genmodels.evaluation.sources import Pictures, read_source
 from genmodels.metrics.errorbars import resampled
@@ -214,7 +214,7 @@ class Scorer:
             store=store,
         )
         self.frechet, self.generated_rows = None, found.rows
-        if ranks()[0]:
+        if rank() != 0:
             return {}
         started = time.monotonic()
         if set(self.metrics) & set(_FRECHET[self.equal :]):

@@ -49,7 +49,7 @@ class Generated:
         labels: one for each seed, or None.
         save: "" or where to keep the images: a folder for SEED.png, or an .npz that write_npz()
             writes in the end.
-        settings: of benchmark.generate.
+        settings: of generation.generate.
 
     Raises:
         ValueError: the folder holds images of other seeds.
