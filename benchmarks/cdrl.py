@@ -323,7 +323,7 @@ def evaluated(run, out, words):
 
 def steps_of(run):
     """Return the optimizer steps of a run's last checkpoint."""
-    return checkpoint.read_checkpoint(Path(run) / "checkpoints" / "last.ckpt")["global_step"]
+    return checkpoint.read_checkpoint(run)["global_step"]
 
 
 def write(path, facts, started):

@@ -79,7 +79,7 @@ def demo(argv):
     facts = record.write(
         out / "metrics.json",
         record.command_line("demo", argv),
-        steps=checkpoint.read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"],
+        steps=checkpoint.read_checkpoint(run)["global_step"],
         batch=model.cfg.data.batch_size,
         seed=model.cfg.seed,
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,

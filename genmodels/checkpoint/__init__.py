@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from genmodels.checkpoint.models import (
         FORMAT,
         build,
-        checkpoint_of,
         init_weights,
         is_diffusers,
         load,
@@ -25,7 +24,6 @@ __all__ = [
     "FORMAT",
     "AtomicCheckpointIO",
     "build",
-    "checkpoint_of",
     "export",
     "init_weights",
     "is_diffusers",

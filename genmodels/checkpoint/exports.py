@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from genmodels import data
 from genmodels.atomic import new_folder, write_bytes
-from genmodels.checkpoint.models import FORMAT, checkpoint_of, load, read_checkpoint
+from genmodels.checkpoint.models import FORMAT, load, read_checkpoint
 from genmodels.config import Config, to_plain
 from genmodels.config.words import split_words, typed_words
 from genmodels.version import __version__
@@ -37,7 +37,7 @@ def export(path: Path | str, out: Path | str, *, half: bool = False) -> Path:
     model = load(path)
     steps = None
     if not (path / "config.json").is_file():
-        steps = read_checkpoint(checkpoint_of(path))["global_step"]
+        steps = read_checkpoint(path)["global_step"]
     return write_export(model, out, _model_card(model, out.name, steps), half=half)
 
 

@@ -60,7 +60,7 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
     if (path / "config.json").is_file():
         plain, state = _read_export(path)
     elif path.suffix == ".ckpt" or Run(path).checkpoints.is_dir():
-        path = checkpoint_of(path)
+        path = _checkpoint_file(path)
         checkpoint = read_checkpoint(path)
         plain = checkpoint["hyper_parameters"]["config"]
         raw = not ema and "current_model_state" in checkpoint
@@ -77,12 +77,6 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
     return model.to(device).eval()
 
 
-def checkpoint_of(path: Path | str) -> Path:
-    """Return the .ckpt file that a path means: itself, or a run folder's last one."""
-    path = Path(path)
-    return path if path.suffix == ".ckpt" else Run(path).last
-
-
 def load_guide(settings: dict[str, Any], device: torch.device | str) -> None:
     """Put the model in the place of its path, if the settings for sample() name a guide."""
     if settings.get("guide"):
@@ -90,12 +84,13 @@ def load_guide(settings: dict[str, Any], device: torch.device | str) -> None:
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Return the dict in a .ckpt file (weights_only: no code is run).
+    """Return the dict in a .ckpt file, or in a run folder's last one (no code in it is run).
 
     Raises:
         ValueError: missing, broken, or not written by this package.
     """
-    if not Path(path).is_file():
+    path = _checkpoint_file(Path(path))
+    if not path.is_file():
         raise ValueError(f"model={path}: no such file; the run has saved no checkpoint yet")
     try:
         with warnings.catch_warnings():
@@ -107,6 +102,10 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"model={path}: not a checkpoint of genmodels ({reason[:120]})") from None
     return checkpoint
+
+
+def _checkpoint_file(path: Path) -> Path:
+    return Run(path).last if path.is_dir() else path
 
 
 def _read_export(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
