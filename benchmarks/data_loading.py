@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +21,21 @@ import torch
 
 from benchmarks import record, timing
 from genmodels import cli, images
-from genmodels.config import DataConfig
+from genmodels.config import DataConfig, Section, setting, settings_of
 from genmodels.config.words import split_words, typed_words
 from genmodels.data import TrainStream, commands, load_split
 
-SCHEMA = {
-    "out": (str, "", "JSON file to write"),
-    "num": (int, 2000, "images"),
-    "side": (int, 64, "pixels"),
-    "batch": (int, 128, "images in a batch"),
-    "rounds": (int, 9, "how often each stream has its turn"),
-    "seed": (int, 0, "of the images and the order"),
-}
+
+@dataclass
+class Options(Section):
+    """What this command takes."""
+
+    out: str = setting("", "JSON file to write")
+    num: int = setting(2000, "images")
+    side: int = setting(64, "pixels")
+    batch: int = setting(128, "images in a batch")
+    rounds: int = setting(9, "how often each stream has its turn")
+    seed: int = setting(0, "of the images and the order")
 
 
 def make(folder, num, side, seed):
@@ -46,7 +50,7 @@ def make(folder, num, side, seed):
     tree = images.Tree(folder / "a.zip")
     for name in tree.names:
         (folder / "a" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "a" / name).write_bytes(tree.bytes(name))
+        (folder / "a" / name).write_bytes(tree.read_bytes(name))
     roots = {"npy": "a.npy", "zip": "a.zip", "imagefolder": "a"}
     return {
         name: DataConfig(name=name, root=str(folder / root), holdout=0.0, device="disk")
@@ -56,7 +60,7 @@ def make(folder, num, side, seed):
 
 def streams(configs, options):
     """Return {what: endless iterator of batches}."""
-    settings = (options["seed"], options["batch"], lambda: 0)
+    settings = (options.seed, options.batch, lambda: 0)
     memory = load_split(DataConfig(**vars(configs["npy"]) | {"device": "cpu"}), "train")
     found = {"memory": iter(TrainStream(*memory, *settings))}
     for name, cfg in configs.items():
@@ -77,16 +81,15 @@ def rate(iterator, batches):
 def main(argv):
     """Measure, print the table, write the JSON."""
     _, words, _ = split_words(argv)
-    options, started = typed_words(words, SCHEMA), time.monotonic()
+    options = Options(**typed_words(words, settings_of(Options)))
+    started = time.monotonic()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        found = streams(
-            make(Path(folder), options["num"], options["side"], options["seed"]), options
-        )
+        found = streams(make(Path(folder), options.num, options.side, options.seed), options)
         for iterator in found.values():
             rate(iterator, 6)  # starts the workers and empties what they read ahead
         samples = {name: [] for name in found}
-        for _ in range(options["rounds"]):
+        for _ in range(options.rounds):
             for name, iterator in found.items():
                 # Long enough that batches read ahead while the others had their turn do not count.
                 samples[name].append(rate(iterator, 20))
@@ -102,18 +105,18 @@ def main(argv):
                 "cpu_us_per_image": round(statistics.median(cpu), 1),
             }
         )
-    title = "{num} images of {side} x {side}, batch {batch}".format(**options)
+    title = "{num} images of {side} x {side}, batch {batch}".format(**asdict(options))
     cli.print_table(
         title,
         ("stream", "images/s", "of memory", "CPU us/image here"),
         [tuple(row.values()) for row in rows],
     )
-    if options["out"]:
+    if options.out:
         command, seconds = record.command_line("data_loading", argv), time.monotonic() - started
         record.write(
-            options["out"],
+            options.out,
             command,
-            options=options,
+            options=asdict(options),
             machine=timing.machine("cpu"),
             rows=rows,
             seconds=round(seconds, 1),

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +24,23 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from benchmarks import record, timing
 from genmodels import cli
+from genmodels.config import Section, setting, settings_of
 from genmodels.config.words import check_flags, split_words, typed_words
 from genmodels.metrics.features import extract, inception, load_features, mode_difference
 from genmodels.metrics.frechet import Moments, frechet_distance
 
-OPTIONS = {
-    "device": (str, "auto", ""),
-    "images": (int, 0, "0 = 32 on a CPU, 2048 on a GPU"),
-    "dim": (int, 2048, ""),
-    "seconds": (float, 60.0, ""),
-    "out": (str, "", ""),
-}
+
+@dataclass
+class Options(Section):
+    """What this command takes."""
+
+    device: str = setting("auto", "")
+    images: int = setting(0, "0 = 32 on a CPU, 2048 on a GPU")
+    dim: int = setting(2048, "")
+    seconds: float = setting(60.0, "")
+    out: str = setting("", "")
+
+
 MISSING = "clean-fid is not installed: pip install clean-fid"
 
 
@@ -198,18 +205,18 @@ def measure(argv):
     if flags or positionals:
         print(__doc__.strip())
         return
-    options = typed_words(words, OPTIONS)
-    device = options["device"]
+    options = Options(**typed_words(words, settings_of(Options)))
+    device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(1)
-    count = options["images"] or (32 if device == "cpu" else 2048)
-    started, seconds = time.monotonic(), options["seconds"]
+    count = options.images or (32 if device == "cpu" else 2048)
+    started, seconds = time.monotonic(), options.seconds
     rows = {
         "pass": pass_rows(device, count, seconds),
         "clean resize": resize_rows(device, max(64, count), seconds / 10),
-        "root": root_rows(device, options["dim"], seconds / 2),
+        "root": root_rows(device, options.dim, seconds / 2),
     }
     for what, row in rows.items():
         table = [
@@ -225,7 +232,7 @@ def measure(argv):
         title = f"{what}; {row.get('ratios_are', '')}"
         cli.print_table(title, ("", "images/s", "seconds", "ratio", ""), table)
     timed = "CPU time of one thread" if device == "cpu" else "wall time by events"
-    out = options["out"] or f"benchmarks/results/evaluation_{device}.json"
+    out = options.out or f"benchmarks/results/evaluation_{device}.json"
     record.write(
         out,
         record.command_line("evaluation", argv, ["out"]),

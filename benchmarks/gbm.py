@@ -75,7 +75,7 @@ Training: {seconds}.
 {likelihood}
 
 VE diffusion in log space has no row: it is the same process, and its sampler is GBM's to the bit
-(tests/test_gbm_samplers.py). {prior}
+(tests/sampling/test_gbm.py). {prior}
 """
 
 

@@ -11,6 +11,7 @@ on multiples of 32 from the corner if tile and overlap do, as in the whole pictu
 import contextlib
 import statistics
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +20,37 @@ from tqdm import tqdm
 
 from genmodels import cli, distributed, generation, images
 from genmodels.atomic import write_bytes
-from genmodels.config.words import check_choice
+from genmodels.config import Section, setting
+from genmodels.config.words import DEVICES, check_choice
 from genmodels.images import pictures
 
-SCHEMA = {
-    "law": (str, "", "denoise: law of the noise, one that the method knows, or auto"),
-    "level": (str, "auto", "denoise: its level in the law's unit, or auto"),
-    "tile": (int, 512, "denoise: side of the tiles of large pictures, overlap included"),
-    "overlap": (int, 32, "denoise: pixels that a tile sees beyond its own, on each side"),
-    "ensemble": (bool, False, "denoise: mean over the 8 turned and mirrored pictures"),
-    "estimator": (str, "", "denoise: law, or corrected to second order; default the model's own"),
-}
+
+@dataclass
+class RestoreOptions(Section):
+    """How noisy pictures are restored."""
+
+    law: str = setting("", "law of the noise, one that the method knows, or auto")
+    level: str = setting("auto", "its level in the law's unit, or auto")
+    tile: int = setting(512, "side of the tiles of large pictures, overlap included", ge=1)
+    overlap: int = setting(32, "pixels that a tile sees beyond its own, on each side", ge=0)
+    ensemble: bool = setting(False, "mean over the 8 turned and mirrored pictures")
+    estimator: str = setting("", "law, or corrected to second order; default the model's own")
+
+
+@dataclass
+class DenoiseOptions(RestoreOptions):
+    """What sample.py denoise= takes."""
+
+    denoise: str = setting("", "noisy images to restore, in place of generating")
+    labels: str = setting("", "classes of the images, as for generating")
+    batch: int = setting(64, "images at a time; changes no image", ge=1)
+    format: str = setting("png", "how images are written", choices=("png",))
+    precision: str = setting("fp32", "fp32 is without TF32", choices=("fp32", "bf16"))
+    out: str = setting("samples", "folder to write to")
+    device: str = setting("auto", "what computes", choices=DEVICES)
+    ema: bool = setting(True, "the averaged weights; false: the raw ones of a checkpoint")
+
+
 SETTINGS = ("tile", "overlap", "ensemble", "precision")  # of restore(), from the command line
 
 
@@ -98,7 +119,7 @@ def restore(
         image: float32 (C, H, W) on the [-1, 1] scale, not clipped.
         law: a key of model.DENOISE_LAWS.
         level: in the law's unit.
-        tile, overlap, ensemble: see SCHEMA.
+        tile, overlap, ensemble: see RestoreOptions.
         precision: "fp32" (without TF32) or "bf16" (autocast).
         tick: called after each tile.
 
@@ -160,31 +181,29 @@ def find_law(model, image, law):
 
 
 def denoise(model, options, out):
-    """Restore what options["denoise"] names, each process its share, and write it to `out`."""
+    """Restore what options.denoise names, each process its share, and write it to `out`."""
     if not model.ANY_SIZE:
-        check_choice("law", options["law"], tuple(model.DENOISE_LAWS) or ("no law: no denoiser",))
-    text = options["level"]
+        check_choice("law", options.law, tuple(model.DENOISE_LAWS) or ("no law: no denoiser",))
+    text = options.level
     try:
         level = None if text == "auto" else float(text)
     except ValueError:
         raise ValueError(f"level={text}: must be a number, or auto") from None
-    if options["format"] != "png":
-        raise ValueError(f"format={options['format']}: denoise= writes png")
     (denoise_pictures if model.ANY_SIZE else denoise_images)(model, options, level, out)
 
 
 def denoise_pictures(model, options, level, out):
     """Restore pictures of any size and write each as it came, under its own name."""
-    law = known_law(model, options["law"], level)
-    choose_estimator(model, options["estimator"])
+    law = known_law(model, options.law, level)
+    choose_estimator(model, options.estimator)
     if level is not None:
         model.check_level(level)
-    if options["labels"]:
-        generation.labels_for((), options["labels"], model.classes)
-    settings = {key: options[key] for key in SETTINGS}
-    readers = pictures.find(Path(options["denoise"]))
+    if options.labels:
+        generation.labels_for((), options.labels, model.classes)
+    settings = {key: getattr(options, key) for key in SETTINGS}
+    readers = pictures.find_pictures(Path(options.denoise))
     names = list(readers)
-    check_place(out, Path(options["denoise"]), names)
+    check_place(out, Path(options.denoise), names)
     # All are read before the first is written, so that a broken one stops the work at once.
     first = distributed.rank() == 0
     shown = {"delay": 0.5, "disable": None if first else True}  # on a terminal only
@@ -192,13 +211,13 @@ def denoise_pictures(model, options, level, out):
         plan(model, reader(), law, level, settings, tell=first)
         for reader in tqdm(readers.values(), desc="reading", unit="img", **shown)
     ]
-    mine, found = distributed.share(len(names)), []
-    tiles = sum(plans[k][1] for k in mine)
+    indices, found = distributed.share(len(names)), []
+    tiles = sum(plans[k][1] for k in indices)
     with tqdm(total=tiles, desc="restoring", unit="tile", **shown) as bar:
-        for k in mine:
+        for k in indices:
             picture, restored = readers[names[k]](), []
             for image, noise in zip(picture.images(), plans[k][0]):
-                with cli.told_of(picture.name):
+                with cli.name_in_errors(picture.name):
                     done = restore(model, image, *noise, **settings, tick=bar.update)
                 restored.append(done)
                 found.append(noise)
@@ -207,7 +226,10 @@ def denoise_pictures(model, options, level, out):
     distributed.barrier()
     found = [pair for part in distributed.gather_to_all(found) for pair in part]
     if first:
-        after = [pictures.read(name, (out / name).read_bytes, own=True) for name in names[:4]]
+        after = [
+            pictures.read_picture(name, (out / name).read_bytes, scale_known=True)
+            for name in names[:4]
+        ]
         before = [readers[name]() for name in names[:4]]
         images.write_png(out / pictures.SHEET, pictures.before_after(zip(before, after)))
         print(f"{len(found)} pictures restored, {summary(found)}: {out}")
@@ -245,7 +267,7 @@ def plan(model, picture, law, level, settings, tell=True):
         ValueError: pixels, channels or a law that the model does not know, no noise to measure.
     """
     noisy, noises = picture.images(), []
-    with cli.told_of(picture.name):
+    with cli.name_in_errors(picture.name):
         for image in noisy:
             model.noisy_state(planes(model, image))
             told = find_law(model, image, law)
@@ -296,19 +318,19 @@ def summary(found):
 
 def denoise_images(model, options, level, out):
     """Restore images of the model's own shape and write them as PNGs with numbers."""
-    for key, word in (("ensemble", "true"), ("estimator", options["estimator"])):
-        if options[key]:
+    for key, word in (("ensemble", "true"), ("estimator", options.estimator)):
+        if getattr(options, key):
             raise ValueError(f"{key}={word}: {type(model).__name__} does not take it; leave it out")
-    noisy = read_noisy(Path(options["denoise"]), model)
+    noisy = read_noisy(Path(options.denoise), model)
     generation.check_folder("out", out, range(len(noisy)))
-    labels = generation.labels_for(range(len(noisy)), options["labels"], model.classes)
+    labels = generation.labels_for(range(len(noisy)), options.labels, model.classes)
     labels = None if labels is None else torch.tensor(labels, device=model.device)
     model.check_labels(labels, "give labels=3, or labels=3,5 (image k gets entry k mod 2)")
-    mine = torch.tensor(distributed.share(len(noisy)), dtype=torch.int64)
+    indices = torch.tensor(distributed.share(len(noisy)), dtype=torch.int64)
     levels = []
-    for part in mine.split(options["batch"]):
+    for part in indices.split(options.batch):
         told = None if labels is None else labels[part]
-        restored, found = model.restore(noisy[part], options["law"], level, told)
+        restored, found = model.restore(noisy[part], options.law, level, told)
         out.mkdir(parents=True, exist_ok=True)
         for index, picture in zip(part.tolist(), images.to_uint8(restored)):
             images.write_png(out / f"{index:06d}.png", picture)
@@ -328,8 +350,6 @@ def read_noisy(path, model):
             raise ValueError(f"denoise={path}: {array.dtype} {array.shape}; must be (N, H, W, C)")
         pictures.check_scale(array, path)
         noisy = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
-    elif path.suffix.lower() in images.SUFFIXES and path.is_file():
-        noisy = images.from_uint8(images.read_image(path, channels)[None])
     else:
         noisy = images.from_uint8(images.read_images(path, channels))
     if noisy.shape[1:] != model.shape or not len(noisy):

@@ -3,14 +3,13 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from genmodels import distributed
+from tests.helpers.paths import ROOT
 
-ROOT = next(folder for folder in Path(__file__).parents if (folder / "train.py").is_file())
 KNOWN = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "WORLD_SIZE")
 
 

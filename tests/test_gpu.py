@@ -4,13 +4,14 @@ import csv
 
 import pytest
 import torch
-from conftest import ROOT, TINY
 from torch import nn
 
 import genmodels
 import train
 from genmodels import generation
 from genmodels.checkpoint import read_checkpoint
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny import TINY
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,7 +5,6 @@ import shlex
 
 import pytest
 import torch
-from conftest import ROOT, TINY
 from sklearn.datasets import load_sample_image
 
 import evaluate
@@ -15,6 +14,8 @@ from genmodels import cli, images
 from genmodels.checkpoint import diffusers
 from genmodels.checkpoint.exports import main as export_main
 from genmodels.data import commands
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny import TINY
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.S | re.M)

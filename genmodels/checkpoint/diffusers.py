@@ -12,12 +12,14 @@ has sigma_max: its images equal those of `sampler=euler` within about 1e-4.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from genmodels.atomic import new_folder, write_bytes
 from genmodels.checkpoint import models
 from genmodels.checkpoint.exports import check_new
+from genmodels.config import Section, setting, settings_of
 from genmodels.config.words import check_flags, help_text, split_words, typed_words
 
 _CARD = """---
@@ -101,15 +103,21 @@ def _load_fitting(path: Path | str) -> Any:
     return model
 
 
+@dataclass
+class DiffusersOptions(Section):
+    """What python -m genmodels.diffusers_export takes."""
+
+    out: str = setting("", "folder to make")
+
+
 def main(argv: Sequence[str]) -> None:
     """Export a model; see the module's docstring."""
-    schema = {"out": (str, "", "folder to make")}
     positionals, words, flags = split_words(argv)
     check_flags(flags, ("--help",))
     if "--help" in flags or not argv:
-        print(help_text(__doc__, schema))
+        print(f"{__doc__.strip()}\n\n{help_text(DiffusersOptions)}")
         return
-    options = typed_words(words, schema)
-    if len(positionals) != 1 or not options["out"]:
+    options = DiffusersOptions(**typed_words(words, settings_of(DiffusersOptions)))
+    if len(positionals) != 1 or not options.out:
         raise ValueError("usage: python -m genmodels.diffusers_export MODEL out=DIR")
-    print(f"exported: {export_diffusers(positionals[0], options['out'])}")
+    print(f"exported: {export_diffusers(positionals[0], options.out)}")

@@ -11,6 +11,7 @@ import math
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from genmodels.checkpoint.exports import check_new, write_export
 from genmodels.checkpoint.inert_pickle import Array, Record, load_pickle
 from genmodels.checkpoint.models import build
+from genmodels.config import Section, setting, settings_of
 from genmodels.config.words import check_flags, help_text, split_words, typed_words
 from genmodels.networks.edm_unet import FAMILIES, EDMUNet, EDMUNetConfig
 
@@ -311,20 +313,24 @@ def state_from_released(
     return state
 
 
+@dataclass
+class ImportOptions(Section):
+    """What python -m genmodels.importers takes."""
+
+    out: str = setting("", "folder to make")
+    data: str = setting("imagefolder", "the data it was trained on, e.g. cifar10")
+    key: str = setting("ema", "which network of the file")
+
+
 def main(argv: Sequence[str]) -> None:
     """Convert one file; see the module's docstring."""
-    schema = {
-        "out": (str, "", "folder to make"),
-        "data": (str, "imagefolder", "the data it was trained on, e.g. cifar10"),
-        "key": (str, "ema", "which network of the file"),
-    }
     positionals, words, flags = split_words(argv)
     check_flags(flags, ("--help",))
     if "--help" in flags or not argv:
-        print(help_text(__doc__, schema))
+        print(f"{__doc__.strip()}\n\n{help_text(ImportOptions)}")
         return
-    options = typed_words(words, schema)
-    if len(positionals) != 1 or not options["out"]:
+    options = ImportOptions(**typed_words(words, settings_of(ImportOptions)))
+    if len(positionals) != 1 or not options.out:
         raise ValueError("usage: python -m genmodels.importers PICKLE out=DIR [data=cifar10]")
-    out = convert(positionals[0], options["out"], data=options["data"], key=options["key"])
+    out = convert(positionals[0], options.out, data=options.data, key=options.key)
     print(f"converted: {out}")

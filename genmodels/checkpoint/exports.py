@@ -5,6 +5,7 @@ python -m genmodels.checkpoint MODEL out=DIR [half=true]
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from safetensors.torch import save_file
 from genmodels import data
 from genmodels.atomic import new_folder, write_bytes
 from genmodels.checkpoint.models import FORMAT, load, read_checkpoint
-from genmodels.config import Config, to_plain
-from genmodels.config.words import split_words, typed_words
+from genmodels.config import Config, Section, setting, settings_of, to_plain
+from genmodels.config.words import check_flags, help_text, split_words, typed_words
 from genmodels.version import __version__
 
 
@@ -78,7 +79,7 @@ def write_export(model: Any, out: Path, card: str, *, half: bool = False) -> Pat
 
 def _model_card(model: Any, name: str, steps: int | None) -> str:
     cfg, learned = model.cfg, model.learned_from()
-    terms = data.TERMS.get(cfg.data.name, "your own data: say here where they come from")
+    terms = data.data_set(cfg.data.name).terms
     steps = cfg.trainer.max_steps if steps is None else steps
     weights = "EMA" if cfg.ema.half_life else "Raw"
     images = steps * cfg.data.batch_size
@@ -106,13 +107,23 @@ python sample.py {name} {words}
 """
 
 
+@dataclass
+class ExportOptions(Section):
+    """What python -m genmodels.checkpoint takes."""
+
+    out: str = setting("", "folder to make")
+    half: bool = setting(False, "store float16")
+
+
 def main(argv: Sequence[str]) -> None:
-    """Export a model; see the module's docstring."""
-    schema = {"out": (str, "", "folder to make"), "half": (bool, False, "store float16")}
+    """Export a model."""
     positionals, words, flags = split_words(argv)
-    if len(positionals) != 1 or flags:
+    check_flags(flags, ("--help",))
+    if "--help" in flags:
+        print(f"{__doc__.strip()}\n\n{help_text(ExportOptions)}")
+        return
+    options = ExportOptions(**typed_words(words, settings_of(ExportOptions)))
+    if len(positionals) != 1:
         raise ValueError("usage: python -m genmodels.checkpoint MODEL out=DIR [half=true]")
-    options = typed_words(words, schema)
-    if not options["out"]:
-        raise ValueError("out=: say which folder to make")
-    print(f"exported: {export(positionals[0], options['out'], half=options['half'])}")
+    options.check(options.out, "out", "say which folder to make")
+    print(f"exported: {export(positionals[0], options.out, half=options.half)}")

@@ -19,49 +19,72 @@ before_after.png. GBM (law=lognormal) takes images of its own shape, an .npz too
 (N, H, W, C); DIR/000000.png ... follow their order.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from genmodels import checkpoint, cli, generation, images, restoration
+from genmodels.config import Section, setting, settings_of
 from genmodels.config.words import (
-    check_choice,
+    DEVICES,
     check_device,
     check_flags,
     help_text,
     one_model,
+    read_options,
     seed_list,
     split_words,
     typed_words,
 )
+from genmodels.data.source import read_source, with_split
 from genmodels.distributed import barrier, pick_device, rank, share
 from genmodels.evaluation import clusters
+from genmodels.restoration import DenoiseOptions
 
-SCHEMA = {
-    "num": (int, 64, "how many images"),
-    "seed": (int, 0, "the first seed"),
-    "seeds": (str, "", "seeds in place of num and seed: 0-63,100"),
-    "labels": (
-        str,
-        "",
-        "classes: 3, or 3,5 (seed k gets entry k mod 2), or balanced; empty: random",
-    ),
-    "denoise": (str, "", "noisy images to restore, in place of generating"),
-    **restoration.SCHEMA,
-    "cluster": (str, "", "assign these images to the model's clusters in place of generating"),
-    "inpaint": (str, "", "images to complete: a picture, folder, .zip or .npz"),
-    "mask": (str, "", "one picture, or one for each of them: white (>= 128) = known, black = made"),
-    "out": (str, "samples", "folder to write to"),
-    "format": (str, "png", "png or npz"),
-    "batch": (int, 64, "images at a time; changes no image"),
-    "precision": (str, "fp32", "fp32 (without TF32) or bf16"),
-    "device": (str, "auto", "auto, cpu, cuda or mps"),
-    "noise": (str, "cpu", "device of the noise generators; cuda reproduces seeds published for it"),
-    "ema": (bool, True, "the averaged weights; false: the raw ones of a checkpoint"),
-}
 
-GENERATING = ("num", "seed", "seeds", "inpaint", "mask", "noise")  # not of denoise=
+@dataclass
+class GenerateOptions(Section):
+    """What generating takes."""
+
+    num: int = setting(64, "how many images", ge=1)
+    seed: int = setting(0, "the first seed", ge=0)
+    seeds: str = setting("", "seeds in place of num and seed: 0-63,100")
+    labels: str = setting(
+        "", "classes: 3, or 3,5 (seed k gets entry k mod 2), or balanced; empty: random"
+    )
+    inpaint: str = setting("", "images to complete: a picture, folder, .zip or .npz")
+    mask: str = setting(
+        "", "one picture, or one for each of them: white (>= 128) = known, black = made"
+    )
+    out: str = setting("samples", "folder to write to")
+    format: str = setting("png", "how images are written", choices=("png", "npz"))
+    batch: int = setting(64, "images at a time; changes no image", ge=1)
+    precision: str = setting("fp32", "fp32 is without TF32", choices=("fp32", "bf16"))
+    device: str = setting("auto", "what computes", choices=DEVICES)
+    noise: str = setting(
+        "cpu",
+        "device of the noise generators; cuda reproduces seeds published for it",
+        choices=DEVICES[1:],
+    )
+    ema: bool = setting(True, "the averaged weights; false: the raw ones of a checkpoint")
+
+
+@dataclass
+class ClusterOptions(Section):
+    """What cluster= takes."""
+
+    cluster: str = setting("", "assign these images to the model's clusters")
+    batch: int = setting(64, "images at a time", ge=1)
+    out: str = setting("samples", "folder to write to")
+    device: str = setting("auto", "what computes", choices=DEVICES)
+    ema: bool = setting(True, "the averaged weights; false: the raw ones of a checkpoint")
+
+
+MODES = {"": GenerateOptions, "denoise": DenoiseOptions, "cluster": ClusterOptions}
+ALL_KEYS = list(dict.fromkeys(key for cls in MODES.values() for key in settings_of(cls)))
+TITLES = {"": "keys:", "denoise": "keys of denoise=:", "cluster": "keys of cluster=:"}
 
 
 def sample(argv):
@@ -69,68 +92,61 @@ def sample(argv):
     positionals, words, flags = split_words(argv)
     check_flags(flags, ("--help",))
     if "--help" in flags or not argv:
-        print(help_text(__doc__, SCHEMA))
+        keys = [help_text(cls, TITLES[mode]) for mode, cls in MODES.items()]
+        print("\n\n".join([__doc__.strip(), *keys]))
         return
-    model, words = one_model(positionals), dict(words)
-    common = {key: words.pop(key) for key in list(words) if key in SCHEMA}
-    options = typed_words(common, SCHEMA)
-    check_ignored(common, options)
-    check_choice("format", options["format"], ("png", "npz"))
-    check_choice("precision", options["precision"], ("fp32", "bf16"))
-    check_device("device", options["device"], ("auto", "cpu", "cuda", "mps"))
-    check_device("noise", options["noise"], ("cpu", "cuda", "mps"))
-    if options["cluster"]:
-        return cluster_images(model, words, options)
-    seeds, out = seed_list(options), Path(options["out"])
-    if not options["denoise"]:
-        generation.check_folder("out", out, seeds if options["format"] == "png" else None)
-    device = pick_device(options["device"])
-    model = checkpoint.load(model, ema=options["ema"], device=device)
-    if options["denoise"]:
-        typed_words(words, {}, also=SCHEMA)  # the options of sample() mean nothing here
-        return restoration.denoise(model, options, out)
-    extra = typed_words(words, model.SAMPLE_OPTIONS, also=SCHEMA)
-    labels = generation.labels_for(seeds, options["labels"], model.classes)
-    settings = {key: value for key, value in extra.items() if value is not None}
+    path = one_model(positionals)
+    mode, options, extra = read_options(MODES, words)
+    check_device("device", options.device)
+    work = {"": generate, "denoise": denoise, "cluster": cluster_images}[mode]
+    work(path, options, extra)
+
+
+def generate(path, options, extra):
+    """Write the images of some seeds."""
+    check_device("noise", options.noise)
+    seeds, out = seed_list(options.num, options.seed, options.seeds), Path(options.out)
+    generation.check_folder("out", out, seeds if options.format == "png" else None)
+    device = pick_device(options.device)
+    model = checkpoint.load(path, ema=options.ema, device=device)
+    settings = typed_words(extra, model.SAMPLE_OPTIONS, also=ALL_KEYS)
+    labels = generation.labels_for(seeds, options.labels, model.classes)
     checkpoint.load_guide(settings, device)
-    settings |= {key: options[key] for key in ("batch", "precision", "noise")}
-    settings |= known_pixels(model, options["inpaint"], options["mask"])
-    if options["format"] == "npz":
-        write_npz(out, model, seeds, labels, settings)
-    else:
-        write_pngs(out, model, seeds, labels, settings)
+    settings |= {key: getattr(options, key) for key in ("batch", "precision", "noise")}
+    settings |= known_pixels(model, options.inpaint, options.mask)
+    write = write_npz if options.format == "npz" else write_pngs
+    write(out, model, seeds, labels, settings)
     if rank() == 0:
         chains = f", {model.chains}" if getattr(model, "chains", "") else ""
         print(f"{len(seeds)} images{chains}, {model.nfe} network evaluations each: {out}")
 
 
-def check_ignored(common, options):
-    """Raise ValueError for a word about restoring where nothing is restored, or the other way."""
-    restores = bool(options["denoise"])
-    ignored = GENERATING if restores else tuple(restoration.SCHEMA)
-    remedy = "denoise= does not take it; leave it out" if restores else "needs denoise=PICTURES"
-    for key, text in common.items():
-        if key in ignored:
-            raise ValueError(f"{key}={text}: {remedy}")
+def denoise(path, options, extra):
+    """Restore noisy pictures."""
+    typed_words(extra, {}, also=ALL_KEYS)  # a method's options mean nothing here
+    device = pick_device(options.device)
+    model = checkpoint.load(path, ema=options.ema, device=device)
+    restoration.denoise(model, options, Path(options.out))
 
 
-def cluster_images(path, words, options):
+def cluster_images(path, options, extra):
     """Write which cluster each image belongs to, and the most certain ones of every cluster."""
-    typed_words(words, {}, also=SCHEMA)
-    out = Path(options["out"])
+    typed_words(extra, {}, also=ALL_KEYS)
+    out = Path(options.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out}: is a file; name a folder")
-    model = checkpoint.load(path, ema=options["ema"], device=pick_device(options["device"]))
+    model = checkpoint.load(path, ema=options.ema, device=pick_device(options.device))
     if not hasattr(model, "cluster"):
-        raise ValueError(f"cluster={options['cluster']}: {type(model).__name__} has no clusters")
-    pixels, names = clusters.read_named(options["cluster"], model.cfg.data)
+        raise ValueError(f"cluster={options.cluster}: {type(model).__name__} has no clusters")
+    source = read_source(with_split(options.cluster, "test"), trained_on=model.cfg.data)
+    pixels, names = source.pixels, source.names
     if tuple(pixels.shape[1:]) != model.shape:
         raise ValueError(
-            f"cluster={options['cluster']}: images of shape {tuple(pixels.shape[1:])}, the model "
+            f"cluster={options.cluster}: images of shape {tuple(pixels.shape[1:])}, the model "
             f"knows {model.shape}"
         )
-    probabilities = clusters.assign(model, pixels, options["batch"])
-    clusters.write_report(out, pixels, names, probabilities)
+    probabilities = clusters.assign(model, pixels, options.batch)
+    clusters.write_clusters(out, pixels, names, probabilities)
     sizes = torch.bincount(probabilities.argmax(dim=1), minlength=probabilities.shape[1]).tolist()
     print(f"{len(pixels)} images in clusters of {', '.join(map(str, sizes))}: {out}")
 
@@ -172,17 +188,17 @@ def read_pictures(path, model):
 
 def write_pngs(out, model, seeds, labels, settings):
     """Write OUT/SEED.png, each process its share, then OUT/grid.png of the first 100."""
-    mine = share(len(seeds))
+    indices = share(len(seeds))
     batches = generation.generate(
         model,
-        [seeds[i] for i in mine],
-        None if labels is None else [labels[i] for i in mine],
+        [seeds[i] for i in indices],
+        None if labels is None else [labels[i] for i in indices],
         progress=rank() == 0,
         **settings,
     )
-    for some, _, pictures in batches:
+    for batch, _, pictures in batches:
         out.mkdir(parents=True, exist_ok=True)
-        for seed, picture in zip(some, pictures):
+        for seed, picture in zip(batch, pictures):
             images.write_png(out / f"{seed:06d}.png", picture)
     barrier()
     if rank() == 0:

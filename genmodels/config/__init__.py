@@ -10,10 +10,12 @@ from genmodels.config.schema import (
     NoiseConfig,
     OptimConfig,
     SampleConfig,
+    Section,
     TrainerConfig,
     check,
     seconds,
     setting,
+    settings_of,
     to_plain,
 )
 
@@ -26,11 +28,13 @@ __all__ = [
     "NoiseConfig",
     "OptimConfig",
     "SampleConfig",
+    "Section",
     "TrainerConfig",
     "check",
     "load_config",
     "save_config",
     "seconds",
     "setting",
+    "settings_of",
     "to_plain",
 ]

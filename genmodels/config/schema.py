@@ -7,263 +7,306 @@ these dataclasses is in genmodels.config.load.
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 
-def setting(default, doc):
-    """Return a dataclass field with its documentation (what --help prints)."""
+@dataclass(frozen=True)
+class Limits:
+    """What a setting may be; of a list every item. A bound that is None does not bound."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def allow(self, value: Any) -> bool:
+        """Return whether a single value lies within them; NaN lies within no bound."""
+        return (
+            (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+            and (not self.choices or value in self.choices)
+        )
+
+    @property
+    def remedy(self) -> str:
+        """What an error tells a user who left them."""
+        return f"choose from {self}" if self.choices else f"must be {self}"
+
+    def __str__(self) -> str:
+        """Return them as words: ">= 1", "in [0, 1)", "center, adm, none"; "" of no limits."""
+        if self.choices:
+            return ", ".join(self.choices)
+        low = self.ge if self.gt is None else self.gt
+        high = self.le if self.lt is None else self.lt
+        if low is not None and high is not None:
+            if math.isinf(high) and self.lt is not None:
+                return f"{'>=' if self.gt is None else '>'} {low:g} and finite"
+            opening, closing = "[" if self.gt is None else "(", "]" if self.lt is None else ")"
+            return f"in {opening}{_number(low)}, {_number(high)}{closing}"
+        if low is not None:
+            return f"{'>=' if self.gt is None else '>'} {_number(low)}"
+        if high is not None:
+            return f"{'<=' if self.lt is None else '<'} {_number(high)}"
+        return ""
+
+
+def _number(value: float) -> str:
+    """Return a bound as people write it: 2^63 for 9223372036854775808."""
+    return "2^63" if value == 2**63 else f"{value:g}"
+
+
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: Sequence[str] = (),
+) -> Any:
+    """Return a dataclass field with what --help prints and what its value may be.
+
+    Args:
+        default: its value where none is given.
+        doc: what it means, without the limits, which --help adds.
+        ge, gt, le, lt: bounds of a number, or of every item of a list.
+        choices: what a word, or every item of a list of words, is chosen from.
+    """
+    metadata = {"doc": doc, "limits": Limits(ge, gt, le, lt, tuple(choices))}
     if isinstance(default, list | dict):
-        return field(default_factory=lambda: type(default)(default), metadata={"doc": doc})
-    return field(default=default, metadata={"doc": doc})
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
-def check(condition, key, value, remedy):
+def check(condition: object, key: str, value: object, remedy: str) -> None:
     """Raise `ValueError("key=value: remedy")` unless the condition holds."""
     if not condition:
         raise ValueError(f"{key}={value}: {remedy}")
 
 
 @dataclass
-class NoiseConfig:
+class Section:
+    """A part of a config, or the options of a command: its settings keep their limits.
+
+    `PREFIX` stands before the names of its settings where a user writes them: "data.".
+    """
+
+    PREFIX: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            limits = item.metadata.get("limits")
+            if limits is None:
+                continue
+            value = getattr(self, item.name)
+            for part in value if isinstance(value, list) else [value]:
+                self.check(limits.allow(part), item.name, limits.remedy)
+
+    def check(self, condition: object, name: str, remedy: str) -> None:
+        """Raise `ValueError("key=value: remedy")` of a setting unless the condition holds."""
+        check(condition, f"{self.PREFIX}{name}", getattr(self, name), remedy)
+
+
+@dataclass
+class NoiseConfig(Section):
     """The noise of pictures to train a denoiser on (method noise2score)."""
+
+    PREFIX = "data.noise."
 
     law: str = setting("", "gaussian, poisson, gamma, ...: see python sample.py --help")
     level: float = setting(
         25.0,
         "in the law's unit: gaussian sigma of 255, poisson zeta, gamma k; "
         "copies=given: 0 estimates it for each picture",
+        ge=0,
     )
     level_max: float = setting(0.0, "levels are drawn evenly in log from level to here; 0: one")
     copies: str = setting(
         "fixed",
-        "fixed: one noisy copy of each picture; fresh: new noise each "
-        "time; given: the pictures are noisy themselves",
+        "fixed: one noisy copy of each picture; fresh: new noise each time; given: the pictures "
+        "are noisy themselves",
+        choices=("fixed", "fresh", "given"),
     )
-    target: str = setting("none", "none, or for baselines clean, or second: another noisy copy")
+    target: str = setting(
+        "none",
+        "for baselines: clean, or second: another noisy copy",
+        choices=("none", "clean", "second"),
+    )
 
     def __post_init__(self):
-        choices = {"copies": ("fixed", "fresh", "given"), "target": ("none", "clean", "second")}
-        for key, names in choices.items():
-            check(
-                getattr(self, key) in names,
-                f"data.noise.{key}",
-                getattr(self, key),
-                f"must be {', '.join(names)}",
-            )
-        check(
-            self.level > 0 or self.copies == "given" and self.level == 0,
-            "data.noise.level",
-            self.level,
-            "must be > 0",
-        )
-        check(
+        super().__post_init__()
+        given = self.copies == "given"
+        self.check(self.level > 0 or given, "level", "must be > 0")
+        self.check(
             self.level_max == 0 or self.level_max > self.level > 0,
-            "data.noise.level_max",
-            self.level_max,
+            "level_max",
             f"must be over data.noise.level={self.level}, or 0",
         )
-        check(
-            self.copies != "given" or (self.target == "none" and not self.level_max),
-            "data.noise.copies",
-            "given",
+        self.check(
+            not given or (self.target == "none" and not self.level_max),
+            "copies",
             "knows no target and no level_max",
         )
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Section):
     """What the model is trained on."""
+
+    PREFIX = "data."
 
     name: str = setting("digits", "data set: see python -m genmodels.data --help")
     root: str = setting("", "folder or file of the data; empty: $GENMODELS_DATA, else ./data")
     download: bool = setting(False, "fetch a missing public set (or one of hf)")
-    batch_size: int = setting(256, "images per optimizer step over all devices together")
+    batch_size: int = setting(256, "images per optimizer step over all devices together", ge=1)
     labels: bool = setting(False, "use the class labels: trains a class-conditional model")
-    resolution: int = setting(0, "pictures: crop and resize to this side; 0: all have one size")
-    crop: str = setting("center", "pictures: center, adm (as published sets) or none")
+    resolution: int = setting(
+        0, "pictures: crop and resize to this side; 0: all have one size", ge=0
+    )
+    crop: str = setting(
+        "center", "pictures: adm is as published sets", choices=("center", "adm", "none")
+    )
     channels: int = setting(0, "pictures: 1 grey, 3 colour; 0 means 3")
-    pad: int = setting(0, "background pixels added on each side (MNIST to 32x32: 2)")
+    pad: int = setting(0, "background pixels added on each side (MNIST to 32x32: 2)", ge=0)
     flip: bool = setting(False, "mirror every second training image at random")
     balanced: bool = setting(False, "draw every class equally often")
     pairs: bool = setting(False, "keep training images 2k and 2k + 1 next to each other")
-    holdout: float = setting(0.05, "own data without a test part: share held out")
-    points: int = setting(10_000, "2-D toys: training points (a fifth as many are held out)")
-    device: str = setting("auto", "where the uint8 images live: auto, cpu, cuda or disk")
-    workers: int = setting(2, "data.device=disk: processes that read ahead; 0: none")
-    patch: int = setting(0, "noise2score: side of the patches cut from pictures of any size")
+    holdout: float = setting(0.05, "own data without a test part: share held out", ge=0, lt=1)
+    points: int = setting(10_000, "2-D toys: training points (a fifth as many are held out)", ge=1)
+    device: str = setting(
+        "auto", "where the uint8 images live", choices=("auto", "cpu", "cuda", "disk")
+    )
+    workers: int = setting(2, "data.device=disk: processes that read ahead; 0: none", ge=0)
+    patch: int = setting(0, "noise2score: side of the patches cut from pictures of any size", ge=0)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     shape: list[int] = setting([], "(C, H, W); filled in from the data")
     classes: int = setting(-1, "number of classes; filled in from the data")
 
     def __post_init__(self):
-        check(self.batch_size >= 1, "data.batch_size", self.batch_size, "must be >= 1")
-        check(self.pad >= 0, "data.pad", self.pad, "must be >= 0")
-        check(0 <= self.holdout < 1, "data.holdout", self.holdout, "must be in [0, 1)")
-        check(self.channels in (0, 1, 3), "data.channels", self.channels, "must be 0, 1 or 3")
-        check(
-            not (self.pairs and self.balanced),
-            "data.pairs",
-            self.pairs,
-            "does not go with data.balanced=true",
+        super().__post_init__()
+        self.check(self.channels in (0, 1, 3), "channels", "must be 0, 1 or 3")
+        self.check(
+            not (self.pairs and self.balanced), "pairs", "does not go with data.balanced=true"
         )
-        check(self.points >= 1, "data.points", self.points, "must be >= 1")
-        check(
-            self.device in ("auto", "cpu", "cuda", "disk"),
-            "data.device",
-            self.device,
-            "must be auto, cpu, cuda or disk",
-        )
-        check(self.resolution >= 0, "data.resolution", self.resolution, "must be >= 0")
-        check(
-            self.crop in ("center", "adm", "none"),
-            "data.crop",
-            self.crop,
-            "must be center, adm or none",
-        )
-        check(self.workers >= 0, "data.workers", self.workers, "must be >= 0")
-        check(
-            self.patch > 0 or (self.patch == 0 and not self.noise.law),
-            "data.patch",
-            self.patch,
-            f"must be > 0 with data.noise.law={self.noise.law}, else >= 0",
+        self.check(
+            self.patch or not self.noise.law,
+            "patch",
+            f"must be > 0 with data.noise.law={self.noise.law}",
         )
 
 
 @dataclass
-class OptimConfig:
+class OptimConfig(Section):
     """Adam."""
 
-    lr: float = setting(1e-3, "learning rate")
-    betas: list[float] = setting([0.9, 0.999], "Adam's two decay rates")
-    eps: float = setting(1e-8, "Adam's epsilon")
-    weight_decay: float = setting(0.0, "decoupled weight decay (AdamW) if not 0")
-    rampup: int = setting(0, "images over which lr rises linearly from 0")
-    decay: str = setting("none", "none, or cosine: to 0 at trainer.max_steps")
-    clip: float = setting(0.0, "largest gradient norm; 0: no clipping")
+    PREFIX = "optim."
+
+    lr: float = setting(1e-3, "learning rate", gt=0, lt=math.inf)
+    betas: list[float] = setting([0.9, 0.999], "Adam's two decay rates", ge=0, lt=1)
+    eps: float = setting(1e-8, "Adam's epsilon", gt=0)
+    weight_decay: float = setting(0.0, "decoupled weight decay (AdamW) if not 0", ge=0)
+    rampup: int = setting(0, "images over which lr rises linearly from 0", ge=0)
+    decay: str = setting("none", "cosine: to 0 at trainer.max_steps", choices=("none", "cosine"))
+    clip: float = setting(0.0, "largest gradient norm; 0: no clipping", ge=0)
 
     def __post_init__(self):
-        check(0 < self.lr < math.inf, "optim.lr", self.lr, "must be > 0 and finite")
-        check(
-            len(self.betas) == 2, "optim.betas", self.betas, "must be two numbers, e.g. 0.9,0.999"
-        )
-        check(
-            all(0 <= beta < 1 for beta in self.betas),
-            "optim.betas",
-            self.betas,
-            "must be in [0, 1)",
-        )
-        check(self.eps > 0, "optim.eps", self.eps, "must be > 0")
-        check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must be >= 0")
-        check(self.rampup >= 0, "optim.rampup", self.rampup, "must be >= 0 images")
-        check(self.clip >= 0, "optim.clip", self.clip, "must be >= 0 (0: off)")
-        check(self.decay in ("none", "cosine"), "optim.decay", self.decay, "must be none or cosine")
+        super().__post_init__()
+        self.check(len(self.betas) == 2, "betas", "must be two numbers, e.g. 0.9,0.999")
 
 
 @dataclass
-class EMAConfig:
+class EMAConfig(Section):
     """Exponential moving average of the weights."""
 
-    half_life: float = setting(500_000.0, "half-life in images; 0 keeps the raw weights")
-    rampup: float = setting(0.05, "half-life is at most this share of the images seen; 0: no limit")
+    PREFIX = "ema."
 
-    def __post_init__(self):
-        check(self.half_life >= 0, "ema.half_life", self.half_life, "must be >= 0 images")
-        check(self.rampup >= 0, "ema.rampup", self.rampup, "must be >= 0")
+    half_life: float = setting(500_000.0, "half-life in images; 0 keeps the raw weights", ge=0)
+    rampup: float = setting(
+        0.05, "half-life is at most this share of the images seen; 0: no limit", ge=0
+    )
 
 
 @dataclass
-class TrainerConfig:
+class TrainerConfig(Section):
     """How the training runs."""
 
-    max_steps: int = setting(1000, "optimizer steps")
+    PREFIX = "trainer."
+
+    max_steps: int = setting(1000, "optimizer steps", ge=1)
     max_time: str = setting("", "stop and save after this long: 90s, 30m, 8h, 2d or DD:HH:MM:SS")
-    accelerator: str = setting("auto", "auto, cpu, cuda or mps")
-    devices: int = setting(1, "processes per machine")
-    strategy: str = setting("auto", "auto, ddp, ddp_fork or ddp_spawn (with more devices)")
-    precision: str = setting("32-true", "32-true, or bf16-mixed (needs native bf16)")
-    accumulate: int = setting(1, "micro-batches per optimizer step")
+    accelerator: str = setting("auto", "what computes", choices=("auto", "cpu", "cuda", "mps"))
+    devices: int = setting(1, "processes per machine", ge=1)
+    strategy: str = setting(
+        "auto", "how more devices share the work", choices=("auto", "ddp", "ddp_fork", "ddp_spawn")
+    )
+    precision: str = setting(
+        "32-true", "bf16-mixed needs native bf16", choices=("32-true", "bf16-mixed")
+    )
+    accumulate: int = setting(1, "micro-batches per optimizer step", ge=1)
     compile: bool = setting(False, "torch.compile the network")
     channels_last: bool = setting(False, "NHWC memory format for the network")
     tf32: bool = setting(False, "allow TF32 in matrix products and convolutions")
-    log_every: int = setting(50, "steps between lines of metrics.csv")
-    loggers: list[str] = setting(["csv", "tensorboard"], "csv (always), tensorboard, wandb")
+    log_every: int = setting(50, "steps between lines of metrics.csv", ge=1)
+    loggers: list[str] = setting(
+        ["csv", "tensorboard"],
+        "where metrics go; csv is always among them",
+        choices=("csv", "tensorboard", "wandb"),
+    )
     progress: bool = setting(True, "show a progress bar")
-    max_nonfinite: int = setting(10, "stop after this many skipped steps in a row")
+    max_nonfinite: int = setting(10, "stop after this many skipped steps in a row", ge=1)
 
     def __post_init__(self):
-        for key in ("max_steps", "devices", "accumulate", "log_every", "max_nonfinite"):
-            check(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "must be >= 1")
-        check(
-            self.precision in ("32-true", "bf16-mixed"),
-            "trainer.precision",
-            self.precision,
-            "must be 32-true or bf16-mixed",
-        )
-        check(
-            self.accelerator in ("auto", "cpu", "cuda", "mps"),
-            "trainer.accelerator",
-            self.accelerator,
-            "must be auto, cpu, cuda or mps",
-        )
-        choices = ("auto", "ddp", "ddp_fork", "ddp_spawn")
-        check(
-            self.strategy in choices,
-            "trainer.strategy",
-            self.strategy,
-            f"must be one of {', '.join(choices)}",
-        )
-        unknown = set(self.loggers) - {"csv", "tensorboard", "wandb"}
-        check(not unknown, "trainer.loggers", self.loggers, "may hold csv, tensorboard, wandb")
+        super().__post_init__()
         seconds(self.max_time)
 
 
 @dataclass
-class CheckpointConfig:
+class CheckpointConfig(Section):
     """What is saved while training."""
 
-    every: int = setting(1000, "optimizer steps between checkpoints")
-    keep: int = setting(2, "how many step-*.ckpt stay on disk; 0 keeps all")
+    PREFIX = "checkpoint."
 
-    def __post_init__(self):
-        check(self.every >= 1, "checkpoint.every", self.every, "must be >= 1")
-        check(self.keep >= 0, "checkpoint.keep", self.keep, "must be >= 0 (0 keeps all)")
+    every: int = setting(1000, "optimizer steps between checkpoints", ge=1)
+    keep: int = setting(2, "how many step-*.ckpt stay on disk; 0 keeps all", ge=0)
 
 
 @dataclass
-class SampleConfig:
+class SampleConfig(Section):
     """The picture grids made while training, from fixed seeds with the EMA weights."""
 
-    every: int = setting(0, "optimizer steps between grids; 0: none")
-    num: int = setting(64, "images in a grid, seeds 0..num-1")
+    PREFIX = "sample."
 
-    def __post_init__(self):
-        check(self.every >= 0, "sample.every", self.every, "must be >= 0 (0: none)")
-        check(self.num >= 1, "sample.num", self.num, "must be >= 1")
+    every: int = setting(0, "optimizer steps between grids; 0: none", ge=0)
+    num: int = setting(64, "images in a grid, seeds 0..num-1", ge=1)
 
 
 @dataclass
-class EvalConfig:
+class EvalConfig(Section):
     """What is measured while training, with the EMA weights."""
 
-    loss_every: int = setting(0, "optimizer steps between losses on the held-out split; 0: none")
-    every: int = setting(0, "optimizer steps between metrics of generated images; 0: none")
-    num: int = setting(1000, "images generated for the metrics")
+    PREFIX = "eval."
+
+    loss_every: int = setting(
+        0, "optimizer steps between losses on the held-out split; 0: none", ge=0
+    )
+    every: int = setting(0, "optimizer steps between metrics of generated images; 0: none", ge=0)
+    num: int = setting(1000, "images generated for the metrics", ge=2)
     metrics: list[str] = setting(["fd"], "which metrics (evaluate.py --help lists them)")
     features: str = setting("pixels", "in which feature space")
 
-    def __post_init__(self):
-        check(self.every >= 0, "eval.every", self.every, "must be >= 0 (0: none)")
-        check(self.loss_every >= 0, "eval.loss_every", self.loss_every, "must be >= 0 (0: none)")
-        check(self.num >= 2, "eval.num", self.num, "must be >= 2")
-
 
 @dataclass
-class Config:
+class Config(Section):
     """One experiment."""
 
     name: str = setting("", "name of the run's folder; empty: the config file's name")
-    seed: int = setting(0, "key of everything random in training")
+    seed: int = setting(0, "key of everything random in training", ge=0, lt=2**63)
     out_dir: str = setting("runs", "runs go to OUT_DIR/NAME/TIME")
     init: str = setting("", "start from these weights: run, .ckpt, export or diffusers UNet folder")
     data: DataConfig = field(default_factory=DataConfig)
@@ -277,23 +320,30 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self):
-        check(0 <= self.seed < 2**63, "seed", self.seed, "must be in [0, 2^63)")
-        check(
+        super().__post_init__()
+        self.check(
             "/" not in self.name and self.name != "..",
             "name",
-            self.name,
             "must be one folder's name; out_dir says where",
         )
         parts = self.trainer.devices * self.trainer.accumulate
-        check(
+        self.data.check(
             self.data.batch_size % parts == 0,
-            "data.batch_size",
-            self.data.batch_size,
+            "batch_size",
             f"must be a multiple of trainer.devices x accumulate = {parts}",
         )
 
 
-def seconds(text):
+def settings_of(cls: type[Section], *names: str) -> dict[str, dataclasses.Field]:
+    """Return {name: field} of the settings of a section: those named, or all.
+
+    The fields carry type, default, doc and limits, which is all that a command line needs.
+    """
+    known = {item.name: item for item in dataclasses.fields(cls) if "doc" in item.metadata}
+    return {name: known[name] for name in names or known}
+
+
+def seconds(text: str) -> float:
     """Return the seconds in "90s", "30m", "8h", "2d", "DD:HH:MM:SS" or "HH:MM:SS"; "" is inf."""
     if not text:
         return math.inf
@@ -306,6 +356,6 @@ def seconds(text):
     raise ValueError(f"trainer.max_time={text}: write 90s, 30m, 8h, 2d or DD:HH:MM:SS")
 
 
-def to_plain(config):
+def to_plain(config: Any) -> dict[str, Any]:
     """Return the config as nested dicts of str, int, float, bool and lists (safe to pickle)."""
     return dataclasses.asdict(config)

@@ -3,18 +3,24 @@
 import dataclasses
 import difflib
 import re
-from typing import Any, get_args, get_origin
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import Field
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin
 
-import torch
+from genmodels.config.schema import Config, Section, check, settings_of
 
-from genmodels.config.schema import Config, check
+Options = TypeVar("Options", bound=Section)
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
-def parse_value(key, text, kind):
+def parse_value(key: str, text: str, kind: Any) -> Any:
     """Return the word's text as the type the schema asks for (never by YAML's guess).
 
     YAML alone reads 12:30 as 750, 1e-4 as text, 3,5 as text and a bare word as null.
     """
+    if isinstance(kind, UnionType):  # "float | None": None is only ever a default
+        kind = get_args(kind)[0]
     if kind is str or kind is Any:
         return text
     if get_origin(kind) is list:
@@ -35,7 +41,7 @@ def parse_value(key, text, kind):
     raise ValueError(f"{key}={text}: {remedy}")
 
 
-def split_words(argv):
+def split_words(argv: Sequence[str]) -> tuple[list[str], dict[str, str], list[str]]:
     """Return (positionals, {key: text}, flags): words with =, words without, words with --.
 
     Of a key given twice the later value holds. A word is key=value if what stands before the first
@@ -53,7 +59,7 @@ def split_words(argv):
     return positionals, words, flags
 
 
-def joined_flags(argv, key):
+def joined_flags(argv: Sequence[str], key: str) -> list[str]:
     """Return the words with `--key value` and `--key=value` written as key=value."""
     words = list(argv)
     if f"--{key}" in words[:-1]:
@@ -62,7 +68,7 @@ def joined_flags(argv, key):
     return [word.removeprefix("--") if word.startswith(f"--{key}=") else word for word in words]
 
 
-def check_flags(flags, allowed):
+def check_flags(flags: Sequence[str], allowed: Sequence[str]) -> None:
     """Raise ValueError for a --word that is not allowed."""
     for flag in flags:
         if flag not in allowed:
@@ -70,20 +76,22 @@ def check_flags(flags, allowed):
             raise ValueError(f"{flag}: settings are written {hint}; flags are {', '.join(allowed)}")
 
 
-def check_choice(key, value, choices):
+def check_choice(key: str, value: object, choices: Collection[str]) -> None:
     """Raise ValueError unless the value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{key}={value}: choose from {', '.join(choices)}")
 
 
-def check_device(key, value, choices):
-    """Raise ValueError unless the value is one of the choices and torch has such a device here."""
-    check_choice(key, value, choices)
+def check_device(key: str, value: str) -> None:
+    """Raise ValueError unless torch has a device of this name here."""
+    import torch
+
     if value in ("cuda", "mps") and not getattr(torch, value).is_available():
-        raise ValueError(f"{key}={value}: torch finds no such device here; write {choices[0]}")
+        remedy = "auto" if key == "device" else "cpu"
+        raise ValueError(f"{key}={value}: torch finds no such device here; write {remedy}")
 
 
-def one_model(positionals):
+def one_model(positionals: Sequence[str]) -> str:
     """Return the one positional word, the MODEL.
 
     Raises:
@@ -95,65 +103,105 @@ def one_model(positionals):
     return positionals[0]
 
 
-def seed_list(options):
-    """Return the seeds of the options num, seed and seeds.
+def seed_list(num: int, seed: int, seeds: str) -> list[int]:
+    """Return the seeds that the options num, seed and seeds name.
 
     Raises:
-        ValueError: num or batch < 1, a negative seed, or a malformed range.
+        ValueError: a malformed range.
     """
-    for key, least in (("num", 1), ("seed", 0), ("batch", 1)):
-        if options[key] < least:
-            raise ValueError(f"{key}={options[key]}: must be >= {least}")
-    if options["seeds"]:
-        return parse_seeds(options["seeds"])
-    return list(range(options["seed"], options["seed"] + options["num"]))
+    return parse_seeds(seeds) if seeds else list(range(seed, seed + num))
 
 
-def typed_words(words, schema, also=()):
-    """Return the words as values of the schema's types, defaults filled in.
+def typed_words(
+    words: Mapping[str, str], schema: Mapping[str, Field], also: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Return the words as values of the types of these settings; keys not given are left out.
 
     Args:
         words: {key: text}.
-        schema: {key: (type, default, doc)}.
+        schema: {key: field}, see settings_of.
         also: further keys to name in an error.
 
     Raises:
-        ValueError: an unknown key, or a text that is not of the type.
+        ValueError: an unknown key, a text that is not of the type, a value beyond the limits.
     """
-    values = {key: default for key, (_, default, _) in schema.items()}
+    values = {}
     for key, text in words.items():
         if key not in schema:
             known = [*schema, *also]
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ValueError(f"unknown key {key}={text}: {hint}choose from {', '.join(known)}")
-        values[key] = parse_value(key, text, schema[key][0])
+        item = schema[key]
+        values[key] = parse_value(key, text, item.type)
+        limits = item.metadata["limits"]
+        for part in values[key] if isinstance(values[key], list) else [values[key]]:
+            check(limits.allow(part), key, text, limits.remedy)
     return values
 
 
-def help_text(doc, schema):
-    """Return a script's docstring followed by its keys with defaults and meaning."""
-    lines = [doc.strip(), "", "keys:"]
-    for key, (_, default, meaning) in schema.items():
-        shown = ",".join(map(str, default)) if isinstance(default, list) else default
-        lines.append(f"  {f'{key}={shown}':28} {meaning}")
-    return "\n".join(lines)
+def read_options(
+    modes: Mapping[str, type[Options]], words: Mapping[str, str], mode: str | None = None
+) -> tuple[str, Options, dict[str, str]]:
+    """Return (mode, its options, the words that are no option of any mode: a method's).
+
+    Args:
+        modes: {mode: its dataclass of options}; "" is the mode where no other is asked for. A mode
+            is asked for by a word of its name, and where several are the first in this order is
+            meant.
+        words: {key: text}.
+        mode: the mode, where something else than a word says it.
+
+    Raises:
+        ValueError: an option of another mode, a text that is not of its type, a value beyond its
+            limits, and what the dataclass refuses.
+    """
+    if mode is None:
+        mode = next((name for name in modes if name and words.get(name)), "")
+    taken = settings_of(modes[mode])
+    values: dict[str, Any] = {}
+    rest: dict[str, str] = {}
+    for key, text in words.items():
+        others = [name for name, cls in modes.items() if key in settings_of(cls)]
+        if key in taken:
+            values |= typed_words({key: text}, taken)
+        elif not others:
+            rest[key] = text
+        elif text and mode:
+            asked = f"{mode}=" if mode in settings_of(modes[mode]) else mode
+            raise ValueError(f"{key}={text}: {asked} does not take it; leave it out")
+        elif text:
+            raise ValueError(f"{key}={text}: needs {others[0]}=; leave it out")
+    return mode, modes[mode](**values), rest
 
 
-def describe(methods, networks):
+def help_text(cls: type[Section], title: str = "keys:") -> str:
+    """Return the title and a line for each option: its default, meaning and limits."""
+    return "\n".join([title, *(_line(item, "", 28) for item in settings_of(cls).values())])
+
+
+def _line(item: Field, prefix: str, width: int) -> str:
+    """Return one line of help: key=default, what it means, what it may be."""
+    default = item.default_factory() if callable(item.default_factory) else item.default
+    shown = ",".join(map(str, default)) if isinstance(default, list) else default
+    shown = str(shown).lower() if isinstance(shown, bool) else shown
+    doc, limits = item.metadata["doc"], item.metadata["limits"]
+    if limits.choices:
+        doc = f"{doc}: {limits}" if doc else str(limits)
+    elif str(limits):
+        doc = f"{doc} ({limits})"
+    return f"  {f'{prefix}{item.name}={shown}':{width}} {doc}".rstrip()
+
+
+def describe(methods: Mapping[str, Any], networks: Mapping[str, Any]) -> str:
     """Return the schema as text: every key with its default and meaning (for --help)."""
-    lines = []
+    lines: list[str] = []
 
-    def section(title, cls, prefix):
-        lines.append(f"\n{title}: {cls.__doc__.splitlines()[0]}")
+    def section(title: str, cls: type, prefix: str) -> None:
+        lines.append(f"\n{title}: {(cls.__doc__ or '').splitlines()[0]}")
+        lines.extend(_line(item, prefix, 34) for item in settings_of(cls).values())
         for item in dataclasses.fields(cls):
-            if "doc" in item.metadata:
-                default = item.default_factory() if callable(item.default_factory) else item.default
-                shown = ",".join(map(str, default)) if isinstance(default, list) else default
-                shown = str(shown).lower() if isinstance(shown, bool) else shown
-                lines.append(f"  {f'{prefix}{item.name}={shown}':34} {item.metadata['doc']}")
-        for item in dataclasses.fields(cls):
-            if dataclasses.is_dataclass(item.type):
+            if isinstance(item.type, type) and dataclasses.is_dataclass(item.type):
                 section(f"{prefix}{item.name}", item.type, f"{prefix}{item.name}.")
 
     section("general", Config, "")
@@ -163,13 +211,13 @@ def describe(methods, networks):
     return "\n".join(lines)
 
 
-def parse_seeds(text, key="seeds"):
+def parse_seeds(text: str, key: str = "seeds") -> list[int]:
     """Return the list of seeds in "0-63,100".
 
     Raises:
         ValueError: an empty or backward range, or a word that is no range.
     """
-    seeds = []
+    seeds: list[int] = []
     for part in text.split(","):
         low, dash, high = part.strip().partition("-")
         if not low.isdigit() or (dash and not high.isdigit()):

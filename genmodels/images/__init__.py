@@ -1,5 +1,6 @@
 """Images: as tensors (pixels), from files (read, arrays), and pictures of any size and depth."""
 
+from genmodels.images.arrays import OnDisk
 from genmodels.images.pixels import (
     CROPS,
     as_bytes,
@@ -8,8 +9,8 @@ from genmodels.images.pixels import (
     fit,
     from_uint8,
     grid,
-    level_bytes,
     mean_and_std,
+    picture_bytes,
     png_bytes,
     to_uint8,
     write_npz,
@@ -18,16 +19,15 @@ from genmodels.images.pixels import (
 from genmodels.images.read import (
     SUFFIXES,
     Tree,
-    picture_size,
+    open_images,
     read_image,
     read_images,
-    read_levels,
-    read_samples,
-    sample_tree,
+    read_values,
 )
 
 __all__ = [
     "CROPS",
+    "OnDisk",
     "SUFFIXES",
     "Tree",
     "as_bytes",
@@ -36,15 +36,13 @@ __all__ = [
     "fit",
     "from_uint8",
     "grid",
-    "level_bytes",
     "mean_and_std",
-    "picture_size",
+    "open_images",
+    "picture_bytes",
     "png_bytes",
     "read_image",
     "read_images",
-    "read_levels",
-    "read_samples",
-    "sample_tree",
+    "read_values",
     "to_uint8",
     "write_npz",
     "write_png",

@@ -31,7 +31,7 @@ class GenerativeModule(L.LightningModule):
     ENERGY = False  # whether its network is an energy, (B,) for (B, C, H, W)
     ANY_SIZE = False  # whether it restores pictures of any size, and is trained on patches of such
     INPAINTS = False  # whether sample() takes known= and mask=
-    SAMPLE_OPTIONS = {}  # what sample() takes beyond seeds and labels: {key: (type, default, doc)}
+    SAMPLE_OPTIONS = {}  # what sample() takes beyond seeds and labels: see settings_of
     DENOISE_LAWS = {}  # noise laws that restore() knows: {law: what its level is}
     LIKELIHOODS = ()  # the kinds log_prob() offers: "ode" first where there is one, then bounds
     LIKELIHOOD_OPTIONS = {}  # what log_prob() takes beyond these, as SAMPLE_OPTIONS

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 
 from genmodels import seeding
-from genmodels.config import check, setting
+from genmodels.config import Section, check, setting, settings_of
 from genmodels.kernels.philox import philox_normal
 from genmodels.methods import cdrl_density as density
 from genmodels.methods.base import GenerativeModule
@@ -123,6 +123,26 @@ class CDRLConfig:
         )
 
 
+@dataclass
+class ComposeOptions(Section):
+    """What sample() takes beside settings of the config."""
+
+    compose: str = setting("", 'terms "3:1.5,5|6,!7:0.5": class or classes (OR), ! NOT, :weight')
+
+
+@dataclass
+class AISOptions(Section):
+    """What log_prob() takes."""
+
+    ais_steps: int = setting(200, "densities between the base and the model", ge=1)
+    ais_chains: int = setting(64, "chains; two at least, for their variance", ge=2)
+    ais_moves: int = setting(1, "Metropolis steps at each density", ge=1)
+    ais_step: float = setting(1.0, "factor on their step size", gt=0)
+    ais_refine: int = setting(
+        100, "Metropolis steps that refine samples before the reverse chains", ge=1
+    )
+
+
 class CDRL(GenerativeModule):
     """Cooperative diffusion recovery likelihood.
 
@@ -133,20 +153,10 @@ class CDRL(GenerativeModule):
     Config = CDRLConfig
     ENERGY = True
     INPAINTS = True
-    SAMPLE_OPTIONS = {
-        name: (type(item.default), None, item.metadata["doc"])
-        for name, item in CDRLConfig.__dataclass_fields__.items()
-        if name in SAMPLING
-    } | {"compose": (str, None, 'terms "3:1.5,5|6,!7:0.5": class or classes (OR), ! NOT, :weight')}
+    SAMPLE_OPTIONS = settings_of(CDRLConfig, *SAMPLING) | settings_of(ComposeOptions)
 
     LIKELIHOODS = ("ais_lower", "ais_upper")
-    LIKELIHOOD_OPTIONS = {
-        "ais_steps": (int, 200, "densities between the base and the model"),
-        "ais_chains": (int, 64, "chains"),
-        "ais_moves": (int, 1, "Metropolis steps at each density"),
-        "ais_step": (float, 1.0, "factor on their step size"),
-        "ais_refine": (int, 100, "Metropolis steps that refine samples before the reverse chains"),
-    }
+    LIKELIHOOD_OPTIONS = settings_of(AISOptions)
 
     def __init__(self, cfg):
         super().__init__(cfg)
@@ -411,11 +421,7 @@ class CDRL(GenerativeModule):
         """
         check(kind in self.LIKELIHOODS, "kind", kind, f"choose from {', '.join(self.LIKELIHOODS)}")
         self.check_labels(labels)
-        settings = {key: default for key, (_, default, _) in self.LIKELIHOOD_OPTIONS.items()}
-        settings |= {key: value for key, value in options.items() if value is not None}
-        for key, value in settings.items():
-            check(value > 0, key, value, "must be > 0")
-        check(settings["ais_chains"] > 1, "ais_chains", 1, "must be >= 2, for their variance")
+        settings = AISOptions(**{k: value for k, value in options.items() if value is not None})
         return density.log_prob(self, x, labels, kind, settings)
 
 

@@ -8,6 +8,7 @@ for the conditionals p(y | x_1) only, not for this marginal.
 References: as in genmodels/methods/cdrl.py and genmodels/sampling/ais.py.
 """
 
+import dataclasses
 import math
 
 import torch
@@ -62,7 +63,7 @@ def log_prob(model, x, labels, kind, settings):
     an assumption).
 
     Args:
-        settings: values of CDRL.LIKELIHOOD_OPTIONS.
+        settings: AISOptions.
     """
     own = torch.full((len(x),), -1, device=x.device) if labels is None else labels
     log_z = {int(c): _log_z(model, int(c), kind, settings) for c in own.unique()}
@@ -74,10 +75,10 @@ def log_prob(model, x, labels, kind, settings):
 def _log_z(model, label, kind, settings):
     """Return the bound on log Z of a label that bounds log p from the side of `kind`."""
     versions = tuple(p._version for p in model.net.parameters())
-    key = (label, kind, *settings.values(), versions)
+    key = (label, kind, *dataclasses.astuple(settings), versions)
     if key in model.log_z:
         return model.log_z[key]
-    settings = dict(settings)
+    settings = dataclasses.asdict(settings)
     keys = torch.arange(settings.pop("ais_chains"), device=model.device)
     labels = torch.full_like(keys, label) if model.classes else None
     blend = blend_of(0.0, labels, torch.zeros(len(keys), device=model.device))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from genmodels import seeding
-from genmodels.config import check, setting
+from genmodels.config import Section, check, setting, settings_of
 from genmodels.data import augment
 from genmodels.kernels.philox import philox_normal
 from genmodels.methods.base import GenerativeModule
@@ -127,6 +127,28 @@ class EDMConfig:
         return self.schedule != "linear" or self.scaled or self.alpha != 1
 
 
+@dataclass
+class GuideOptions(Section):
+    """What sample() takes beside settings of the config."""
+
+    guide: str = setting("", "guide by this model (autoguidance) in place of the missing label")
+
+
+@dataclass
+class EDMLikelihoodOptions(Section):
+    """What log_prob() takes."""
+
+    steps: int = setting(64, "RK4 steps from sigma_min to sigma_max, 4 evaluations each")
+    trace: str = setting("hutchinson", "divergence: hutchinson, or exact (small images)")
+    probes: int = setting(1, "random sign vectors in Hutchinson's estimate, fresh in each step")
+    sigma_min: float | None = setting(
+        None, "where the image is put on the flow; default: the model's"
+    )
+    sigma_max: float | None = setting(
+        None, "where the flow meets N(0, sigma_max^2); default: the model's"
+    )
+
+
 class EDM(GenerativeModule):
     """Elucidated diffusion model.
 
@@ -135,20 +157,10 @@ class EDM(GenerativeModule):
     """
 
     Config = EDMConfig
-    SAMPLE_OPTIONS = {
-        name: (type(item.default), None, item.metadata["doc"])
-        for name, item in EDMConfig.__dataclass_fields__.items()
-        if name in SAMPLING
-    } | {"guide": (str, None, "guide by this model (autoguidance) in place of the missing label")}
+    SAMPLE_OPTIONS = settings_of(EDMConfig, *SAMPLING) | settings_of(GuideOptions)
 
     LIKELIHOODS = ("ode",)
-    LIKELIHOOD_OPTIONS = {
-        "steps": (int, 64, "RK4 steps from sigma_min to sigma_max, 4 evaluations each"),
-        "trace": (str, "hutchinson", "divergence: hutchinson, or exact (small images)"),
-        "probes": (int, 1, "random sign vectors in Hutchinson's estimate, fresh in each step"),
-        "sigma_min": (float, None, "where the image is put on the flow; None: the model's"),
-        "sigma_max": (float, None, "where the flow meets N(0, sigma_max^2); None: the model's"),
-    }
+    LIKELIHOOD_OPTIONS = settings_of(EDMLikelihoodOptions)
 
     def __init__(self, cfg):
         super().__init__(cfg)

@@ -19,7 +19,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genmodels import seeding
-from genmodels.config import check, setting
+from genmodels.config import Section, check, setting, settings_of
 from genmodels.kernels.philox import philox_normal, philox_uniform
 from genmodels.methods.base import GenerativeModule
 from genmodels.networks import NETWORKS
@@ -135,22 +135,23 @@ class GBMConfig:
         return self.sigma_min**2, self.sigma_max**2
 
 
+@dataclass
+class GBMLikelihoodOptions(Section):
+    """What log_prob() takes."""
+
+    steps: int = setting(64, "ode: RK4 steps, 4 evaluations each; bound: levels averaged over")
+    trace: str = setting("hutchinson", "divergence: hutchinson, or exact (small images)")
+    probes: int = setting(1, "random sign vectors in Hutchinson's estimate, fresh in each step")
+
+
 class GBM(GenerativeModule):
     """Multiplicative diffusion in log space; cfg.method is a GBMConfig."""
 
     Config = GBMConfig
-    SAMPLE_OPTIONS = {
-        name: (type(item.default), None, item.metadata["doc"])
-        for name, item in GBMConfig.__dataclass_fields__.items()
-        if name in SAMPLING
-    }
+    SAMPLE_OPTIONS = settings_of(GBMConfig, *SAMPLING)
     DENOISE_LAWS = {"lognormal": "standard deviation of the noise of log(pixel + offset)"}
     LIKELIHOODS = ("ode", "bound")
-    LIKELIHOOD_OPTIONS = {
-        "steps": (int, 64, "ode: RK4 steps, 4 evaluations each; bound: levels averaged over"),
-        "trace": (str, "hutchinson", "divergence: hutchinson, or exact (small images)"),
-        "probes": (int, 1, "random sign vectors in Hutchinson's estimate, fresh in each step"),
-    }
+    LIKELIHOOD_OPTIONS = settings_of(GBMLikelihoodOptions)
 
     def __init__(self, cfg):
         super().__init__(cfg)

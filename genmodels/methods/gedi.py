@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from genmodels.config import check, setting
+from genmodels.config import Section, check, setting, settings_of
 from genmodels.data.views import add_noise, view
 from genmodels.kernels.philox import philox_uniform
 from genmodels.methods import gedi_terms as terms
@@ -136,6 +136,15 @@ class GEDIConfig:
             )
 
 
+@dataclass
+class ChainOptions(Section):
+    """What sample() takes beside settings of the config."""
+
+    steps: int = setting(
+        0, "Langevin steps; default: the config's of fresh chains, 0 further ones of the buffer's"
+    )
+
+
 class GEDI(GenerativeModule):
     """Generative and discriminative model of the same logits.
 
@@ -144,10 +153,7 @@ class GEDI(GenerativeModule):
     """
 
     Config = GEDIConfig
-    SAMPLE_OPTIONS = {
-        "start": (str, None, GEDIConfig.__dataclass_fields__["start"].metadata["doc"]),
-        "steps": (int, None, "Langevin steps; of the buffer's chains further ones (default 0)"),
-    }
+    SAMPLE_OPTIONS = settings_of(GEDIConfig, "start") | settings_of(ChainOptions)
 
     def __init__(self, cfg):
         super().__init__(cfg)

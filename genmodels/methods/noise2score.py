@@ -24,7 +24,7 @@ from genmodels.config import check, setting
 from genmodels.kernels.philox import philox_normal
 from genmodels.methods.base import GenerativeModule
 from genmodels.networks import NETWORKS
-from genmodels.noise import told_law
+from genmodels.noise import law_of
 from genmodels.noise.levels import level_from_patches
 
 # What each objective learns from: data.noise.target.
@@ -93,7 +93,7 @@ class Noise2Score(GenerativeModule):
     def __init__(self, cfg):
         super().__init__(cfg)
         noise, method = cfg.data.noise, cfg.method
-        self.law = told_law(noise)
+        self.law = law_of(noise)
         wanted = TARGETS[method.objective]
         check(
             noise.target == wanted,

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from genmodels import checkpoint, cli
 from genmodels.config import Config
 from genmodels.distributed import is_first
-from genmodels.evaluation.scorer import expand
+from genmodels.evaluation.scorer import expand_metrics
 from genmodels.metrics.features import load_features
 from genmodels.run import Run
 from genmodels.training import callbacks
@@ -41,7 +41,7 @@ def check_machine(cfg: Config) -> None:
     if "wandb" in cfg.trainer.loggers and find_spec("wandb") is None:
         raise ValueError("trainer.loggers=wandb: not installed; pip install wandb")
     if cfg.eval.every:
-        expand(cfg.eval.metrics)
+        expand_metrics(cfg.eval.metrics)
         load_features(cfg.eval.features)
 
 

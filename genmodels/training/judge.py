@@ -13,7 +13,6 @@ from genmodels.evaluation import scorer
 
 CHOOSING_SEEDS, SEEDS = 1 << 31, 1 << 22  # where the seeds of choices begin; for each cfg.seed
 BATCH = 256  # images at a time; changes no image
-LOWER_IS_BETTER = ("fd", "fid", "kid", "nn1")  # nn1 by its distance from 0.5
 
 
 class Judge:
@@ -34,11 +33,12 @@ class Judge:
         self.device = device
         self.scorers: dict[str, scorer.Scorer] = {}
         self.metric = cfg.eval.metrics[0] if cfg.eval.metrics else ""
+        choosing = [name for name, metric in scorer.METRICS.items() if metric.better]
         check(
-            self.metric in LOWER_IS_BETTER,
+            self.metric in choosing,
             "eval.metrics",
             self.metric,
-            f"the first one chooses the winner: one of {', '.join(LOWER_IS_BETTER)}",
+            f"the first one chooses the winner: one of {', '.join(choosing)}",
         )
         self.choice: dict[str, Any] = {
             "metric": self.metric,
@@ -84,8 +84,10 @@ class Judge:
 
     def distance(self, entry: Mapping[str, Any]) -> float:
         """Return the number that is lowest for the best of several scores."""
-        value = entry[self.metric]
-        return abs(value - 0.5) if self.metric == "nn1" else value
+        value, better = entry[self.metric], scorer.METRICS[self.metric].better
+        if better == "half":
+            return abs(value - 0.5)
+        return -value if better == "higher" else value
 
     def _scorer(self, split: str, resamples: int) -> scorer.Scorer:
         if split not in self.scorers:

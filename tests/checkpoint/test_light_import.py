@@ -2,11 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = next(folder for folder in Path(__file__).parents if (folder / "train.py").is_file())
+from tests.helpers.paths import ROOT
 
 
 def test_importing_the_package_loads_neither_torch_nor_lightning():

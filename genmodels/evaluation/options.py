@@ -1,0 +1,174 @@
+"""What each kind of evaluation takes: the keys of evaluate.py, each with its meaning and limits."""
+
+from dataclasses import dataclass
+
+from genmodels.config import Section, setting
+from genmodels.config.words import DEVICES
+from genmodels.evaluation.scorer import metrics_help
+from genmodels.metrics.clustering import CLUSTERING
+from genmodels.metrics.ood import SYNTHETIC
+from genmodels.restoration import RestoreOptions
+
+
+@dataclass
+class FeatureOptions(Section):
+    """The network that turns images into features."""
+
+    features: str = setting(
+        "pixels", "pixels, digits, fashion, inception, ... or a TorchScript file"
+    )
+    weights: str = setting(
+        "", "file of the feature network's weights; download: fetch the published"
+    )
+    sha256: str = setting("", "what the hash of the weights must begin with")
+    resize: str = setting("", "of features=inception: tf1 (FID's, the default) or clean")
+    mode: str = setting(
+        "exact",
+        "exact: fp32, deterministic; fast: lower precision, compiled",
+        choices=("exact", "fast"),
+    )
+    device: str = setting("auto", "what computes", choices=DEVICES)
+
+
+@dataclass
+class SelftestOptions(FeatureOptions):
+    """selftest."""
+
+    features: str = setting("digits", "as for scores of images")
+
+
+@dataclass
+class ReadOptions(Section):
+    """Where data lie and how they are read."""
+
+    root: str = setting(
+        "", "where the data lie; empty: as in training, else $GENMODELS_DATA, else ./data"
+    )
+    pad: int = setting(
+        -1, "background pixels on each side of the data; -1: as in training, else 0", ge=-1
+    )
+
+
+@dataclass
+class StatsOptions(FeatureOptions, ReadOptions):
+    """stats."""
+
+    data: str = setting("", "data set whose statistics are taken, NAME or NAME:SPLIT")
+    images: str = setting("", "images in its place")
+    feature_batch: int = setting(
+        0, "images in one call of the feature network; 0: its own choice", ge=0
+    )
+    out: str = setting("", "npz to write")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(self.out.endswith(".npz"), "out", "stats writes a file; name it, out=STATS.npz")
+        self.check(
+            self.data or self.images, "data", "name a data set, NAME or NAME:SPLIT, or images=PATH"
+        )
+        self.check(
+            not (self.data and self.images),
+            "data",
+            "images= takes its place; leave one of them out",
+        )
+
+
+@dataclass
+class LikelihoodOptions(ReadOptions):
+    """likelihood=."""
+
+    likelihood: str = setting(
+        "",
+        "bits per dimension of data= under the model: true for every kind it has, or one (ode, "
+        "bound, ais)",
+    )
+    data: str = setting("", "NAME or NAME:SPLIT; empty: the test images of the model's own data")
+    num: int = setting(0, "how many images; 0: all", ge=0)
+    seed: int = setting(0, "of the dequantisation and of the method's own randomness", ge=0)
+    batch: int = setting(64, "images at a time", ge=1)
+    device: str = setting("auto", "what computes", choices=DEVICES)
+    out: str = setting("", "JSON file to write")
+
+
+@dataclass
+class RestorationOptions(RestoreOptions):
+    """denoise=."""
+
+    denoise: str = setting(
+        "",
+        "clean pictures: a picture, folder, .zip or .npy; noise is added, then taken away again",
+    )
+    blind: bool = setting(False, "the model is not told the level")
+    against: str = setting("", "bm3d, told law and level (pip install bm3d)")
+    num: int = setting(0, "how many pictures; 0: all", ge=0)
+    seed: int = setting(0, "of the noise", ge=0)
+    precision: str = setting("fp32", "fp32 is without TF32", choices=("fp32", "bf16"))
+    device: str = setting("auto", "what computes", choices=DEVICES)
+    out: str = setting("", "JSON file to write")
+
+
+@dataclass
+class ClusterOptions(ReadOptions):
+    """cluster=."""
+
+    cluster: str = setting(
+        "",
+        "score the model's clusters of this data set against its classes: "
+        f"metrics={','.join(CLUSTERING)}",
+    )
+    metrics: list[str] = setting(["fd"], metrics_help())
+    batch: int = setting(64, "images at a time; changes no image", ge=1)
+    device: str = setting("auto", "what computes", choices=DEVICES)
+    out: str = setting("", "JSON file to write")
+
+
+@dataclass
+class OodOptions(ClusterOptions):
+    """ood=."""
+
+    ood: list[str] = setting(
+        [],
+        "sets to tell from the model's own test images by its scores: AUROC, AUPR, FPR95; data "
+        f"sets or {', '.join(SYNTHETIC)}",
+    )
+    num: int = setting(0, "images to generate, or of each set; 0: as many as there are", ge=0)
+    seed: int = setting(0, "first seed of the images, and seed of the error bars", ge=0)
+
+
+@dataclass
+class ScoreOptions(OodOptions, FeatureOptions):
+    """Scores of a model's images, or of images in files."""
+
+    data: str = setting("", "data set the model is scored against, NAME or NAME:SPLIT")
+    images: str = setting("", "images to score in place of a model's")
+    reference: str = setting("", "what they are scored against: images, or an npz of statistics")
+    seeds: str = setting("", "seeds in place of num and seed: 0-63,100")
+    labels: str = setting("", "classes, as in sample.py")
+    equal: bool = setting(False, "fd as the mean over blocks as large as the reference, as nn1 is")
+    resamples: int = setting(
+        100, "random halves behind the error bars of nn1 and memorised; 0: none"
+    )
+    save_images: str = setting(
+        "", "also write the generated images to this .npz, or to a folder as PNG"
+    )
+    feature_batch: int = setting(
+        0, "images in one call of the feature network; 0: its own choice", ge=0
+    )
+    precision: str = setting("fp32", "fp32 is without TF32", choices=("fp32", "bf16"))
+    noise: str = setting(
+        "cpu", "device of the noise generators, as in sample.py", choices=DEVICES[1:]
+    )
+    plot: str = setting("", "PNG to draw the distance against 1/n in")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(
+            self.resamples == 0 or self.resamples >= 2,
+            "resamples",
+            "must be >= 2, or 0 for no error bars",
+        )
+        self.check(
+            not (self.data and self.reference),
+            "data",
+            "reference= takes its place; leave one of them out",
+        )
