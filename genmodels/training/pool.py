@@ -69,5 +69,5 @@ def make_pool(
             nhwc = pictures.permute(0, 2, 3, 1).numpy()
             images.write_npz(paths[k], images=nhwc, labels=numbers, seeds=np.array(parts[k]))
     distributed.wait(lambda: all(path.exists() for path in paths))
-    shards = [arrays.npz_images(path) for path in paths]
+    shards: list[Any] = [arrays.npz_images(path) for path in paths]
     return torch.cat([pictures for pictures, _ in shards]), torch.cat([part for _, part in shards])
