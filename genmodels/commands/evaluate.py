@@ -44,7 +44,7 @@ from genmodels.config.words import (
     typed_words,
 )
 from genmodels.data.source import read_source
-from genmodels.distributed import pick_device, process_state
+from genmodels.distributed import pick_device, rank
 from genmodels.evaluation import plots, restoration, selftest
 from genmodels.evaluation import scorer as scoring
 from genmodels.evaluation.clusters import score_clusters
@@ -108,7 +108,7 @@ def evaluate(argv):
     given |= extra
     with cli.warnings_as_notes() as warned:
         scores, facts, title = measure(mode, model, options, extra, clustering, device)
-    if not process_state().is_main_process:
+    if rank() != 0:
         return 0
     name = positionals[0] if positionals else options.images
     print_scores(f"{name} {title}", scores)
@@ -326,7 +326,7 @@ def write_stats(options, device):
     moments = score_pass(
         pictures, features, batch=options.feature_batch or None, store=parts
     ).moments()
-    if process_state().is_main_process:
+    if rank() == 0:
         facts = {"data": source, "data_sha256": pictures.identity(), "shape": pictures.shape}
         write_bytes(options.out, stats_bytes(moments, features, versions=versions(), **facts))
         Store.clear(options.out)
