@@ -29,16 +29,17 @@ from genmodels.methods import cdrl_density as density
 from genmodels.methods.base import GenerativeModule
 from genmodels.networks import NETWORKS
 from genmodels.networks.ebm import fixed_weights, power_iteration
-from genmodels.networks.initializer import build_initializer
+from genmodels.networks.edm_unet import EDMUNet, EDMUNetConfig
+from genmodels.networks.mlp import MLP, MLPConfig
 from genmodels.sampling.composition import blend_of, parse_compose
 from genmodels.sampling.recovery import (
     ANGLES,
     Level,
     LevelMeans,
     RecoverySchedule,
+    denoise_tweedie,
     recovery_chain,
     sample_recovery,
-    tweedie,
 )
 from genmodels.seeding import Stream
 
@@ -325,7 +326,7 @@ class CDRL(GenerativeModule):
             mask = mask.expand_as(known)[index].to(self.device)
             known = known[index].to(self.device)
         y, level, energy = self.draw(keys, blend, cfg, known, mask, callback)
-        x = tweedie(lambda y: energy(y, level), y, level, cfg.tweedie_scale).clamp(-1, 1)
+        x = denoise_tweedie(lambda y: energy(y, level), y, level, cfg.tweedie_scale).clamp(-1, 1)
         return x if mask is None else torch.where(mask, known, x)
 
     def draw(self, keys, blend, cfg, known=None, mask=None, callback=None):
@@ -428,3 +429,33 @@ class CDRL(GenerativeModule):
 def _column(x):
     """Return (B,) as (B, 1, 1, 1)."""
     return x.reshape(-1, 1, 1, 1)
+
+
+def build_initializer(cfg, shape, classes):
+    """Return the network of g(x) - x, (B, C, H, W) -> (B, C, H, W), or None.
+
+    The initializer g(x_t) = x_t + network(x_t, level, label) starts at g(x) = x. Its U-Net is a
+    DDPM with scale and shift by the embedding, one attention head of 64 channels, all last
+    convolutions at zero: 3.8 M parameters for CIFAR-10.
+
+    Args:
+        cfg: CDRLConfig, of which the initializer* keys are read.
+        shape: (C, H, W) of the images.
+        classes: number of class labels, 0 = unconditional.
+
+    Reference: Zhu, Xie, Wu and Gao 2024, arXiv 2309.05153.
+    """
+    if cfg.initializer == "none":
+        return None
+    if cfg.initializer == "mlp":
+        return MLP(MLPConfig(width=cfg.initializer_channels), shape, classes, energy=False)
+    network = EDMUNetConfig(
+        kind="adm",
+        channels=cfg.initializer_channels,
+        multipliers=cfg.initializer_multipliers,
+        blocks=cfg.initializer_blocks,
+        attention=cfg.initializer_attention,
+        dropout=cfg.initializer_dropout,
+        augment=False,
+    )
+    return EDMUNet(network, shape, classes)

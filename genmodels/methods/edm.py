@@ -18,7 +18,7 @@ from genmodels.networks import NETWORKS
 from genmodels.networks.precond import PRECONDS, Uncertainty
 from genmodels.sampling.likelihood import TRACES, log_normal, ode_log_prob
 from genmodels.sampling.ode import SAMPLERS, Churn, sample_general
-from genmodels.sampling.schedules import SCHEDULES, SIGMAS, state_dtype
+from genmodels.sampling.schedules import SIGMAS, TIME_SCHEDULES, state_dtype
 from genmodels.seeding import Stream
 
 # Settings that sample() and sample.py may override.
@@ -83,7 +83,7 @@ class EDMConfig:
             "must be in [0, 1]",
         )
         check(0 <= self.augment <= 1, "method.augment", self.augment, "must be in [0, 1]")
-        choices = {"precond": PRECONDS, "sigmas": SIGMAS, "schedule": SCHEDULES}
+        choices = {"precond": PRECONDS, "sigmas": SIGMAS, "schedule": TIME_SCHEDULES}
         for key, names in choices.items():
             check(
                 getattr(self, key) in names,
@@ -359,7 +359,7 @@ class EDM(GenerativeModule):
         x = latents.to(state_dtype(self.device)) * sigmas[0]
         if cfg.general:
             alpha = 0.0 if cfg.sampler == "euler" else cfg.alpha
-            schedule = SCHEDULES[cfg.schedule](low, high)
+            schedule = TIME_SCHEDULES[cfg.schedule](low, high)
             x = sample_general(
                 denoise,
                 x,

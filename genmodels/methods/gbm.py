@@ -245,8 +245,8 @@ class GBM(GenerativeModule):
 
     def _divergence(self, labels, trace, signs):
         """Return a callable (y, S) -> (s, div s)."""
-        exact, score = divergence.exact_divergence, self._scorer(labels)
-        call = exact(score) if trace == "exact" else divergence.hutchinson(score, signs)
+        signs = None if trace == "exact" else signs
+        call = divergence.score_and_divergence(self._scorer(labels), signs)
 
         def plain(y, level):
             # The fused kernels have no second derivative, and bf16 no digits for one.
@@ -322,7 +322,7 @@ class GBM(GenerativeModule):
             levels = gbm.variance_levels(49, *cfg.ends)[-2::-1]
             zeros = torch.zeros(len(images), dtype=torch.int64, device=self.device)
             call = self._divergence(labels, "hutchinson", seeding.signs(zeros, 0, 4, self.shape))
-            level = divergence.likeliest_level(self.noisy_state(images), levels, call).sqrt()
+            level = divergence.likeliest_variance(self.noisy_state(images), levels, call).sqrt()
         return self.denoise(images, level.to(images), labels), level
 
     @torch.no_grad()

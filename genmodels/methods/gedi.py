@@ -32,7 +32,7 @@ from genmodels.kernels.philox import philox_uniform
 from genmodels.methods import gedi_terms as terms
 from genmodels.methods.base import GenerativeModule
 from genmodels.networks import NETWORKS
-from genmodels.sampling.langevin import frozen, langevin_chain
+from genmodels.sampling.langevin import frozen, ula_chain
 from genmodels.sampling.replay import Replay
 from genmodels.seeding import Stream
 
@@ -318,9 +318,9 @@ class GEDI(GenerativeModule):
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
     def _chain(self, x, steps, keys, labels=None, callback=None):
-        """Return the states after `steps` Langevin steps; keys: see langevin_chain."""
+        """Return the states after `steps` Langevin steps; keys: see ula_chain."""
         cfg = self.cfg.method
-        return langevin_chain(
+        return ula_chain(
             lambda y: self.energy(y, labels),
             x,
             steps=steps,

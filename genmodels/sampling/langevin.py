@@ -4,7 +4,7 @@ The energy is a callable `energy(y) -> (B,)`, LOWER = likelier: the target is ex
 state is float32 (float64 stays), one chain per item of y (B, ...). Noise is a function of (seed,
 step, element) through genmodels.kernels, so a chain does not depend on the batch it runs in.
 
-    chain = langevin_chain(energy, y, steps=60, step=0.01, seed=torch.arange(len(y)))
+    chain = ula_chain(energy, y, steps=60, step=0.01, seed=torch.arange(len(y)))
     chain.y, chain.grad_norm
 
 Schedules: `step`, `noise_scale` and `temperature` are each a number, a tensor (B,), a list of
@@ -22,7 +22,7 @@ import torch
 from genmodels.kernels.langevin_step import langevin_step
 from genmodels.kernels.mala import mala_accept, mala_propose
 
-__all__ = ["Chain", "GraphedChain", "frozen", "langevin_chain", "mala_chain", "sgld_chain"]
+__all__ = ["Chain", "GraphedChain", "frozen", "ula_chain", "mala_chain", "sgld_chain"]
 
 
 @dataclass
@@ -131,7 +131,7 @@ def _diagnostics(y, start, norms):
 
 
 @torch.no_grad()
-def langevin_chain(
+def ula_chain(
     energy,
     y,
     *,
@@ -205,10 +205,10 @@ def sgld_chain(energy, y, *, steps, step, offset=1.0, decay=0.0, **options):
 
     Args:
         step: first step size, > 0. offset: > 0. decay: >= 0.
-        energy, y, steps, options: as for langevin_chain.
+        energy, y, steps, options: as for ula_chain.
 
     Raises:
-        ValueError: as langevin_chain, and for offset <= 0 or decay < 0.
+        ValueError: as ula_chain, and for offset <= 0 or decay < 0.
     Reference: Welling and Teh, ICML 2011, equations 2 and 4.
     """
     if offset <= 0 or decay < 0:
@@ -217,7 +217,7 @@ def sgld_chain(energy, y, *, steps, step, offset=1.0, decay=0.0, **options):
     def schedule(i):
         return step * ((offset + i) / offset) ** -decay
 
-    return langevin_chain(energy, y, steps=steps, step=schedule, **options)
+    return ula_chain(energy, y, steps=steps, step=schedule, **options)
 
 
 @torch.no_grad()
@@ -250,10 +250,10 @@ def mala_chain(
         accumulate: dtype of the ratio's sum, see mala_accept.
         stream: proposals draw from it, decisions from stream + 1.
         energy, y, steps, temperature, seed, counter, callback, diagnostics, freeze: as for
-            langevin_chain.
+            ula_chain.
 
     Raises:
-        ValueError: as langevin_chain.
+        ValueError: as ula_chain.
     Reference: Roberts and Tweedie 1996; Roberts and Rosenthal, JRSS B 1998 (acceptance 0.574).
     """
     y, seed = _start(y, steps, seed)
@@ -304,14 +304,14 @@ class GraphedChain:
 
     Args:
         energy, y, steps, options: as for `chain`; y gives shape and device, options no callback.
-        chain: langevin_chain, sgld_chain or mala_chain.
-        seed, counter: as for langevin_chain; both can be changed in a call.
+        chain: ula_chain, sgld_chain or mala_chain.
+        seed, counter: as for ula_chain; both can be changed in a call.
 
     Raises:
         ValueError: if y is not on a CUDA device, or a callback is given.
     """
 
-    def __init__(self, energy, y, *, steps, seed, counter=0, chain=langevin_chain, **options):
+    def __init__(self, energy, y, *, steps, seed, counter=0, chain=ula_chain, **options):
         if not y.is_cuda or options.get("callback") is not None:
             raise ValueError(
                 "GraphedChain needs a CUDA state and no callback: use the chain itself"

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from genmodels.kernels.philox import philox_normal
-from genmodels.sampling.langevin import langevin_chain, mala_chain
+from genmodels.sampling.langevin import mala_chain, ula_chain
 from genmodels.seeding import Stream
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
     "LevelMeans",
     "recovery_mala",
     "sample_recovery",
-    "tweedie",
+    "denoise_tweedie",
 ]
 
 
@@ -163,9 +163,9 @@ def recovery_chain(f, y, x_t, level, *, steps, rate=1.0, noise_scale=1.0, mask=N
             root, so that the chain's total time stays.
         noise_scale: factor on the noise.
         mask: bool like y, True where y moves.
-        options: seed, counter, stream, callback, diagnostics, freeze of langevin_chain.
+        options: seed, counter, stream, callback, diagnostics, freeze of ula_chain.
     """
-    return langevin_chain(
+    return ula_chain(
         lambda y: -f(y),
         y,
         steps=steps,
@@ -276,7 +276,7 @@ def sample_recovery(
     return y, level
 
 
-def tweedie(f, y, level, scale=1.0):
+def denoise_tweedie(f, y, level, scale=1.0):
     """Return the expected x_0 given the noisy x_0 + sbar_0 e of the first pair, like y.
 
     (x + sbar_0^2 grad log p(x)) / sqrt(A_0) with x = y / sqrt(a_1) and grad_x log p = sqrt(a_1)

@@ -139,7 +139,7 @@ class VPSchedule(Schedule):
         return (self.a + self.b * t) * (sigma + 1 / sigma) / 2
 
 
-SCHEDULES = {"linear": Schedule, "ve": VESchedule, "vp": VPSchedule}
+TIME_SCHEDULES = {"linear": Schedule, "ve": VESchedule, "vp": VPSchedule}
 
 
 def _ramp(steps):
