@@ -88,8 +88,8 @@ def propagate(model, precisions):
     """
     level, size = model.schedule.exact, math.prod(model.shape)
     mean, covariance = torch.zeros(size).double(), torch.eye(size).double()
-    for t in range(model.schedule.levels, 0, -1):
-        r = 0.0 if t == model.schedule.levels else 1.0
+    for t in range(model.schedule.rungs, 0, -1):
+        r = 0.0 if t == model.schedule.rungs else 1.0
         pull = r / float(level.sigma[t]) ** 2
         precision, shift = precisions(t)
         inverse = torch.linalg.inv(precision + pull * torch.eye(size))

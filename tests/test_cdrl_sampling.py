@@ -12,7 +12,7 @@ from genmodels import generation
 from genmodels.images import from_uint8, to_uint8
 from genmodels.methods import cdrl
 from genmodels.sampling.composition import blend_of, parse_compose
-from genmodels.sampling.recovery import Level
+from genmodels.sampling.recovery import Rung
 
 DIGITS = str(ROOT / "configs" / "cdrl_digits.yaml")
 SMALL = ("network.width=16", "method.steps=3", "method.initializer_channels=16")
@@ -172,7 +172,7 @@ def test_blend_of_or_is_a_mixture():
     f = lambda y, level, labels, dtype: -((y.flatten(1)[:, 0] - labels) ** 2)  # noqa: E731
     blend = blend_of(parse_compose("1|4", 5), torch.zeros(3, dtype=torch.int64), torch.rand(3))
     y = torch.tensor([0.5, 2.5, 4.2]).reshape(3, 1, 1, 1).double().requires_grad_(True)
-    level = Level(*torch.full((len(Level._fields), 3), 7.0).double())
+    level = Rung(*torch.full((len(Rung._fields), 3), 7.0).double())
     level = level._replace(s=torch.full((3,), 0.3**0.5).double())
     value = blend.energy(f, y, level, torch.float64)
     (grad,) = torch.autograd.grad(value.sum(), y)

@@ -41,9 +41,9 @@ from genmodels.sampling.composition import Blend, blend_of, parse_compose
 from genmodels.sampling.langevin import frozen
 from genmodels.sampling.recovery import (
     ANGLES,
-    Level,
-    LevelMeans,
     RecoverySchedule,
+    Rung,
+    RungMeans,
     denoise_tweedie,
     recovery_chain,
     sample_recovery,
@@ -166,7 +166,7 @@ class CDRL(GenerativeModule):
             method.units_limit,
         )
         self.log_z: dict[tuple, float] = {}  # bounds that log_prob() has made
-        self.levels = None  # LevelMeans of the latest loss()
+        self.rungs: RungMeans | None = None  # of the latest loss()
 
     # --------------------------------------------------------------------------------------------
     # Training
@@ -191,26 +191,26 @@ class CDRL(GenerativeModule):
                 seed=seeding.keys(seed, n, Stream.CHAIN),
                 freeze=(self.net,),
             )
-        twice = Level(*(value.repeat(2) for value in rung))
+        twice = Rung(*(value.repeat(2) for value in rung))
         f = self.f(torch.cat([data, chain.y]), twice, None if labels is None else labels.repeat(2))
         f_data, f_chain = f.chunk(2)
         loss_f = -(rung.w * (f_data - f_chain)).mean()
         loss_g = (chain.y - start).square().sum(dim=(1, 2, 3)).mean()
-        self.levels = LevelMeans(self.cfg.method.levels, t, f_data, f_chain, chain, data)
+        self.rungs = RungMeans(self.cfg.method.levels, t, f_data, f_chain, chain, data)
         logs = {"loss": loss_f.detach(), "loss_initializer": loss_g.detach()}
         return loss_f + loss_g, logs
 
     def f(
         self,
         y: Tensor,
-        rung: Level,
+        rung: Rung,
         labels: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Return f(y, t-1) = gain * network, (B,) in `dtype`: the log-density times s_t^2."""
         return rung.gain.to(dtype) * self.net(y, rung.noise_clean, labels, dtype=dtype)
 
-    def pair(self, x: Tensor, n: Tensor, rung: Level) -> tuple[Tensor, Tensor]:
+    def pair(self, x: Tensor, n: Tensor, rung: Rung) -> tuple[Tensor, Tensor]:
         """Return (x_t, y+ = sqrt(ahat_t) x_{t-1}) of clean images x, (B, C, H, W) each."""
 
         def draw(stream: Stream) -> Tensor:
@@ -222,7 +222,7 @@ class CDRL(GenerativeModule):
     def initial(
         self,
         x_t: Tensor,
-        rung: Level,
+        rung: Rung,
         labels: Tensor | None,
         noise: Tensor,
         blend: Blend | None = None,
@@ -231,7 +231,7 @@ class CDRL(GenerativeModule):
         if self.initializer is None:
             return x_t
 
-        def network(x: Tensor, rung: Level, labels: Tensor | None) -> Tensor:
+        def network(x: Tensor, rung: Rung, labels: Tensor | None) -> Tensor:
             return self.initializer(x, rung.noise, labels)
 
         if blend is None:
@@ -252,7 +252,7 @@ class CDRL(GenerativeModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss; log the diagnostics of each level beside it."""
         loss = super().training_step(batch, batch_idx)
-        self.log_dict({f"levels/{name}": value for name, value in self.levels.logs().items()})
+        self.log_dict({f"levels/{name}": value for name, value in self.rungs.logs().items()})
         return loss
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -277,9 +277,9 @@ class CDRL(GenerativeModule):
             FloatingPointError: method.divergence exceeded, or too many non-finite steps.
         """
         limit = self.cfg.method.divergence
-        lines, finite = self.levels.beyond(limit)
-        levels = "; ".join(lines) or "a level on another process"
-        event = f"step {self.global_step} at {levels}"
+        lines, finite = self.rungs.beyond(limit)
+        rungs = "; ".join(lines) or "a level on another process"
+        event = f"step {self.global_step} at {rungs}"
         if self.anywhere(bool(lines) and finite):
             raise FloatingPointError(f"method.divergence={limit:g}: exceeded in {event}")
         if lines:  # the base class skips and counts such steps
@@ -345,14 +345,14 @@ class CDRL(GenerativeModule):
         known: Tensor | None = None,
         mask: Tensor | None = None,
         callback: Callback | None = None,
-    ) -> tuple[Tensor, Level, Callable[..., Tensor]]:
-        """Return samples y of the first pair, their Level, and the blended f; counts self.nfe."""
+    ) -> tuple[Tensor, Rung, Callable[..., Tensor]]:
+        """Return samples y of the first pair, its Rung, and the blended f; counts self.nfe."""
 
-        def f(y: Tensor, rung: Level, dtype: torch.dtype = torch.float32) -> Tensor:
+        def f(y: Tensor, rung: Rung, dtype: torch.dtype = torch.float32) -> Tensor:
             self.nfe += blend.evaluations
             return blend.energy(self.f, y, rung, dtype)
 
-        def initial(x_t: Tensor, rung: Level, noise: Tensor) -> Tensor:
+        def initial(x_t: Tensor, rung: Rung, noise: Tensor) -> Tensor:
             self.nfe += 0 if self.initializer is None else blend.evaluations
             return self.initial(x_t, rung, None, noise, blend)
 
@@ -446,13 +446,13 @@ class CDRL(GenerativeModule):
             (grad,) = torch.autograd.grad(f.sum(), y)
         total, zero = 0.0, torch.zeros(len(x), dtype=torch.int64, device=x.device)
         with torch.no_grad():
-            for t in range(1, self.schedule.levels + 1):
+            for t in range(1, self.schedule.rungs + 1):
                 rung = self.schedule.at(zero + t)
                 _, y = self.pair(x.float(), zero, rung)
                 total = total + self.f(y, rung, labels, torch.float64)
         scores = {
             "f": f.detach(),
-            "f_levels": total / self.schedule.levels,
+            "f_levels": total / self.schedule.rungs,
             "grad_norm": -grad.flatten(1).norm(dim=1),
         }
         return {name: value.float() for name, value in scores.items()}
@@ -491,8 +491,8 @@ class CDRL(GenerativeModule):
         scale = float(self.schedule.exact.scale[1])
         return -self.energy(x, labels) - log_z + math.prod(self.shape) * math.log(scale)
 
-    def _lowest(self, x: Tensor) -> tuple[Tensor, Level]:
-        """Return (y, Level of pair 1) of images x in [-1, 1]; no gradient attached."""
+    def _lowest(self, x: Tensor) -> tuple[Tensor, Rung]:
+        """Return (y, Rung 1) of images x in [-1, 1]; no gradient attached."""
         rung = self.schedule.at(torch.ones(len(x), dtype=torch.int64, device=x.device))
         return (over_items(rung.scale, x) * x.detach()).float(), rung
 
