@@ -116,7 +116,7 @@ def generate(path, options, extra):
     write = write_npz if options.format == "npz" else write_pngs
     write(out, model, seeds, labels, settings, state)
     if state.is_main_process:
-        chains = f", {model.chains}" if getattr(model, "chains", "") else ""
+        chains = f", {model.chains}" if model.chains else ""
         print(f"{len(seeds)} images{chains}, {model.nfe} network evaluations each: {out}")
 
 
@@ -135,7 +135,7 @@ def cluster_images(path, options, extra):
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out}: is a file; name a folder")
     model = checkpoint.load(path, ema=options.ema, device=pick_device(options.device))
-    if not hasattr(model, "cluster"):
+    if not model.CLUSTERS:
         raise ValueError(f"cluster={options.cluster}: {type(model).__name__} has no clusters")
     pixels, names = clusters.read_named(options.cluster, model.cfg.data)
     if tuple(pixels.shape[1:]) != model.shape:

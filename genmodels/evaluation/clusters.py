@@ -96,7 +96,7 @@ def score_clusters(model, options, metrics):
     source = options.cluster
     if not source:
         return {}, {}, ""
-    if not hasattr(model, "cluster"):
+    if model is None or not model.CLUSTERS:
         raise ValueError(f"cluster={source}: needs a MODEL whose method makes clusters")
     source = of_test(source)
     pixels, labels, _ = read_source(source, **where(options, model))

@@ -6,7 +6,7 @@ from genmodels.metrics import ood
 
 def score_ood(model, options):
     """Return (scores, facts, title): how the model's scores tell its test images from others."""
-    if not hasattr(model, "ood_scores"):
+    if model is None or not model.OOD_SCORES:
         raise ValueError(f"ood={','.join(options.ood)}: needs a MODEL whose method scores images")
     own, num = model.cfg.data.name, options.num
     kept = where(options, model)

@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from genmodels import checkpoint
 from genmodels.evaluation.scorer import expand
+from genmodels.methods import METHODS
 from genmodels.metrics.features import load_features
 from genmodels.training import callbacks, saver
 from genmodels.training.run import spelled_out
@@ -113,7 +114,7 @@ def make_trainer(cfg, run, step, whole=None):
 
 def restart(cfg, run):
     """Return the command that goes on after a divergence, with half the learning rate."""
-    if hasattr(cfg.method, "retry"):  # chains: their buffer goes on too, with other noise
+    if METHODS[cfg.method.name].RETRIES:  # chains: their buffer goes on too, with other noise
         return f"python train.py resume={run} method.retry={cfg.method.retry + 1}"
     lr = cfg.optim.lr / 2
     return f"python train.py {run}/config.yaml init={run}/checkpoints/last.ckpt optim.lr={lr:g}"

@@ -34,6 +34,7 @@ from genmodels import checkpoint, generation, images, seeding
 from genmodels.atomic import write_bytes
 from genmodels.config import check, save_config, seconds, to_plain
 from genmodels.data.pairs import PairedData
+from genmodels.methods import METHODS
 from genmodels.training.fit import fit
 from genmodels.training.judge import SEEDS, Judge
 from genmodels.training.pool import load_reference, make_pool
@@ -123,7 +124,7 @@ class SelfPlay:
     def begin(self, number, reference):
         """Write down what the round consists of; or check that it is still what was begun."""
         cfg, method, digest = self.cfg, self.cfg.method, checkpoint.weights_hash(reference)
-        stds = method.p_stds or [getattr(method, "p_std", 0.0)]
+        stds = method.p_stds or [method.p_std if METHODS[method.name].P_STD else 0.0]
         plan = {
             "round": number,
             "reference": {"model": self.source, "sha256": digest},
@@ -243,7 +244,7 @@ class SelfPlay:
             "betas": [candidate["beta"]],
             "reference": state["reference"]["sha256"],
         }
-        if hasattr(method, "p_std"):
+        if METHODS[method.name].P_STD:
             changed["p_std"] = state["p_std"]
         return replace(
             self.cfg,
