@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from genmodels.kernels.gbm_step import gbm_step
-from genmodels.kernels.langevin_chain import DoubleWell
-from genmodels.kernels.langevin_chain import langevin_chain as whole_chain
+from genmodels.kernels.langevin_chain import DoubleWell, langevin_chain
 from genmodels.kernels.langevin_step import langevin_step
 from genmodels.kernels.mala import mala_accept
 from genmodels.kernels.philox import philox, philox_normal
-from genmodels.sampling.langevin import GraphedChain, langevin_chain
+from genmodels.sampling.langevin import GraphedChain, ula_chain
 
 from . import eval_cases
 from .case import Case, compiled_form, error_of, state
@@ -158,7 +157,7 @@ def _toy_chain(chains, steps, device):
         return x
 
     def error():
-        got = whole_chain(y[:64], energy, steps=20, step=a, seed=seeds[:64])
+        got = langevin_chain(y[:64], energy, steps=20, step=a, seed=seeds[:64])
         x = y[:64].double()
         for i in range(20):
             z = philox_normal((2,), seeds[:64], i).double()
@@ -166,7 +165,7 @@ def _toy_chain(chains, steps, device):
         return error_of(got, x)
 
     variants = {
-        "ours": lambda: whole_chain(y, energy, steps=steps, step=a, seed=seeds),
+        "ours": lambda: langevin_chain(y, energy, steps=steps, step=a, seed=seeds),
         "eager": eager,
         "compile": compiled,
     }
@@ -212,9 +211,9 @@ def _network_chain(images, channels, steps, device):
             z = philox_normal(y.shape[1:], options["seed"][:2], i)
             x = x.detach() - a * grad + (2 * a) ** 0.5 * z
         part = {**options, "seed": options["seed"][:2]}
-        return error_of(langevin_chain(energy, y[:2], **part).y, x)
+        return error_of(ula_chain(energy, y[:2], **part).y, x)
 
-    variants = {"ours": lambda: langevin_chain(energy, y, **options), "eager": eager}
+    variants = {"ours": lambda: ula_chain(energy, y, **options), "eager": eager}
     if device == "cuda":
         variants["ours, one graph"] = GraphedChain(energy, y, **options)
     size = f"{images} images, {channels} channels, {steps} steps"

@@ -1,8 +1,10 @@
 """Randomness: training image n as a function of (seed, n), generated image k of its seed alone."""
 
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 import torch
+from torch import Tensor
 
 from genmodels.kernels.philox import philox, philox_uniform
 
@@ -45,7 +47,9 @@ class Stream(IntEnum):
     AIS_REFINE = 43  # 44: likewise
 
 
-def permutation(seed, index, size, stream=Stream.ORDER, group=0):
+def permutation(
+    seed: int, index: int | Tensor, size: int, stream: Stream = Stream.ORDER, group: int = 0
+) -> Tensor:
     """Return the index-th random order of range(size) under this seed, int64 (size,).
 
     Args:
@@ -65,30 +69,30 @@ def permutation(seed, index, size, stream=Stream.ORDER, group=0):
     return torch.argsort((words[0] << 31) | (words[1] >> 1), stable=True)
 
 
-def uniform(seed, n, stream):
+def uniform(seed: int | Tensor, n: Tensor, stream: Stream) -> Tensor:
     """Return one uniform in [0, 1) for each image index, float32 (B,); n is int64 (B,)."""
     return philox_uniform((), seed, n, stream=int(stream), device=n.device)
 
 
-def signs(seed, n, count, shape):
+def signs(seed: Tensor, n: int | Tensor, count: int, shape: Sequence[int]) -> Tensor:
     """Return random signs, float32 (count, B, *shape), of images with seeds (B,) at index n."""
     u = philox_uniform((count, *shape), seed, n, stream=int(Stream.PROBE), device=seed.device)
     return (u >= 0.5).float().mul(2).sub(1).transpose(0, 1)
 
 
-def image_seeds(seed, n):
+def image_seeds(seed: int, n: Tensor) -> Tensor:
     """Return one seed below 2^63 for each image index n, int64 (B,), a function of (seed, n)."""
     return keys(seed, n, Stream.IMAGE)
 
 
-def torch_seed(seed, step, rank):
+def torch_seed(seed: int, step: int, rank: int) -> int:
     """Return the seed of torch's own generator (dropout) for one micro-step on one rank."""
     counters = [torch.tensor(v) for v in (seed, rank, step & 0xFFFFFFFF, step >> 32, Stream.TORCH)]
     words = philox(*counters)
     return (int(words[0]) << 31) | (int(words[1]) >> 1)
 
 
-def keys(seed, n, stream):
+def keys(seed: int, n: Tensor, stream: Stream) -> Tensor:
     """Return a key of its own for each image index, int64 (B,), to draw a whole chain with."""
     zero = torch.zeros_like(n)
     words = philox(zero + seed, n & 0xFFFFFFFF, n >> 32, zero, zero + int(stream))
@@ -107,7 +111,7 @@ class ImageGenerators:
         ValueError: no seed.
     """
 
-    def __init__(self, seeds, device="cpu"):
+    def __init__(self, seeds: Iterable[int], device: torch.device | str = "cpu"):
         self.device = torch.device(device)
         self.generators = [
             torch.Generator(self.device).manual_seed(int(seed) % 2**32) for seed in seeds
@@ -115,13 +119,18 @@ class ImageGenerators:
         if not self.generators:
             raise ValueError("seeds=[]: give at least one whole number, one for each image")
 
-    def randn(self, shape, dtype=torch.float32, device=None):
+    def randn(
+        self,
+        shape: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
         """Return standard normals (N, *shape); generator k makes row k."""
         options = {"dtype": dtype, "device": self.device}
         rows = [torch.randn(shape, generator=g, **options) for g in self.generators]
         return torch.stack(rows).to(device or self.device)
 
-    def randint(self, high, device=None):
+    def randint(self, high: int, device: torch.device | str | None = None) -> Tensor:
         """Return integers in [0, high), int64 (N,)."""
         options = {"device": self.device}
         rows = [torch.randint(high, (), generator=g, **options) for g in self.generators]

@@ -1,13 +1,16 @@
-"""Images by NAME[:SPLIT] of a data set or from a path: the one reader of what a command names."""
+"""Images by NAME[:SPLIT] of a data set or from a path: the one reader of what a command names.
+
+What a path holds is read by images.open_images.
+"""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
-from genmodels import images
 from genmodels.config import DataConfig
 from genmodels.data.sets import DATASETS, load_split
-from genmodels.images import OnDisk
+from genmodels.images import OnDisk, open_images
 
 _HELD = 4 << 30  # bytes of pictures held; more are read as they are needed
 
@@ -20,7 +23,7 @@ class SourceImages:
         pixels: uint8 (N, C, H, W), or OnDisk what would fill the memory; float32 points in the
             plane of the 2-D toys.
         labels: int64 (N,) of a data set, -1 = none; None of files.
-        files: where they are pictures in a folder or .zip, the path of each within it.
+        files: a name for each of images in files; none of a data set.
         cfg: DataConfig that a data set was read with; None of files.
     """
 
@@ -77,15 +80,15 @@ def read_source(
     elif name in DATASETS:
         cfg = DataConfig(name=name)
     else:
-        return _read_files(source, channels)
+        return _read_files(Path(source), channels)
     cfg.root = root or cfg.root
     cfg.pad = cfg.pad if pad < 0 else pad
     pixels, labels = load_split(cfg, split or "train")
     return SourceImages(pixels, labels, cfg=cfg)
 
 
-def _read_files(path: str, channels: int | None) -> SourceImages:
-    pixels, names = images.open_images(path, channels)
+def _read_files(path: Path, channels: int | None) -> SourceImages:
+    pixels, names = open_images(path, channels)
     if isinstance(pixels, OnDisk) and pixels.nbytes <= _HELD:
         pixels = pixels.load()
     return SourceImages(pixels, files=tuple(names))

@@ -4,6 +4,7 @@ from genmodels.images.arrays import OnDisk
 from genmodels.images.pixels import (
     CROPS,
     as_bytes,
+    contact_sheet,
     enlarge,
     fit,
     from_uint8,
@@ -30,6 +31,7 @@ __all__ = [
     "SUFFIXES",
     "Tree",
     "as_bytes",
+    "contact_sheet",
     "enlarge",
     "fit",
     "from_uint8",

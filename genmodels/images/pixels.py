@@ -98,6 +98,15 @@ def grid(images: torch.Tensor, columns: int | None = None) -> torch.Tensor:
     return make_grid(images.cpu(), nrow=columns, padding=1, pad_value=128)
 
 
+def contact_sheet(images: torch.Tensor, columns: int | None = None) -> torch.Tensor:
+    """Return a grid of the images, enlarged by a whole factor where it is under 512 pixels wide.
+
+    Arguments as for grid().
+    """
+    sheet = grid(images, columns)
+    return enlarge(sheet, max(1, 512 // sheet.shape[-1]))
+
+
 def _density(points: torch.Tensor) -> torch.Tensor:
     """Return a map (3, 128, 128) of points (N, 2, 1, 1) as bytes; y grows upwards."""
     column, row = (points.cpu().flatten(1).long() // 2).T

@@ -23,7 +23,7 @@ from torch import nn
 
 from genmodels.config import check, setting
 
-__all__ = ["EBM", "EBMConfig", "Embedding", "Linear", "fixed_weights", "power_iteration"]
+__all__ = ["EBM", "EBMConfig", "EnergyEmbedding", "Linear", "fixed_weights", "power_iteration"]
 
 KINDS = ("cdrl", "drl")
 
@@ -60,15 +60,15 @@ class EBMConfig:
         )
         check(self.blocks >= 1, "network.blocks", self.blocks, "must be >= 1")
         check(
-            self.activation in ACTIVATIONS,
+            self.activation in ENERGY_ACTIVATIONS,
             "network.activation",
             self.activation,
-            f"choose from {', '.join(ACTIVATIONS)}",
+            f"choose from {', '.join(ENERGY_ACTIVATIONS)}",
         )
 
 
 # name -> (activation, activation of the head)
-ACTIVATIONS = {
+ENERGY_ACTIVATIONS = {
     "leaky": (lambda x: F.leaky_relu(x, 0.2), F.relu),
     "silu": (F.silu, F.silu),
 }
@@ -89,15 +89,15 @@ class EBM(nn.Module):
     def __init__(self, cfg, shape, classes=0):
         super().__init__()
         options = {"norm": cfg.spectral_norm, "bounded": cfg.kind == "drl"}
-        self.act, self.head_act = ACTIVATIONS[cfg.activation]
-        self.embedding = Embedding(cfg.channels, classes, self.act, **options)
+        self.act, self.head_act = ENERGY_ACTIVATIONS[cfg.activation]
+        self.embedding = EnergyEmbedding(cfg.channels, classes, self.act, **options)
         dim = self.embedding.dim
         self.stem = Conv(shape[0], cfg.channels, 3, padding=1, **options)
         self.stages, width = nn.ModuleList(), cfg.channels
         for multiplier in cfg.multipliers:
             blocks = []
             for _ in range(cfg.blocks):
-                blocks.append(Block(width, cfg.channels * multiplier, dim, cfg, options))
+                blocks.append(EnergyBlock(width, cfg.channels * multiplier, dim, cfg, options))
                 width = cfg.channels * multiplier
             self.stages.append(nn.ModuleList(blocks))
         self.head = nn.Linear(dim, width, bias=False)
@@ -127,7 +127,7 @@ class EBM(nn.Module):
             return (pooled * self.head(embedding).to(dtype)).sum(dim=1)
 
 
-class Embedding(nn.Module):
+class EnergyEmbedding(nn.Module):
     """Activated embedding of level and label, (B,), (B,) -> (B, 4 * channels)."""
 
     def __init__(self, channels, classes, act, **options):
@@ -161,12 +161,12 @@ class Embedding(nn.Module):
         return self.act(x)
 
 
-class Block(nn.Module):
+class EnergyBlock(nn.Module):
     """Residual block; the embedding shifts the channels between the two convolutions."""
 
     def __init__(self, inputs, outputs, dim, cfg, options):
         super().__init__()
-        self.act = ACTIVATIONS[cfg.activation][0]
+        self.act = ENERGY_ACTIVATIONS[cfg.activation][0]
         self.shift_act = self.act if cfg.kind == "cdrl" else nn.Identity()
         self.conv_in = Conv(inputs, outputs, 3, padding=1, **options)
         self.shift = Linear(dim, outputs, **options)
@@ -268,7 +268,7 @@ def fixed_weights(net):
     The embedding too is computed once for a chain, as long as the very same tensors come in.
     """
     layers = [layer for layer in net.modules() if isinstance(layer, Spectral) and layer.norm]
-    embeddings = [layer for layer in net.modules() if isinstance(layer, Embedding)]
+    embeddings = [layer for layer in net.modules() if isinstance(layer, EnergyEmbedding)]
     try:
         with torch.no_grad():
             for layer in layers:

@@ -124,11 +124,11 @@ class EDMUNet(nn.Module):
             f"must be heights of the levels, {heights} for images {shape[-2]} high",
         )
         attended = [height in cfg.attention for height in heights]
-        self.embedding = Embedding(cfg.kind, cfg.channels, classes, cfg.augment)
+        self.embedding = UNetEmbedding(cfg.kind, cfg.channels, classes, cfg.augment)
         dim = self.embedding.dim
 
         def block(inputs, outputs, attention=False, resample=""):
-            return Block(inputs, outputs, dim, family, cfg.dropout, attention, resample)
+            return UNetBlock(inputs, outputs, dim, family, cfg.dropout, attention, resample)
 
         self.stem = nn.Conv2d(shape[0], cfg.channels, 3, padding=1)
         self.encoder, self.pyramid, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
@@ -163,7 +163,7 @@ class EDMUNet(nn.Module):
         """Set the weights as Karras et al. 2022, table 7, do; ADM keeps PyTorch's defaults."""
         last = [self.output]
         for module in self.modules():
-            if isinstance(module, Block):
+            if isinstance(module, UNetBlock):
                 last += [module.conv_out, *([module.attention.proj] if module.attention else [])]
             if kind != "adm" and isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.xavier_uniform_(module.weight)
@@ -207,7 +207,7 @@ class EDMUNet(nn.Module):
         return self.output(F.silu(self.norm(x)))[..., :height, :width]
 
 
-class Embedding(nn.Module):
+class UNetEmbedding(nn.Module):
     """Embedding of noise level, label and augmentation, (B, dim).
 
     DDPM++ and NCSN++ add the label to the noise features, scaled by sqrt(classes) so that a
@@ -262,7 +262,7 @@ class Embedding(nn.Module):
         return (labels[:, None] == torch.arange(self.classes, device=like.device)).to(like.dtype)
 
 
-class Block(nn.Module):
+class UNetBlock(nn.Module):
     """Residual block with an optional change of resolution and optional attention at its end."""
 
     def __init__(self, inputs, outputs, dim, family, dropout, attention, resample):

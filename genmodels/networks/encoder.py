@@ -68,10 +68,10 @@ class ResNet8(nn.Module):
             "needs images of 4x4 or more; network.name=perceptron takes points",
         )
         self.act, self.width = ACTIVATIONS[cfg.activation], cfg.width
-        first = Block(
+        first = EncoderBlock(
             shape[0], cfg.width, self.act, halve=True, first=True, stride=cfg.input_stride
         )
-        others = [Block(cfg.width, cfg.width, self.act, halve=i == 0) for i in range(3)]
+        others = [EncoderBlock(cfg.width, cfg.width, self.act, halve=i == 0) for i in range(3)]
         self.blocks = nn.ModuleList([first, *others])
 
     def forward(self, x):
@@ -81,7 +81,7 @@ class ResNet8(nn.Module):
         return self.act(x).mean(dim=(2, 3))
 
 
-class Block(nn.Module):
+class EncoderBlock(nn.Module):
     """Residual block: conv, act, conv, with an act before unless it is the first; mean pooling."""
 
     def __init__(self, inputs, outputs, act, *, halve, first=False, stride=1):

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from genmodels.config import check, setting
-from genmodels.networks.ebm import ACTIVATIONS, Embedding, Linear
+from genmodels.networks.ebm import ENERGY_ACTIVATIONS, EnergyEmbedding, Linear
 
 __all__ = ["MLP", "MLPConfig"]
 
@@ -47,10 +47,10 @@ class MLPConfig:
         )
         check(self.layers >= 1, "network.layers", self.layers, "must be >= 1")
         check(
-            self.activation in ACTIVATIONS,
+            self.activation in ENERGY_ACTIVATIONS,
             "network.activation",
             self.activation,
-            f"choose from {', '.join(ACTIVATIONS)}",
+            f"choose from {', '.join(ENERGY_ACTIVATIONS)}",
         )
         check(self.stem_scale > 0, "network.stem_scale", self.stem_scale, "must be > 0")
         check(
@@ -74,8 +74,8 @@ class MLP(nn.Module):
     def __init__(self, cfg, shape, classes=0, energy=True):
         super().__init__()
         options = {"norm": cfg.spectral_norm}
-        self.act, self.form = ACTIVATIONS[cfg.activation][0], cfg.form if energy else "map"
-        self.embedding = Embedding(max(2, cfg.width // 8 * 2), classes, self.act, **options)
+        self.act, self.form = ENERGY_ACTIVATIONS[cfg.activation][0], cfg.form if energy else "map"
+        self.embedding = EnergyEmbedding(max(2, cfg.width // 8 * 2), classes, self.act, **options)
         dim, size = self.embedding.dim, math.prod(shape)
         self.stem = Linear(size, cfg.width, **options)
         with torch.no_grad():

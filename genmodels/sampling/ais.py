@@ -16,9 +16,11 @@ arXiv 1511.02543 (both directions); Burda, Grosse and Salakhutdinov 2015, arXiv 
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from genmodels.kernels.philox import philox_normal
 from genmodels.sampling.langevin import mala_chain
@@ -34,20 +36,22 @@ __all__ = [
     "step_sizes",
 ]
 
+LogDensity = Callable[[Tensor], Tensor]  # g(y), (B, C, H, W) -> (B,)
+
 
 class Base(NamedTuple):
     """Normal with independent elements, mean and variance (C, H, W): the path's easy end."""
 
-    mean: torch.Tensor
-    variance: torch.Tensor
+    mean: Tensor
+    variance: Tensor
 
-    def log_prob(self, y):
+    def log_prob(self, y: Tensor) -> Tensor:
         """Return the log-density, float64 (B,)."""
         z2 = (y.double() - self.mean.double()) ** 2 / self.variance.double()
         constant = (2 * math.pi * self.variance.double()).log().sum()
         return -0.5 * (z2.flatten(1).sum(1) + constant)
 
-    def sample(self, seeds, stream=Stream.AIS_BASE):
+    def sample(self, seeds: Tensor, stream: Stream = Stream.AIS_BASE) -> Tensor:
         """Return one sample for each seed, float32 (B, C, H, W)."""
         z = philox_normal(tuple(self.mean.shape), seeds, stream=int(stream), device=seeds.device)
         return (self.mean + self.variance.sqrt() * z).float()
@@ -63,19 +67,19 @@ class Bound(NamedTuple):
         above: whether it bounds log Z from above (reverse) or from below.
     """
 
-    log_w: torch.Tensor
-    y: torch.Tensor
+    log_w: Tensor
+    y: Tensor
     acceptance: float
     above: bool
 
     @property
-    def mean(self):
+    def mean(self) -> tuple[float, float]:
         """Mean of log w: a bound on log Z, and its standard error."""
         spread = float(self.log_w.std()) / math.sqrt(len(self.log_w))
         return float(self.log_w.mean()), spread
 
     @property
-    def log_z(self):
+    def log_z(self) -> float:
         """Log of the mean of w (reverse: -log of the mean of 1 / w): the nearer bound.
 
         By Jensen's inequality its expectation too lies below (above) log Z.
@@ -85,7 +89,7 @@ class Bound(NamedTuple):
         return sign * float(total)
 
 
-def sigmoid_path(steps, sharpness=4.0):
+def sigmoid_path(steps: int, sharpness: float = 4.0) -> Tensor:
     """Return b_0..b_steps from 0 to 1, float64, dense at both ends, where the densities are narrow.
 
     Reference: Grosse et al. 2015, section 6.
@@ -95,7 +99,9 @@ def sigmoid_path(steps, sharpness=4.0):
     return (s - s[0]) / (s[-1] - s[0])
 
 
-def step_sizes(betas, base, variance, factor=1.0):
+def step_sizes(
+    betas: Sequence[float] | Tensor, base: Base, variance: float, factor: float = 1.0
+) -> list[float]:
     """Return a Langevin step a for each b: the best one of the base, passing into variance / 2.
 
     1.36 v D^(-1/3) is the best a of a D-dimensional normal of variance v (acceptance 0.574).
@@ -104,7 +110,15 @@ def step_sizes(betas, base, variance, factor=1.0):
     return [factor / ((1 - float(b)) / wide + 2 * float(b) / variance) for b in betas]
 
 
-def ais_forward(log_density, base, seeds, *, betas, step, moves=1):
+def ais_forward(
+    log_density: LogDensity,
+    base: Base,
+    seeds: Tensor,
+    *,
+    betas: Sequence[float] | Tensor,
+    step: float | Sequence[float],
+    moves: int = 1,
+) -> Bound:
     """Return the Bound from below on log Z: chains from the base to the density.
 
     Args:
@@ -121,7 +135,16 @@ def ais_forward(log_density, base, seeds, *, betas, step, moves=1):
     return _anneal(log_density, base, base.sample(seeds), seeds, betas, step, moves, False)
 
 
-def ais_reverse(log_density, base, y, seeds, *, betas, step, moves=1):
+def ais_reverse(
+    log_density: LogDensity,
+    base: Base,
+    y: Tensor,
+    seeds: Tensor,
+    *,
+    betas: Sequence[float] | Tensor,
+    step: float | Sequence[float],
+    moves: int = 1,
+) -> Bound:
     """Return the Bound from above on log Z: chains from samples y of the density to the base.
 
     Args: as for ais_forward; y (B, C, H, W), exact samples of exp(g) / Z.
@@ -130,8 +153,18 @@ def ais_reverse(log_density, base, y, seeds, *, betas, step, moves=1):
 
 
 def bound_log_z(
-    log_density, y, seeds, *, above, variance, noise, ais_steps, ais_moves, ais_step, ais_refine
-):
+    log_density: LogDensity,
+    y: Tensor,
+    seeds: Tensor,
+    *,
+    above: bool,
+    variance: float,
+    noise: float,
+    ais_steps: int,
+    ais_moves: int,
+    ais_step: float,
+    ais_refine: int,
+) -> Bound:
     """Return the Bound on log Z of exp(log_density), from above or from below.
 
     Args:
@@ -144,7 +177,8 @@ def bound_log_z(
         noise: added to the variance of y for the base.
         ais_steps: number of densities. ais_moves: steps at each. ais_step: factor on their size.
     """
-    base, betas = Base(y.mean(0), y.var(0) + noise), sigmoid_path(ais_steps)
+    base = Base(y.mean(0), y.var(0) + noise)
+    betas = sigmoid_path(ais_steps)
     steps = step_sizes(betas, base, variance, ais_step)
     if not above:
         return ais_forward(log_density, base, seeds, betas=betas, step=steps, moves=ais_moves)
@@ -162,7 +196,17 @@ def bound_log_z(
 
 
 @torch.no_grad()
-def _anneal(log_density, base, y, seeds, betas, step, moves, reverse):
+def _anneal(
+    log_density: LogDensity,
+    base: Base,
+    y: Tensor,
+    seeds: Tensor,
+    betas: Sequence[float] | Tensor,
+    step: float | Sequence[float],
+    moves: int,
+    reverse: bool,
+) -> Bound:
+    """Return the Bound of one direction: forwards from y ~ q, in reverse from y ~ exp(g) / Z."""
     betas = [float(b) for b in betas]
     rising = all(a < b for a, b in zip(betas, betas[1:]))
     if len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or not rising:

@@ -4,21 +4,25 @@
     F_i = f(y, c), or s^2 logsumexp_c f(y, c) / s^2 over the classes of an OR
 
 A positive w is AND, a negative one NOT; one class with w = 1 + g is classifier-free guidance of
-weight g. f / s^2 is a log-density, so at each level this is a density again wherever it can be
-normalised, prod_i (p(y | c_i) / p(y))^w_i p(y). A map g(x) composes linearly with the same weights;
-where classes are joined by OR one of them is taken for it, for a mean would lie between them.
+weight g. f / s^2 is a log-density, so at each noise level this is a density again wherever it can
+be normalised, prod_i (p(y | c_i) / p(y))^w_i p(y). A map g(x) composes linearly with the same
+weights; where classes are joined by OR one of them is taken for it, for a mean would lie between
+them.
 
 References: Du, Li and Mordatch 2020, arXiv 2004.06030 (AND, OR, NOT of energies); Ho and Salimans
 2022, arXiv 2207.12598 (guidance); Liu et al. 2022, arXiv 2206.01714 (linear form).
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from genmodels.config import check
+from genmodels.sampling.recovery import Rung
 
 __all__ = ["Blend", "Term", "blend_of", "parse_compose"]
 
@@ -30,7 +34,7 @@ class Term(NamedTuple):
     weight: float
 
 
-def parse_compose(text, classes):
+def parse_compose(text: str, classes: int) -> list[Term]:
     """Return the Terms of "3:1.5,5|6:1.0,!7:0.5": class, OR of classes, ! for NOT, :weight (1).
 
     Raises:
@@ -43,9 +47,9 @@ def parse_compose(text, classes):
         names, _, weight = part.strip().partition(":")
         sign = -1.0 if names.startswith("!") else 1.0
         names = names.removeprefix("!").split("|")
-        known = all(name.strip().isdecimal() and int(name) < classes for name in names)
+        valid = all(name.strip().isdecimal() and int(name) < classes for name in names)
         check(
-            known,
+            valid,
             "compose",
             text,
             f"{part.strip()!r} is no term; write 3, 3:1.5, 3|5 or !7:0.5 "
@@ -72,37 +76,46 @@ class Blend:
         chosen: int64 (len(groups), N), the row that stands for each term in a map.
     """
 
-    labels: torch.Tensor | None
+    labels: Tensor | None
     groups: tuple[tuple[int, ...], ...] = ((0,),)
     weights: tuple[float, ...] = (1.0,)
-    chosen: torch.Tensor | None = None
-    laid: tuple = (None, None, None)  # latest level, and it and the labels for all evaluations
+    chosen: Tensor | None = None
+    latest: tuple = (None, None, None)  # a rung, and it and the labels for all evaluations
 
     @property
-    def evaluations(self):
+    def evaluations(self) -> int:
         """Network evaluations for each image."""
         return 1 if self.labels is None else len(self.labels)
 
-    def _evaluate(self, function, y, level, *more):
+    def _evaluate(
+        self, function: Callable[..., Tensor], y: Tensor, rung: Rung, *more: Any
+    ) -> Tensor:
+        """Return the values of all evaluations, (M, N, ...)."""
         if self.labels is None:
-            return function(y, level, None, *more)[None]
+            return function(y, rung, None, *more)[None]
         m = len(self.labels)
-        if self.laid[0] is not level:  # the same tensors all along a chain: see fixed_weights()
-            several = type(level)(*(value.repeat(m) for value in level))
-            self.laid = (level, several, self.labels.flatten())
-        values = function(y.repeat(m, 1, 1, 1) if m > 1 else y, *self.laid[1:], *more)
+        if self.latest[0] is not rung:  # the same tensors all along a chain: see fixed_weights()
+            several = type(rung)(*(value.repeat(m) for value in rung))
+            self.latest = (rung, several, self.labels.flatten())
+        values = function(y.repeat(m, 1, 1, 1) if m > 1 else y, *self.latest[1:], *more)
         return values.reshape(m, len(y), *values.shape[1:])
 
-    def energy(self, f, y, level, dtype=torch.float32):
+    def energy(
+        self,
+        f: Callable[[Tensor, Rung, Tensor | None, torch.dtype], Tensor],
+        y: Tensor,
+        rung: Rung,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
         """Return the composed f, (N,) in `dtype`, with one backward through all evaluations.
 
         Args:
-            f: callable (y, level, labels, dtype) -> (N,), the log-density times s^2.
+            f: callable (y, rung, labels, dtype) -> (N,), the log-density times s^2.
             y: (N, C, H, W).
-            level: Level of (N,) tensors.
+            rung: Rung of (N,) tensors.
         """
-        temperature = level.s.to(dtype) ** 2
-        f = self._evaluate(f, y, level, dtype)
+        temperature = rung.s.to(dtype) ** 2
+        f = self._evaluate(f, y, rung, dtype)
         total = 0.0
         for rows, weight in zip(self.groups, self.weights):
             if len(rows) == 1:
@@ -112,17 +125,19 @@ class Blend:
                 total = total + weight * temperature * torch.logsumexp(scaled, dim=0)
         return total
 
-    def map(self, function, x, level):
-        """Return the linearly composed value of a map function(x, level, labels), like x."""
-        values = self._evaluate(function, x, level)
+    def map(
+        self, function: Callable[[Tensor, Rung, Tensor | None], Tensor], x: Tensor, rung: Rung
+    ) -> Tensor:
+        """Return the linearly composed value of a map function(x, rung, labels), like x."""
+        values = self._evaluate(function, x, rung)
         if self.labels is None:
             return values[0]
-        own = torch.arange(len(x), device=x.device)
+        image = torch.arange(len(x), device=x.device)
         rows = zip(self.chosen, self.weights)
-        return sum(weight * values[row, own] for row, weight in rows)
+        return sum(weight * values[row, image] for row, weight in rows)
 
 
-def blend_of(terms, labels, choice):
+def blend_of(terms: Sequence[Term] | float, labels: Tensor | None, choice: Tensor) -> Blend:
     """Return the Blend of these terms, or of the labels alone.
 
     Args:

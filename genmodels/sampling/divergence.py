@@ -1,52 +1,82 @@
-"""The divergence of a log-space score, and what it gives: score matching without a target, levels.
+"""The divergence of a map of states, and what that of a log-space score gives: objective, level.
 
-    s(y, S) = grad_y log p_S(y),  y = log x,   h = s - 1
+    div f = sum_i df_i / dx_i        exact: one backward pass for each element of a state
+          = E_e [ e . (df/dx)' e ]   Hutchinson: one backward pass for each probe e of random signs
 
-Everything takes `score`, a callable (y (B, ...), S) -> s like y, and works on the callables
-(y, S) -> (s, div s) that exact_divergence and hutchinson make of it. They carry a graph to the
-parameters of `score` where gradients are enabled; attention must then run without fused kernels,
-which have no second derivative.
+The density along a flow (likelihood.py) needs it of a velocity. Geometric Brownian motion (gbm.py)
+needs it of the score s(y, S) = grad_y log p_S(y), y = log x, h = s - 1: for score matching without
+a target, and for the variance S of the noise in an image.
 
-References: Hyvarinen 2005 (score matching) and 2007 (non-negative data); Hutchinson 1990.
+References: Hutchinson 1990; Hyvarinen 2005 (score matching) and 2007 (non-negative data).
 """
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from torch import Tensor
 
-__all__ = ["exact_divergence", "hutchinson", "likeliest_level", "nonnegative_objective"]
-
-
-def exact_divergence(score):
-    """Return a callable (y, S) -> (s, div s (B,)): one backward pass for each element of y."""
-
-    def call(y, level):
-        flat, s, keep = _differentiable(score, y, level)
-        rows = torch.eye(s.shape[1]).to(s)
-        parts = [_weighted(s, e.expand_as(s), flat, keep)[:, j] for j, e in enumerate(rows)]
-        return _as_state(s, y, keep), torch.stack(parts).sum(0)
-
-    return call
+__all__ = [
+    "likeliest_variance",
+    "nonnegative_objective",
+    "score_and_divergence",
+    "value_and_divergence",
+]
 
 
-def hutchinson(score, probes):
-    """Return a callable (y, S) -> (s, div s estimated as the mean of e . grad(e . s)).
+def value_and_divergence(
+    function: Callable[[Tensor], Tensor], x: Tensor, signs: Iterable[Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return (f(x), div f at x (B,)) of a map f of states, each row a function of its own row.
+
+    Both carry a graph to the parameters of f where gradients are enabled; attention must then run
+    without fused kernels, which have no second derivative.
 
     Args:
-        score: s(y, S).
-        probes: list of tensors like y of independent signs, the same for every call.
-    """
+        function: f, (B, ...) -> (B, ...), differentiable.
+        x: state, (B, ...).
+        signs: probes like x of independent +1 and -1, for Hutchinson's estimate; None = exact.
 
-    def call(y, level):
-        flat, s, keep = _differentiable(score, y, level)
-        signs = [probe.reshape(len(y), -1).to(s) for probe in probes]
-        parts = [(_weighted(s, e, flat, keep) * e).sum(1) for e in signs]
-        return _as_state(s, y, keep), torch.stack(parts).mean(0)
+    Reference: Hutchinson 1990 (the estimate).
+    """
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        value = function(x)
+        flat = value.flatten(1)
+
+        def gradient(scalar: Tensor) -> Tensor:
+            options = {"retain_graph": True, "create_graph": graph}
+            return torch.autograd.grad(scalar, x, **options)[0].flatten(1)
+
+        if signs is None:
+            parts = [gradient(flat[:, i].sum())[:, i] for i in range(flat.shape[1])]
+            divergence = torch.stack(parts).sum(dim=0)
+        else:
+            probes = [probe.flatten(1).to(flat) for probe in signs]
+            parts = [(gradient((flat * e).sum()) * e).sum(dim=1) for e in probes]
+            divergence = torch.stack(parts).mean(dim=0)
+    return value if graph else value.detach(), divergence
+
+
+def score_and_divergence(
+    score: Callable[[Tensor, float | Tensor], Tensor], signs: Iterable[Tensor] | None = None
+) -> Callable[[Tensor, float | Tensor], tuple[Tensor, Tensor]]:
+    """Return a callable (y, S) -> (s, div s (B,)) of a score s(y, S) -> like y.
+
+    Args:
+        score: s(y, S), S a number or (B,).
+        signs: as for value_and_divergence, the same for every call.
+    """
+    signs = None if signs is None else list(signs)
+
+    def call(y: Tensor, variance: float | Tensor) -> tuple[Tensor, Tensor]:
+        return value_and_divergence(lambda y: score(y, variance), y.contiguous(), signs)
 
     return call
 
 
-def nonnegative_objective(s, div):
+def nonnegative_objective(s: Tensor, div: Tensor) -> Tensor:
     """Return sum_i [2 x psi + x^2 d psi/dx + (x psi)^2 / 2] with psi = h / x, (B,).
 
     Its mean is E |h - h_true|^2 / 2 up to a constant. In terms of h it is h + dh/dy + h^2 / 2.
@@ -60,45 +90,32 @@ def nonnegative_objective(s, div):
     return (h + h.square() / 2).sum(1) + div
 
 
-def likeliest_level(y, levels, divergence):
+def likeliest_variance(
+    y: Tensor,
+    variances: Sequence[float],
+    divergence: Callable[[Tensor, float | Tensor], tuple[Tensor, Tensor]],
+) -> Tensor:
     """Return the variance that makes each image likeliest, float64 (B,), argmax_S log p_S(y).
 
     By the heat equation d/dS log p_S(y) = (div s + |s|^2) / 2, summed by trapezoids over the
-    levels; a parabola through the best level and its neighbours refines it.
+    variances; a parabola through the best one and its neighbours refines it.
 
     Args:
         y: log x of noisy images (drift removed), (B, ...).
-        levels: increasing variances to choose from, evenly spaced in log.
-        divergence: a callable (y, S) -> (s, div s), as exact_divergence returns.
+        variances: increasing, to choose from, evenly spaced in log.
+        divergence: a callable (y, S) -> (s, div s), as score_and_divergence returns.
     """
     slopes = []
-    for level in levels:
-        s, div = divergence(y, level)
+    for variance in variances:
+        s, div = divergence(y, variance)
         square = s.double().square().reshape(len(y), -1).sum(1)
-        slopes.append((div.double() + square) * level / 2)  # d/dlog S
-    slopes, step = torch.stack(slopes), math.log(levels[1] / levels[0])
+        slopes.append((div.double() + square) * variance / 2)  # d/dlog S
+    slopes, step = torch.stack(slopes), math.log(variances[1] / variances[0])
     rises = (slopes[1:] + slopes[:-1]) / 2 * step
     height = torch.cat([torch.zeros_like(slopes[:1]), rises.cumsum(0)])
-    best = height.argmax(0).clamp(1, len(levels) - 2)
+    best = height.argmax(0).clamp(1, len(variances) - 2)
     low, mid, high = (height.gather(0, (best + d)[None])[0] for d in (-1, 0, 1))
     bend = low - 2 * mid + high
     offset = torch.where(bend < 0, (low - high) / (2 * bend), torch.sign(high - low))
-    logs = torch.tensor(levels, dtype=torch.float64, device=y.device).log()
+    logs = torch.tensor(variances, dtype=torch.float64, device=y.device).log()
     return (logs[best] + offset.clamp(-1, 1) * step).exp()
-
-
-def _differentiable(score, y, level):
-    """Return (y flattened, s (B, D) as a function of it, whether to keep the graph)."""
-    keep = torch.is_grad_enabled()
-    with torch.enable_grad():
-        flat = y.detach().reshape(len(y), -1).requires_grad_()
-        return flat, score(flat.reshape(y.shape), level).reshape(len(y), -1), keep
-
-
-def _weighted(s, weights, at, keep):
-    """Return grad_y (weights . s), (B, D)."""
-    return torch.autograd.grad(s, at, weights, retain_graph=True, create_graph=keep)[0]
-
-
-def _as_state(s, y, keep):
-    return (s if keep else s.detach()).reshape(y.shape)

@@ -4,7 +4,7 @@ The energy is a callable `energy(y) -> (B,)`, LOWER = likelier: the target is ex
 state is float32 (float64 stays), one chain per item of y (B, ...). Noise is a function of (seed,
 step, element) through genmodels.kernels, so a chain does not depend on the batch it runs in.
 
-    chain = langevin_chain(energy, y, steps=60, step=0.01, seed=torch.arange(len(y)))
+    chain = ula_chain(energy, y, steps=60, step=0.01, seed=torch.arange(len(y)))
     chain.y, chain.grad_norm
 
 Schedules: `step`, `noise_scale` and `temperature` are each a number, a tensor (B,), a list of
@@ -14,15 +14,24 @@ References: Roberts and Tweedie, Bernoulli 1996 (ULA, MALA); Welling and Teh, IC
 Du and Mordatch, arXiv 1903.08689 (SGLD on images, noise and step decoupled).
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from genmodels.kernels.langevin_step import langevin_step
 from genmodels.kernels.mala import mala_accept, mala_propose
 
-__all__ = ["Chain", "GraphedChain", "frozen", "langevin_chain", "mala_chain", "sgld_chain"]
+__all__ = ["Chain", "GraphedChain", "frozen", "mala_chain", "sgld_chain", "ula_chain"]
+
+Energy = Callable[[Tensor], Tensor]  # E(y), (B, ...) -> (B,), lower = likelier
+Number = float | Tensor  # one for all chains, or (B,)
+Schedule = Number | Sequence[Number] | Callable[[int], Number]  # for all steps, or one for each
+Seed = int | Tensor | Sequence[int] | torch.Generator
+Callback = Callable[[int, Tensor], object] | None
 
 
 @dataclass
@@ -38,21 +47,21 @@ class Chain:
         counter: `counter` of the step after the last: continue there for fresh noise.
     """
 
-    y: torch.Tensor
-    energy: torch.Tensor | None = None
-    grad_norm: torch.Tensor | None = None
-    displacement: torch.Tensor | None = None
-    accepted: torch.Tensor | None = None
-    counter: int | torch.Tensor = 0
+    y: Tensor
+    energy: Tensor | None = None
+    grad_norm: Tensor | None = None
+    displacement: Tensor | None = None
+    accepted: Tensor | None = None
+    counter: int | Tensor = 0
 
     @property
-    def acceptance(self):
+    def acceptance(self) -> Tensor | None:
         """Share of accepted proposals per chain, (B,), or None."""
         return None if self.accepted is None else self.accepted.float().mean(0)
 
 
 @contextmanager
-def frozen(*modules):
+def frozen(*modules: Any) -> Iterator[None]:
     """Switch off requires_grad of the modules' parameters, and put it back as it was.
 
     A chain needs the gradient of its input alone: without this, every layer keeps its input for
@@ -70,7 +79,7 @@ def frozen(*modules):
             parameter.requires_grad_(flag)
 
 
-def _score(energy, y):
+def _score(energy: Energy, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return (energy (B,), grad of -energy like y), both detached."""
     with torch.enable_grad():
         y = y.detach().requires_grad_(True)
@@ -83,7 +92,7 @@ def _score(energy, y):
     return value.detach(), grad.contiguous()  # a sum's gradient comes expanded
 
 
-def _at(name, value, i, steps):
+def _at(name: str, value: Schedule | None, i: int, steps: int) -> Any:
     """Return a schedule's value at step i."""
     if isinstance(value, (list, tuple)):
         if len(value) != steps:
@@ -92,14 +101,17 @@ def _at(name, value, i, steps):
     return value(i) if callable(value) else value
 
 
-def _coefficients(i, steps, step, noise_scale, temperature):
+def _coefficients(
+    i: int, steps: int, step: Schedule, noise_scale: Schedule | None, temperature: Schedule
+) -> tuple[Number, Number, Number]:
     """Return (a, s, T) at step i; s = sqrt(2 a T) where noise_scale is None."""
-    a, t = _at("step", step, i, steps), _at("temperature", temperature, i, steps)
+    a = _at("step", step, i, steps)
+    t = _at("temperature", temperature, i, steps)
     s = _at("noise_scale", noise_scale, i, steps)
     return a, (2 * a * t) ** 0.5 if s is None else s, t
 
 
-def _start(x, steps, seed):
+def _start(x: Tensor, steps: int, seed: Seed) -> tuple[Tensor, int | Tensor]:
     """Return (state, seeds): a copy of x in the chain's precision; seeds as the kernels take them.
 
     A torch.Generator gives one seed per chain, drawn where the generator lives.
@@ -118,11 +130,12 @@ def _start(x, steps, seed):
     return x.detach().to(dtype, memory_format=torch.contiguous_format, copy=True), seed
 
 
-def _norm(x):
+def _norm(x: Tensor) -> Tensor:
+    """Return the L2 norm of each item, float32 (B,)."""
     return torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1, dtype=torch.float32)
 
 
-def _diagnostics(y, start, norms):
+def _diagnostics(y: Tensor, start: Tensor | None, norms: list[Tensor]) -> dict[str, Tensor]:
     """Return grad_norm and displacement for Chain; nothing where start is None."""
     if start is None:
         return {}
@@ -131,22 +144,22 @@ def _diagnostics(y, start, norms):
 
 
 @torch.no_grad()
-def langevin_chain(
-    energy,
-    y,
+def ula_chain(
+    energy: Energy,
+    y: Tensor,
     *,
-    steps,
-    step,
-    noise_scale=None,
-    temperature=1.0,
-    seed,
-    counter=0,
-    stream=0,
-    callback=None,
-    diagnostics=True,
-    freeze=(),
-    **options,
-):
+    steps: int,
+    step: Schedule,
+    noise_scale: Schedule | None = None,
+    temperature: Schedule = 1.0,
+    seed: Seed,
+    counter: int | Tensor = 0,
+    stream: int = 0,
+    callback: Callback = None,
+    diagnostics: bool = True,
+    freeze: Sequence[torch.nn.Module] = (),
+    **options: Any,
+) -> Chain:
     """Return the Chain after `steps` of y <- y - a grad E(y) + s z (unadjusted Langevin).
 
     On a Gaussian of precision q its variance is 1 / (q (1 - a q / 2)): biased by the step size.
@@ -194,8 +207,19 @@ def langevin_chain(
     return Chain(y, counter=counter + steps, **_diagnostics(y, start, norms))
 
 
-def sgld_chain(energy, y, *, steps, step, offset=1.0, decay=0.0, **options):
-    """Return the Chain of stochastic-gradient Langevin: a_i = step ((offset + i) / offset)^-decay.
+def sgld_chain(
+    energy: Energy,
+    y: Tensor,
+    *,
+    steps: int,
+    step: float,
+    offset: float = 1.0,
+    decay: float = 0.0,
+    **options: Any,
+) -> Chain:
+    """No method uses this: return the Chain of stochastic-gradient Langevin.
+
+    Its step sizes are a_i = step ((offset + i) / offset)^-decay.
 
     The energy may be a noisy estimate (a minibatch, dropout): it is asked afresh at each step. With
     decay in (1/2, 1] the step sizes sum to infinity and their squares do not, and the noise of the
@@ -205,40 +229,40 @@ def sgld_chain(energy, y, *, steps, step, offset=1.0, decay=0.0, **options):
 
     Args:
         step: first step size, > 0. offset: > 0. decay: >= 0.
-        energy, y, steps, options: as for langevin_chain.
+        energy, y, steps, options: as for ula_chain.
 
     Raises:
-        ValueError: as langevin_chain, and for offset <= 0 or decay < 0.
+        ValueError: as ula_chain, and for offset <= 0 or decay < 0.
     Reference: Welling and Teh, ICML 2011, equations 2 and 4.
     """
     if offset <= 0 or decay < 0:
         raise ValueError(f"offset must be > 0 and decay >= 0, got {offset} and {decay}")
 
-    def schedule(i):
+    def schedule(i: int) -> float:
         return step * ((offset + i) / offset) ** -decay
 
-    return langevin_chain(energy, y, steps=steps, step=schedule, **options)
+    return ula_chain(energy, y, steps=steps, step=schedule, **options)
 
 
 @torch.no_grad()
 def mala_chain(
-    energy,
-    y,
+    energy: Energy,
+    y: Tensor,
     *,
-    steps,
-    step,
-    temperature=1.0,
-    seed,
-    counter=0,
-    stream=0,
-    callback=None,
-    diagnostics=True,
-    freeze=(),
-    tether=None,
-    tether_scale=None,
-    mask=None,
-    accumulate=torch.float32,
-):
+    steps: int,
+    step: Schedule,
+    temperature: Schedule = 1.0,
+    seed: Seed,
+    counter: int | Tensor = 0,
+    stream: int = 0,
+    callback: Callback = None,
+    diagnostics: bool = True,
+    freeze: Sequence[torch.nn.Module] = (),
+    tether: Tensor | None = None,
+    tether_scale: Number | None = None,
+    mask: Tensor | None = None,
+    accumulate: torch.dtype = torch.float32,
+) -> Chain:
     """Return the Chain after `steps` of Metropolis-adjusted Langevin: exact for any step size.
 
     The target is exp(-E / T), times exp(-(k / s^2) |x_t - y|^2) with a tether, s^2 = 2 a T. Each
@@ -250,14 +274,15 @@ def mala_chain(
         accumulate: dtype of the ratio's sum, see mala_accept.
         stream: proposals draw from it, decisions from stream + 1.
         energy, y, steps, temperature, seed, counter, callback, diagnostics, freeze: as for
-            langevin_chain.
+            ula_chain.
 
     Raises:
-        ValueError: as langevin_chain.
+        ValueError: as ula_chain.
     Reference: Roberts and Tweedie 1996; Roberts and Rosenthal, JRSS B 1998 (acceptance 0.574).
     """
     y, seed = _start(y, steps, seed)
-    start, norms, decisions = y.clone() if diagnostics else None, [], []
+    start, norms = y.clone() if diagnostics else None, []
+    decisions = []
     extra = {"tether": tether, "tether_scale": tether_scale, "mask": mask, "seed": seed}
     with frozen(energy, *freeze):
         value, grad = _score(energy, y)
@@ -295,23 +320,33 @@ def mala_chain(
 
 
 class GraphedChain:
-    """A chain captured once as a CUDA graph and replayed: no launch costs, fresh noise each time.
+    """No method uses this: a chain captured once as a CUDA graph and replayed with fresh noise.
 
-    The seeds and the counter live in device memory and the graph moves the counter on by `steps`,
-    so replay n equals the n-th of consecutive eager calls. Worth it where the network is small; for
-    large ones the launches hide behind the arithmetic. What the energy reads (its parameters) is
-    read at replay, schedules are fixed at capture.
+    A replay costs no launches. The seeds and the counter live in device memory and the graph moves
+    the counter on by `steps`, so replay n equals the n-th of consecutive eager calls. Worth it
+    where the network is small; for large ones the launches hide behind the arithmetic. What the
+    energy reads (its parameters) is read at replay, schedules are fixed at capture.
 
     Args:
         energy, y, steps, options: as for `chain`; y gives shape and device, options no callback.
-        chain: langevin_chain, sgld_chain or mala_chain.
-        seed, counter: as for langevin_chain; both can be changed in a call.
+        chain: ula_chain, sgld_chain or mala_chain.
+        seed, counter: as for ula_chain; both can be changed in a call.
 
     Raises:
         ValueError: if y is not on a CUDA device, or a callback is given.
     """
 
-    def __init__(self, energy, y, *, steps, seed, counter=0, chain=langevin_chain, **options):
+    def __init__(
+        self,
+        energy: Energy,
+        y: Tensor,
+        *,
+        steps: int,
+        seed: Seed,
+        counter: int | Tensor = 0,
+        chain: Callable[..., Chain] = ula_chain,
+        **options: Any,
+    ):
         if not y.is_cuda or options.get("callback") is not None:
             raise ValueError(
                 "GraphedChain needs a CUDA state and no callback: use the chain itself"
@@ -333,7 +368,13 @@ class GraphedChain:
                 self._result = chain(energy, self._y, **options)
                 self._counter += steps
 
-    def __call__(self, y=None, *, seed=None, counter=None):
+    def __call__(
+        self,
+        y: Tensor | None = None,
+        *,
+        seed: int | Tensor | None = None,
+        counter: int | Tensor | None = None,
+    ) -> Chain:
         """Return the Chain from start y; its tensors are overwritten by the next call.
 
         Args:

@@ -10,15 +10,27 @@ equation 6; Song et al. 2021, arXiv 2011.13456, section 4.3.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
+
+from genmodels.sampling.divergence import value_and_divergence
 
 __all__ = ["TRACES", "log_normal", "ode_log_prob"]
 
 TRACES = ("hutchinson", "exact")
 
 
-def ode_log_prob(velocity, x, times, log_prior, *, signs=None):
+@torch.no_grad()
+def ode_log_prob(
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    times: Tensor,
+    log_prior: Callable[[Tensor], Tensor],
+    *,
+    signs: Callable[[int], Tensor] | None = None,
+) -> Tensor:
     """Return log p_0(x), float64 (B,), by RK4 along x(t) from times[0] to times[-1].
 
     Args:
@@ -31,16 +43,24 @@ def ode_log_prob(velocity, x, times, log_prior, *, signs=None):
             estimate; None = the exact divergence. Fresh signs in each step average out over the
             steps; within a step they stay, so that its four slopes belong to one function.
 
+    Raises:
+        RuntimeError: the flow left the finite numbers.
+
     Reference: as in the module's docstring.
     """
+
+    def slope(x: Tensor, t: Tensor, probes: Tensor | None) -> tuple[Tensor, Tensor]:
+        return value_and_divergence(lambda x: velocity(x, t).to(x.dtype), x, probes)
+
     total = torch.zeros(len(x), dtype=times.dtype, device=x.device)
     x = x.to(times.dtype)
     for i, (t, end) in enumerate(zip(times[:-1], times[1:])):
-        h, probes = end - t, None if signs is None else signs(i)
-        k1, d1 = _slope(velocity, x, t, probes)
-        k2, d2 = _slope(velocity, x + h / 2 * k1, t + h / 2, probes)
-        k3, d3 = _slope(velocity, x + h / 2 * k2, t + h / 2, probes)
-        k4, d4 = _slope(velocity, x + h * k3, end, probes)
+        h = end - t
+        probes = None if signs is None else signs(i)
+        k1, d1 = slope(x, t, probes)
+        k2, d2 = slope(x + h / 2 * k1, t + h / 2, probes)
+        k3, d3 = slope(x + h / 2 * k2, t + h / 2, probes)
+        k4, d4 = slope(x + h * k3, end, probes)
         x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
         total = total + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
     if not torch.isfinite(x).all():
@@ -49,27 +69,8 @@ def ode_log_prob(velocity, x, times, log_prior, *, signs=None):
     return (log_prior(x) + total).double()
 
 
-def log_normal(x, sigma):
+def log_normal(x: Tensor, sigma: float) -> Tensor:
     """Return the log density of N(0, sigma^2 I) at each row of x, (B,)."""
     x = x.flatten(1)
     constant = x.shape[1] * (math.log(sigma) + 0.5 * math.log(2 * math.pi))
     return -(x / sigma).square().sum(dim=1) / 2 - constant
-
-
-def _slope(velocity, x, t, probes):
-    """Return v(x, t) and its divergence (B,), exact where probes is None."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
-        v = velocity(x, t).to(x.dtype)
-        if probes is None:
-            flat = v.flatten(1)
-            rows = [_backward(flat[:, i].sum(), x).flatten(1)[:, i] for i in range(flat.shape[1])]
-            divergence = torch.stack(rows).sum(dim=0)
-        else:
-            parts = [(_backward((v * e).sum(), x) * e).flatten(1).sum(dim=1) for e in probes]
-            divergence = torch.stack(parts).mean(dim=0)
-    return v.detach(), divergence
-
-
-def _backward(scalar, x):
-    return torch.autograd.grad(scalar, x, retain_graph=True)[0]

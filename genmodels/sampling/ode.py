@@ -8,8 +8,25 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
 
-def _same(sigma):
+from genmodels.sampling.schedules import Schedule
+
+__all__ = [
+    "SAMPLERS",
+    "Churn",
+    "sample_dpmpp_2m",
+    "sample_euler",
+    "sample_general",
+    "sample_heun",
+]
+
+Denoise = Callable[[Tensor, Tensor], Tensor]  # D(x, sigma) -> like x, sigma a scalar tensor
+Randn = Callable[..., Tensor] | None  # shape, dtype -> noise (B, *shape)
+Callback = Callable[[int, Tensor], object] | None
+
+
+def _same(sigma: Tensor) -> Tensor:
     return sigma
 
 
@@ -26,10 +43,18 @@ class Churn:
     low: float = 0.0
     high: float = math.inf
     noise: float = 1.0
-    known: Callable = _same
+    known: Callable[[Tensor], Tensor] = _same
 
 
-def sample_euler(denoise, x, sigmas, *, churn=None, randn=None, callback=None):
+def sample_euler(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    churn: Churn | None = None,
+    randn: Randn = None,
+    callback: Callback = None,
+) -> Tensor:
     """Return x at the last sigma by Euler's method: first order, one evaluation for each step.
 
     Args:
@@ -48,7 +73,15 @@ def sample_euler(denoise, x, sigmas, *, churn=None, randn=None, callback=None):
     return x
 
 
-def sample_heun(denoise, x, sigmas, *, churn=None, randn=None, callback=None):
+def sample_heun(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    churn: Churn | None = None,
+    randn: Randn = None,
+    callback: Callback = None,
+) -> Tensor:
     """Return x at the last sigma by Heun's method: second order, 2 steps - 1 evaluations.
 
     The slope of each Euler step is averaged with the slope at its end, except in a step to 0.
@@ -67,7 +100,15 @@ def sample_heun(denoise, x, sigmas, *, churn=None, randn=None, callback=None):
     return x
 
 
-def sample_dpmpp_2m(denoise, x, sigmas, *, churn=None, randn=None, callback=None):
+def sample_dpmpp_2m(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    churn: Churn | None = None,
+    randn: Randn = None,
+    callback: Callback = None,
+) -> Tensor:
     """Return x at the last sigma by DPM-Solver++(2M): second order, one evaluation for each step.
 
     Exact in the linear part of the ODE; D is extrapolated from this step and the one before, in
@@ -94,8 +135,17 @@ def sample_dpmpp_2m(denoise, x, sigmas, *, churn=None, randn=None, callback=None
 
 
 def sample_general(
-    denoise, x, sigmas, schedule, *, scaled=False, alpha=1.0, churn=None, randn=None, callback=None
-):
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    schedule: Schedule,
+    *,
+    scaled: bool = False,
+    alpha: float = 1.0,
+    churn: Churn | None = None,
+    randn: Randn = None,
+    callback: Callback = None,
+) -> Tensor:
     """Return x at the last sigma by a second-order Runge-Kutta method in a schedule's time.
 
     dx/dt = (sigma'/sigma + s'/s) x - (sigma' s / sigma) D(x/s; sigma); each step goes alpha of
@@ -128,11 +178,13 @@ def sample_general(
 SAMPLERS = {"euler": sample_euler, "heun": sample_heun, "dpmpp_2m": sample_dpmpp_2m}
 
 
-def _scale(sigma, scaled):
+def _scale(sigma: Tensor, scaled: bool) -> Tensor:
     return (sigma**2 + 1).rsqrt() if scaled else sigma**0
 
 
-def _general_slope(denoise, state, t, schedule, scaled):
+def _general_slope(
+    denoise: Denoise, state: Tensor, t: Tensor, schedule: Schedule, scaled: bool
+) -> Tensor:
     sigma, slope = schedule.sigma(t), schedule.slope(t)
     scale = _scale(sigma, scaled)
     denoised = denoise(state / scale, sigma).to(state.dtype)
@@ -141,11 +193,13 @@ def _general_slope(denoise, state, t, schedule, scaled):
     return drift * state - slope * scale / sigma * denoised
 
 
-def _slope(denoise, x, sigma):
+def _slope(denoise: Denoise, x: Tensor, sigma: Tensor) -> Tensor:
     return (x - denoise(x, sigma).to(x.dtype)) / sigma
 
 
-def _churned(x, sigma, steps, churn, randn):
+def _churned(
+    x: Tensor, sigma: Tensor, steps: int, churn: Churn | None, randn: Randn
+) -> tuple[Tensor, Tensor]:
     """Return (x, sigma) raised to the noise level (1 + gamma) sigma, algorithm 2 lines 4-6."""
     if churn is None or churn.amount == 0:
         return x, sigma

@@ -1,7 +1,8 @@
 """Diffusion recovery likelihood: its noise levels, every coefficient of it, and its chains.
 
-Levels 0..T, variance preserving: x_t = cos(phi_t) x_0 + sin(phi_t) e. Pair t = 1..T is the clean
-side x_{t-1} and the noisy side x_t; with y = sqrt(a_t) x_{t-1}, a_t = A_t / A_{t-1}, A = cos^2 phi,
+Noise levels 0..T, variance preserving: x_t = cos(phi_t) x_0 + sin(phi_t) e. Rung t = 1..T is the
+pair of a clean side x_{t-1} and a noisy side x_t; with y = sqrt(a_t) x_{t-1},
+a_t = A_t / A_{t-1}, A = cos^2 phi,
 
     x_t = y + sigma_t e,   sigma_t^2 = 1 - a_t
     log p(y | x_t) = f(y, t-1) / s_t^2 - r_t |x_t - y|^2 / (2 sigma_t^2) + const
@@ -12,73 +13,84 @@ f is a log-density times the temperature s_t^2: the step size cancels, and a cha
 s_t^2. At the top, t = T, there is no tether (r_T = 0) and y = x_{T-1}. f is the network's output F
 times a gain, 1 in both papers. y carries noise of standard deviation n_t = sqrt(ahat_t)
 sin(phi_{t-1}), so log p(y) need not be narrower than a parabola of curvature 1 / n_t^2. With the
-gain q_t = s_t^2 / n_t^2 (units=noise) log p(y) = F / n_t^2, of one steepness at all levels.
+gain q_t = s_t^2 / n_t^2 (units=noise) log p(y) = F / n_t^2, of one steepness at all rungs.
 
 References: Gao, Song, Poole, Wu and Kingma 2021, arXiv 2012.08125 (recovery likelihood); Zhu, Xie,
 Wu and Gao 2024, arXiv 2309.05153 (angles, initializer). Coefficients as in their released codes.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from genmodels.kernels.broadcast import over_items
 from genmodels.kernels.philox import philox_normal
-from genmodels.sampling.langevin import langevin_chain, mala_chain
+from genmodels.sampling.langevin import Chain, mala_chain, ula_chain
 from genmodels.seeding import Stream
 
 __all__ = [
     "ANGLES",
-    "Level",
     "RecoverySchedule",
+    "Rung",
+    "RungMeans",
     "angles_cdrl",
     "angles_drl",
+    "denoise_tweedie",
     "recovery_chain",
-    "LevelMeans",
     "recovery_mala",
     "sample_recovery",
-    "tweedie",
 ]
 
+ScaledLogDensity = Callable[
+    [Tensor], Tensor
+]  # f(y), (B, C, H, W) -> (B,), the log-density times s_t^2
+Callback = Callable[[int, Tensor], object] | None
 
-def angles_cdrl(levels):
+
+def angles_cdrl(rungs: int) -> Tensor:
     """Return phi_0..phi_T, float64: equally spaced, log SNR -2 ln tan phi from 9.8 to -5.1."""
     low, high = (math.atan(math.exp(-snr / 2)) for snr in (9.8, -5.1))
-    return torch.linspace(low, high, levels + 1, dtype=torch.float64)
+    return torch.linspace(low, high, rungs + 1, dtype=torch.float64)
 
 
-def angles_drl(levels):
+def angles_drl(rungs: int) -> Tensor:
     """Return phi_0..phi_T, float64, of 1000 linear betas 1e-4..0.02 and a last beta of 1.
 
     The levels are every (500 / (T - 1))-th of the first 501 and the very last but one (T = 6: 0,
     100, ..., 500, 999).
     """
     kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
-    index = torch.linspace(0, 500, levels, dtype=torch.float64).round().long()
+    index = torch.linspace(0, 500, rungs, dtype=torch.float64).round().long()
     return torch.acos(kept[torch.cat([index, torch.tensor([999])])].sqrt())
 
 
 ANGLES = {"cdrl": angles_cdrl, "drl": angles_drl}
 
 
-class Level(NamedTuple):
-    """Coefficients of pair t, each (B,) or a number: what the formulas above call them."""
+class Rung(NamedTuple):
+    """Coefficients of rung t, each (B,) or a number: what the formulas above call them."""
 
-    cos: torch.Tensor  # sqrt(A_t)
-    sin: torch.Tensor  # sbar_t
-    cos_clean: torch.Tensor  # sqrt(A_{t-1})
-    sin_clean: torch.Tensor  # sbar_{t-1}
-    scale: torch.Tensor  # sqrt(ahat_t): y = scale x_{t-1}; 1 at the top
-    sigma: torch.Tensor  # sigma_t
-    c: torch.Tensor  # c_t
-    s: torch.Tensor  # s_t
-    k: torch.Tensor  # k_t; 0 at the top
-    v: torch.Tensor  # variance of the initializer's noise
-    w: torch.Tensor  # weight of the loss in f: sigma_1 / sigma_t on the network's output
-    gain: torch.Tensor  # q_t: f / the network's output
-    noise: torch.Tensor  # encoded level of the noisy side, 1000 (2 / pi) phi_t, for the initializer
-    noise_clean: torch.Tensor  # of the clean side, for the energy
+    cos: Tensor  # sqrt(A_t)
+    sin: Tensor  # sbar_t
+    cos_clean: Tensor  # sqrt(A_{t-1})
+    sin_clean: Tensor  # sbar_{t-1}
+    scale: Tensor  # sqrt(ahat_t): y = scale x_{t-1}; 1 at the top
+    sigma: Tensor  # sigma_t
+    c: Tensor  # c_t
+    s: Tensor  # s_t
+    k: Tensor  # k_t; 0 at the top
+    v: Tensor  # variance of the initializer's noise
+    w: Tensor  # weight of the loss in f: sigma_1 / sigma_t on the network's output
+    gain: Tensor  # q_t: f / the network's output
+    noise: Tensor  # encoded level of the noisy side, 1000 (2 / pi) phi_t, for the initializer
+    noise_clean: Tensor  # of the clean side, for the energy
+
+    def over(self, x: Tensor) -> "Rung":
+        """Return the coefficients (B,) shaped to broadcast over images x (B, C, H, W)."""
+        return Rung(*(over_items(value, x) for value in self))
 
 
 class RecoverySchedule(nn.Module):
@@ -86,7 +98,7 @@ class RecoverySchedule(nn.Module):
 
     Args:
         angles: name in ANGLES.
-        levels: T >= 2.
+        rungs: T >= 2.
         step: b^2 > 0.
         growth: c_t = sin(phi_{t-1}) / sin(phi_0) ("clean", both papers) or 1 / sin(phi_0)
             ("constant", their 2-D example).
@@ -94,12 +106,20 @@ class RecoverySchedule(nn.Module):
         limit: the largest q_t: a step of the chain is stable on curvatures of f below 4.
     """
 
-    def __init__(self, angles="cdrl", levels=6, step=4e-4, growth="clean", units="step", limit=1.0):
+    def __init__(
+        self,
+        angles: str = "cdrl",
+        rungs: int = 6,
+        step: float = 4e-4,
+        growth: str = "clean",
+        units: str = "step",
+        limit: float = 1.0,
+    ):
         super().__init__()
-        phi = ANGLES[angles](levels)
+        phi = ANGLES[angles](rungs)
         cos, sin, before = phi.cos(), phi.sin(), phi[:-1]
         a = torch.cat([torch.ones(1).double(), (cos[1:] / cos[:-1]) ** 2])
-        top = torch.arange(levels + 1) == levels
+        top = torch.arange(rungs + 1) == rungs
         clean = {"cos_clean": before.cos(), "sin_clean": before.sin()}
         clean = {key: torch.cat([torch.ones(1).double(), value]) for key, value in clean.items()}
         sigma = (1 - a).sqrt()
@@ -108,9 +128,10 @@ class RecoverySchedule(nn.Module):
         s, code = (step * c).sqrt() * sigma, 1000 * 2 / math.pi * phi
         gain = (s / (ahat.sqrt() * clean["sin_clean"])).square().clamp(max=limit)
         gain = gain if units == "noise" else torch.ones_like(s)
-        self.levels, self.step = levels, step
+        self.rungs = rungs
+        self.step = step
         # Row t, 1..T; row 0 has no meaning.
-        self.exact = Level(
+        self.exact = Rung(
             cos=cos,
             sin=sin,
             **clean,
@@ -128,70 +149,93 @@ class RecoverySchedule(nn.Module):
         table = torch.stack(list(self.exact)).float()
         self.register_buffer("table", table, persistent=False)
 
-    def at(self, t, exact=False):
-        """Return the Level of pairs t, int64 (B,) in 1..T, float32 (B,) each; exact: float64."""
+    def at(self, t: Tensor, exact: bool = False) -> Rung:
+        """Return the Rung of t, int64 (B,) in 1..T, float32 (B,) each; exact: float64."""
         table = torch.stack(list(self.exact)).to(t.device) if exact else self.table
-        return Level(*table[:, t].unbind(0))
+        return Rung(*table[:, t].unbind(0))
 
-    def pair(self, x, level, e, fresh=None):
+    def pair(
+        self, x: Tensor, rung: Rung, e: Tensor, fresh: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return (x_t, y = sqrt(ahat_t) x_{t-1}) of clean images x, (B, C, H, W) each.
 
         Args:
             x: (B, C, H, W).
-            level: Level of (B,) tensors.
+            rung: Rung of (B,) tensors.
             e: noise like x, of both sides: x_t is then x_{t-1} turned by phi_t - phi_{t-1}.
             fresh: noise of the step from x_{t-1} to x_t, in place of the shared one.
         """
-        level = Level(*(value.reshape(-1, 1, 1, 1) for value in level))
-        clean = level.cos_clean * x + level.sin_clean * e
+        rung = rung.over(x)
+        clean = rung.cos_clean * x + rung.sin_clean * e
         if fresh is None:
-            return level.cos * x + level.sin * e, level.scale * clean
-        x_t = level.cos / level.cos_clean * clean + level.sigma * fresh
-        return x_t, level.scale * clean
+            return rung.cos * x + rung.sin * e, rung.scale * clean
+        x_t = rung.cos / rung.cos_clean * clean + rung.sigma * fresh
+        return x_t, rung.scale * clean
 
 
-def recovery_chain(f, y, x_t, level, *, steps, rate=1.0, noise_scale=1.0, mask=None, **options):
-    """Return the Chain after `steps` Langevin steps at these levels, from y.
+def recovery_chain(
+    f: ScaledLogDensity,
+    y: Tensor,
+    x_t: Tensor,
+    rung: Rung,
+    *,
+    steps: int,
+    rate: float = 1.0,
+    noise_scale: float = 1.0,
+    mask: Tensor | None = None,
+    **options: Any,
+) -> Chain:
+    """Return the Chain after `steps` Langevin steps at these rungs, from y.
 
     Args:
         f: callable (B, C, H, W) -> (B,), the log-density times s_t^2.
         y: start, (B, C, H, W), float32.
         x_t: noisy side, like y.
-        level: Level of (B,) tensors, or of numbers.
+        rung: Rung of (B,) tensors, or of numbers.
         steps: how many.
         rate: K / steps where the model was trained with K steps: drift by `rate`, noise by its
             root, so that the chain's total time stays.
         noise_scale: factor on the noise.
         mask: bool like y, True where y moves.
-        options: seed, counter, stream, callback, diagnostics, freeze of langevin_chain.
+        options: seed, counter, stream, callback, diagnostics, freeze of ula_chain.
     """
-    return langevin_chain(
+    return ula_chain(
         lambda y: -f(y),
         y,
         steps=steps,
         step=0.5 * rate,
-        noise_scale=level.s * (math.sqrt(rate) * noise_scale),
+        noise_scale=rung.s * (math.sqrt(rate) * noise_scale),
         tether=x_t,
-        tether_scale=level.k * rate,
+        tether_scale=rung.k * rate,
         mask=mask,
         **options,
     )
 
 
-def recovery_mala(f, y, x_t, level, *, steps, rate=1.0, mask=None, **options):
+def recovery_mala(
+    f: ScaledLogDensity,
+    y: Tensor,
+    x_t: Tensor | None,
+    rung: Rung,
+    *,
+    steps: int,
+    rate: float = 1.0,
+    mask: Tensor | None = None,
+    **options: Any,
+) -> Chain:
     """Return the Chain after `steps` Metropolis-adjusted steps: exact for log p(y | x_t).
 
     The ratio is made in float64, and f should return float64: f / s_1^2 is 39,000 f. The step
     size `rate` does not change the law. Arguments as for recovery_chain; without x_t no tether.
     """
     # Target exp(f / s^2): temperature s^2, step rate / 2, so the noise is sqrt(rate) s.
-    scale = None if x_t is None else level.k.double() * rate
+    scale = None if x_t is None else rung.k.double() * rate
     return mala_chain(
         lambda y: -f(y),
         y,
         steps=steps,
         step=0.5 * rate,
-        temperature=level.s.double() ** 2,
+        temperature=rung.s.double() ** 2,
         tether=x_t,
         tether_scale=scale,
         mask=mask,
@@ -202,29 +246,29 @@ def recovery_mala(f, y, x_t, level, *, steps, rate=1.0, mask=None, **options):
 
 @torch.no_grad()
 def sample_recovery(
-    energy,
-    initial,
-    schedule,
-    seeds,
-    shape,
+    energy: Callable[[Tensor, Rung, torch.dtype], Tensor],
+    initial: Callable[[Tensor, Rung, Tensor], Tensor],
+    schedule: RecoverySchedule,
+    seeds: Tensor,
+    shape: Sequence[int],
     *,
-    steps,
-    rate=1.0,
-    noise_scale=1.0,
-    mala=False,
-    known=None,
-    mask=None,
-    freeze=(),
-    callback=None,
-):
-    """Return (y, Level) of the first pair: samples y = sqrt(a_1) x_0, (N, *shape), before Tweedie.
+    steps: int,
+    rate: float = 1.0,
+    noise_scale: float = 1.0,
+    mala: bool = False,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
+    freeze: Sequence[nn.Module] = (),
+    callback: Callback = None,
+) -> tuple[Tensor, Rung]:
+    """Return (y, Rung) of rung 1: samples y = sqrt(a_1) x_0, (N, *shape), before Tweedie.
 
-    Where mask is True the image is `known`: at each level y is held there at the noised known
-    pixels, with the same noise e at all levels, as the pairs of training share theirs.
+    Where mask is True the image is `known`: at each rung y is held there at the noised known
+    pixels, with the same noise e at all rungs, as the pairs of training share theirs.
 
     Args:
-        energy: callable (y, Level, dtype) -> f, (N,).
-        initial: callable (x_t, Level, noise) -> the chain's start, like x_t.
+        energy: callable (y, Rung, dtype) -> f, (N,).
+        initial: callable (x_t, Rung, noise) -> the chain's start, like x_t.
         schedule: RecoverySchedule.
         seeds: int64 (N,); image k is a function of seeds[k] alone.
         shape: (C, H, W).
@@ -232,10 +276,10 @@ def sample_recovery(
         mala: Metropolis-adjusted steps.
         known: (N, C, H, W) in [-1, 1]. mask: bool, broadcastable to it, True = known.
         freeze: networks that need no gradient of their parameters.
-        callback: called as callback(i, x_{t-1}) after level t = T - i.
+        callback: called as callback(i, x_{t-1}) after rung t = T - i.
     """
 
-    def draw(stream, counter=0):
+    def draw(stream: Stream, counter: int = 0) -> Tensor:
         return philox_normal(shape, seeds, counter, stream=int(stream), device=seeds.device)
 
     x = draw(Stream.NOISE)
@@ -243,23 +287,22 @@ def sample_recovery(
     if mask is not None:
         mask, e = mask.expand_as(x), draw(Stream.KNOWN)
         free = ~mask
-    for i, t in enumerate(range(schedule.levels, 0, -1)):
-        pair = torch.full_like(seeds, t)
-        level = schedule.at(pair)
-        cast = Level(*(value.reshape(-1, 1, 1, 1) for value in level))
+    for i, t in enumerate(range(schedule.rungs, 0, -1)):
+        rung = schedule.at(torch.full_like(seeds, t))
+        cast = rung.over(x)
         if mask is not None:
             x = torch.where(mask, cast.cos * known + cast.sin * e, x)
-        y = initial(x, level, draw(Stream.INITIALIZER, t))
+        y = initial(x, rung, draw(Stream.INITIALIZER, t))
         if mask is not None:
             clean = cast.cos_clean * known + cast.sin_clean * e
             y = torch.where(mask, cast.scale * clean, y)
         chain, dtype = (recovery_mala, torch.float64) if mala else (recovery_chain, torch.float32)
         options = {} if mala else {"noise_scale": noise_scale}
         y = chain(
-            lambda y, level=level, dtype=dtype: energy(y, level, dtype),
+            lambda y, rung=rung, dtype=dtype: energy(y, rung, dtype),
             y,
             x,
-            level,
+            rung,
             steps=steps,
             rate=rate,
             mask=free,
@@ -273,36 +316,44 @@ def sample_recovery(
         x = y / cast.scale
         if callback is not None:
             callback(i, x)
-    return y, level
+    return y, rung
 
 
-def tweedie(f, y, level, scale=1.0):
-    """Return the expected x_0 given the noisy x_0 + sbar_0 e of the first pair, like y.
+def denoise_tweedie(f: ScaledLogDensity, y: Tensor, rung: Rung, scale: float = 1.0) -> Tensor:
+    """Return the expected x_0 given the noisy x_0 + sbar_0 e of rung 1, like y.
 
     (x + sbar_0^2 grad log p(x)) / sqrt(A_0) with x = y / sqrt(a_1) and grad_x log p = sqrt(a_1)
     grad_y f / s_1^2. `scale` multiplies the displacement: the released code's is twice this.
     """
-    level = Level(*(value.reshape(-1, 1, 1, 1) for value in level))
+    rung = rung.over(y)
     with torch.enable_grad():
         y = y.detach().requires_grad_(True)
         (grad,) = torch.autograd.grad(f(y).sum(), y)
-    x, score = y.detach() / level.scale, level.scale * grad / level.s**2
-    return (x + scale * level.sin_clean**2 * score) / level.cos_clean
+    x, score = y.detach() / rung.scale, rung.scale * grad / rung.s**2
+    return (x + scale * rung.sin_clean**2 * score) / rung.cos_clean
 
 
-class LevelMeans:
-    """Means over the images of each pair of levels in a batch, on the device: who is at fault.
+class RungMeans:
+    """Means over the images of each rung in a batch, on the device: which one is at fault.
 
     Attributes:
         names: f_data and f_chain (f of both sides), their gap, grad_norm (mean over
             the chain of |grad f|), displacement |y_K - y_0|, distance |y_K - y+|.
-        values: (levels, names); NaN where the batch has no such pair.
+        values: (rungs, names); NaN where the batch has no such rung.
     """
 
     names = ("f_data", "f_chain", "gap", "grad_norm", "displacement", "distance")
 
     @torch.no_grad()
-    def __init__(self, levels, t, f_data, f_chain, chain, data):
+    def __init__(
+        self,
+        rungs: int,
+        t: Tensor,
+        f_data: Tensor,
+        f_chain: Tensor,
+        chain: Chain,
+        data: Tensor,
+    ):
         distance = (chain.y - data).flatten(1).norm(dim=1)
         rows = torch.stack(
             [
@@ -315,18 +366,23 @@ class LevelMeans:
             ],
             dim=1,
         )
-        sums = rows.new_zeros(levels, rows.shape[1]).index_add_(0, t - 1, rows)
-        self.present = torch.bincount(t - 1, minlength=levels) > 0
-        self.values = sums / torch.bincount(t - 1, minlength=levels)[:, None]
+        sums = rows.new_zeros(rungs, rows.shape[1]).index_add_(0, t - 1, rows)
+        self.present = torch.bincount(t - 1, minlength=rungs) > 0
+        self.values = sums / torch.bincount(t - 1, minlength=rungs)[:, None]
 
-    def logs(self):
+    def logs(self) -> dict[str, Tensor]:
         """Return {"name_t": value}."""
-        pairs = enumerate(self.names)
-        return {f"{name}_{t + 1}": row[i] for i, name in pairs for t, row in enumerate(self.values)}
+        return {
+            f"{name}_{t + 1}": row[i]
+            for i, name in enumerate(self.names)
+            for t, row in enumerate(self.values)
+        }
 
-    def beyond(self, limit):
-        """Return a line for each pair whose |gap| exceeds the limit or is not finite, and whether
-        all values there are finite."""
+    def beyond(self, limit: float) -> tuple[list[str], bool]:
+        """Return a line for each rung whose |gap| is beyond the limit, and whether all are finite.
+
+        A gap that is not finite is beyond any limit.
+        """
         wrong = self.present & ~(self.values[:, 2].abs() <= limit)
         lines = []
         for t in wrong.nonzero().flatten().tolist():

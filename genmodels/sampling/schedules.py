@@ -9,11 +9,33 @@ Reference: Karras et al. 2022, arXiv 2206.00364, table 1 and appendix C.
 import math
 
 import torch
+from torch import Tensor
 
 from genmodels.networks.precond import iddpm_levels
 
+__all__ = [
+    "SIGMAS",
+    "TIME_SCHEDULES",
+    "Schedule",
+    "VESchedule",
+    "VPSchedule",
+    "iddpm_sigmas",
+    "karras_sigmas",
+    "state_dtype",
+    "ve_sigmas",
+    "vp_sigmas",
+]
 
-def karras_sigmas(steps, sigma_min=0.002, sigma_max=80.0, rho=7.0, device=None):
+Device = torch.device | str | None
+
+
+def karras_sigmas(
+    steps: int,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    device: Device = None,
+) -> Tensor:
     """Return sigma_0 = sigma_max > ... > sigma_{steps-1} = sigma_min > 0, float64 (steps + 1,).
 
     sigma_i = (sigma_max^(1/rho) + i / (steps - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
@@ -40,7 +62,13 @@ def karras_sigmas(steps, sigma_min=0.002, sigma_max=80.0, rho=7.0, device=None):
     return _ended(sigmas, device)
 
 
-def vp_sigmas(steps, sigma_min=0.002, sigma_max=80.0, rho=None, device=None):
+def vp_sigmas(
+    steps: int,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float | None = None,
+    device: Device = None,
+) -> Tensor:
     """Return sigma(t_i) of the VP schedule at t_i = 1 + i / (steps - 1) (0.001 - 1), then 0.
 
     The schedule is the one with sigma(0.001) = sigma_min and sigma(1) = sigma_max. Arguments as
@@ -50,12 +78,24 @@ def vp_sigmas(steps, sigma_min=0.002, sigma_max=80.0, rho=None, device=None):
     return _ended(VPSchedule(sigma_min, sigma_max).sigma(t), device)
 
 
-def ve_sigmas(steps, sigma_min=0.002, sigma_max=80.0, rho=None, device=None):
+def ve_sigmas(
+    steps: int,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float | None = None,
+    device: Device = None,
+) -> Tensor:
     """Return a geometric sequence from sigma_max to sigma_min, then 0. Arguments as above."""
     return _ended(sigma_max * (sigma_min / sigma_max) ** _ramp(steps), device)
 
 
-def iddpm_sigmas(steps, sigma_min=0.002, sigma_max=80.0, rho=None, device=None):
+def iddpm_sigmas(
+    steps: int,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float | None = None,
+    device: Device = None,
+) -> Tensor:
     """Return levels of improved DDPM between sigma_min and sigma_max, evenly by index, then 0.
 
     Arguments as above.
@@ -80,18 +120,18 @@ class Schedule:
     returns tensors.
     """
 
-    def __init__(self, sigma_min=0.002, sigma_max=80.0):
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0):
         pass
 
-    def sigma(self, t):
+    def sigma(self, t: Tensor) -> Tensor:
         """Return the noise level at time t."""
         return t
 
-    def time(self, sigma):
+    def time(self, sigma: Tensor) -> Tensor:
         """Return the time at which the noise level is sigma."""
         return sigma
 
-    def slope(self, t):
+    def slope(self, t: Tensor) -> Tensor:
         """Return d sigma / d t."""
         return torch.ones_like(t)
 
@@ -99,15 +139,15 @@ class Schedule:
 class VESchedule(Schedule):
     """sigma(t) = sqrt(t): the variance-exploding diffusion of Song et al. 2021."""
 
-    def sigma(self, t):
+    def sigma(self, t: Tensor) -> Tensor:
         """Return the noise level at time t."""
         return t.sqrt()
 
-    def time(self, sigma):
+    def time(self, sigma: Tensor) -> Tensor:
         """Return the time at which the noise level is sigma."""
         return sigma**2
 
-    def slope(self, t):
+    def slope(self, t: Tensor) -> Tensor:
         """Return d sigma / d t."""
         return 1 / (2 * t.sqrt())
 
@@ -115,7 +155,7 @@ class VESchedule(Schedule):
 class VPSchedule(Schedule):
     """sigma(t)^2 = exp(b t^2 / 2 + a t) - 1 with sigma(0.001) = sigma_min, sigma(1) = sigma_max."""
 
-    def __init__(self, sigma_min=0.002, sigma_max=80.0):
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0):
         # Two linear equations in a and b: the exponents at t = 0.001 and t = 1.
         early, late = math.log1p(sigma_min**2) / 0.001, math.log1p(sigma_max**2)
         self.b = 2 * (late - early) / (1 - 0.001)
@@ -125,33 +165,35 @@ class VPSchedule(Schedule):
                 f"sigma_min={sigma_min}: too large for the vp schedule, which would fall"
             )
 
-    def sigma(self, t):
+    def sigma(self, t: Tensor) -> Tensor:
         """Return the noise level at time t."""
         return (self.b * t**2 / 2 + self.a * t).expm1().sqrt()
 
-    def time(self, sigma):
+    def time(self, sigma: Tensor) -> Tensor:
         """Return the time at which the noise level is sigma."""
         return ((self.a**2 + 2 * self.b * (sigma**2).log1p()).sqrt() - self.a) / self.b
 
-    def slope(self, t):
+    def slope(self, t: Tensor) -> Tensor:
         """Return d sigma / d t."""
         sigma = self.sigma(t)
         return (self.a + self.b * t) * (sigma + 1 / sigma) / 2
 
 
-SCHEDULES = {"linear": Schedule, "ve": VESchedule, "vp": VPSchedule}
+TIME_SCHEDULES = {"linear": Schedule, "ve": VESchedule, "vp": VPSchedule}
 
 
-def _ramp(steps):
+def _ramp(steps: int) -> Tensor:
+    """Return i / (steps - 1), float64 (steps,)."""
     if steps < 1:
         raise ValueError(f"steps={steps}: must be >= 1")
     return torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
 
 
-def _ended(sigmas, device):
+def _ended(sigmas: Tensor, device: Device) -> Tensor:
+    """Return the sigmas and a 0 after them, on the device."""
     return torch.cat([sigmas, sigmas.new_zeros(1)]).to(device, dtype=state_dtype(device))
 
 
-def state_dtype(device):
+def state_dtype(device: Device) -> torch.dtype:
     """Return the dtype of a sampler's state: float64 where the device has it."""
     return torch.float32 if torch.device(device or "cpu").type == "mps" else torch.float64

@@ -45,7 +45,7 @@ def check_wide_indices():
 
     set_index = builder.set_grid_idx
     for items, numel in ((2**20, 3 * 64**2), (2**31 - 5, 7), (5, 2**30), (2**22, 1027)):
-        (programs,), layout = groups_of.plan(items, numel, 256)
+        (programs,), layout = groups_of.launch_grid(items, numel, 256)
         assert layout["WIDE"] and items * numel > 2**31
         layout = {k: v for k, v in layout.items() if k not in ("num_warps", "enable_fp_fusion")}
         for program in (programs - 1, programs // 2, 2**31 // 1024 + 1, 3):

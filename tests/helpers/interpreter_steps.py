@@ -148,7 +148,7 @@ def check_langevin_step_block_size():
     arguments = dict.fromkeys(
         ("tether", "tether_scale", "mask", "known", "noise", "clamp", "grad_clip", "grad_norm")
     ) | {"step": 0.1, "noise_scale": 0.2**0.5}
-    plan = langevin.plan
+    grid = langevin.launch_grid
     for shape in ((3, 510), (5, 512), (7, 3)):
         y, grad = draw(*shape), draw(*shape)
         seeds = torch.arange(shape[0])
@@ -156,13 +156,16 @@ def check_langevin_step_block_size():
             whole = langevin.langevin_step(y, grad, step=0.1, seed=seed)
             for block in (4, 16) if shape[1] < 9 else (32, 128):
                 for wide in (False, True):
-                    langevin.plan = lambda *a, w=wide: (plan(*a)[0], plan(*a)[1] | {"WIDE": w})
+                    langevin.launch_grid = lambda *a, w=wide: (
+                        grid(*a)[0],
+                        grid(*a)[1] | {"WIDE": w},
+                    )
                     out = torch.empty_like(y)
                     langevin._kernel(
                         y, grad=grad, key=(seed, 0, 0), out=out, block=block, **arguments
                     )
                     assert torch.equal(out, whole), (shape, block, wide)
-    langevin.plan = plan
+    langevin.launch_grid = grid
     y, grad = draw(2, 5000), draw(2, 5000)
     whole = langevin.langevin_step(y, grad, step=0.1, noise_scale=0, grad_norm=1.0)
     arguments |= {"grad_norm": 1.0, "noise_scale": 0.0}

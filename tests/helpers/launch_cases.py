@@ -238,7 +238,7 @@ def energy(y):
 
 def samplers_cases():
 
-    for sampler in (chains.langevin_chain, chains.mala_chain, chains.sgld_chain):
+    for sampler in (chains.ula_chain, chains.mala_chain, chains.sgld_chain):
         for shape in ((1, 3, 8, 8), (5,)):
             for options in (
                 {"seed": 1},
@@ -273,7 +273,7 @@ def graph_cases():
         chain = chains.GraphedChain(energy, draw(4, 2), steps=2, step=0.1, seed=1, chain=sampler)
         chain(draw(4, 2), seed=5, counter=7)
 
-    for sampler in (chains.langevin_chain, chains.mala_chain):
+    for sampler in (chains.ula_chain, chains.mala_chain):
         yield partial(both, sampler)
 
 

@@ -14,7 +14,7 @@ from genmodels.kernels.philox import philox_normal
 from genmodels.methods import cdrl
 from genmodels.methods.base import GenerativeModule
 from genmodels.sampling.composition import blend_of, parse_compose
-from genmodels.sampling.recovery import Level
+from genmodels.sampling.recovery import Rung
 from genmodels.seeding import Stream
 from tests.helpers.paths import ROOT
 
@@ -381,7 +381,7 @@ def test_blend_of_or_is_a_mixture():
     f = lambda y, level, labels, dtype: -((y.flatten(1)[:, 0] - labels) ** 2)  # noqa: E731
     blend = blend_of(parse_compose("1|4", 5), torch.zeros(3, dtype=torch.int64), torch.rand(3))
     y = torch.tensor([0.5, 2.5, 4.2]).reshape(3, 1, 1, 1).double().requires_grad_(True)
-    level = Level(*torch.full((len(Level._fields), 3), 7.0).double())
+    level = Rung(*torch.full((len(Rung._fields), 3), 7.0).double())
     level = level._replace(s=torch.full((3,), 0.3**0.5).double())
     value = blend.energy(f, y, level, torch.float64)
     (grad,) = torch.autograd.grad(value.sum(), y)
@@ -504,8 +504,8 @@ def propagate(model, precisions):
     """
     level, size = model.schedule.exact, math.prod(model.shape)
     mean, covariance = torch.zeros(size).double(), torch.eye(size).double()
-    for t in range(model.schedule.levels, 0, -1):
-        r = 0.0 if t == model.schedule.levels else 1.0
+    for t in range(model.schedule.rungs, 0, -1):
+        r = 0.0 if t == model.schedule.rungs else 1.0
         pull = r / float(level.sigma[t]) ** 2
         precision, shift = precisions(t)
         inverse = torch.linalg.inv(precision + pull * torch.eye(size))

@@ -16,7 +16,7 @@ from genmodels import images
 from genmodels.checkpoint import export, read_checkpoint
 from genmodels.methods.cdrl import CDRL
 from genmodels.sampling.langevin import Chain
-from genmodels.sampling.recovery import LevelMeans
+from genmodels.sampling.recovery import RungMeans
 from tests.helpers.paths import ROOT
 
 WORDS = (
@@ -58,7 +58,7 @@ def test_each_level_is_logged(run):
     with open(run / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6
-    for name in LevelMeans.names:
+    for name in RungMeans.names:
         for t in range(1, 7):
             values = [row[f"levels/{name}_{t}"] for row in rows]
             assert any(value not in ("", "nan") for value in values)
@@ -79,7 +79,7 @@ def test_level_means_by_hand():
     )
     data = torch.tensor([[0.0], [0.0], [9.0]])
     f_data, f_chain = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 4.0, 3.0])
-    means = LevelMeans(3, torch.tensor([2, 2, 3]), f_data, f_chain, chain, data)
+    means = RungMeans(3, torch.tensor([2, 2, 3]), f_data, f_chain, chain, data)
     assert means.present.tolist() == [False, True, True]
     assert means.values[1].tolist() == [1.5, 2.25, -0.75, 1.5, 4.5, 1.5]
     assert means.values[2].tolist() == [3, 3, 0, 3, 6, 4]
@@ -98,7 +98,7 @@ def test_divergence_stops_and_names_the_level(tmp_path, monkeypatch, capsys):
     def loss(self, batch):
         result = original(self, batch)
         if self.global_step == 2:
-            self.levels.values[3, 2], self.levels.present[3] = -2e6, True
+            self.rungs.values[3, 2], self.rungs.present[3] = -2e6, True
         return result
 
     monkeypatch.setattr(CDRL, "loss", loss)
@@ -128,8 +128,8 @@ def test_a_level_that_diverges_stops_every_process(elsewhere):
     model._trainer = SimpleNamespace(strategy=Two(), global_step=7)
     values = torch.zeros(6, 6)
     values[3, 2] = 1.0 if elsewhere else -2e6
-    model.levels = LevelMeans.__new__(LevelMeans)
-    model.levels.values, model.levels.present = values, torch.ones(6, dtype=torch.bool)
+    model.rungs = RungMeans.__new__(RungMeans)
+    model.rungs.values, model.rungs.present = values, torch.ones(6, dtype=torch.bool)
     name = "a level on another process" if elsewhere else "level 4 of 6"
     with pytest.raises(FloatingPointError, match=f"exceeded in step 7 at {name}"):
         model.configure_gradient_clipping(None)
@@ -142,7 +142,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_level_named(tmp_path, monk
     def loss(self, batch):
         value, logs = original(self, batch)
         if self.global_step == 1 and self.nonfinite == 0:
-            self.levels.values[0], self.levels.present[0] = torch.nan, True
+            self.rungs.values[0], self.rungs.present[0] = torch.nan, True
             value = value * torch.nan
         return value, logs
 

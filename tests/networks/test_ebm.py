@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
-from genmodels.methods.cdrl import CDRLConfig
+from genmodels.methods.cdrl import CDRLConfig, build_initializer
 from genmodels.networks.ebm import (
     EBM,
     Conv,
@@ -15,7 +15,6 @@ from genmodels.networks.ebm import (
     fixed_weights,
     power_iteration,
 )
-from genmodels.networks.initializer import build_initializer
 from genmodels.networks.mlp import MLP, MLPConfig
 
 TINY = {"channels": 8, "multipliers": [1, 2], "blocks": 1}

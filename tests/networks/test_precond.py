@@ -9,7 +9,7 @@ from torch import nn
 
 from genmodels.networks.precond import PRECONDS, Uncertainty, iddpm_levels
 from genmodels.sampling.ode import SAMPLERS, Churn, sample_general
-from genmodels.sampling.schedules import SCHEDULES, SIGMAS, karras_sigmas
+from genmodels.sampling.schedules import SIGMAS, TIME_SCHEDULES, karras_sigmas
 
 KINDS = list(PRECONDS)
 
@@ -209,9 +209,9 @@ def test_sigmas_have_their_laws():
         SIGMAS["iddpm"](2000, 0.01, 70.0)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", TIME_SCHEDULES)
 def test_schedules_invert_and_have_their_slopes(name):
-    schedule = SCHEDULES[name](0.01, 70.0)
+    schedule = TIME_SCHEDULES[name](0.01, 70.0)
     sigma = torch.tensor([0.01, 0.3, 2.0, 70.0], dtype=torch.float64)
     t = schedule.time(sigma)
     torch.testing.assert_close(schedule.sigma(t), sigma)
@@ -236,7 +236,7 @@ def exact(x, sigma, end):
 
 START = torch.tensor([-1.7, -0.3, 0.4, 2.2], dtype=torch.float64) * 3
 SOLVERS = {name: (solver, 1 if name == "euler" else 2) for name, solver in SAMPLERS.items()}
-for schedule in SCHEDULES:
+for schedule in TIME_SCHEDULES:
     for scaled in (False, True):
         for alpha in (0.0, 0.5, 2 / 3, 1.0):
             SOLVERS[f"general {schedule} {scaled} {alpha:.2f}"] = (
@@ -245,7 +245,7 @@ for schedule in SCHEDULES:
                         denoise,
                         x,
                         sigmas,
-                        SCHEDULES[schedule](0.03, 3.0),
+                        TIME_SCHEDULES[schedule](0.03, 3.0),
                         scaled=scaled,
                         alpha=alpha,
                         **more,
@@ -282,9 +282,9 @@ def test_all_end_at_the_data(name):
 
 def test_general_is_heun_in_the_plain_case():
     sigmas = karras_sigmas(9, 0.05, 3.0)
-    general = sample_general(two_points, START, sigmas, SCHEDULES["linear"]())
+    general = sample_general(two_points, START, sigmas, TIME_SCHEDULES["linear"]())
     torch.testing.assert_close(general, SAMPLERS["heun"](two_points, START, sigmas))
-    euler = sample_general(two_points, START, sigmas, SCHEDULES["linear"](), alpha=0.0)
+    euler = sample_general(two_points, START, sigmas, TIME_SCHEDULES["linear"](), alpha=0.0)
     torch.testing.assert_close(euler, SAMPLERS["euler"](two_points, START, sigmas))
 
 
@@ -293,7 +293,7 @@ def test_vp_time_with_scaling_is_ddim():
     sd = 0.5  # Gaussian data: x(sigma) = x(start) sqrt((sd^2 + sigma^2) / (sd^2 + start^2))
     denoise = lambda x, sigma: x * sd**2 / (sd**2 + sigma**2)  # noqa: E731
     sigmas = SIGMAS["vp"](400, 0.01, 50.0)
-    x = sample_general(denoise, 50 * START, sigmas, SCHEDULES["vp"](0.01, 50.0), scaled=True)
+    x = sample_general(denoise, 50 * START, sigmas, TIME_SCHEDULES["vp"](0.01, 50.0), scaled=True)
     expected = 50 * START * math.sqrt(sd**2 / (sd**2 + 50.0**2))
     torch.testing.assert_close(x, expected, rtol=2e-3, atol=1e-6)
 
@@ -331,7 +331,9 @@ def test_churn_keeps_the_law(general):
 
     more = {"churn": Churn(30.0, low=0.05, high=10.0), "randn": randn}
     if general:
-        y = sample_general(denoise, x, sigmas, SCHEDULES["vp"](0.01, 20.0), scaled=True, **more)
+        y = sample_general(
+            denoise, x, sigmas, TIME_SCHEDULES["vp"](0.01, 20.0), scaled=True, **more
+        )
     else:
         y = SAMPLERS["heun"](denoise, x, sigmas, **more)
     assert float(y.var()) == pytest.approx(sd**2, rel=5 * math.sqrt(2 / count) + 0.01)

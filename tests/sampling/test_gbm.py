@@ -269,12 +269,12 @@ def coupled(y, level):
 def test_divergence_exact_and_estimated():
     y = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).double()
     expected = -(3 * y**2).sum(1) - 8 * 0.3
-    s, exact = divergence.exact_divergence(coupled)(y, 0.3)
+    s, exact = divergence.score_and_divergence(coupled)(y, 0.3)
     torch.testing.assert_close(s, coupled(y, 0.3))
     torch.testing.assert_close(exact, expected)
     generator = torch.Generator().manual_seed(1)
     signs = [torch.randint(0, 2, y.shape, generator=generator) * 2.0 - 1 for _ in range(4000)]
-    _, estimate = divergence.hutchinson(coupled, signs)(y, 0.3)
+    _, estimate = divergence.score_and_divergence(coupled, signs)(y, 0.3)
     # The off-diagonal terms have variance below 8: 4,000 probes know the trace to 0.05.
     torch.testing.assert_close(estimate, expected, rtol=0, atol=0.2)
 
@@ -289,7 +289,7 @@ def test_nonnegative_objective_has_the_closed_forms():
 
     @torch.no_grad()
     def objective(mean, variance):
-        s, div = divergence.exact_divergence(lambda y, level: -(y - mean) / variance)(y, 0.0)
+        s, div = divergence.score_and_divergence(lambda y, level: -(y - mean) / variance)(y, 0.0)
         return divergence.nonnegative_objective(s, div)
 
     truth = objective(M, V)
@@ -306,14 +306,16 @@ def test_nonnegative_objective_has_the_closed_forms():
     torch.testing.assert_close(truth[:100], written.detach())
 
 
-def test_likeliest_level_finds_the_noise():
+def test_likeliest_variance_finds_the_noise():
     """Noisy log-normal images of 64 pixels: the maximum likelihood of S is mean (y-M)^2 - V."""
     generator = torch.Generator().manual_seed(0)
     levels = gbm.variance_levels(49, 1e-4, 4.0)[-2::-1]
     for level in (0.02, 0.3):
         y = M + math.sqrt(V + level) * torch.randn(200, 256, generator=generator)
         signs = [torch.ones_like(y)]
-        found = divergence.likeliest_level(y, levels, divergence.hutchinson(lognormal(), signs))
+        found = divergence.likeliest_variance(
+            y, levels, divergence.score_and_divergence(lognormal(), signs)
+        )
         exact = (y - M).square().mean(1).double() - V
         good = exact > 0.01
         assert good.float().mean() > 0.7

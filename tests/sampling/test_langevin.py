@@ -7,12 +7,12 @@ from genmodels.sampling.langevin import (
     Chain,
     GraphedChain,
     frozen,
-    langevin_chain,
     mala_chain,
     sgld_chain,
+    ula_chain,
 )
 
-SAMPLERS = [langevin_chain, sgld_chain, mala_chain]
+SAMPLERS = [ula_chain, sgld_chain, mala_chain]
 each_sampler = pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda f: f.__name__)
 
 
@@ -141,9 +141,7 @@ def test_unadjusted_chain_has_its_biased_variance(temperature):
     a = 0.25  # h = 2 a: variance 1 / (q (1 - h q / 4))
     variance = temperature / (PRECISIONS * (1 - a * PRECISIONS / 2))
     y = variance**0.5 * torch.randn(N, 4, generator=torch.Generator().manual_seed(1))
-    chain = langevin_chain(
-        gaussian, y, steps=25, step=a, temperature=temperature, seed=torch.arange(N)
-    )
+    chain = ula_chain(gaussian, y, steps=25, step=a, temperature=temperature, seed=torch.arange(N))
     check_law(chain.y, 0, variance)
 
 
@@ -202,13 +200,13 @@ def test_mala_is_exact_on_a_double_well():
     assert abs((chain.y > 0).float().mean() - 0.5) < 5 * 0.5 / N**0.5  # both wells
 
 
-@pytest.mark.parametrize("sampler", [langevin_chain, mala_chain])
+@pytest.mark.parametrize("sampler", [ula_chain, mala_chain])
 def test_recovery_posterior(sampler):
     """exp(-q y^2 / 2) tied to x_t = y + sigma e: normal, precision q + 1 / sigma^2."""
     sigma, x, a = 0.8, 1.5, 0.1
     precision = PRECISIONS + 1 / sigma**2
     mean, variance = x / sigma**2 / precision, 1 / precision
-    if sampler is langevin_chain:
+    if sampler is ula_chain:
         variance = 1 / (precision * (1 - a * precision / 2))
     y = mean + variance**0.5 * torch.randn(N, 4, generator=torch.Generator().manual_seed(4))
     chain = sampler(
@@ -229,7 +227,7 @@ def test_graphed_chain_wants_a_gpu():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("sampler", [langevin_chain, mala_chain])
+@pytest.mark.parametrize("sampler", [ula_chain, mala_chain])
 def test_graph_replays_draw_fresh_noise(sampler):
     y, seeds = start(64, (4,)).cuda(), torch.arange(64).cuda()
     net = torch.nn.Sequential(

@@ -8,9 +8,9 @@ import torch
 from genmodels.networks.ebm import EBM, EBMConfig, fixed_weights
 from genmodels.sampling.recovery import (
     RecoverySchedule,
+    denoise_tweedie,
     recovery_chain,
     recovery_mala,
-    tweedie,
 )
 
 # Level: log SNR, sqrt(A), sbar; worked out from the formulas of the two released codes.
@@ -208,7 +208,7 @@ def test_tweedie_is_the_posterior_mean(scale):
     shrunk = (cos * STD) ** 2 / ((cos * STD) ** 2 + sin**2)
     once = MEAN + shrunk * (x - cos * MEAN) / cos
     expected = x / cos + scale * (once - x / cos)
-    torch.testing.assert_close(tweedie(f, y, level, scale), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(denoise_tweedie(f, y, level, scale), expected, rtol=0, atol=2e-6)
 
 
 def test_a_chain_computes_each_weight_once():
