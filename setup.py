@@ -36,6 +36,7 @@ setup(
         "safetensors",
         "huggingface_hub",
         "scikit-learn",  # the embedded digits; clustering scores
+        "scipy",  # matching clusters with classes
         "pillow",
         "numpy",
         "rich",

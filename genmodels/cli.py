@@ -6,7 +6,9 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = [ROOT / "genmodels", ROOT / "kernels", ROOT / "benchmarks"]
@@ -16,12 +18,12 @@ SCRIPTS = [ROOT / "train.py", ROOT / "sample.py", ROOT / "evaluate.py"]
 class Stopped(Exception):
     """A signal ended the work early, all saved and said; the exit code is 128 + signal."""
 
-    def __init__(self, signal):
+    def __init__(self, signal: int) -> None:
         super().__init__(f"stopped by signal {signal}")
         self.signal = signal
 
 
-def run(main, argv=None):
+def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> int:
     """Return the exit code of main(argv): 0 done, 2 the user's mistake, 1 anything else.
 
     A run that was stopped by a signal returns 128 + its number, as shells do; where main itself
@@ -41,7 +43,7 @@ def run(main, argv=None):
         if not _raised_here(error):
             traceback.print_exc()
             return 1
-        print(f"error: {' '.join(_spelled_out(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(_line_of(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
@@ -62,29 +64,29 @@ REMEDIES = {
 }
 
 
-def _spelled_out(error):
+def _line_of(error: Exception) -> str:
     """Return the text of an error; of a file's error the name, the reason and a remedy."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        remedy = REMEDIES.get(error.errno, "")
+        remedy = REMEDIES.get(error.errno or 0, "")
         return f"{error.filename}: {error.strerror}{'; ' if remedy else ''}{remedy}"
     return str(error)
 
 
 @contextlib.contextmanager
-def fits_memory(line):
+def fits_memory(line: str) -> Iterator[None]:
     """Raise ValueError(line) in place of torch's many ways to say that memory does not suffice."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         # On a CPU and on MPS it is a RuntimeError that only its text tells from others.
-        said = ("DefaultCPUAllocator", "out of memory", "Unable to allocate")
-        if isinstance(error, RuntimeError) and not any(words in str(error) for words in said):
+        texts = ("DefaultCPUAllocator", "out of memory", "Unable to allocate")
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in texts):
             raise
         raise ValueError(line) from None
 
 
 @contextlib.contextmanager
-def told_of(name):
+def name_in_errors(name: str) -> Iterator[None]:
     """Add a name, say a file's, to the line of a user's error; a defect passes as it is."""
     try:
         yield
@@ -94,40 +96,40 @@ def told_of(name):
         raise ValueError(f"{error} ({name})") from None
 
 
-def _raised_here(error):
+def _raised_here(error: BaseException) -> bool:
     """Return whether the innermost frame lies in this repository (or the error names a file)."""
-    frame = error.__traceback__
-    while frame.tb_next is not None:
-        frame = frame.tb_next
-    ours = _is_ours(frame.tb_frame.f_code.co_filename)
-    return ours or (isinstance(error, OSError) and error.filename is not None)
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return _is_ours(frame.f_code.co_filename) or (
+        isinstance(error, OSError) and error.filename is not None
+    )
 
 
-def _is_ours(filename):
+def _is_ours(filename: str) -> bool:
     """Return whether a source file belongs to this repository."""
     file = Path(filename).resolve()
     return any(file.is_relative_to(folder) for folder in OURS) or file in SCRIPTS
 
 
 @contextlib.contextmanager
-def told_warnings():
+def warnings_as_notes() -> Iterator[list[str]]:
     """Print what this package warns of as one line each; the block gets the list of them."""
-    told, show = [], warnings.showwarning
+    notes: list[str] = []
+    show_elsewhere = warnings.showwarning
 
-    def tell(message, category, filename, *rest):
+    def show(message, category, filename, *rest):
         if not _is_ours(filename):
-            return show(message, category, filename, *rest)
-        if str(message) not in told:
-            told.append(str(message))
+            return show_elsewhere(message, category, filename, *rest)
+        if str(message) not in notes:
+            notes.append(str(message))
             print(f"note: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = tell
-        yield told
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield notes
 
 
-def print_table(title, columns, rows):
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table; every cell is shown with str()."""
     from rich.console import Console
     from rich.table import Table

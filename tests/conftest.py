@@ -1,22 +1,10 @@
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # the scripts train.py, sample.py and evaluate.py
-
-TINY = [
-    "network.channels=[16,16]",
-    "network.norm_groups=8",
-    "network.layers=1",
-    "network.attention=[]",
-    "network.head_dim=8",
-    "optim.decay=none",
-    "data.labels=false",
-    "trainer.progress=false",
-]
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny import TINY
 
 
 @pytest.fixture(autouse=True)
@@ -65,9 +53,8 @@ def digits():
 @pytest.fixture
 def box(monkeypatch):
     """Return a function that makes the scripts load a Box of these settings as their model."""
-    from boxes import Box
-
     from genmodels import checkpoint
+    from tests.helpers.boxes import Box
 
     def load(*args, **settings):
         model = Box(*args, **settings)

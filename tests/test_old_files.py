@@ -8,10 +8,11 @@ import json
 import shutil
 
 import numpy as np
-import old_words
 import pytest
 import torch
-from old_words import METHODS, MORE, OLD, SAMPLED, STEPS, command, done
+
+from tests.helpers import old_words
+from tests.helpers.old_words import METHODS, MORE, OLD, SAMPLED, STEPS, command, done
 
 LAYOUT = json.loads((OLD / "layout.json").read_text())
 WORDS = json.loads((OLD / "help_words.json").read_text())

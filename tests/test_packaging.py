@@ -7,9 +7,9 @@ import sys
 import zipfile
 
 import pytest
-from conftest import ROOT
 
 from genmodels.metrics.features.grey_nets import GREY_NETS
+from tests.helpers.paths import ROOT
 
 # What a user's process does; the first line takes away the editable install of the test machine.
 CHECK = """

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
 import genmodels
 import sample
+from tests.helpers.paths import ROOT
 
 FOLDER = ROOT / "pretrained" / "noise2score_grey"
 

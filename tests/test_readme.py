@@ -5,7 +5,6 @@ import shlex
 
 import pytest
 import torch
-from conftest import ROOT, TINY
 from sklearn.datasets import load_sample_image
 
 import evaluate
@@ -13,8 +12,10 @@ import sample
 import train
 from genmodels import cli, images
 from genmodels.checkpoint import diffusers
-from genmodels.checkpoint.export import main as export_main
+from genmodels.checkpoint.exports import main as export_main
 from genmodels.data import commands
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny import TINY
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.S | re.M)

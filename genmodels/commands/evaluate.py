@@ -43,7 +43,8 @@ from genmodels.config.words import (
     split_words,
     typed_words,
 )
-from genmodels.distributed import pick_device, process_state
+from genmodels.data.source import read_source
+from genmodels.distributed import pick_device, rank
 from genmodels.evaluation import plots, restoration, selftest
 from genmodels.evaluation import scorer as scoring
 from genmodels.evaluation.clusters import score_clusters
@@ -61,7 +62,7 @@ from genmodels.evaluation.options import (
 )
 from genmodels.evaluation.passes import Store, score_pass
 from genmodels.evaluation.report import versions, write_report
-from genmodels.evaluation.sources import Generated, Pictures, check_shape, read_source, where
+from genmodels.evaluation.sources import Generated, Pictures, check_shape, reading_options
 from genmodels.metrics.clustering import CLUSTERING
 from genmodels.metrics.features import load_features
 from genmodels.metrics.stats import describe, stats_bytes
@@ -106,9 +107,9 @@ def evaluate(argv):
     given = {key: getattr(options, key) for key in words if key not in (*extra, *FILES)}
     extra = typed_words(extra, taken, also=ALL_KEYS)
     given |= extra
-    with cli.told_warnings() as warned:
+    with cli.warnings_as_notes() as warned:
         scores, facts, title = measure(mode, model, options, extra, clustering, device)
-    if not process_state().is_main_process:
+    if rank() != 0:
         return 0
     name = positionals[0] if positionals else options.images
     print_scores(f"{name} {title}", scores)
@@ -120,7 +121,7 @@ def evaluate(argv):
         Store.clear(options.out)
         print(f"written: {options.out}")
     if scorer and options.plot:
-        plots.draw(options.plot, scorer)
+        plots.draw_scores(options.plot, scorer)
         print(f"written: {options.plot}")
     return 0
 
@@ -183,11 +184,11 @@ def check_files(options):
 def check_scores(options, has_model):
     """Raise ValueError for what can be told of scores of images from the words alone."""
     check_device("noise", options.noise)
-    asked = scoring.expand(options.metrics)
-    if options.equal and "fd" not in options.metrics:
-        raise ValueError("equal=true: changes metrics=fd only; add it, or leave equal out")
-    drawn = {"fd", "fd_inf", "fid", "fid_inf", "precision", "recall"}
-    if options.plot and not drawn & set(asked):
+    metrics = [scoring.METRICS[name] for name in scoring.expand_metrics(options.metrics)]
+    if options.equal and not any(metric.equal for metric in metrics):
+        changed = ", ".join(name for name, metric in scoring.METRICS.items() if metric.equal)
+        raise ValueError(f"equal=true: changes metrics={changed} only; add it, or leave equal out")
+    if options.plot and not any(metric.drawn for metric in metrics):
         raise ValueError(f"plot={options.plot}: nothing to draw; add metrics=fd or prc")
     if has_model and options.images:
         raise ValueError(f"images={options.images}: give a MODEL or images=, not both")
@@ -233,15 +234,18 @@ def score_images(model, options, extra, device):
     features = named_features(options, device)
     source = options.reference or options.data or model.cfg.data.name
     reference, meta, sets = scoring.read_reference(
-        source, features, "memorised" in options.metrics, **where(options, model)
+        source,
+        features,
+        scoring.need_splits(options.metrics),
+        **reading_options(options, model),
     )
     if model:
         check_shape(source, meta.get("shape"), model)
         pictures = generated(model, options, extra, meta.get("num"))
     else:
-        pictures = Pictures(read_source(options.images, **where(options))[0])
+        pictures = Pictures(read_source(options.images, **reading_options(options)).pixels)
         check_sizes(options.images, pictures.shape, meta.get("shape"), features)
-    kept = list(scoring.tables(options.metrics, options.equal))
+    kept = list(scoring.tables_to_keep(options.metrics, options.equal))
     scorer = scoring.Scorer(
         options.metrics,
         features,
@@ -311,19 +315,19 @@ def run_command(positionals, words):
     check_files(options)
     check_device("device", options.device)
     device = pick_device(options.device)
-    with cli.told_warnings():
+    with cli.warnings_as_notes():
         return (write_stats if command == "stats" else self_test)(options, device)
 
 
 def write_stats(options, device):
     """Write the statistics file of a data set; return the exit code."""
     features, source = named_features(options, device), options.data or options.images
-    pictures = Pictures(read_source(source, **where(options))[0])
+    pictures = Pictures(read_source(source, **reading_options(options)).pixels)
     parts = Store.of(options.out, "stats", pictures, features)
     moments = score_pass(
         pictures, features, batch=options.feature_batch or None, store=parts
     ).moments()
-    if process_state().is_main_process:
+    if rank() == 0:
         facts = {"data": source, "data_sha256": pictures.identity(), "shape": pictures.shape}
         write_bytes(options.out, stats_bytes(moments, features, versions=versions(), **facts))
         Store.clear(options.out)

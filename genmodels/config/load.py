@@ -6,18 +6,25 @@ it there are only dataclasses.
 
 import dataclasses
 import difflib
-import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from genmodels.atomic import write_bytes
 from genmodels.config.schema import Config, check, to_plain
 from genmodels.config.words import parse_value
 
 
-def load_config(sources, overrides=(), *, methods, networks):
+def load_config(
+    sources: Iterable[str | Path | dict],
+    overrides: Iterable[str] = (),
+    *,
+    methods: Mapping[str, Any],
+    networks: Mapping[str, Any],
+) -> Config:
     """Return the Config of the merged sources and overrides.
 
     Args:
@@ -30,10 +37,10 @@ def load_config(sources, overrides=(), *, methods, networks):
         ValueError: unknown key, wrong type or value, unknown method or network, unreadable file;
             one line that names the key, the value and the remedy.
     """
-    values = OmegaConf.create()
+    values: Any = OmegaConf.create()
     for source in sources:
-        source = source if isinstance(source, dict) else _read_yaml(source)
-        values = OmegaConf.merge(values, source)
+        part = source if isinstance(source, dict) else _read_yaml(source)
+        values = OmegaConf.merge(values, part)
     words = dict(_split_word(word) for word in overrides)
     schema = {}
     for slot, choices in (("method", methods), ("network", networks)):
@@ -52,7 +59,7 @@ def load_config(sources, overrides=(), *, methods, networks):
     for key, text in words.items():
         OmegaConf.update(values, key, parse_value(key, text, _type_of(key, schema)))
     try:
-        plain = OmegaConf.to_container(values, resolve=True)
+        plain: Any = OmegaConf.to_container(values, resolve=True)
     except OmegaConfBaseException as error:
         raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     _check_types(plain, Config, schema, "")
@@ -60,7 +67,7 @@ def load_config(sources, overrides=(), *, methods, networks):
     for slot in schema:
         structured[slot] = OmegaConf.structured(schema[slot])
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(structured, plain))
+        config: Any = OmegaConf.to_object(OmegaConf.merge(structured, plain))
     except OmegaConfBaseException as error:
         raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     if not config.name:
@@ -69,44 +76,42 @@ def load_config(sources, overrides=(), *, methods, networks):
     return config
 
 
-def save_config(config, path):
+def save_config(config: Config, path: str | Path) -> None:
     """Write the config as YAML that load_config reads back, all or nothing."""
-    partial = Path(f"{path}.partial")
-    OmegaConf.save(OmegaConf.create(to_plain(config)), partial)
-    os.replace(partial, path)
+    write_bytes(path, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))).encode())
 
 
-def _read_yaml(path):
+def _read_yaml(path: str | Path) -> DictConfig:
     if not Path(path).is_file():
         near = difflib.get_close_matches(Path(path).stem, [p.stem for p in _configs()], 1)
         hint = f"; did you mean configs/{near[0]}.yaml?" if near else ""
         raise ValueError(f"config={path}: no such file{hint}")
     try:
-        values = OmegaConf.load(path)
+        values: Any = OmegaConf.load(path)
     except Exception as error:  # the YAML reader raises many kinds
         raise ValueError(f"config={path}: not YAML: {' '.join(str(error).split())}") from None
     check(OmegaConf.is_dict(values), "config", path, "must hold key: value pairs")
     return values
 
 
-def _configs():
+def _configs() -> list[Path]:
     return sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
-def _split_word(word):
+def _split_word(word: str) -> tuple[str, str]:
     key, equals, text = word.partition("=")
     check(equals and key, "argument", word, "write key=value")
     return key, text
 
 
-def _fields(cls, schema, prefix):
+def _fields(cls: type, schema: dict[str, type], prefix: str) -> dict[str, Any]:
     """Return {key: type} of a dataclass; method and network stand for the chosen Config."""
     hints = get_type_hints(cls)
     types = {item.name: hints[item.name] for item in dataclasses.fields(cls)}
     return types | schema if not prefix else types
 
 
-def _type_of(key, schema):
+def _type_of(key: str, schema: dict[str, type]) -> Any:
     cls, prefix = Config, ""
     for part in key.split("."):
         check(dataclasses.is_dataclass(cls), key, "", f"{prefix[:-1]} has no keys of its own")
@@ -117,7 +122,7 @@ def _type_of(key, schema):
     return cls
 
 
-def _check_types(values, cls, schema, prefix):
+def _check_types(values: dict, cls: Any, schema: dict[str, type], prefix: str) -> None:
     types = _fields(cls, schema, prefix)
     for name, value in values.items():
         key = f"{prefix}{name}"
@@ -137,13 +142,13 @@ def _check_types(values, cls, schema, prefix):
             check(_fits(value, kind), key, value, remedy)
 
 
-def _fits(value, kind):
+def _fits(value: object, kind: type) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
-def _nearest(name, choices, prefix=""):
+def _nearest(name: str, choices: Iterable[str], prefix: str = "") -> str:
     near = difflib.get_close_matches(name, list(choices), 1)
     hint = f"did you mean {prefix}{near[0]}? " if near else ""
     return f"{hint}choose from {', '.join(choices)}"

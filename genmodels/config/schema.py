@@ -57,7 +57,7 @@ class Limits:
 
 def _number(value: float) -> str:
     """Return a bound as people write it: 2^63 for 9223372036854775808."""
-    return f"2^{value.bit_length() - 1}" if value in (2**32, 2**63) else f"{value:g}"
+    return "2^63" if value == 2**63 else f"{value:g}"
 
 
 def setting(

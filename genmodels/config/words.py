@@ -159,7 +159,8 @@ def read_options(
     if mode is None:
         mode = next((name for name in modes if name and words.get(name)), "")
     taken = settings_of(modes[mode])
-    values, rest = {}, {}
+    values: dict[str, Any] = {}
+    rest: dict[str, str] = {}
     for key, text in words.items():
         others = [name for name, cls in modes.items() if key in settings_of(cls)]
         if key in taken:
@@ -192,15 +193,15 @@ def _line(item: Field, prefix: str, width: int) -> str:
     return f"  {f'{prefix}{item.name}={shown}':{width}} {doc}".rstrip()
 
 
-def describe(methods: Mapping[str, type], networks: Mapping[str, type]) -> str:
+def describe(methods: Mapping[str, Any], networks: Mapping[str, Any]) -> str:
     """Return the schema as text: every key with its default and meaning (for --help)."""
     lines: list[str] = []
 
-    def section(title: str, cls: type[Section], prefix: str) -> None:
-        lines.append(f"\n{title}: {cls.__doc__.splitlines()[0]}")
+    def section(title: str, cls: type, prefix: str) -> None:
+        lines.append(f"\n{title}: {(cls.__doc__ or '').splitlines()[0]}")
         lines.extend(_line(item, prefix, 34) for item in settings_of(cls).values())
         for item in dataclasses.fields(cls):
-            if dataclasses.is_dataclass(item.type):
+            if isinstance(item.type, type) and dataclasses.is_dataclass(item.type):
                 section(f"{prefix}{item.name}", item.type, f"{prefix}{item.name}.")
 
     section("general", Config, "")
@@ -216,7 +217,7 @@ def parse_seeds(text: str, key: str = "seeds") -> list[int]:
     Raises:
         ValueError: an empty or backward range, or a word that is no range.
     """
-    seeds = []
+    seeds: list[int] = []
     for part in text.split(","):
         low, dash, high = part.strip().partition("-")
         if not low.isdigit() or (dash and not high.isdigit()):

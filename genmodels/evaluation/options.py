@@ -4,12 +4,10 @@ from dataclasses import dataclass
 
 from genmodels.config import Section, setting
 from genmodels.config.words import DEVICES
-from genmodels.evaluation.scorer import METRICS
+from genmodels.evaluation.scorer import metrics_help
 from genmodels.metrics.clustering import CLUSTERING
 from genmodels.metrics.ood import SYNTHETIC
 from genmodels.restoration import RestoreOptions
-
-_METRICS = "; ".join(f"{name}: {what}" for name, what in METRICS.items())
 
 
 @dataclass
@@ -118,9 +116,7 @@ class ClusterOptions(ReadOptions):
         "score the model's clusters of this data set against its classes: "
         f"metrics={','.join(CLUSTERING)}",
     )
-    metrics: list[str] = setting(
-        ["fd"], f"{_METRICS}; prc: precision and recall; density comes with coverage"
-    )
+    metrics: list[str] = setting(["fd"], metrics_help())
     batch: int = setting(64, "images at a time; changes no image", ge=1)
     device: str = setting("auto", "what computes", choices=DEVICES)
     out: str = setting("", "JSON file to write")

@@ -1,15 +1,22 @@
 """Pictures of scores."""
 
 import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from genmodels.atomic import write_bytes
+from genmodels.metrics.frechet import BlockFrechet
 from genmodels.metrics.manifold import precision_recall
 
+if TYPE_CHECKING:
+    from genmodels.evaluation.scorer import Scorer
 
-def draw(path, scorer):
-    """Write a PNG of what a Scorer found in its last call: distance against 1/n, and precision
+
+def draw_scores(path: Path | str, scorer: "Scorer") -> None:
+    """Write a PNG of the latest scores of a Scorer: distance against 1/n, and precision
     against recall for several k where these were asked for.
 
     Args:
@@ -22,10 +29,12 @@ def draw(path, scorer):
     from matplotlib.figure import Figure
 
     panels = []
-    if scorer.frechet is not None and len(scorer.frechet.sizes) >= 3:
-        panels.append(lambda axes: _distance(axes, scorer.frechet, scorer.features.name))
-    if {"precision", "recall"} & set(scorer.metrics):
-        panels.append(lambda axes: _neighbours(axes, scorer.generated_rows, scorer.rows))
+    frechet, rows, reference = scorer.frechet, scorer.generated_rows, scorer.rows
+    if frechet is not None and len(frechet.sizes) >= 3:
+        panels.append(lambda axes: _draw_distance(axes, frechet, scorer.features.name))
+    asked = {"precision", "recall"} & set(scorer.metrics)
+    if asked and rows is not None and reference is not None:
+        panels.append(lambda axes: _draw_precision_recall(axes, rows, reference))
     if not panels:
         raise ValueError(
             f"plot={path}: nothing to draw; ask for metrics=prc, or for fd with more than twice as "
@@ -39,32 +48,33 @@ def draw(path, scorer):
     write_bytes(path, buffer.getvalue())
 
 
-def _distance(axes, found, name):
+def _draw_distance(axes: Any, frechet: BlockFrechet, name: str) -> None:
     """Draw the mean distances, the parabola in 1/n through the first three, and its limit."""
-    x, y = 1 / np.array(found.sizes), np.array(found.values)
+    x, y = 1 / np.array(frechet.sizes), np.array(frechet.values)
     curve = np.polynomial.Polynomial.fit(x[:3], y[:3], 2)
     line = np.linspace(0, x.max(), 100)
-    low, high = found.interval
+    limit: Any = frechet.limit
+    low, high = frechet.interval
     axes.plot(line, curve(line), color="0.6", zorder=1)
     axes.plot(x, y, "o", color="C0", label="mean over sets of n images")
     axes.errorbar(
         0,
-        found.limit,
-        [[found.limit - low], [high - found.limit]],
+        limit,
+        [[limit - low], [high - limit]],
         fmt="s",
         color="C3",
         capsize=3,
-        label=f"limit {found.limit:.4g}, 95 %",
+        label=f"limit {limit:.4g}, 95 %",
     )
     axes.set(xlabel="1 / n", ylabel=f"Frechet distance ({name})")
     axes.legend(frameon=False)
 
 
-def _neighbours(axes, rows, real):
+def _draw_precision_recall(axes: Any, rows: torch.Tensor, reference: torch.Tensor) -> None:
     """Draw precision against recall for k = 1, 2, 3, 5, 8."""
     for k in (1, 2, 3, 5, 8):
         precision, recall = (
-            float(part.double().mean()) for part in precision_recall(rows, real, k)
+            float(part.double().mean()) for part in precision_recall(rows, reference, k)
         )
         axes.plot(recall, precision, "o", color="C3" if k == 3 else "C0")
         axes.annotate(f"k = {k}", (recall, precision), (4, 4), textcoords="offset points")

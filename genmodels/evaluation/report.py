@@ -2,24 +2,31 @@
 
 import json
 import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-import genmodels
 from genmodels.atomic import write_bytes
+from genmodels.version import __version__
 
 
-def versions():
-    """Return the versions that bear on a result."""
-    import diffusers
-    import lightning
+def versions() -> dict[str, str]:
+    """Return the versions that bear on a result; importing these packages takes seconds."""
+    return {
+        "genmodels": __version__,
+        "torch": torch.__version__,
+        "lightning": metadata.version("lightning"),
+        "diffusers": metadata.version("diffusers"),
+        "numpy": np.__version__,
+    }
 
-    packages = (genmodels, torch, lightning, diffusers, np)
-    return {package.__name__: package.__version__ for package in packages}
 
-
-def write_report(path, scores, started, **facts):
+def write_report(
+    path: Path | str, scores: dict[str, dict[str, Any]], started: float, **facts: Any
+) -> None:
     """Write the JSON of an evaluation, all or nothing: metrics, facts, seconds, versions."""
     report = {"metrics": scores} | facts
     report |= {"seconds": round(time.monotonic() - started, 2), "versions": versions()}

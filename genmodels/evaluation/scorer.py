@@ -2,15 +2,20 @@
 
 import time
 import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from genmodels.distributed import ranks
-from genmodels.evaluation.passes import score_pass, sums_device
-from genmodels.evaluation.sources import Pictures, read_source
+from genmodels.data.source import read_source
+from genmodels.distributed import rank
+from genmodels.evaluation.passes import Scored, Store, score_pass, sums_device
+from genmodels.evaluation.sources import ImageSource, Pictures
+from genmodels.images import OnDisk
 from genmodels.metrics.errorbars import resampled
 from genmodels.metrics.features import Features, load_features, mode_difference
-from genmodels.metrics.frechet import Moments, block_frechet, frechet_distance
+from genmodels.metrics.frechet import BlockFrechet, Moments, block_frechet, frechet_distance
 from genmodels.metrics.inception_score import inception_score
 from genmodels.metrics.kernel_distance import kernel_distance, kernel_distance_subsets
 from genmodels.metrics.manifold import (
@@ -22,52 +27,293 @@ from genmodels.metrics.manifold import (
 )
 from genmodels.metrics.stats import is_stats, load_stats
 
-# name -> what it is, for --help; Scorer computes them.
-METRICS = {
-    "fd": "Frechet distance of the features",
-    "fd_inf": "its limit for infinitely many images",
-    "fid": "fd of features=inception",
-    "fid_inf": "fd_inf of features=inception",
-    "kid": "kernel distance over all pairs",
-    "kid_subsets": "the same as a mean over 100 random subsets of 1000",
-    "is": "inception score (10 parts); features with class scores only",
-    "precision": "share of images within the real manifold (k = 3)",
-    "recall": "share of real images within the generated manifold (k = 3)",
-    "density": "real balls around a generated image, over k = 5; 1 = as real",
-    "coverage": "share of real images with a generated one in their ball (k = 5)",
-    "nn1": "1-nearest-neighbour two-sample accuracy, 0.5 = indistinguishable",
-    "nn1_fake": "its share of generated images known as such; below 0.5: they crowd the real ones",
-    "nn1_real": "its share of real images known as such; above 0.5: the generated lie elsewhere",
-    "memorised": "share nearer to a training image than 95 % of held-out ones are; 0.05 = none",
+Entry = dict[str, Any]  # a score as a report holds it: {"value": v, "stderr": s, ...}
+
+# What a score can be made of. All but the last two are (N, D) rows, which a pass must keep.
+NEEDS = {
+    "rows": "features of the images",
+    "reference": "features of the reference images",
+    "train": "features of the training images",
+    "held_out": "features of the held-out images",
+    "logits": "class scores of the images, (N, C)",
+    "frechet": "BlockFrechet of the images and the reference",
 }
-
-GROUPS = {"prc": ("precision", "recall"), "density": ("density", "coverage")}
-_FRECHET = ("fd", "fd_inf", "fid", "fid_inf")
-_LEAST = {"kid_subsets": 1000, "density": 6, "coverage": 6}  # images on each side; else 4
-_RESAMPLED = ("nn1", "nn1_fake", "nn1_real", "memorised")
+_ROWS = {"rows", "reference", "train", "held_out"}
+_LEAST = 4  # images on each side without which nothing is scored
 
 
-def expand(metrics):
-    """Return the metrics with groups spelled out: prc is precision and recall.
+@dataclass(frozen=True)
+class Metric:
+    """A row of METRICS: what a score is, what computes it, and from what.
+
+    Args:
+        doc: what it is, for --help.
+        score: function of what `needs` names, in that order. It returns a number, or the entry of
+            a report, {"value": v, "stderr": s, ...}, or a tuple of these.
+        needs: names out of NEEDS.
+        part: which one of the tuple it is.
+        comes_with: words that ask for it beside its own name.
+        least: images needed on each side, >= 4.
+        better: "lower" or "higher", or "half" where 0.5 is best; such a metric can choose one model
+            of many. "" = it cannot alone.
+        halves: its error bar comes from random halves of the rows (resamples=); it is a number.
+        in_blocks: it compares sets of one size, and is the mean over blocks of images as large as
+            the reference; it is a number.
+        equal: function of ("rows", "reference") that computes it under equal=true, then in blocks
+            and with an error bar from halves; None = as ever.
+        limit_of: the metric whose limit for infinitely many images it is. It needs halves of the
+            images larger than the dimension of the features.
+        published: it is kept for FID's published features; the metric of all others.
+        drawn: plot= has a picture of it.
 
     Raises:
-        ValueError: no name, or one that is no metric.
+        ValueError: it needs what there is not, or another field is out of its range.
     """
-    if not metrics:
-        raise ValueError(f"metrics=: name some of {', '.join([*METRICS, 'prc'])}")
+
+    doc: str
+    score: Callable[..., Any]
+    needs: tuple[str, ...] = ("rows", "reference")
+    part: int | None = None
+    comes_with: tuple[str, ...] = ()
+    least: int = _LEAST
+    better: str = ""
+    halves: bool = False
+    in_blocks: bool = False
+    equal: Callable[..., float] | None = None
+    limit_of: str = ""
+    published: str = ""
+    drawn: bool = False
+
+    def __post_init__(self) -> None:
+        for need in self.needs:
+            if need not in NEEDS:
+                raise ValueError(f"a metric needs {need!r}: choose from {', '.join(NEEDS)}")
+        if not self.needs:
+            raise ValueError(f"a metric needs some of {', '.join(NEEDS)}")
+        if self.better not in ("", "lower", "higher", "half"):
+            raise ValueError(f"better={self.better!r}: choose from lower, higher, half or nothing")
+        if self.least < _LEAST:
+            raise ValueError(f"least={self.least}: must be >= {_LEAST}, which every score needs")
+        if self.in_blocks and self.needs != ("rows", "reference"):
+            raise ValueError(f"in_blocks=True: needs rows and reference, not {self.needs}")
+        if self.halves and not self.keeps_rows:
+            raise ValueError(f"halves=True: needs rows to draw from, not {self.needs}")
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether passes must keep the features of all images for it."""
+        return bool(_ROWS & set(self.needs))
+
+    def under(self, equal: bool) -> "Metric":
+        """Return the metric as it is computed with equal=true or false."""
+        if not equal or self.equal is None:
+            return self
+        needs = ("rows", "reference")
+        return replace(self, score=self.equal, needs=needs, halves=True, in_blocks=True)
+
+
+def _distance(frechet: BlockFrechet) -> Entry:
+    return {"value": frechet.value} | ({"stderr": frechet.stderr} if frechet.stderr else {})
+
+
+def _limit(frechet: BlockFrechet) -> Entry:
+    low, high = frechet.interval
+    return {"value": frechet.limit, "stderr": frechet.limit_stderr, "low": low, "high": high}
+
+
+def _distance_of_rows(rows: torch.Tensor, reference: torch.Tensor) -> float:
+    return float(frechet_distance(Moments().update(rows), Moments().update(reference)))
+
+
+def _kid(rows: torch.Tensor, reference: torch.Tensor) -> Entry:
+    value, stderr = kernel_distance(rows, reference)
+    return {"value": value, "stderr": stderr}
+
+
+def _kid_subsets(rows: torch.Tensor, reference: torch.Tensor) -> Entry:
+    value, spread = kernel_distance_subsets(rows, reference)
+    return {"value": value, "spread": spread}
+
+
+def _inception_score(logits: torch.Tensor) -> Entry:
+    value, spread = inception_score(logits)  # of 10 parts: the error of their mean is spread / 3
+    return {"value": value, "stderr": spread / 3, "spread": spread}
+
+
+def _mean(values: torch.Tensor) -> Entry:
+    """Return a mean over images with its standard error, the manifold taken as given."""
+    values = values.double()
+    return {"value": float(values.mean()), "stderr": float(values.std() / len(values) ** 0.5)}
+
+
+def _precision_recall(rows: torch.Tensor, reference: torch.Tensor) -> tuple[Entry, Entry]:
+    precise, recalled = precision_recall(rows, reference)
+    return _mean(precise), _mean(recalled)
+
+
+def _density_coverage(rows: torch.Tensor, reference: torch.Tensor) -> tuple[Entry, Entry]:
+    density, covered = density_coverage(rows, reference)
+    return _mean(density), _mean(covered)
+
+
+# name -> Metric; a new score is a row here and nothing else. `better` stands where one number may
+# choose a model: precision, say, is highest where one good image is made again and again.
+METRICS: dict[str, Metric] = {
+    "fd": Metric(
+        "Frechet distance of the features",
+        _distance,
+        needs=("frechet",),
+        better="lower",
+        equal=_distance_of_rows,
+        drawn=True,
+    ),
+    "fd_inf": Metric(
+        "its limit for infinitely many images",
+        _limit,
+        needs=("frechet",),
+        limit_of="fd",
+        drawn=True,
+    ),
+    "fid": Metric(
+        "fd of features=inception",
+        _distance,
+        needs=("frechet",),
+        better="lower",
+        published="fd",
+        drawn=True,
+    ),
+    "fid_inf": Metric(
+        "fd_inf of features=inception",
+        _limit,
+        needs=("frechet",),
+        limit_of="fid",
+        published="fd_inf",
+        drawn=True,
+    ),
+    "kid": Metric("kernel distance over all pairs", _kid, better="lower"),
+    "kid_subsets": Metric(
+        "the same as a mean over 100 random subsets of 1000", _kid_subsets, least=1000
+    ),
+    "is": Metric(
+        "inception score (10 parts); features with class scores only",
+        _inception_score,
+        needs=("logits",),
+        least=10,
+    ),
+    "precision": Metric(
+        "share of images within the real manifold (k = 3)",
+        _precision_recall,
+        part=0,
+        comes_with=("prc",),
+        drawn=True,
+    ),
+    "recall": Metric(
+        "share of real images within the generated manifold (k = 3)",
+        _precision_recall,
+        part=1,
+        comes_with=("prc",),
+        drawn=True,
+    ),
+    "density": Metric(
+        "real balls around a generated image, over k = 5; 1 = as real",
+        _density_coverage,
+        part=0,
+        least=6,
+    ),
+    "coverage": Metric(
+        "share of real images with a generated one in their ball (k = 5)",
+        _density_coverage,
+        part=1,
+        comes_with=("density",),
+        least=6,
+    ),
+    "nn1": Metric(
+        "1-nearest-neighbour two-sample accuracy, 0.5 = indistinguishable",
+        nn1,
+        better="half",
+        halves=True,
+        in_blocks=True,
+    ),
+    "nn1_fake": Metric(
+        "its share of generated images known as such; below 0.5: they crowd the real ones",
+        nn1_sides,
+        part=0,
+        halves=True,
+        in_blocks=True,
+    ),
+    "nn1_real": Metric(
+        "its share of real images known as such; above 0.5: the generated lie elsewhere",
+        nn1_sides,
+        part=1,
+        halves=True,
+        in_blocks=True,
+    ),
+    "memorised": Metric(
+        "share nearer to a training image than 95 % of held-out ones are; 0.05 = none",
+        memorised,
+        needs=("rows", "train", "held_out"),
+        halves=True,
+    ),
+}
+
+
+def metrics_help() -> str:
+    """Return what METRICS are, and what words ask for several of them, for --help."""
+    words = [
+        f"{word}: {' and '.join(names)}"
+        if word not in METRICS
+        else f"{word} comes with {' and '.join(name for name in names if name != word)}"
+        for word, names in _words().items()
+    ]
+    return "; ".join([*(f"{name}: {metric.doc}" for name, metric in METRICS.items()), *words])
+
+
+def _words() -> dict[str, list[str]]:
+    """Return {word: metrics that it asks for} of the words that ask for several."""
+    words = dict.fromkeys(word for metric in METRICS.values() for word in metric.comes_with)
+    return {
+        word: [name for name, m in METRICS.items() if name == word or word in m.comes_with]
+        for word in words
+    }
+
+
+def expand_metrics(words: Iterable[str]) -> list[str]:
+    """Return the names of METRICS that words ask for: prc is precision and recall.
+
+    Raises:
+        ValueError: no word, or one that asks for no metric.
+    """
+    words, several = list(words), _words()
+    choices = ", ".join(dict.fromkeys([*METRICS, *several]))
+    if not words:
+        raise ValueError(f"metrics=: name some of {choices}")
     names = []
-    for name in metrics:
-        if name not in METRICS and name not in GROUPS:
-            raise ValueError(f"metrics={name}: choose from {', '.join([*METRICS, 'prc'])}")
-        names += GROUPS.get(name, (name,))
+    for word in words:
+        if word not in METRICS and word not in several:
+            raise ValueError(f"metrics={word}: choose from {choices}")
+        names += several.get(word, [word])
     return list(dict.fromkeys(names))
 
 
-def tables(metrics, equal=False):
-    """Return whether a pass must keep (the rows, the class scores) for these metrics."""
-    names = expand(metrics)
-    pairs = [name for name in names if name not in (*_FRECHET, "is")]
-    return bool(pairs) or (equal and "fd" in names), "is" in names
+def metrics_to_score(words: Iterable[str], equal: bool = False) -> dict[str, Metric]:
+    """Return {name: Metric as it is computed} of what words ask for; equal: as for Scorer.
+
+    Raises:
+        ValueError: as expand_metrics.
+    """
+    return {name: METRICS[name].under(equal) for name in expand_metrics(words)}
+
+
+def tables_to_keep(words: Iterable[str], equal: bool = False) -> tuple[bool, bool]:
+    """Return whether a pass must keep (the features, the class scores) of all images."""
+    metrics = metrics_to_score(words, equal).values()
+    return any(m.keeps_rows for m in metrics), any("logits" in m.needs for m in metrics)
+
+
+def need_splits(words: Iterable[str]) -> bool:
+    """Return whether metrics need the training and the held-out images beside the reference."""
+    metrics = metrics_to_score(words).values()
+    return any({"train", "held_out"} & set(metric.needs) for metric in metrics)
 
 
 class Scorer:
@@ -76,7 +322,7 @@ class Scorer:
     In several processes every one of them must make it and call it; the first gets the scores.
 
     Args:
-        metrics: names out of METRICS or GROUPS.
+        metrics: names of METRICS, or words that ask for several: see expand_metrics.
         features: a Features, or a name for load_features.
         reference: uint8 images (N, C, H, W), Pictures, or the Moments of a statistics file.
         train, held_out: uint8 images, for `memorised`.
@@ -89,6 +335,12 @@ class Scorer:
         progress: show bars.
         num: how many images will be scored, so that too few are refused before the work.
 
+    Attributes:
+        metrics: {name: Metric as it is computed}.
+        moments, rows: of the reference; rows only where a metric needs them.
+        frechet, generated_rows: of the latest images, None where no metric needs them.
+        seconds: {label: of each pass, and of the latest scores}.
+
     Raises:
         ValueError: an unknown metric, one that these features or this reference cannot give, too
             few images, or what the features refuse.
@@ -96,116 +348,135 @@ class Scorer:
 
     def __init__(
         self,
-        metrics,
-        features,
+        metrics: Iterable[str],
+        features: Features | str,
         *,
-        reference,
-        train=None,
-        held_out=None,
-        equal=False,
-        resamples=0,
-        weights=None,
-        device="cpu",
-        batch=None,
-        store=None,
-        progress=False,
-        num=None,
+        reference: Any,
+        train: Any = None,
+        held_out: Any = None,
+        equal: bool = False,
+        resamples: int = 0,
+        weights: str | None = None,
+        device: torch.device | str = "cpu",
+        batch: int | None = None,
+        store: Store | None = None,
+        progress: bool = False,
+        num: int | None = None,
     ):
-        self.metrics, self.equal, self.resamples = expand(metrics), equal, resamples
-        if not isinstance(features, Features):
-            features = load_features(features, weights, device)
-        self.features, self.batch, self.progress, self.seconds = features, batch, progress, {}
-        pairs = [m for m in self.metrics if m not in (*_FRECHET, "is")]
-        self.keep_rows, self.keep_logits = tables(metrics, equal)
-        self.rows, self.moments, self.others = None, None, {}
-        self._check(reference, pairs, train, held_out, num)
+        words = list(metrics)
+        self.metrics = metrics_to_score(words, equal)
+        self.keep_rows, self.keep_logits = tables_to_keep(words, equal)
+        self.resamples = resamples
+        self.features = load_features(features, weights, device)
+        self.batch = batch
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+        self.rows: torch.Tensor | None = None
+        self.splits: dict[str, torch.Tensor | None] = {}  # rows of "train" and "held_out"
+        self.frechet: BlockFrechet | None = None
+        self.generated_rows: torch.Tensor | None = None
+        splits = {"train": train, "held_out": held_out}
+        self._check_features()
+        self._check_sources(reference, splits)
+        self.reference_num = reference.count if isinstance(reference, Moments) else len(reference)
+        num = self.reference_num if num is None else num
+        self._check_number(num, self.features.dim or 0)
         if isinstance(reference, Moments):
             self.moments = reference.to(sums_device(self.features))
-            self.reference_num = reference.count
         else:
-            self._prepare(_pictures(reference), store)
-        self._check_number(self.reference_num if num is None else num, self.reference_num)
-        if "memorised" in self.metrics:
-            for name, pixels in (("train", train), ("held_out", held_out)):
+            scored = self._pass(_pictures(reference), "reference", rows=self.keep_rows, store=store)
+            self.moments = scored.moments()
+            self.rows = scored.rows
+        self._check_number(num, self._dim())
+        for name, pixels in splits.items():
+            if any(name in metric.needs for metric in self.metrics.values()):
                 again = pixels is reference  # as in training, where it is the training set
-                self.others[name] = (
+                self.splits[name] = (
                     self.rows if again else self._pass(_pictures(pixels), name, rows=True).rows
                 )
 
-    def _check(self, reference, pairs, train, held_out, num):
-        """Raise ValueError for metrics that cannot be had, before any work."""
+    def _dim(self) -> int:
+        return self.features.dim or len(self.moments.mean)
+
+    def _check_features(self) -> None:
+        """Raise ValueError for a metric that these features cannot give."""
         features = self.features
-        for name in ("fid", "fid_inf"):
-            if name in self.metrics and not features.standard:
+        for name, metric in self.metrics.items():
+            if metric.published and not features.standard:
                 raise ValueError(
                     f"metrics={name}: is kept for features=inception, resize=tf1 and the published "
                     f"weights; with features={features.name}, resize {features.resize}, these "
-                    f"weights, write metrics={name.replace('fid', 'fd')}"
+                    f"weights, write metrics={metric.published}"
                 )
-        if "is" in self.metrics and "logits" not in features.outputs:
-            raise ValueError(
-                f"metrics=is: features={features.name} gives no class scores; inception does"
-            )
-        if "memorised" in self.metrics and (train is None or held_out is None):
-            raise ValueError("metrics=memorised: needs a data set with a training and a test split")
-        if isinstance(reference, Moments):
-            needy = [*pairs, *(["fd (equal=true)"] if self.equal and self.keep_rows else [])]
-            if needy:
+            if "logits" in metric.needs and "logits" not in features.outputs:
                 raise ValueError(
-                    f"metrics={needy[0]}: needs the reference's images, statistics give fd and "
+                    f"metrics={name}: features={features.name} gives no class scores; inception "
+                    "does"
+                )
+
+    def _check_sources(self, reference: Any, splits: dict[str, Any]) -> None:
+        """Raise ValueError for a metric that lacks images."""
+        for name, metric in self.metrics.items():
+            if any(need in splits and splits[need] is None for need in metric.needs):
+                raise ValueError(
+                    f"metrics={name}: needs a data set with a training and a test split"
+                )
+            if isinstance(reference, Moments) and metric.keeps_rows:
+                equal = "" if metric is METRICS[name] else " (equal=true)"
+                raise ValueError(
+                    f"metrics={name}{equal}: needs the reference's images, statistics give fd and "
                     "fd_inf only; name a folder, zip, npz or data set as the reference"
                 )
-        number = reference.count if isinstance(reference, Moments) else len(reference)
-        self._check_number(number if num is None else num, number)
 
-    def _check_number(self, num, reference_num):
-        """Raise ValueError for too few images."""
-        if min(num, reference_num) < 4:
+    def _check_number(self, num: int, dim: int) -> None:
+        """Raise ValueError for too few images; dim is that of the features, 0 = not known yet."""
+        real = self.reference_num
+        if min(num, real) < _LEAST:
             raise ValueError(
-                f"num={num}: scores need at least 4 images on each side ({num} images, "
-                f"{reference_num} in the reference); give more"
+                f"num={num}: scores need at least {_LEAST} images on each side ({num} images, "
+                f"{real} in the reference); give more"
             )
-        for name in self.metrics:
-            if min(num, reference_num) < _LEAST.get(name, 4):
+        for name, metric in self.metrics.items():
+            if metric.needs == ("logits",):
+                if num < metric.least:
+                    raise ValueError(
+                        f"metrics={name}: needs at least {metric.least} images, got {num}; give "
+                        "more"
+                    )
+            elif min(num, real) < metric.least:
                 raise ValueError(
-                    f"metrics={name}: needs at least {_LEAST[name]} images on each side, got {num} "
-                    f"and {reference_num} in the reference; give more, or leave it out"
+                    f"metrics={name}: needs at least {metric.least} images on each side, got {num} "
+                    f"and {real} in the reference; give more, or leave it out"
                 )
-        if "is" in self.metrics and num < 10:
-            raise ValueError(f"metrics=is: needs at least 10 images, got {num}; give more")
-        dim = self.features.dim or (0 if self.moments is None else len(self.moments.mean))
-        for name in ("fd_inf", "fid_inf"):
-            if name in self.metrics and min(num // 2 - 16, reference_num) <= dim:
+            if metric.limit_of and min(num // 2 - 16, real) <= dim:
                 raise ValueError(
                     f"metrics={name}: needs more than {2 * dim + 34} images for features of "
-                    f"dimension {dim}, got {num} and {reference_num} in the reference; give more, "
-                    f"or write metrics={name.removesuffix('_inf')}"
+                    f"dimension {dim}, got {num} and {real} in the reference; give more, or write "
+                    f"metrics={metric.limit_of}"
                 )
 
-    def _prepare(self, reference, store):
-        found = self._pass(reference, "reference", rows=self.keep_rows, store=store)
-        self.moments, self.rows, self.reference_num = found.moments(), found.rows, len(reference)
-
-    def _pass(self, source, label, **options):
+    def _pass(self, source: ImageSource, label: str, **options: Any) -> Scored:
         started = time.monotonic()
-        found = score_pass(
+        scored = score_pass(
             source, self.features, batch=self.batch, label=label, progress=self.progress, **options
         )
         self.seconds[label] = round(time.monotonic() - started, 2)
-        return found
+        return scored
 
-    def __call__(self, generated, seed=0, *, store=None, curve=False):
+    def __call__(
+        self, generated: Any, seed: int = 0, *, store: Store | None = None, curve: bool = False
+    ) -> dict[str, Entry]:
         """Return {metric: {"value": v, "stderr": s, ...}} of uint8 images or a source of them.
 
         Args:
             generated: uint8 (N, C, H, W), Pictures or Generated.
             seed: of the resampled error bars.
             store: Store of this pass, or None.
-            curve: keep what a plot needs in `self.frechet` and `self.generated_rows`.
+            curve: keep in `frechet` what a plot needs.
         """
         source = _pictures(generated)
-        self._check_number(len(source), self.reference_num)
-        found = self._pass(
+        self._check_number(len(source), self._dim())
+        scored = self._pass(
             source,
             "images",
             shift=self.moments.mean,
@@ -213,65 +484,90 @@ class Scorer:
             logits=self.keep_logits,
             store=store,
         )
-        self.frechet, self.generated_rows = None, found.rows
-        if ranks()[0]:
+        self.frechet = None
+        self.generated_rows = scored.rows
+        if rank() != 0:
             return {}
         started = time.monotonic()
-        if set(self.metrics) & set(_FRECHET[self.equal :]):
-            self.frechet = block_frechet(found.blocks, self.moments, curve=curve)
+        if any("frechet" in metric.needs for metric in self.metrics.values()):
+            self.frechet = block_frechet(scored.blocks, self.moments, curve=curve)
+        inputs = self.splits | {
+            "rows": scored.rows,
+            "reference": self.rows,
+            "logits": scored.logits,
+            "frechet": self.frechet,
+        }
+        results: dict[Any, Any] = {}  # some metrics are parts of one computation
         scores = {}
-        for name in self.metrics:
-            if name not in scores:
-                scores |= self._scores(name, found, seed)
+        for name, metric in self.metrics.items():
+            if metric.halves or metric.in_blocks:
+                scores[name] = self._of_subsets(metric, inputs, seed)
+                continue
+            computation = (metric.score, metric.needs)
+            if computation not in results:
+                results[computation] = metric.score(*self._where_sums_are(metric, inputs))
+            result = _part(metric, results[computation])
+            scores[name] = result if isinstance(result, dict) else {"value": float(result)}
         self.seconds["scores"] = round(time.monotonic() - started, 2)
-        return {name: scores[name] for name in self.metrics}
+        return scores
 
-    def _scores(self, name, found, seed):
-        """Return {metric: {"value": v, ...}} of a metric and of those that come with it."""
-        if name == "fd" and self.equal:
-            return {name: self._resampled(_in_blocks(_fd), found.rows, seed)}
-        if name in _FRECHET:
-            return {name: _of_frechet(self.frechet, name)}
-        if name in _RESAMPLED:
-            return {name: self._resampled(self._function(name), found.rows, seed)}
-        if name == "is":
-            value, spread = inception_score(found.logits)
-            return {name: {"value": value, "stderr": spread / 3, "spread": spread}}
+    def _where_sums_are(self, metric: Metric, inputs: dict[str, Any]) -> list[Any]:
+        """Return what the metric needs, its rows on the device of sums."""
         device = sums_device(self.features)
-        rows, real = found.rows.to(device), self.rows.to(device)
-        if name == "kid":
-            value, stderr = kernel_distance(rows, real)
-            return {name: {"value": value, "stderr": stderr}}
-        if name == "kid_subsets":
-            value, spread = kernel_distance_subsets(rows, real)
-            return {name: {"value": value, "spread": spread}}
-        both = GROUPS["prc"] if name in GROUPS["prc"] else GROUPS["density"]
-        parts = (precision_recall if name in GROUPS["prc"] else density_coverage)(rows, real)
-        return {key: _mean(part.double()) for key, part in zip(both, parts)}
+        return [inputs[need].to(device) if need in _ROWS else inputs[need] for need in metric.needs]
 
-    def _function(self, name):
-        """Return a score as a function of (generated rows, reference rows)."""
-        if name == "memorised":
-            train, held_out = self.others["train"], self.others["held_out"]
-            return lambda rows, _: memorised(rows, train, held_out)
-        sides = {"nn1": nn1, "nn1_fake": _fake_side, "nn1_real": _real_side}
-        return _in_blocks(sides[name])
+    def _of_subsets(self, metric: Metric, inputs: dict[str, Any], seed: int) -> Entry:
+        """Return the entry of a metric of blocks or halves of the rows, on the CPU."""
 
-    def _resampled(self, function, rows, seed):
-        if not self.resamples:
-            return {"value": function(rows, self.rows)}
-        found = resampled(function, rows, self.rows, times=self.resamples, seed=seed)
-        return {"value": found.value, "stderr": found.stderr}
+        def score(rows: torch.Tensor, reference: torch.Tensor) -> float:
+            sets = inputs | {"rows": rows, "reference": reference}
+            return _part(metric, metric.score(*(sets[need] for need in metric.needs)))
+
+        number = _in_blocks(score) if metric.in_blocks else score
+        if not (metric.halves and self.resamples):
+            return {"value": number(inputs["rows"], inputs["reference"])}
+        result = resampled(
+            number, inputs["rows"], inputs["reference"], times=self.resamples, seed=seed
+        )
+        return {"value": result.value, "stderr": result.stderr}
 
 
-def read_reference(source, features, memorised=False, **where):
-    """Return (Pictures or Moments, what is known of it, images that `memorised` needs).
+def _part(metric: Metric, result: Any) -> Any:
+    """Return the metric's own part of what its function returns."""
+    return result if metric.part is None else result[metric.part]
+
+
+def _in_blocks(
+    score: Callable[[torch.Tensor, torch.Tensor], float],
+) -> Callable[[torch.Tensor, torch.Tensor], float]:
+    """Return the score as a mean over blocks of generated rows as large as the reference.
+
+    Rows are shuffled first (torch.randperm, seed 0): files come sorted by class.
+    """
+
+    def mean(generated: torch.Tensor, reference: torch.Tensor) -> float:
+        generator = torch.Generator().manual_seed(0)
+        generated, reference = (
+            rows[torch.randperm(len(rows), generator=generator)] for rows in (generated, reference)
+        )
+        size = min(len(generated), len(reference))
+        blocks = generated.split(size)
+        scores = [score(block, reference[:size]) for block in blocks if len(block) == size]
+        return sum(scores) / len(scores)
+
+    return mean
+
+
+def read_reference(
+    source: str, features: Features, splits: bool = False, **options: Any
+) -> tuple[Pictures | Moments, dict[str, Any], dict[str, Any]]:
+    """Return (the reference, what is known of it, the images of both splits if asked for).
 
     Args:
         source: as for read_source, or the npz of statistics.
         features: that the statistics must agree with.
-        memorised: also read both splits of the data set.
-        where: of read_source.
+        splits: also read {"train": ..., "held_out": ...} of a data set; of files there are none.
+        options: of read_source.
 
     Raises:
         ValueError: what read_source or load_stats refuses.
@@ -279,74 +575,25 @@ def read_reference(source, features, memorised=False, **where):
     if is_stats(source):
         moments, meta = load_stats(source, features)
         return moments, meta, {}
-    pixels, _, splits = read_source(source, **where)
-    known = {"num": len(pixels), "shape": tuple(pixels.shape[1:])}
-    return Pictures(pixels), known, splits() if memorised else {}
+    real = read_source(source, **options)
+    known = {"num": len(real.pixels), "shape": tuple(real.pixels.shape[1:])}
+    return Pictures(real.pixels), known, real.splits() if splits else {}
 
 
-def fast_difference(features, *sources):
+def fast_difference(features: Features, *sources: ImageSource | Moments) -> dict[str, float]:
     """Return {"difference": of fast rows to exact ones} on 64 images of the first source that has
-    images, told as a note; nothing in exact mode."""
+    images, which is warned of too; nothing in exact mode."""
     if features.mode == "exact":
         return {}
-    source = next(s for s in sources if hasattr(s, "read"))
-    some = next(source.read(torch.arange(min(64, len(source)))))
-    difference = mode_difference(features, some)
+    source = next(source for source in sources if not isinstance(source, Moments))
+    first = next(iter(source.read(torch.arange(min(64, len(source))))))
+    difference = mode_difference(features, first) or 0.0
     warnings.warn(
         f"mode=fast: rows differ from exact ones by {difference:.2g} of their spread", stacklevel=2
     )
     return {"difference": difference}
 
 
-def _pictures(source):
-    return Pictures(source) if hasattr(source, "dtype") else source
-
-
-def _of_frechet(found, name):
-    """Return the distance or its limit as a report holds it."""
-    if not name.endswith("_inf"):
-        return {"value": found.value} | ({"stderr": found.stderr} if found.stderr else {})
-    if found.limit is None:
-        raise ValueError(
-            f"metrics={name}: needs more than twice as many images as the features have "
-            f"dimensions; give a larger num, or write metrics={name.removesuffix('_inf')}"
-        )
-    low, high = found.interval
-    return {"value": found.limit, "stderr": found.limit_stderr, "low": low, "high": high}
-
-
-def _mean(values):
-    """Return a mean over images with its standard error, the manifold taken as given."""
-    return {"value": float(values.mean()), "stderr": float(values.std() / len(values) ** 0.5)}
-
-
-def _fd(generated, reference):
-    first, second = Moments(), Moments()
-    return float(frechet_distance(first.update(generated), second.update(reference)))
-
-
-def _fake_side(generated, reference):
-    return nn1_sides(generated, reference)[0]
-
-
-def _real_side(generated, reference):
-    return nn1_sides(generated, reference)[1]
-
-
-def _in_blocks(metric):
-    """Return the metric as a mean over blocks of generated rows as large as the reference.
-
-    Rows are shuffled first (torch.randperm, seed 0): files come sorted by class.
-    """
-
-    def mean(generated, reference):
-        generator = torch.Generator().manual_seed(0)
-        generated, reference = (
-            rows[torch.randperm(len(rows), generator=generator)] for rows in (generated, reference)
-        )
-        size = min(len(generated), len(reference))
-        blocks = generated.split(size)
-        scores = [metric(block, reference[:size]) for block in blocks if len(block) == size]
-        return sum(scores) / len(scores)
-
-    return mean
+def _pictures(source: Any) -> ImageSource:
+    """Return images as a source; a source as it is."""
+    return Pictures(source) if isinstance(source, (torch.Tensor, OnDisk)) else source

@@ -5,16 +5,19 @@ import warnings
 
 import torch
 
+from genmodels.data.source import read_source
 from genmodels.evaluation.scorer import Scorer
-from genmodels.evaluation.sources import Pictures, read_source
-from genmodels.metrics.features import extract
+from genmodels.evaluation.sources import Pictures
+from genmodels.metrics.features import Features, extract
 from genmodels.metrics.frechet import Moments, frechet_distance
 from genmodels.metrics.kernel_distance import kernel_distance
 from genmodels.metrics.manifold import nn1, precision_recall
 
+Row = tuple[str, str, str, str]  # what is checked, its value, the expected one, "pass" or "FAIL"
 
-def checks(features, pixels=None):
-    """Return rows (what, found, expected, "pass" or "FAIL") of the self-test.
+
+def checks(features: Features, pixels: torch.Tensor | None = None) -> list[Row]:
+    """Return the rows of the self-test: (what, value, expected, "pass" or "FAIL").
 
     Args:
         features: what load_features returns.
@@ -36,27 +39,27 @@ def checks(features, pixels=None):
         ]
 
 
-def _digits(features):
-    pixels = read_source("digits:train")[0][:600]
-    shape = (features.shapes or [None])[0]
+def _digits(features: Features) -> torch.Tensor:
+    pixels = read_source("digits:train").pixels[:600]
+    shape = features.shapes[0] if features.shapes else None
     if shape and tuple(shape) != tuple(pixels.shape[1:]):
         pixels = torch.nn.functional.interpolate(pixels.float(), shape[1:], mode="bilinear")
         pixels = pixels.round().to(torch.uint8).expand(-1, shape[0], -1, -1)
     return pixels
 
 
-def _fd(a, b):
+def _fd(a: torch.Tensor, b: torch.Tensor) -> float:
     return frechet_distance(Moments().update(a), Moments().update(b)).value
 
 
-def _row(what, found, low, high=None):
-    """Return the row of a check that found is low, or in low..high."""
+def _row(what: str, value: float, low: float, high: float | None = None) -> Row:
+    """Return the row of a check that the value is low, or in low..high."""
     high = low if high is None else high
     expected = f"{low:.6g}" if low == high else f"{low:.4g} .. {high:.4g}"
-    return what, f"{found:.6g}", expected, "pass" if low <= found <= high else "FAIL"
+    return what, f"{value:.6g}", expected, "pass" if low <= value <= high else "FAIL"
 
 
-def _itself(rows):
+def _itself(rows: torch.Tensor) -> list[Row]:
     """A set against itself: every distance is zero, every image lies in the manifold."""
     scale = float(rows.double().var(0).sum())
     kid = kernel_distance(rows, rows)[0]
@@ -71,7 +74,7 @@ def _itself(rows):
     ]
 
 
-def _halves(halves):
+def _halves(halves: list[torch.Tensor]) -> list[Row]:
     """Two halves of one set: nothing tells them apart."""
     size = min(map(len, halves))
     a, b = halves[0][:size], halves[1][:size]
@@ -83,17 +86,13 @@ def _halves(halves):
     ]
 
 
-def _known(rows):
+def _known(rows: torch.Tensor) -> list[Row]:
     """y = 2 x + 3 in each of D features: |m + 3|^2 + tr S, from the moments of x alone."""
     x = rows.double()
     truth = float((x.mean(0) + 3).square().sum() + x.T.cov().trace())
     gauss = torch.randn(20_000, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     # N(0, I) against N(1, 4 I) in four dimensions: 4 x 1 + 4 x (2 - 1)^2.
-    shifted = (
-        2
-        * torch.randn(gauss.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        + 1
-    )
+    other = torch.randn(20_000, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     return [
         _row(
             "twice the features + 3: fd / closed form",
@@ -101,13 +100,14 @@ def _known(rows):
             1 - 1e-9,
             1 + 1e-9,
         ),
-        _row("fd of N(0, I) and N(1, 4 I) in 4-D", _fd(gauss, shifted), 8 - 0.3, 8 + 0.3),
+        _row("fd of N(0, I) and N(1, 4 I) in 4-D", _fd(gauss, 2 * other + 1), 8 - 0.3, 8 + 0.3),
     ]
 
 
-def _order(features, pixels, order):
+def _order(features: Features, pixels: torch.Tensor, order: torch.Tensor) -> list[Row]:
     """The order of the images changes no score."""
-    names, half = ["fd", "kid", "precision"], len(pixels) // 2
+    names = ["fd", "kid", "precision"]
+    half = len(pixels) // 2
     scorer = Scorer(names, features, reference=Pictures(pixels[half:]))
     first = scorer(pixels[:half])
     second = scorer(pixels[:half][order[order < half]])
@@ -123,7 +123,7 @@ def _order(features, pixels, order):
     ]
 
 
-def _batches(features, pixels):
+def _batches(features: Features, pixels: torch.Tensor) -> Row:
     """The batch of the feature net changes no row."""
     whole, parts = (extract(features, pixels, batch) for batch in (100, 7))
     error = float((whole - parts).abs().max() / whole.abs().max())

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 
+from genmodels.distributed import world
+
 __all__ = [
     "Marginal",
     "collapse",
@@ -43,11 +45,12 @@ def log_marginal(z: Tensor) -> Tensor:
     processes is taken before the log and carries the gradient (DDP then averages what each adds).
     """
     log_p = z.log_softmax(dim=1).logsumexp(dim=0) - math.log(len(z))
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    processes = world()
+    if processes == 1:
         return log_p
     top = log_p.detach().clone()
     dist.all_reduce(top, dist.ReduceOp.MAX)
-    return (all_reduce((log_p - top).exp()) / dist.get_world_size()).log() + top
+    return (all_reduce((log_p - top).exp()) / processes).log() + top
 
 
 class Marginal:

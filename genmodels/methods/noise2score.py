@@ -28,7 +28,7 @@ from genmodels.kernels.broadcast import over_items
 from genmodels.kernels.philox import philox_normal
 from genmodels.methods.base import Batch, GenerativeModule, Labels
 from genmodels.networks import NETWORKS
-from genmodels.noise import told_law
+from genmodels.noise import law_of
 from genmodels.noise.levels import level_from_patches
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Noise2Score(GenerativeModule):
     def __init__(self, cfg: config.Config) -> None:
         super().__init__(cfg)
         noise, method = cfg.data.noise, cfg.method
-        self.law = told_law(noise)
+        self.law = law_of(noise)
         wanted = TARGETS[method.objective]
         noise.check(
             noise.target == wanted,

@@ -13,24 +13,23 @@ References: Strehl and Ghosh, JMLR 2002; Kuhn 1955 (matching); Hubert and Arabie
 and Bailey, JMLR 2010.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import (
-    adjusted_mutual_info_score,
-    adjusted_rand_score,
-    normalized_mutual_info_score,
-)
+from numpy.typing import ArrayLike
 
 __all__ = ["CLUSTERING", "accuracy", "best_matching", "clustering_scores"]
 
 
-def best_matching(clusters, labels):
+def best_matching(clusters: ArrayLike, labels: ArrayLike) -> dict[int, int]:
     """Return {cluster: class}, one-to-one, that agrees with the most items.
 
     Args:
         clusters, labels: whole numbers >= 0, (N,). Where there are more clusters than classes some
             clusters have no class, and their items count as wrong.
     """
+    from scipy.optimize import linear_sum_assignment
+
     clusters, labels = np.asarray(clusters), np.asarray(labels)
     counts = np.zeros((clusters.max() + 1, labels.max() + 1), dtype=np.int64)
     np.add.at(counts, (clusters, labels), 1)
@@ -38,27 +37,38 @@ def best_matching(clusters, labels):
     return dict(zip(rows.tolist(), columns.tolist()))
 
 
-def accuracy(clusters, labels):
+def accuracy(clusters: ArrayLike, labels: ArrayLike) -> float:
     """Return the share of items whose cluster is matched with their class."""
     matching = best_matching(clusters, labels)
     matched = np.array([matching.get(cluster, -1) for cluster in np.asarray(clusters).tolist()])
     return float((matched == np.asarray(labels)).mean())
 
 
-def _nmi(clusters, labels):
+def _nmi(clusters: ArrayLike, labels: ArrayLike) -> float:
+    from sklearn.metrics import normalized_mutual_info_score
+
     return float(normalized_mutual_info_score(labels, clusters, average_method="arithmetic"))
 
 
+def _ari(clusters: ArrayLike, labels: ArrayLike) -> float:
+    from sklearn.metrics import adjusted_rand_score
+
+    return float(adjusted_rand_score(labels, clusters))
+
+
+def _ami(clusters: ArrayLike, labels: ArrayLike) -> float:
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    return float(adjusted_mutual_info_score(labels, clusters))
+
+
 # name -> function of (clusters, labels)
-CLUSTERING = {
-    "nmi": _nmi,
-    "acc": accuracy,
-    "ari": lambda clusters, labels: float(adjusted_rand_score(labels, clusters)),
-    "ami": lambda clusters, labels: float(adjusted_mutual_info_score(labels, clusters)),
-}
+CLUSTERING = {"nmi": _nmi, "acc": accuracy, "ari": _ari, "ami": _ami}
 
 
-def clustering_scores(clusters, labels, metrics=tuple(CLUSTERING)):
+def clustering_scores(
+    clusters: ArrayLike, labels: ArrayLike, metrics: Iterable[str] = tuple(CLUSTERING)
+) -> dict[str, float]:
     """Return {metric: score}.
 
     Args:

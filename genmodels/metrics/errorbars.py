@@ -1,13 +1,18 @@
-"""Sixteen blocks of a set of images: what error bars, extrapolation and resuming are made of.
+"""Error bars of scores: a jackknife over sixteen blocks of images, and random halves of rows.
 
-Image i belongs to block_of(n)[i], a function of i alone. Each run of 16 images is dealt to the 16
-blocks in a random order of its own: the blocks differ by at most one image, each holds its share of
-every class where the images come sorted by class, and none is in step with classes that come in
-turn (i mod 10), as both contiguous blocks and i mod 16 would be.
+The blocks serve what sums over images can give (a Frechet distance, its limit for infinitely many
+images), and resuming: a pass over the images leaves one file for each. Image i belongs to
+block_of(n)[i], a function of i alone. Each run of 16 images is dealt to the 16 blocks in a random
+order of its own: the blocks differ by at most one image, each holds its share of every class where
+the images come sorted by class, and none is in step with classes that come in turn (i mod 10), as
+both contiguous blocks and i mod 16 would be.
+
+The halves serve what needs the rows themselves, as scores of nearest neighbours do.
 """
 
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +20,13 @@ import torch
 
 from genmodels.kernels.philox import philox
 
+__all__ = ["BLOCKS", "Resampled", "block_of", "jackknife", "resampled"]
+
 BLOCKS = 16
 _KEY = 0x626C6F636B  # of this permutation, shared with no seed of images
 
 
-def block_of(count):
+def block_of(count: int) -> torch.Tensor:
     """Return the block of each of `count` images, int64 (count,) in 0..15."""
     groups = -(-count // BLOCKS)
     group, lane = torch.arange(groups).reshape(-1, 1), torch.arange(BLOCKS).reshape(1, -1)
@@ -28,7 +35,7 @@ def block_of(count):
     return ((words[0] << 31) | (words[1] >> 1)).argsort(dim=1).flatten()[:count]
 
 
-def jackknife(value, without, sizes):
+def jackknife(value: float, without: Sequence[float], sizes: Sequence[int]) -> tuple[float, float]:
     """Return (standard error, value freed of its bias of order 1/n) of a statistic of n images.
 
     With h_g = n / n_g the pseudo-values are p_g = h_g value - (h_g - 1) without_g; the second
@@ -43,10 +50,11 @@ def jackknife(value, without, sizes):
     Reference: Busing, Meijer and van der Leeden 1999, "Delete-m jackknife for unequal m",
         Statistics and Computing 9; for equal blocks Quenouille 1956.
     """
-    without, sizes = (torch.as_tensor(v, dtype=torch.float64) for v in (without, sizes))
-    share = sizes / sizes.sum()
-    corrected = float(len(sizes) * value - ((1 - share) * without).sum())
-    pseudo = value / share - (1 / share - 1) * without
+    left_out = torch.as_tensor(without, dtype=torch.float64)
+    counts = torch.as_tensor(sizes, dtype=torch.float64)
+    share = counts / counts.sum()
+    corrected = float(len(counts) * value - ((1 - share) * left_out).sum())
+    pseudo = value / share - (1 / share - 1) * left_out
     variance = ((pseudo - corrected).square() / (1 / share - 1)).mean()
     return math.sqrt(float(variance)), corrected
 
@@ -59,7 +67,9 @@ class Resampled:
     stderr: float
 
 
-def resampled(metric, *sets, times=100, seed=0):
+def resampled(
+    metric: Callable[..., float], *sets: torch.Tensor, times: int = 100, seed: int = 0
+) -> Resampled:
     """Return the `Resampled` value and standard error of metric(*sets).
 
     The value comes from the full sets. The standard error is the standard deviation of the metric

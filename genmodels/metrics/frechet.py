@@ -11,7 +11,9 @@ Reference: Dowson and Landau 1982 (the formula); Heusel et al. 2017, arXiv 1706.
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 
@@ -33,14 +35,15 @@ class Moments:
         shift: (D,) or None for zero. Any value gives the same moments up to rounding.
     """
 
-    def __init__(self, shift=None):
-        self.shift = None if shift is None else torch.as_tensor(shift).double()
+    def __init__(self, shift: torch.Tensor | None = None):
         self.count = 0
-        self.total = None
-        self.outer = None
+        # Tensors from the first rows on, when their dimension is known.
+        self.shift: Any = None if shift is None else torch.as_tensor(shift).double()
+        self.total: Any = None
+        self.outer: Any = None
 
     @classmethod
-    def from_stats(cls, mean, cov, count):
+    def from_stats(cls, mean: torch.Tensor, cov: torch.Tensor, count: int) -> "Moments":
         """Return moments with the given mean (D,), covariance (D,D; n - 1) and count n."""
         mean, cov = check_rows(torch.as_tensor(mean)[None], "mean")[0], check_rows(cov, "cov")
         if cov.shape != (len(mean), len(mean)):
@@ -50,7 +53,7 @@ class Moments:
         moments.total, moments.outer = torch.zeros_like(mean), cov * (moments.count - 1)
         return moments
 
-    def to(self, device):
+    def to(self, device: torch.device | str) -> "Moments":
         """Return the same moments on another device."""
         moved = Moments(None if self.shift is None else self.shift.to(device))
         moved.count = self.count
@@ -58,7 +61,7 @@ class Moments:
             moved.total, moved.outer = self.total.to(device), self.outer.to(device)
         return moved
 
-    def update(self, features):
+    def update(self, features: torch.Tensor) -> Self:
         """Add rows (N,D), in place; return self.
 
         Raises:
@@ -83,7 +86,7 @@ class Moments:
         self.outer.addmm_(rows.T, rows)
         return self
 
-    def merge(self, other):
+    def merge(self, other: "Moments") -> Self:
         """Add the rows another Moments has seen, in place; return self. Shifts may differ.
 
         Raises:
@@ -112,19 +115,19 @@ class Moments:
         return self
 
     @property
-    def mean(self):
+    def mean(self) -> torch.Tensor:
         """The mean, (D,) float64."""
-        self._needs(1)
+        self._check_count(1)
         return self.shift + self.total / self.count
 
     @property
-    def cov(self):
+    def cov(self) -> torch.Tensor:
         """The covariance with denominator n - 1, (D,D) float64."""
-        self._needs(2)
+        self._check_count(2)
         cov = (self.outer - torch.outer(self.total, self.total) / self.count) / (self.count - 1)
         return (cov + cov.T) / 2
 
-    def _needs(self, count):
+    def _check_count(self, count: int) -> None:
         if self.count < count:
             raise ValueError(f"num must be >= {count}, got {self.count}: score more images")
 
@@ -146,11 +149,13 @@ class Frechet:
     cov_term: float
     singular: bool
 
-    def __float__(self):
+    def __float__(self) -> float:
         return self.value
 
 
-def frechet_distance(first, second, *, root=None):
+def frechet_distance(
+    first: Moments, second: Moments, *, root: "RootTrace | None" = None
+) -> Frechet:
     """Return the `Frechet` distance between two `Moments`.
 
     The estimate from n rows is biased upwards by a term of order 1/n: compare equal n only. With
@@ -193,10 +198,11 @@ class RootTrace:
         cov: S2, (D,D) float64.
     """
 
-    def __init__(self, cov):
-        self.cov, self.lower = cov, _cholesky(cov)
+    def __init__(self, cov: torch.Tensor):
+        self.cov = cov
+        self.lower = _cholesky(cov)
 
-    def __call__(self, cov, singular=False):
+    def __call__(self, cov: torch.Tensor, singular: bool = False) -> tuple[torch.Tensor, bool]:
         """Return the trace, and whether S1 = cov or S2 was singular.
 
         Args:
@@ -208,8 +214,8 @@ class RootTrace:
             product = self.lower.T @ cov @ self.lower
             return torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum(), False
         # The root of an eigenvalue of rounding size would be 1e-8: singular values lose no digits.
-        own = _factor(self.cov) if self.lower is None else self.lower
-        return torch.linalg.svdvals(_factor(cov).T @ own).sum(), True
+        fixed = _factor(self.cov) if self.lower is None else self.lower
+        return torch.linalg.svdvals(_factor(cov).T @ fixed).sum(), True
 
 
 @dataclass(frozen=True)
@@ -228,12 +234,17 @@ class BlockFrechet:
     stderr: float | None = None
     limit: float | None = None
     limit_stderr: float | None = None
-    sizes: tuple = ()
-    values: tuple = ()
+    sizes: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()
 
     @property
-    def interval(self):
-        """The 95 % interval of the limit, (low, high)."""
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the limit, (low, high); ValueError where there is no limit."""
+        if self.limit is None or self.limit_stderr is None:
+            raise ValueError(
+                "the limit of a Frechet distance needs more than twice as many images as the "
+                "features have dimensions; give a larger num"
+            )
         margin = _T * self.limit_stderr
         return self.limit - margin, self.limit + margin
 
@@ -241,7 +252,9 @@ class BlockFrechet:
 _T = 2.131450  # 97.5 % point of Student's t with 15 degrees of freedom: 16 blocks
 
 
-def block_frechet(blocks, reference, *, curve=False):
+def block_frechet(
+    blocks: Sequence[Moments], reference: Moments, *, curve: bool = False
+) -> BlockFrechet:
     """Return the `BlockFrechet` of 16 `Moments`, one for each block of images, and a reference.
 
     The limit is where E FD(n) = a + b/n + c/n^2 through three means meets 1/n = 0: all n images,
@@ -260,14 +273,16 @@ def block_frechet(blocks, reference, *, curve=False):
     Reference: Chong and Forsyth 2020, arXiv 1911.07023 (extrapolation in 1/n); Quenouille 1956,
         Biometrika 43, and Schucany, Gray and Owen 1971, JASA 66 (jackknife of two orders).
     """
-    whole, root = _union(blocks), RootTrace(reference.cov)
+    whole = merged(blocks)
+    root = RootTrace(reference.cov)
 
-    def distance(part):
-        return frechet_distance(_union(part), reference, root=root).value
+    def distance(part: Sequence[Moments]) -> float:
+        return frechet_distance(merged(part), reference, root=root).value
 
-    value, counts = frechet_distance(whole, reference, root=root).value, [b.count for b in blocks]
-    n, dim, few = whole.count, len(whole.shift), reference.count <= len(whole.shift)
-    if few or min(counts) == 0 or n - max(counts) <= dim:
+    value = frechet_distance(whole, reference, root=root).value
+    counts = [block.count for block in blocks]
+    n, dim = whole.count, len(whole.mean)
+    if reference.count <= dim or min(counts) == 0 or n - max(counts) <= dim:
         return BlockFrechet(value)
     without = [distance([b for b in blocks if b is not out]) for out in blocks]
     stderr, once = jackknife(value, without, counts)
@@ -291,7 +306,7 @@ def block_frechet(blocks, reference, *, curve=False):
     return BlockFrechet(value, stderr, limit, error, tuple(sizes), tuple(values))
 
 
-def _union(blocks):
+def merged(blocks: Sequence[Moments]) -> Moments:
     """Return the Moments of all the blocks, summed in their order."""
     whole = Moments()
     for block in blocks:
@@ -299,7 +314,7 @@ def _union(blocks):
     return whole
 
 
-def _cholesky(cov):
+def _cholesky(cov: torch.Tensor) -> torch.Tensor | None:
     """Return L with L L^T = cov, or None where cov is singular within rounding."""
     lower, failed = torch.linalg.cholesky_ex(cov)
     pivots = lower.diagonal().square()
@@ -307,7 +322,7 @@ def _cholesky(cov):
     return None if failed or pivots.min() <= floor else lower
 
 
-def _factor(cov):
+def _factor(cov: torch.Tensor) -> torch.Tensor:
     """Return A (D,r) with A A^T = cov, r its rank; eigenvalues of rounding size are cut to zero."""
     values, vectors = torch.linalg.eigh(cov)
     keep = values > len(cov) * torch.finfo(cov.dtype).eps * values[-1].clamp(min=0)

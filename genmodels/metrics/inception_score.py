@@ -15,7 +15,9 @@ from genmodels.metrics.features import check_rows
 __all__ = ["inception_score"]
 
 
-def inception_score(logits, splits=10, seed=2020):
+def inception_score(
+    logits: torch.Tensor, splits: int = 10, seed: int = 2020
+) -> tuple[float, float]:
     """Return (mean, standard deviation) of the score over equal parts of the images.
 
     The images are shuffled first, as torch-fidelity 0.4 does it (numpy's RandomState): files come

@@ -17,7 +17,7 @@ from genmodels.metrics.features import check_rows
 __all__ = ["kernel_distance", "kernel_distance_subsets"]
 
 
-def kernel_distance(a, b):
+def kernel_distance(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
     """Return (distance, its standard error) over all pairs of rows; nothing is drawn at random.
 
     Memory grows with N, not with N^2. The error is the jackknife over single rows of both sets.
@@ -31,13 +31,15 @@ def kernel_distance(a, b):
     Reference: Binkowski et al. 2018, arXiv 1801.01401, equation 4; Gretton et al., JMLR 2012,
         lemma 6 (the estimator).
     """
-    a, b = _pair(a, b, 3, "kid")
+    a, b = _checked_pair(a, b, 3, "kid")
     between = polynomial_sums(a, b, columns=True)  # both directions from one product
     value, stderr = mmd(polynomial_sums(a), polynomial_sums(b), *between)
     return float(value), float(stderr)
 
 
-def kernel_distance_subsets(a, b, subsets=100, size=1000, seed=2020):
+def kernel_distance_subsets(
+    a: torch.Tensor, b: torch.Tensor, subsets: int = 100, size: int = 1000, seed: int = 2020
+) -> tuple[float, float]:
     """Return (mean, standard deviation) of the distance over random subsets, the older protocol.
 
     Subsets are drawn as torch-fidelity 0.4 draws them (numpy's RandomState, without replacement,
@@ -51,8 +53,9 @@ def kernel_distance_subsets(a, b, subsets=100, size=1000, seed=2020):
     Raises:
         ValueError: fewer rows than size, different D, values that are not finite.
     """
-    a, b = _pair(a, b, size, "kid_subsets")
-    random, draws = np.random.RandomState(seed), []
+    a, b = _checked_pair(a, b, size, "kid_subsets")
+    random = np.random.RandomState(seed)
+    draws = []
     for _ in range(subsets):
         x = a[torch.from_numpy(random.choice(len(a), size, replace=False)).to(a.device)]
         y = b[torch.from_numpy(random.choice(len(b), size, replace=False)).to(b.device)]
@@ -61,7 +64,9 @@ def kernel_distance_subsets(a, b, subsets=100, size=1000, seed=2020):
     return float(np.mean(draws)), float(np.std(draws))
 
 
-def _pair(a, b, least, name):
+def _checked_pair(
+    a: torch.Tensor, b: torch.Tensor, least: int, name: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return both sets, checked, in the dtype they share."""
     if min(len(a), len(b)) < least:
         raise ValueError(

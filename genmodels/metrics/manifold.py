@@ -5,6 +5,8 @@ and memorisation compute them in float64; precision, recall, density and coverag
 precision, as the published code does.
 """
 
+from collections.abc import Iterator
+
 import torch
 
 from genmodels.kernels.pairwise import ball_count, knn_radius
@@ -16,7 +18,7 @@ _BLOCK = 2**24  # distances held at a time: 128 MB
 _QUANTILE = 0.05
 
 
-def nn1(a, b):
+def nn1(a: torch.Tensor, b: torch.Tensor) -> float:
     """Return the leave-one-out accuracy of a 1-nearest-neighbour classifier that tells a from b.
 
     Every row of the pooled 2N rows is classified by its nearest other row. 0.5 = the sets cannot be
@@ -40,7 +42,7 @@ def nn1(a, b):
     return sum(nn1_sides(a, b)) / 2
 
 
-def nn1_sides(a, b):
+def nn1_sides(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
     """Return the shares of a's rows and of b's rows that `nn1` classifies rightly; nn1 is the mean.
 
     Arguments and errors as for nn1. Reference: Xu et al. 2018, arXiv 1806.07755, section 2, where
@@ -56,18 +58,18 @@ def nn1_sides(a, b):
         raise ValueError(f"num must be >= 2 for nn1, got {len(a)}: score more images")
     pool = torch.cat([a, b])
     pool = pool - pool.mean(dim=0)
-    rightly = []
-    for start, distances in _blocks(pool, pool):
-        own = torch.arange(len(distances), device=pool.device)
-        distances[own, start + own] = torch.inf
+    parts = []
+    for start, distances in _distance_blocks(pool, pool):
+        row = torch.arange(len(distances), device=pool.device)
+        distances[row, start + row] = torch.inf
         nearest = distances <= distances.amin(dim=1, keepdim=True) + _tolerance(pool)
         of_a = nearest[:, : len(a)].sum(dim=1) / nearest.sum(dim=1)
-        rightly.append(torch.where(start + own < len(a), of_a, 1 - of_a))
-    rightly = torch.cat(rightly).double()
+        parts.append(torch.where(start + row < len(a), of_a, 1 - of_a))
+    rightly = torch.cat(parts).double()
     return float(rightly[: len(a)].mean()), float(rightly[len(a) :].mean())
 
 
-def memorised(samples, train, heldout):
+def memorised(samples: torch.Tensor, train: torch.Tensor, heldout: torch.Tensor) -> float:
     """Return the share of samples nearer to a training row than 95 % of held-out rows are.
 
     The threshold is the k-th smallest distance from a held-out row to its nearest training row,
@@ -105,7 +107,9 @@ def memorised(samples, train, heldout):
     return float(near.double().mean())
 
 
-def precision_recall(samples, real, k=3):
+def precision_recall(
+    samples: torch.Tensor, real: torch.Tensor, k: int = 3
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (precision, recall), each as a bool per row: (N,) of samples, (M,) of real rows.
 
     A sample is precise if it lies within the distance of some real row to its k-th nearest other
@@ -120,13 +124,15 @@ def precision_recall(samples, real, k=3):
 
     Reference: Kynkaanniemi et al. 2019, arXiv 1904.06991, equations 1 and 2.
     """
-    samples, real = _two_sets(samples, real, k, "prc")
+    _check_sets(samples, real, k, "prc")
     precise = ball_count(samples, real, knn_radius(real, k=k)) > 0
     recalled = ball_count(real, samples, knn_radius(samples, k=k)) > 0
     return precise, recalled
 
 
-def density_coverage(samples, real, k=5):
+def density_coverage(
+    samples: torch.Tensor, real: torch.Tensor, k: int = 5
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (density, coverage), each per row: float64 (N,) of samples, bool (M,) of real rows.
 
     Density counts the real balls a sample lies in, over k (1 on average for equal laws); a real row
@@ -139,14 +145,14 @@ def density_coverage(samples, real, k=5):
 
     Reference: Naeem et al. 2020, arXiv 2002.09797, equations 3 and 4.
     """
-    samples, real = _two_sets(samples, real, k, "density")
+    _check_sets(samples, real, k, "density")
     radius = knn_radius(real, k=k)
     inside = ball_count(samples, real, radius)
     covered = ball_count(real, samples, radius, owner="x") > 0
     return inside.double() / k, covered
 
 
-def _two_sets(samples, real, k, name):
+def _check_sets(samples: torch.Tensor, real: torch.Tensor, k: int, name: str) -> None:
     if min(len(samples), len(real)) <= k:
         raise ValueError(
             f"metrics={name}: needs more than {k} images on each side, got {len(samples)} and "
@@ -156,16 +162,18 @@ def _two_sets(samples, real, k, name):
         raise ValueError(
             f"features must have one dimension, got {samples.shape[1]} and {real.shape[1]}"
         )
-    check_rows(samples, "samples"), check_rows(real, "real")
-    return samples, real
+    check_rows(samples, "samples")
+    check_rows(real, "real")
 
 
-def _nearest(queries, base):
+def _nearest(queries: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """Return (Q,) squared distances from each query to its nearest row of base."""
-    return torch.cat([distances.amin(dim=1) for _, distances in _blocks(queries, base)])
+    return torch.cat([distances.amin(dim=1) for _, distances in _distance_blocks(queries, base)])
 
 
-def _blocks(queries, base):
+def _distance_blocks(
+    queries: torch.Tensor, base: torch.Tensor
+) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield (first row, (rows,B) squared distances) over the queries, block by block."""
     rows = max(1, _BLOCK // len(base))
     norms = base.square().sum(dim=1)
@@ -175,7 +183,7 @@ def _blocks(queries, base):
         yield start, distances.add_(part.square().sum(dim=1, keepdim=True)).clamp_(min=0)
 
 
-def _tolerance(rows):
+def _tolerance(rows: torch.Tensor) -> torch.Tensor:
     """Return the squared distance below which two distances of centred rows count as equal.
 
     |x|^2 + |y|^2 - 2 xy rounds at about D * 1e-16 of the norms; float32 features do not resolve it.

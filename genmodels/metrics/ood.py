@@ -7,16 +7,19 @@ References: Hendrycks and Gimpel 2017, arXiv 1610.02136 (protocol); Du and Morda
 1903.08689 (interpolations); Nalisnick et al. 2019, arXiv 1906.02994 (typicality).
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
+from numpy.typing import ArrayLike
 
 from genmodels.images import from_uint8
 
 __all__ = [
     "SYNTHETIC",
-    "compare",
-    "first",
+    "compare_sets",
+    "first_images",
     "image_scores",
     "ood_metrics",
     "synthetic",
@@ -26,7 +29,7 @@ __all__ = [
 SYNTHETIC = ("interpolation", "noise", "constant")
 
 
-def ood_metrics(inside, outside):
+def ood_metrics(inside: ArrayLike, outside: ArrayLike) -> dict[str, float]:
     """Return {"auroc", "aupr", "fpr95"} of two sets of scores, higher = in-distribution.
 
     aupr is the average precision of in-distribution as the positive class (it depends on the ratio
@@ -40,6 +43,8 @@ def ood_metrics(inside, outside):
     Raises:
         ValueError: an empty set, or scores that are not finite.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     inside, outside = (np.asarray(scores, np.float64).ravel() for scores in (inside, outside))
     for name, scores in (("inside", inside), ("outside", outside)):
         if not len(scores) or not np.isfinite(scores).all():
@@ -55,12 +60,12 @@ def ood_metrics(inside, outside):
     }
 
 
-def typicality(scores, train):
+def typicality(scores: torch.Tensor, train: torch.Tensor) -> torch.Tensor:
     """Return -|score - median of the training scores|, like scores: high values can be odd too."""
     return -(scores - torch.as_tensor(train).median()).abs()
 
 
-def synthetic(name, images, seed=0):
+def synthetic(name: str, images: torch.Tensor, seed: int = 0) -> torch.Tensor:
     """Return out-of-distribution images made from, or as many as, real ones, uint8 like them.
 
     Args:
@@ -85,35 +90,39 @@ def synthetic(name, images, seed=0):
         return colour.expand(images.shape).contiguous()
     # A shift of a random order pairs every image with another one.
     order = torch.randperm(len(images), generator=generator)
-    first, second = images[order].short(), images[order.roll(1)].short()
-    return ((first + second + 1) // 2).to(torch.uint8)
+    one, other = images[order].short(), images[order.roll(1)].short()
+    return ((one + other + 1) // 2).to(torch.uint8)
 
 
-def first(images, num):
-    """Return the first num images; all of them where num is 0."""
+def first_images(images: Any, num: int) -> Any:
+    """Return the first num of a tensor of images, or of OnDisk; all of them where num is 0."""
     return images[:num] if num else images
 
 
-def image_scores(model, images, batch=64):
+def image_scores(model: Any, images: torch.Tensor, batch: int = 64) -> dict[str, torch.Tensor]:
     """Return {name: float32 (N,)} on the CPU: model.ood_scores of uint8 images (N, C, H, W)."""
     parts = [model.ood_scores(from_uint8(part).to(model.device)) for part in images.split(batch)]
     return {name: torch.cat([part[name].detach().cpu() for part in parts]) for name in parts[0]}
 
 
-def compare(scores, names):
+def compare_sets(
+    scores: dict[str, dict[str, torch.Tensor]], names: Iterable[str]
+) -> dict[str, dict[str, float]]:
     """Return {"auroc_SET_SCORE": {"value": ...}, "aupr_...", "fpr95_..."} of every set and score.
 
     Args:
         scores: {"inside": ..., "train": ..., set: ...}, each what image_scores returns.
         names: the sets. To each score comes its typicality, SCORE_typicality.
     """
-    found = {}
+    entries = {}
     for name in names:
         for score, inside in scores["inside"].items():
-            pairs = {score: (inside, scores[name][score])}
-            median = scores["train"][score]
-            pairs[f"{score}_typicality"] = [typicality(part, median) for part in pairs[score]]
-            for key, (one, other) in pairs.items():
-                for metric, value in ood_metrics(one, other).items():
-                    found[f"{metric}_{name}_{key}"] = {"value": value}
-    return found
+            outside, train = scores[name][score], scores["train"][score]
+            pairs = {
+                score: (inside, outside),
+                f"{score}_typicality": (typicality(inside, train), typicality(outside, train)),
+            }
+            for key, pair in pairs.items():
+                for metric, value in ood_metrics(*pair).items():
+                    entries[f"{metric}_{name}_{key}"] = {"value": value}
+    return entries

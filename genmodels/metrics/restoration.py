@@ -13,6 +13,7 @@ unbiased inverse of Anscombe's transform).
 """
 
 import math
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -23,13 +24,13 @@ LEAST_SIDE = 11  # of SSIM's window
 FLOOR = 1 / 1020  # a quarter of a grey level: the darkest pixel that a logarithm is taken of
 
 
-def psnr(estimate, clean):
+def psnr(estimate: np.ndarray, clean: np.ndarray) -> float:
     """Return the peak signal-to-noise ratio in dB, of peak 1; infinite for equal pictures."""
     error = float(np.mean((estimate - clean) ** 2))
     return -10 * math.log10(error) if error else math.inf
 
 
-def ssim(estimate, clean):
+def ssim(estimate: np.ndarray, clean: np.ndarray) -> float:
     """Return the structural similarity, the mean over windows that lie in the picture.
 
     Raises:
@@ -39,15 +40,15 @@ def ssim(estimate, clean):
 
     if min(clean.shape[:2]) < LEAST_SIDE:
         raise ValueError(f"image={clean.shape}: SSIM needs sides of {LEAST_SIDE} pixels or more")
-    pair = [torch.from_numpy(x.transpose(2, 0, 1).copy())[None] for x in (estimate, clean)]
+    ours, truth = (torch.from_numpy(x.transpose(2, 0, 1).copy())[None] for x in (estimate, clean))
     _, full = structural_similarity_index_measure(
-        *pair, sigma=1.5, data_range=1.0, return_full_image=True
+        ours, truth, sigma=1.5, data_range=1.0, return_full_image=True
     )
     edge = LEAST_SIDE // 2  # torchmetrics mirrors the picture there; the definition leaves it out
     return float(full[..., edge:-edge, edge:-edge].mean())
 
 
-def load_bm3d():
+def load_bm3d() -> ModuleType:
     """Return the package bm3d.
 
     Raises:
@@ -63,7 +64,7 @@ def load_bm3d():
     return bm3d
 
 
-def bm3d(noisy, law, level):
+def bm3d(noisy: np.ndarray, law: str, level: float) -> np.ndarray:
     """Return BM3D's estimate, clipped to [0, 1], of a noisy picture (H, W, C).
 
     Args:
@@ -79,41 +80,46 @@ def bm3d(noisy, law, level):
     return BM3D_LAWS[law](noisy, level).clip(0, 1)
 
 
-def _gaussian(noisy, sigma):
+def _gaussian(noisy: np.ndarray, sigma: float) -> np.ndarray:
+    """Return the estimate under Gaussian noise of standard deviation sigma on the 0..255 scale."""
     package = load_bm3d()
     if noisy.shape[-1] == 3:
         return package.bm3d_rgb(noisy, sigma / 255)
     return package.bm3d(noisy[..., 0], sigma / 255).reshape(noisy.shape)
 
 
-def _scaled(z, std):
-    """Denoise z of any range: BM3D's thresholds are made for pictures on [0, 1]."""
+def _scaled(z: np.ndarray, std: float) -> np.ndarray:
+    """Return the estimate of z, of any range, under Gaussian noise of `std` in its unit.
+
+    BM3D's thresholds are made for pictures on [0, 1].
+    """
     low, high = float(z.min()), float(z.max())
     span = high - low or 1.0
     return _gaussian((z - low) / span, 255 * std / span) * span + low
 
 
-def _poisson(noisy, zeta):
+def _poisson(noisy: np.ndarray, zeta: float) -> np.ndarray:
     z = 2 * np.sqrt(np.maximum(noisy / zeta, 0) + 3 / 8)
     return zeta * anscombe_inverse(_scaled(z, 1.0))
 
 
-def anscombe_inverse(z):
+def anscombe_inverse(z: np.ndarray) -> np.ndarray:
     """Return the counts whose Anscombe transform has the mean z: the closed form, 0 where dark.
 
     z^2/4 + sqrt(3/2)/4 z^-1 - 11/8 z^-2 + 5/8 sqrt(3/2) z^-3 - 1/8. Its z^-3 explodes below the
     transform of 0 counts, 2 sqrt(3/8), where there is no count to find.
     """
     least = 2 * math.sqrt(3 / 8)
-    root, z = math.sqrt(3 / 2), np.maximum(z, least)
+    root = math.sqrt(3 / 2)
+    z = np.maximum(z, least)
     counts = z**2 / 4 + root / 4 / z - 11 / 8 / z**2 + 5 / 8 * root / z**3 - 1 / 8
     return np.where(z > least, counts, 0.0)
 
 
-def _gamma(noisy, k):
-    k = torch.tensor(float(k), dtype=torch.float64)
-    z = _scaled(np.log(np.maximum(noisy, FLOOR)), float(torch.polygamma(1, k).sqrt()))
-    return np.exp(z - float(torch.digamma(k) - k.log()))
+def _gamma(noisy: np.ndarray, k: float) -> np.ndarray:
+    shape = torch.tensor(float(k), dtype=torch.float64)
+    z = _scaled(np.log(np.maximum(noisy, FLOOR)), float(torch.polygamma(1, shape).sqrt()))
+    return np.exp(z - float(torch.digamma(shape) - shape.log()))
 
 
 BM3D_LAWS = {"gaussian": _gaussian, "poisson": _poisson, "gamma": _gamma}

@@ -9,10 +9,12 @@ import io
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from genmodels.metrics.features import Features
 from genmodels.metrics.frechet import Moments
 
 __all__ = ["describe", "is_stats", "load_stats", "stats_bytes"]
@@ -20,13 +22,13 @@ __all__ = ["describe", "is_stats", "load_stats", "stats_bytes"]
 _UNKNOWN = 2**31  # number of images where a file does not say it
 
 
-def describe(features):
+def describe(features: Features) -> dict[str, Any]:
     """Return what must agree between two sets of features: name, sha256, resize and mode."""
     keys = {"name": features.name, "sha256": features.sha256, "resize": features.resize}
     return keys | {"mode": features.mode}
 
 
-def stats_bytes(moments, features, **facts):
+def stats_bytes(moments: Moments, features: Features, **facts: Any) -> bytes:
     """Return the bytes of a statistics file.
 
     Args:
@@ -36,21 +38,21 @@ def stats_bytes(moments, features, **facts):
     """
     meta = {"num": moments.count, "features": describe(features)} | facts
     buffer = io.BytesIO()
-    arrays = {"mu": moments.mean.cpu().numpy(), "sigma": moments.cov.cpu().numpy()}
-    np.savez(buffer, **arrays, meta=np.array(json.dumps(meta)))
+    mu, sigma = moments.mean.cpu().numpy(), moments.cov.cpu().numpy()
+    np.savez(buffer, mu=mu, sigma=sigma, meta=np.array(json.dumps(meta)))
     return buffer.getvalue()
 
 
-def is_stats(path):
+def is_stats(path: Path | str) -> bool:
     """Return whether a path is an npz of statistics (`mu` and `sigma`) rather than of images."""
     path = Path(path)
     if path.suffix != ".npz" or not path.is_file():
         return False
-    with _open(path) as file:
+    with _open_npz(path) as file:
         return {"mu", "sigma"} <= set(file.files)
 
 
-def load_stats(path, features):
+def load_stats(path: Path | str, features: Features) -> tuple[Moments, dict[str, Any]]:
     """Return (Moments, meta dict) of a statistics file, ours or another program's.
 
     Files of pytorch-fid and EDM (`mu`, `sigma`) and ADM (with `mu_s`, `sigma_s` besides) do not say
@@ -59,7 +61,7 @@ def load_stats(path, features):
     Raises:
         ValueError: not such a file; made with another net, resize or weights; another dimension.
     """
-    with _open(path) as file:
+    with _open_npz(path) as file:
         try:
             mean, cov = (torch.from_numpy(np.asarray(file[k], np.float64)) for k in ("mu", "sigma"))
             meta = json.loads(str(file["meta"])) if "meta" in file.files else {}
@@ -68,7 +70,7 @@ def load_stats(path, features):
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise ValueError(f"reference={path}: cannot be read ({error}); make it again") from None
     if meta:
-        _agree(path, meta, features)
+        _check_features(path, meta, features)
     else:
         warnings.warn(
             f"reference={path} names no features: make sure that it was made with {features.name}, "
@@ -86,7 +88,7 @@ def load_stats(path, features):
     return Moments.from_stats(mean, cov, meta.get("num", _UNKNOWN)), meta
 
 
-def _agree(path, meta, features):
+def _check_features(path: Path | str, meta: dict[str, Any], features: Features) -> None:
     """Raise ValueError where the file was made with other features; warn of another mode."""
     theirs, ours = meta.get("features", {}), describe(features)
     for key in ("name", "sha256", "resize"):
@@ -103,7 +105,7 @@ def _agree(path, meta, features):
         )
 
 
-def _open(path):
+def _open_npz(path: Path | str) -> Any:
     try:
         return np.load(path, allow_pickle=False)
     except Exception as error:  # numpy raises nearly anything

@@ -8,10 +8,15 @@ triton insists on the kernel and says why when that cannot be.
 import functools
 import math
 import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import torch
+from torch import Tensor
+
+from .broadcast import over_items
 
 try:
     import triton
@@ -51,7 +56,12 @@ _LARGEST = 1 << 30  # elements of an item: kernels count them in 32 bits
 INTERPRETING = HAS_TRITON and bool(triton.knobs.runtime.interpret)
 
 
-def use_triton(op, *tensors, dtypes=FLOATS, numbers=()):
+def use_triton(
+    op: str,
+    *tensors: Tensor | None,
+    dtypes: Sequence[torch.dtype] = FLOATS,
+    numbers: Sequence[Any] = (),
+) -> bool:
     """Return whether `op` runs its Triton kernel on these tensors (None is skipped).
 
     Args:
@@ -69,9 +79,8 @@ def use_triton(op, *tensors, dtypes=FLOATS, numbers=()):
         raise ValueError(f"GENMODELS_KERNELS must be auto, torch or triton, got {mode!r}")
     if mode == "torch":
         return False
-    tensors, numbers = (
-        [x for x in given if isinstance(x, torch.Tensor)] for given in (tensors, numbers)
-    )
+    tensors = [x for x in tensors if isinstance(x, torch.Tensor)]
+    numbers = [x for x in numbers if isinstance(x, torch.Tensor)]
     reason = None
     if not HAS_TRITON:
         reason = "triton is not installed"
@@ -88,7 +97,9 @@ def use_triton(op, *tensors, dtypes=FLOATS, numbers=()):
     return reason is None
 
 
-def coefficient(value, items, device, dtype=torch.float32):
+def coefficient(
+    value: float | Tensor, items: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[float | Tensor, int]:
     """Return (value or tensor, stride) of a per-item argument, ready for a kernel.
 
     stride -1: a plain number; 0: one number in device memory; 1: one per item.
@@ -99,17 +110,17 @@ def coefficient(value, items, device, dtype=torch.float32):
     return value, int(value.numel() == items and items > 1)
 
 
-def column(value, part, state):
+def column(value: Any, part: slice, state: Tensor) -> Any:
     """Return a coefficient for the items `part` of a state, shaped to broadcast over them."""
     if not isinstance(value, torch.Tensor):
         return value
     value = value.to(device=state.device).reshape(-1)
     value = value[part] if value.numel() > 1 else value
-    return value.reshape(-1, *[1] * (state.dim() - 1))
+    return over_items(value, state)
 
 
-def _dense(x):
-    """Whether items follow one another in memory and each fills its part, in any order of axes."""
+def _dense(x: Tensor) -> bool:
+    """Return whether items follow one another in memory, each filling its part in some order."""
     expected = 1
     for stride, size in sorted(zip(x.stride()[1:], x.shape[1:])):
         if size > 1 and stride != expected:
@@ -118,7 +129,7 @@ def _dense(x):
     return len(x) <= 1 or x.stride(0) == expected
 
 
-def arrange(y, *others, ordered):
+def arrange(y: Tensor, *others: Tensor | None, ordered: bool) -> list[Tensor | None]:
     """Return y and others (None stays) in one memory layout, copying only what has another one.
 
     A kernel walks over memory, so the layout is free, channels last for one, as long as all
@@ -128,13 +139,15 @@ def arrange(y, *others, ordered):
     if ordered or y.is_contiguous() or not _dense(y):
         return [x if x is None else x.contiguous() for x in (y, *others)]
 
-    def same(x):
+    def same(x: Tensor | None) -> bool:
         return x is None or x.stride() == y.stride()
 
     return [x if same(x) else torch.empty_like(y, dtype=x.dtype).copy_(x) for x in (y, *others)]
 
 
-def check_counter(op, name, counter, items, device):
+def check_counter(
+    op: str, name: str, counter: Tensor | None, items: int, device: torch.device
+) -> None:
     """Raise ValueError unless `counter` is None or contiguous int32 (items,) on the device."""
     if counter is not None and (
         counter.dtype != torch.int32
@@ -148,7 +161,14 @@ def check_counter(op, name, counter, items, device):
         )
 
 
-def check_chain(op, y, others, numbers, mask=None, **per_item):
+def check_chain(
+    op: str,
+    y: Tensor,
+    others: dict[str, Tensor | None],
+    numbers: dict[str, Any],
+    mask: Tensor | None = None,
+    **per_item: Any,
+) -> None:
     """Raise ValueError unless `others` look like y and `numbers` are positive and finite.
 
     Args:
@@ -200,21 +220,21 @@ def check_chain(op, y, others, numbers, mask=None, **per_item):
         raise ValueError(f"{op}: mask must be on {y.device}, got {mask.device}")
 
 
-def chunks(items, numel, limit=1 << 18):
+def chunks(items: int, numel: int, limit: int = 1 << 18) -> Iterator[slice]:
     """Yield slices of items of about `limit` elements together: what a CPU's cache holds."""
     rows = max(1, limit // max(numel, 1))
     for first in range(0, items, rows):
         yield slice(first, min(first + rows, items))
 
 
-def on_device(launcher):
+def on_device(launcher: Callable[..., Any]) -> Callable[..., Any]:
     """Make a launcher run on its output's device: Triton launches on the current one.
 
     That is an argument that is a torch.device, else the device of the first tensor, the state.
     """
 
     @functools.wraps(launcher)
-    def run(*args, **kwargs):
+    def run(*args: Any, **kwargs: Any) -> Any:
         device = next((x for x in args if isinstance(x, torch.device)), None)
         if device is None:
             device = next(x.device for x in args if isinstance(x, torch.Tensor))
@@ -224,6 +244,6 @@ def on_device(launcher):
     return run
 
 
-def launch_options(**options):
+def launch_options(**options: Any) -> dict[str, Any]:
     """Return compile options for a launch; contraction is fixed, so results do not move with it."""
     return {"enable_fp_fusion": True, **options}

@@ -13,6 +13,7 @@ of g^2 = sigma^2 x^2 is 2 sigma^2 x); Ito's correction -sigma^2 / 2 turns 2 into
 """
 
 import torch
+from torch import Tensor
 
 from .dispatch import (
     arrange,
@@ -24,7 +25,7 @@ from .dispatch import (
     triton,
     use_triton,
 )
-from .groups import key_arguments, locate, per_element, plan, spread
+from .groups import key_arguments, launch_grid, locate, per_element, spread
 from .philox import by_items, tile_normals
 
 __all__ = ["gbm_step"]
@@ -118,7 +119,7 @@ def _kernel(x, *, key, out, form, block=None, **arguments):
     arguments |= {"score": score, "noise": noise}
     for name, flag in (("variance", "V"), ("drift", "M"), ("noise_scale", "S")):
         arguments[name], arguments[flag] = coefficient(arguments[name], items, device)
-    grid, layout = plan(items, x[:1].numel(), block)
+    grid, layout = launch_grid(items, x[:1].numel(), block)
     target = out if out is not None and out.stride() == x.stride() else torch.empty_like(x)
     gbm_kernel[grid](
         out=target,
@@ -133,20 +134,20 @@ def _kernel(x, *, key, out, form, block=None, **arguments):
 
 
 def gbm_step(
-    x,
-    score,
+    x: Tensor,
+    score: Tensor,
     *,
-    variance,
-    drift=0.0,
-    noise_scale=None,
-    form="dls",
-    noise=None,
-    seed=None,
-    counter=0,
-    stream=0,
-    flips=None,
-    out=None,
-):
+    variance: float | Tensor,
+    drift: float | Tensor = 0.0,
+    noise_scale: float | Tensor | None = None,
+    form: str = "dls",
+    noise: Tensor | None = None,
+    seed: int | Tensor | None = None,
+    counter: int | Tensor = 0,
+    stream: int = 0,
+    flips: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
     """Return the state after one multiplicative step, of x's shape (B, ...) and dtype.
 
     Args:

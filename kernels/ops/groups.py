@@ -4,6 +4,8 @@ Items (chains, images) of `numel` elements have ceil(numel / 4) groups each, the
 a program works on GROUPS of them. What a kernel computes does not depend on that number.
 """
 
+from typing import Any
+
 import torch
 
 from .dispatch import INTERPRETING, coefficient, launch_options, tl, triton
@@ -11,10 +13,12 @@ from .dispatch import INTERPRETING, coefficient, launch_options, tl, triton
 __all__ = [
     "interleave",
     "key_arguments",
+    "launch_grid",
     "locate",
+    "locate_rows",
     "per_element",
     "per_item",
-    "plan",
+    "per_row",
     "spread",
 ]
 
@@ -101,7 +105,25 @@ def per_element(value, item, STRIDE: tl.constexpr, GROUPS: tl.constexpr, ROW: tl
     return result
 
 
-def plan(items, numel, block=None):
+@triton.jit
+def locate_rows(items, parts, ROWS: tl.constexpr):
+    """Return (row, safe row, part): this program works on one part of each of ROWS items.
+
+    Rows past the last item are real blocks of lanes: the safe row is what they may read.
+    """
+    row = tl.program_id(0) // parts * ROWS + tl.arange(0, ROWS)
+    return row, tl.minimum(row, items - 1), tl.program_id(0) % parts
+
+
+@triton.jit
+def per_row(value, row, STRIDE: tl.constexpr, KIND: tl.constexpr):
+    """per_item as a block shaped like `row`, one number for all as well; KIND is its dtype."""
+    return tl.zeros(row.shape, dtype=KIND) + per_item(value, row, STRIDE)
+
+
+def launch_grid(
+    items: int, numel: int, block: int | None = None
+) -> tuple[tuple[int], dict[str, Any]]:
     """Return (grid, arguments and options) of a launch over `items` items of `numel` elements.
 
     Args:
@@ -129,7 +151,9 @@ def plan(items, numel, block=None):
     return (programs,), arguments
 
 
-def key_arguments(key, items, device):
+def key_arguments(
+    key: tuple[Any, Any, int] | None, items: int, device: torch.device
+) -> dict[str, Any]:
     """Return a kernel's arguments for the noise of key = (seed, counter, stream) or None.
 
     `lane` is the stream: Triton keeps that name for itself.

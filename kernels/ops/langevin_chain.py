@@ -1,4 +1,4 @@
-"""A whole Langevin chain for energies in closed form: state in registers, noise in the kernel.
+"""No method uses this: a whole Langevin chain on an energy in closed form, for tests and toys.
 
     y <- y + a grad log p(y) + s z,      repeated `steps` times,
 
@@ -8,7 +8,8 @@ for three targets with known answers, elementwise or of few dimensions:
     Mixture      log p = log sum_k w_k N(y; m_k, v_k I)
     DoubleWell   log p = -h sum_d (y_d^2 - c^2)^2
 
-Memory is touched twice per chain instead of three times per step. The state is float32 over the
+The state stays in registers and the noise is drawn in the kernel: memory is touched twice per chain
+instead of three times per step. The state is float32 over the
 whole chain (float64 stays, reference only) and rounded once, to y's dtype, at the end. Step i draws
 the noise of langevin_step with counter + i, so the two agree but for rounding.
 
@@ -19,6 +20,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from .dispatch import (
     INTERPRETING,
@@ -30,7 +32,7 @@ from .dispatch import (
     triton,
     use_triton,
 )
-from .groups import key_arguments, per_item
+from .groups import key_arguments, locate_rows, per_row
 from .langevin_step import langevin_step
 from .philox import group_normals
 
@@ -45,14 +47,14 @@ class Gaussian:
         mean, precision: numbers, or tensors of an item's shape; precision > 0.
     """
 
-    mean: float | torch.Tensor = 0.0
-    precision: float | torch.Tensor = 1.0
+    mean: float | Tensor = 0.0
+    precision: float | Tensor = 1.0
 
-    def __call__(self, y):
+    def __call__(self, y: Tensor) -> Tensor:
         """Return the energy, (B,)."""
         return (0.5 * self.precision * (y - self.mean) ** 2).reshape(len(y), -1).sum(1)
 
-    def score(self, y):
+    def score(self, y: Tensor) -> Tensor:
         """Return grad log p = q (m - y), like y."""
         return self.precision * (self.mean - y)
 
@@ -65,20 +67,20 @@ class Mixture:
         means: (K, D). variances, weights: (K,), > 0; weights need not sum to one.
     """
 
-    means: torch.Tensor
-    variances: torch.Tensor
-    weights: torch.Tensor
+    means: Tensor
+    variances: Tensor
+    weights: Tensor
 
-    def _logits(self, y):
+    def _logits(self, y: Tensor) -> Tensor:
         squares = (y.flatten(1)[:, None] - self.means).square().sum(-1)
         scale = self.means.shape[1] * torch.log(2 * math.pi * self.variances)
         return self.weights.log() - 0.5 * (scale + squares / self.variances)
 
-    def __call__(self, y):
+    def __call__(self, y: Tensor) -> Tensor:
         """Return the energy, (B,)."""
         return -self._logits(y).logsumexp(1)
 
-    def score(self, y):
+    def score(self, y: Tensor) -> Tensor:
         """Return grad log p, the responsibilities' mean of (m_k - y) / v_k, like y."""
         share = self._logits(y).softmax(1) / self.variances
         flat = share @ self.means - share.sum(1, keepdim=True) * y.flatten(1)
@@ -92,11 +94,11 @@ class DoubleWell:
     height: float = 1.0
     centre: float = 1.0
 
-    def __call__(self, y):
+    def __call__(self, y: Tensor) -> Tensor:
         """Return the energy, (B,)."""
         return (self.height * (y**2 - self.centre**2) ** 2).reshape(len(y), -1).sum(1)
 
-    def score(self, y):
+    def score(self, y: Tensor) -> Tensor:
         """Return grad log p = -4 h y (y^2 - c^2), like y."""
         return -4 * self.height * y * (y**2 - self.centre**2)
 
@@ -184,9 +186,8 @@ def chain_kernel(
     GROUPS: tl.constexpr,
 ):
     """Tile of ROWS chains x GROUPS groups; the four elements of a group are four blocks."""
-    row = tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS)
-    group = (tl.program_id(0) % tiles * GROUPS + tl.arange(0, GROUPS))[None, :]
-    safe = tl.minimum(row, items - 1)
+    row, safe, tile = locate_rows(items, tiles, ROWS)
+    group = (tile * GROUPS + tl.arange(0, GROUPS))[None, :]
     element = 4 * group + tl.zeros((ROWS, GROUPS), dtype=tl.int32)
     offset = safe.to(tl.int64)[:, None] * numel + element
     i0, i1, i2, i3 = element < numel, element + 1 < numel, element + 2 < numel, element + 3 < numel
@@ -194,10 +195,10 @@ def chain_kernel(
     y1 = tl.load(y + offset + 1, mask=i1, other=0.0).to(tl.float32)
     y2 = tl.load(y + offset + 2, mask=i2, other=0.0).to(tl.float32)
     y3 = tl.load(y + offset + 3, mask=i3, other=0.0).to(tl.float32)
-    a = tl.zeros((ROWS, 1), dtype=tl.float32) + per_item(step, safe[:, None], A)
-    s = tl.zeros((ROWS, 1), dtype=tl.float32) + per_item(noise_scale, safe[:, None], S)
-    key = tl.zeros((ROWS, 1), dtype=tl.int64) + per_item(seed, safe[:, None], SEED)
-    position = tl.zeros((ROWS, 1), dtype=tl.int64) + per_item(counter, safe[:, None], COUNTER)
+    a = per_row(step, safe[:, None], A, tl.float32)
+    s = per_row(noise_scale, safe[:, None], S, tl.float32)
+    key = per_row(seed, safe[:, None], SEED, tl.int64)
+    position = per_row(counter, safe[:, None], COUNTER, tl.int64)
     noise_group = group + safe[:, None] * 0
     if SEED <= 0 and COUNTER <= 0:
         noise_group = group + safe[:, None] * groups
@@ -293,9 +294,20 @@ def _kernel(y, energy, *, steps, a, s, seed, counter, stream, tile=None):
 
 @torch.no_grad()
 def langevin_chain(
-    y, energy, *, steps, step, noise_scale=None, seed, counter=0, stream=0, out=None
-):
+    y: Tensor,
+    energy: Gaussian | Mixture | DoubleWell,
+    *,
+    steps: int,
+    step: float | Tensor,
+    noise_scale: float | Tensor | None = None,
+    seed: int | Tensor,
+    counter: int | Tensor = 0,
+    stream: int = 0,
+    out: Tensor | None = None,
+) -> Tensor:
     """Return the state after `steps` Langevin steps on a closed-form energy, like y (B, ...).
+
+    No method uses this: tests and benchmarks do.
 
     Args:
         y: start, (B, ...); for a Mixture (B, D) with D <= 4096.

@@ -12,7 +12,9 @@ Sources: Welling and Teh, ICML 2011, equation 4 (with a = eps/2); Gao, Song, Poo
 """
 
 import torch
+from torch import Tensor
 
+from .broadcast import over_items
 from .dispatch import (
     INTERPRETING,
     arrange,
@@ -24,7 +26,15 @@ from .dispatch import (
     triton,
     use_triton,
 )
-from .groups import key_arguments, locate, per_element, per_item, plan
+from .groups import (
+    key_arguments,
+    launch_grid,
+    locate,
+    locate_rows,
+    per_element,
+    per_item,
+    per_row,
+)
 from .philox import by_items, tile_normals
 
 __all__ = ["langevin_step"]
@@ -61,7 +71,7 @@ def _reference(
     if grad_clip is not None:
         drift = drift.clamp(-grad_clip, grad_clip)
     if grad_norm is not None:
-        norm = drift.reshape(len(y), -1).norm(dim=1).reshape(-1, *[1] * (y.dim() - 1))
+        norm = over_items(drift.reshape(len(y), -1).norm(dim=1), y)
         drift = drift * (grad_norm / norm).clamp(max=1)
     new = state + step * drift
     if tether is not None:
@@ -98,12 +108,10 @@ def squares_kernel(
     COLUMNS: tl.constexpr,
 ):
     """out (items, parts): sums of squares over spans of each item; no atomics, one fixed order."""
-    row = tl.program_id(0) // parts * ROWS + tl.arange(0, ROWS)
-    part = tl.program_id(0) % parts
+    row, safe, part = locate_rows(items, parts, ROWS)
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     base = row.to(tl.int64)[:, None] * numel
-    largest = tl.zeros((ROWS, 1), dtype=tl.float32)
-    largest += per_item(limit, tl.minimum(row, items - 1)[:, None], LIMIT)
+    largest = per_row(limit, safe[:, None], LIMIT, tl.float32)
     for start in range(0, SPAN, COLUMNS):
         element = part * SPAN + start + tl.arange(0, COLUMNS)
         inside = (row < items)[:, None] & (element < numel)[None, :]
@@ -235,12 +243,12 @@ def _kernel(y, *, key, out, clamp, block=None, **arguments):
     for name, flag in _FLAGS.items():
         value = 0.0 if arguments[name] is None else arguments[name]
         arguments[name], arguments[flag] = coefficient(value, items, device)
-    grid, layout = plan(items, numel, block)
+    grid, layout = launch_grid(items, numel, block)
     norms, norm = None, 0
     if clips["grad_norm"]:
         whole = triton.next_power_of_2(layout["groups"])
         if 256 <= whole <= 1024 and 4 * layout["groups"] >= 3 * whole and not INTERPRETING:
-            grid, layout = plan(items, numel, whole)
+            grid, layout = launch_grid(items, numel, whole)
         norm = 1 if layout["ROW"] and layout["tiles"] == 1 else 2
         limit = arguments["grad_clip"] if clips["grad_clip"] else None
         if norm == 2:
@@ -269,24 +277,24 @@ def _kernel(y, *, key, out, clamp, block=None, **arguments):
 
 
 def langevin_step(
-    y,
-    grad,
+    y: Tensor,
+    grad: Tensor,
     *,
-    step,
-    noise_scale=None,
-    tether=None,
-    tether_scale=None,
-    mask=None,
-    known=None,
-    clamp=None,
-    grad_clip=None,
-    grad_norm=None,
-    noise=None,
-    seed=None,
-    counter=0,
-    stream=0,
-    out=None,
-):
+    step: float | Tensor,
+    noise_scale: float | Tensor | None = None,
+    tether: Tensor | None = None,
+    tether_scale: float | Tensor | None = None,
+    mask: Tensor | None = None,
+    known: Tensor | None = None,
+    clamp: tuple[float, float] | None = None,
+    grad_clip: float | Tensor | None = None,
+    grad_norm: float | Tensor | None = None,
+    noise: Tensor | None = None,
+    seed: int | Tensor | None = None,
+    counter: int | Tensor = 0,
+    stream: int = 0,
+    out: Tensor | None = None,
+) -> Tensor:
     """Return the state after one Langevin step, of y's shape (B, ...) and dtype.
 
     Computed in float32 (float64 for a float64 state, reference only). Chains, one per item, draw

@@ -15,8 +15,12 @@ one sum over elements without the difference of two numbers of the size of the d
 Source: Roberts and Tweedie, Bernoulli 1996; Besag's comment in JRSS B 1994.
 """
 
-import torch
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from .broadcast import over_items
 from .dispatch import (
     FLOATS,
     arrange,
@@ -31,7 +35,7 @@ from .dispatch import (
     triton,
     use_triton,
 )
-from .groups import key_arguments, per_item
+from .groups import key_arguments, locate_rows, per_row
 from .langevin_step import langevin_step
 from .philox import chain_uniforms, random_words
 
@@ -40,7 +44,15 @@ __all__ = ["mala_accept", "mala_propose"]
 _SPAN = 1 << 14  # elements that one program adds up
 
 
-def mala_propose(y, grad, *, step, noise_scale=None, out=None, **options):
+def mala_propose(
+    y: Tensor,
+    grad: Tensor,
+    *,
+    step: float | Tensor,
+    noise_scale: float | Tensor | None = None,
+    out: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
     """Return the proposal y' of every chain, y's shape (B, ...): a Langevin step without clamps.
 
     Args: as for langevin_step (tether, tether_scale, mask, noise, seed, counter, stream). Clamping
@@ -129,15 +141,13 @@ def accept_kernel(
     COLUMNS: tl.constexpr,
 ):
     """STAGE 0: everything, items fit a program. 1: sums (items, PARTS). 2: decide and select."""
-    part = tl.program_id(0) % parts
-    row = tl.program_id(0) // parts * ROWS + tl.arange(0, ROWS)
+    row, safe, part = locate_rows(items, parts, ROWS)
     valid = row < items
-    safe = tl.minimum(row, items - 1)
     base = safe.to(tl.int64)[:, None] * numel
     if STAGE < 2:
-        a = tl.zeros((ROWS,), dtype=tl.float32) + per_item(step, safe, A)
-        s = tl.zeros((ROWS,), dtype=tl.float32) + per_item(noise_scale, safe, S)
-        k = tl.zeros((ROWS,), dtype=tl.float32) + per_item(tether_scale, safe, K)
+        a = per_row(step, safe, A, tl.float32)
+        s = per_row(noise_scale, safe, S, tl.float32)
+        k = per_row(tether_scale, safe, K, tl.float32)
         total = tl.zeros((ROWS, COLUMNS), dtype=ACC)
         for start in range(0, SPAN, COLUMNS):
             element = part * SPAN + start + tl.arange(0, COLUMNS)
@@ -172,8 +182,8 @@ def accept_kernel(
             group = safe
             if SEED > 0 or COUNTER > 0:
                 group = safe * 0
-            key = tl.zeros((ROWS,), dtype=tl.int64) + per_item(seed, safe, SEED)
-            position = tl.zeros((ROWS,), dtype=tl.int64) + per_item(counter, safe, COUNTER)
+            key = per_row(seed, safe, SEED, tl.int64)
+            position = per_row(counter, safe, COUNTER, tl.int64)
             word, _1, _2, _3 = random_words(key, position, lane, group)
             u = (word >> 8).to(tl.float32) * 5.9604644775390625e-08
         accept = tl.log(u) < r.to(tl.float32)  # a NaN ratio rejects
@@ -272,8 +282,7 @@ def _in_chunks(
         uniform = chain_uniforms(len(y), *key, device=y.device)
     accept = uniform.log() < ratio.to(uniform.dtype)
     for out, new, old in ((outs[0], y2, y), (outs[1], g2, g)):
-        take = accept.reshape(-1, *[1] * (y.dim() - 1))
-        torch.where(take, new.to(out.dtype), old.to(out.dtype), out=out)
+        torch.where(over_items(accept, y), new.to(out.dtype), old.to(out.dtype), out=out)
     if count is not None:
         count += accept
     return (*outs, torch.where(accept, lp2, lp), accept, ratio)
@@ -281,26 +290,26 @@ def _in_chunks(
 
 @torch.no_grad()
 def mala_accept(
-    y,
-    proposal,
-    grad,
-    proposal_grad,
-    log_prob,
-    proposal_log_prob,
+    y: Tensor,
+    proposal: Tensor,
+    grad: Tensor,
+    proposal_grad: Tensor,
+    log_prob: Tensor,
+    proposal_log_prob: Tensor,
     *,
-    step,
-    noise_scale=None,
-    tether=None,
-    tether_scale=None,
-    mask=None,
-    uniform=None,
-    seed=None,
-    counter=0,
-    stream=1,
-    count=None,
-    accumulate=torch.float32,
-    inplace=False,
-):
+    step: float | Tensor,
+    noise_scale: float | Tensor | None = None,
+    tether: Tensor | None = None,
+    tether_scale: float | Tensor | None = None,
+    mask: Tensor | None = None,
+    uniform: Tensor | None = None,
+    seed: int | Tensor | None = None,
+    counter: int | Tensor = 0,
+    stream: int = 1,
+    count: Tensor | None = None,
+    accumulate: torch.dtype = torch.float32,
+    inplace: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return (y, grad, log_prob, accepted, log_ratio) after the Metropolis decision of each chain.
 
     accepted is bool (B,), log_ratio float64 (B,); nothing waits for the device. A ratio that is

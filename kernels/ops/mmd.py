@@ -7,10 +7,12 @@ vector changes the sums (pairwise.py) by its own row, so every leave-one-out val
 the jackknife error (Efron and Stein, 1981), follows without any resampling.
 """
 
+from torch import Tensor
+
 __all__ = ["mmd"]
 
 
-def mmd(xx, yy, xy, yx):
+def mmd(xx: Tensor, yy: Tensor, xy: Tensor, yx: Tensor) -> tuple[Tensor, Tensor]:
     """Return (unbiased squared MMD, its jackknife standard error), two float64 scalars.
 
     Args:

@@ -23,6 +23,7 @@ from that mean.
 """
 
 import torch
+from torch import Tensor
 
 from .dispatch import on_device, use_triton
 from .tiles import launch, tile_shape
@@ -70,8 +71,8 @@ def _reference(x, y, *, kind, within, centre, k, x2, y2, radius, owner):
         if nearest:
             if within:
                 diagonal = torch.arange(rows.start, rows.stop, device=x.device) - columns.start
-                own = (diagonal >= 0) & (diagonal < tile.shape[1])
-                tile[own.nonzero()[:, 0], diagonal[own]] = float("inf")
+                here = (diagonal >= 0) & (diagonal < tile.shape[1])
+                tile[here.nonzero()[:, 0], diagonal[here]] = float("inf")
             tile = tile.topk(min(k, tile.shape[1]), dim=1, largest=False).values
             both = torch.cat([out[rows], tile], dim=1)
             out[rows] = both.topk(k, dim=1, largest=False).values
@@ -163,7 +164,15 @@ def _sums(op, x, y, columns, **arguments):
 
 
 @torch.no_grad()
-def polynomial_sums(x, y=None, *, degree=3, gamma=None, coef=1.0, columns=False):
+def polynomial_sums(
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    degree: int = 3,
+    gamma: float | None = None,
+    coef: float = 1.0,
+    columns: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Return sum_j (gamma x_i . y_j + coef)^degree for each row of x, float64 (N,).
 
     Args:
@@ -185,7 +194,9 @@ def polynomial_sums(x, y=None, *, degree=3, gamma=None, coef=1.0, columns=False)
 
 
 @torch.no_grad()
-def rbf_sums(x, y=None, *, bandwidth, columns=False):
+def rbf_sums(
+    x: Tensor, y: Tensor | None = None, *, bandwidth: float, columns: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
     """Return sum_j exp(-|x_i - y_j|^2 / (2 bandwidth^2)) for each row of x, float64 (N,).
 
     Args:
@@ -203,7 +214,7 @@ def rbf_sums(x, y=None, *, bandwidth, columns=False):
 
 
 @torch.no_grad()
-def knn_radius(x, y=None, *, k):
+def knn_radius(x: Tensor, y: Tensor | None = None, *, k: int) -> Tensor:
     """Return the distance from each row of x to its k-th nearest row of y, float32 (N,).
 
     Args:
@@ -224,7 +235,7 @@ def knn_radius(x, y=None, *, k):
 
 
 @torch.no_grad()
-def ball_count(x, y, radius, *, owner="y"):
+def ball_count(x: Tensor, y: Tensor, radius: Tensor, *, owner: str = "y") -> Tensor:
     """Return, for each row of x, the number of rows of y within `radius`, int64 (N,).
 
     Args:

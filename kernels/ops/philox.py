@@ -17,11 +17,14 @@ was drawn in, the rank, the block size or the grid. Items never share a group; t
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from .dispatch import chunks, column, on_device, tl, triton, use_triton
-from .groups import interleave, key_arguments, locate, per_item, plan
+from .groups import interleave, key_arguments, launch_grid, locate, per_item
 
 __all__ = [
     "by_items",
@@ -38,11 +41,14 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _CHUNK = 1 << 15  # groups a CPU works on at a time: the temporaries stay in its cache
 
 
-def philox(key, c0, c1, c2, c3):
+def philox(
+    key: int | Tensor, c0: int | Tensor, c1: int | Tensor, c2: int | Tensor, c3: int | Tensor
+) -> tuple[Any, Any, Any, Any]:
     """Return the four 32-bit words of Philox4x32-10 as int64 tensors in [0, 2^32).
 
     Args:
-        key: int64 tensor (any shape that broadcasts) holding the 64-bit key.
+        key: int64 tensor (any shape that broadcasts) holding the 64-bit key; or, as the counter
+            too, plain ints, which give plain ints.
         c0, c1, c2, c3: int64 tensors in [0, 2^32), the counter; broadcast with the key.
 
     Reference: Salmon et al. 2011, section 3.3 and table 2 (checked against its known answers).
@@ -110,7 +116,13 @@ def _chain_base(chains, per_chain, seed, counter, first, device):
     return torch.arange(first, first + chains, device=device).reshape(-1, 1) * per_chain
 
 
-def chain_normals(like, seed, counter=0, stream=0, first=0):
+def chain_normals(
+    like: Tensor,
+    seed: int | Tensor,
+    counter: int | Tensor = 0,
+    stream: int = 0,
+    first: int = 0,
+) -> Tensor:
     """Return the float32 normals that the step kernels draw for a state, of its shape (B, ...).
 
     With one seed per chain these are philox_normal(shape, seed, counter). With one seed AND one
@@ -128,13 +140,26 @@ def chain_normals(like, seed, counter=0, stream=0, first=0):
     return _reference(_normals, shape, seed, counter, stream, like.device, base)
 
 
-def chain_uniforms(chains, seed, counter=0, stream=0, device=None):
+def chain_uniforms(
+    chains: int,
+    seed: int | Tensor,
+    counter: int | Tensor = 0,
+    stream: int = 0,
+    device: torch.device | None = None,
+) -> Tensor:
     """Return one uniform per chain, float32 (chains,); arguments as for chain_normals."""
     base = _chain_base(chains, 1, seed, counter, 0, device)
     return _reference(_uniforms, (), seed, counter, stream, device, base).expand(chains)
 
 
-def by_items(reference, y, *, key, out, **arguments):
+def by_items(
+    reference: Callable[..., Tensor],
+    y: Tensor,
+    *,
+    key: tuple[Any, Any, int] | None,
+    out: Tensor | None,
+    **arguments: Any,
+) -> Tensor:
     """Return reference(y, noise=z, **arguments) of a whole state, a few items at a time.
 
     A CPU's cache then holds the temporaries, noise included. With a gradient to compute it is one
@@ -271,7 +296,7 @@ def _kernel(uniform, shape, seed, step, stream, device, block=None):
     out = torch.empty(items, *shape, dtype=torch.float32, device=device)
     if out.numel() == 0:
         return out
-    grid, arguments = plan(items, numel, block)
+    grid, arguments = launch_grid(items, numel, block)
     arguments |= key_arguments((seed, step, stream), items, device)
     fill_kernel[grid](out=out, UNIFORM=uniform, **arguments)
     return out
@@ -286,7 +311,14 @@ def _draw(uniform, shape, seed, step, stream, device):
     return _reference(_uniforms if uniform else _normals, shape, seed, step, stream, device)
 
 
-def philox_uniform(shape, seed, step=0, *, stream=0, device=None):
+def philox_uniform(
+    shape: Sequence[int],
+    seed: int | Tensor,
+    step: int | Tensor = 0,
+    *,
+    stream: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
     """Return uniforms in [0, 1) on a grid of 2^-24, float32 (B, *shape).
 
     Args:
@@ -300,7 +332,14 @@ def philox_uniform(shape, seed, step=0, *, stream=0, device=None):
     return _draw(True, tuple(shape), seed, step, stream, device)
 
 
-def philox_normal(shape, seed, step=0, *, stream=0, device=None):
+def philox_normal(
+    shape: Sequence[int],
+    seed: int | Tensor,
+    step: int | Tensor = 0,
+    *,
+    stream: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
     """Return standard normals, float32 (B, *shape), by Box-Muller on pairs of words.
 
     u = (word + 1) 2^-32 in (0, 1] gives the radius sqrt(-2 ln u) <= 6.66, the next word the angle.

@@ -16,9 +16,11 @@ Sources: Keys, "Cubic convolution interpolation for digital image processing", I
 Parmar, Zhang and Zhu, "On aliased resizing", arXiv 2104.11222, for why the grid matters.
 """
 
+from collections.abc import Sequence
 from functools import cache, lru_cache
 
 import torch
+from torch import Tensor
 
 from .dispatch import (
     FLOATS,
@@ -84,6 +86,11 @@ def _matrix(size, target, mode, quantize):
     return matrix.scatter_add_(1, columns, weights)[:, :size]
 
 
+def _to_bytes(pixels):
+    """Return Pillow's fixed-point grey levels rounded to 8 bits."""
+    return ((pixels + 2 ** (_BITS - 1)) / 2**_BITS).floor().clamp(0, 255)
+
+
 def _reference(images, size, mode, quantize, mean, std, dtype):
     """The formula above as two matrix products per image, a chunk of images at a time."""
     batch, channels, height, width = images.shape
@@ -95,11 +102,8 @@ def _reference(images, size, mode, quantize, mean, std, dtype):
     right = _matrix(width, size[1], mode, quantize).T.to(images.device, work)
     for part in chunks(batch, channels * max(height * width, size[0] * size[1]), 1 << 20):
         pixels = images[part].to(work) @ right
-        if quantize:
-            pixels = ((pixels + 2 ** (_BITS - 1)) / 2**_BITS).floor().clamp(0, 255)
-        pixels = down @ pixels
-        if quantize:
-            pixels = ((pixels + 2 ** (_BITS - 1)) / 2**_BITS).floor().clamp(0, 255)
+        pixels = down @ (_to_bytes(pixels) if quantize else pixels)
+        pixels = _to_bytes(pixels) if quantize else pixels
         out[part] = ((pixels - mean[:, None, None]) / std[:, None, None]).to(dtype)
     return out
 
@@ -118,6 +122,12 @@ def _device_taps(size, target, mode, quantize, device):
 def _device_numbers(values, device):
     """Return a tuple of numbers as a float32 tensor, copied to the device once as well."""
     return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+@triton.jit
+def to_byte(value):
+    """Pillow's fixed-point grey levels rounded to 8 bits; 2097152 is half of 2^22."""
+    return tl.minimum(tl.maximum((value + 2097152) >> 22, 0), 255)
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -167,10 +177,10 @@ def resize_kernel(
             pixel = tl.load(line + (x + b).to(tl.int64) * column_stride, mask=has, other=0)
             part += weight * pixel.to(kind)
         if QUANTIZE:
-            part = tl.minimum(tl.maximum((part + 2097152) >> 22, 0), 255)
+            part = to_byte(part)
         value += tl.load(down + row * DOWN + a, mask=inside, other=0) * part
     if QUANTIZE:
-        value = tl.minimum(tl.maximum((value + 2097152) >> 22, 0), 255)
+        value = to_byte(value)
     centre = tl.load(mean + channel)
     result = (value.to(tl.float32) - centre) / tl.load(std + channel)
     offset = image * (OUT_HEIGHT * OUT_WIDTH * CHANNELS) + element
@@ -235,16 +245,16 @@ def _per_channel(op, name, value, images):
 
 @torch.no_grad()
 def resize_normalize(
-    images,
-    size,
+    images: Tensor,
+    size: int | Sequence[int],
     *,
-    mode="tf1",
-    mean=127.5,
-    std=127.5,
-    quantize=False,
-    layout="nchw",
-    dtype=torch.float32,
-):
+    mode: str = "tf1",
+    mean: float | Sequence[float] | Tensor = 127.5,
+    std: float | Sequence[float] | Tensor = 127.5,
+    quantize: bool = False,
+    layout: str = "nchw",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Return resized, normalised images, (B, C, *size) in channels-last memory.
 
     Args:

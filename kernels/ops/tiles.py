@@ -1,6 +1,7 @@
 """The tile loop of pairwise.py in Triton: products x_i . y_j and what is done with a tile."""
 
 import torch
+from torch import Tensor
 
 from .dispatch import INTERPRETING, launch_options, tl, triton
 
@@ -104,9 +105,9 @@ def pairwise_kernel(
                 squared = tl.where(valid, squared, float("inf"))
                 for _ in tl.static_range(K):
                     # Move the row's smallest entry into the slot of the largest kept one.
-                    small, where = tl.min(squared, axis=1, return_indices=True)
+                    small, nearest = tl.min(squared, axis=1, return_indices=True)
                     squared = tl.where(
-                        tl.arange(0, COLUMNS)[None, :] == where[:, None], float("inf"), squared
+                        tl.arange(0, COLUMNS)[None, :] == nearest[:, None], float("inf"), squared
                     )
                     large, victim = tl.max(best, axis=1, return_indices=True)
                     better = (small < large)[:, None] & (slot == victim[:, None])
@@ -119,40 +120,40 @@ def pairwise_kernel(
             if by_column is not None:
                 at = by_column + tl.program_id(0).to(tl.int64) * m + column
                 tl.store(at, tl.sum(value, axis=0), mask=column < last)
-    place = tl.program_id(1).to(tl.int64) * n + row
+    entry = tl.program_id(1).to(tl.int64) * n + row
     if KIND == "nearest":
-        tl.store(out + place[:, None] * SLOTS + slot, best, mask=(row < n)[:, None])
+        tl.store(out + entry[:, None] * SLOTS + slot, best, mask=(row < n)[:, None])
     else:
-        tl.store(out + place, total, mask=row < n)
+        tl.store(out + entry, total, mask=row < n)
 
 
-def tuning(capability):
+def tuning(capability: tuple[int, int]) -> tuple[int, int, int, int]:
     """Return (rows, columns, depth, stages) of a tile that the registers hold without spills."""
     return (128, 128, 32, 3) if capability >= (9, 0) else (128, 64, 16, 4)
 
 
 def launch(
-    x,
-    y,
+    x: Tensor,
+    y: Tensor,
     *,
-    kind,
-    within,
-    by_column=None,
-    start_row=0,
-    rows_here=None,
-    centre=None,
-    scale=1.0,
-    bias=0.0,
-    degree=1,
-    k=1,
-    x2=None,
-    y2=None,
-    radius=None,
-    owner="y",
-    precision="tf32x3",
-    tile=None,
-    splits=None,
-):
+    kind: str,
+    within: bool,
+    by_column: Tensor | None = None,
+    start_row: int = 0,
+    rows_here: int | None = None,
+    centre: Tensor | None = None,
+    scale: float = 1.0,
+    bias: float = 0.0,
+    degree: int = 1,
+    k: int = 1,
+    x2: Tensor | None = None,
+    y2: Tensor | None = None,
+    radius: Tensor | None = None,
+    owner: str = "y",
+    precision: str = "tf32x3",
+    tile: tuple[int, int, int, int] | None = None,
+    splits: int | None = None,
+) -> Tensor:
     """Return (splits, n) or (splits, n, slots) after rows start_row to start_row + rows_here.
 
     by_column: what is written into, see the kernel. precision, tile, splits: tuning.
@@ -202,7 +203,7 @@ def launch(
     return out
 
 
-def tile_shape(x, y):
+def tile_shape(x: Tensor, y: Tensor) -> tuple[int, int, int, int]:
     """Return (rows, columns, depth, stages); the interpreter pays per program and gets one."""
     if INTERPRETING:
         rows, columns = (max(16, triton.next_power_of_2(len(z))) for z in (x, y))

@@ -4,6 +4,8 @@ Reference: Oquab et al. 2023, arXiv 2304.07193 (network); Stein et al. 2023, arX
 use for scores).
 """
 
+from types import ModuleType
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -18,7 +20,7 @@ MEAN = [255 * value for value in (0.485, 0.456, 0.406)]  # of ImageNet, in grey 
 STD = [255 * value for value in (0.229, 0.224, 0.225)]
 
 
-def need_timm():
+def load_timm() -> ModuleType:
     """Return timm.
 
     Raises:
@@ -36,9 +38,9 @@ class DINOv2(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.vit = need_timm().create_model(NAME, pretrained=False, img_size=SIZE, num_classes=0)
+        self.vit = load_timm().create_model(NAME, pretrained=False, img_size=SIZE, num_classes=0)
 
-    def load(self, state):
+    def load(self, state: dict[str, torch.Tensor]) -> None:
         """Take over a published state dict, its position embeddings brought to 16 x 16 patches.
 
         Raises:
@@ -46,14 +48,14 @@ class DINOv2(nn.Module):
         """
         state = {key: value for key, value in state.items() if key != "mask_token"}
         if "pos_embed" in state:
-            state["pos_embed"] = positions(state["pos_embed"], SIZE // PATCH)
+            state["pos_embed"] = position_embeddings(state["pos_embed"], SIZE // PATCH)
         try:
             self.vit.load_state_dict(state)
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip()[:120]
             raise ValueError(f"weights=: not DINOv2 ViT-L/14 as published: {reason}") from None
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the class token after the last norm."""
         x = resize_normalize(
             rgb(images),
@@ -67,7 +69,7 @@ class DINOv2(nn.Module):
         return self.vit(x.contiguous())
 
 
-def positions(embedding, side):
+def position_embeddings(embedding: torch.Tensor, side: int) -> torch.Tensor:
     """Return position embeddings (1,1+side^2,D) from (1,1+n^2,D), bicubic as DINOv2's own code.
 
     It asks for a scale of (side + 0.1) / n, which shifts the grid a little against asking for the

@@ -6,37 +6,46 @@ travel together: `Features` carries its name, the sha256 of its weights and the 
 
 import difflib
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from genmodels.metrics.features import dinov2, inception
-from genmodels.metrics.features import weights as files
 from genmodels.metrics.features.grey_nets import GREY_NETS, grey_net, weights_file
-from genmodels.metrics.features.rows import (
-    Features,
+from genmodels.metrics.features.rows import Features
+from genmodels.metrics.features.weights import (
+    check_sha256,
+    download_weights,
+    is_script,
+    load_script,
+    load_state,
+    read_weights,
 )
 
 MODES = ("exact", "fast")
 
 
-def _pixels(weights, device, mode, resize):
+def _pixels(weights: Path | str | None, device: torch.device, mode: str, resize: str) -> Features:
     """Return the pixels themselves as features: values in [0,1], flattened in (C,H,W) order."""
     if weights is not None:
         raise ValueError(f"features=pixels has no weights, got weights={weights}: leave it out")
 
-    def net(images):
+    def net(images: torch.Tensor) -> torch.Tensor:
         return images.flatten(1).float() / 255
 
     return Features("pixels", None, "none", None, net, device=device)
 
 
-def _grey(name, weights, device, mode, resize):
+def _grey(
+    name: str, weights: Path | str | None, device: torch.device, mode: str, resize: str
+) -> Features:
     """Return an in-tree net, from the shipped file or a copy of it; float32 in fast mode."""
     spec = GREY_NETS[name]
-    data, _ = files.read(weights or weights_file(name))
+    data, _ = read_weights(weights or weights_file(name))
     net = grey_net(name, data).eval().requires_grad_(False).to(device)
     net = net.float() if mode == "fast" else net
     shapes = tuple((1, side, side) for side in sorted({spec.side, spec.side + 2 * spec.pad}))
@@ -46,7 +55,7 @@ def _grey(name, weights, device, mode, resize):
     return Features(name, spec.sha256, resize, spec.dim, net, shapes, device, batch)
 
 
-def half(device):
+def half_precision(device: torch.device) -> torch.dtype:
     """Return the fast dtype of a device: float16 on GPUs, bfloat16 on CPUs with matrix units."""
     if device.type != "cpu":
         return torch.float16
@@ -54,30 +63,33 @@ def half(device):
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
-def _inception(weights, device, mode, resize):
+def _inception(
+    weights: Path | str | None, device: torch.device, mode: str, resize: str
+) -> Features:
     """Return FID's Inception-v3 from a state dict or a TorchScript file, or from the internet."""
     if weights is None:
         raise ValueError(
             f"weights= is missing: features=inception needs a file, {inception.URL} "
             f"(sha256 {inception.SHA256[:8]}...), or weights=download to fetch it"
         )
-    path = weights
+    path: Path | str = weights
     if str(weights) == "download":
-        path = files.download(inception.URL, inception.SHA256)
-    sha256 = files.read(path)[1]
+        path = download_weights(inception.URL, inception.SHA256)
+    sha256 = read_weights(path)[1]
     if sha256 not in inception.PUBLISHED:
         warnings.warn(
             f"weights={weights}: sha256 {sha256[:8]}... is none of FID's published Inception "
             "networks: call the distance FD and name the hash, not FID",
             stacklevel=3,
         )
-    if files.is_script(path):
-        net = inception.ScriptInception(files.load_script(path, device), resize)
+    net: Any
+    if is_script(path):
+        net = inception.ScriptInception(load_script(path, device), resize)
     else:
-        net = inception.from_state(files.load_state(path), resize)
+        net = inception.from_state(load_state(path), resize)
         net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         if mode == "fast":
-            net.to(half(device))
+            net.to(half_precision(device))
             if device.type == "cuda":
                 net.net = torch.compile(net.net)
     standard = resize == "tf1" and sha256 in inception.PUBLISHED
@@ -97,45 +109,51 @@ def _inception(weights, device, mode, resize):
     )
 
 
-def _dinov2(weights, device, mode, resize):
+def _dinov2(weights: Path | str | None, device: torch.device, mode: str, resize: str) -> Features:
     """Return DINOv2 ViT-L/14, the features of FD-DINOv2."""
-    dinov2.need_timm()
+    dinov2.load_timm()
     if weights is None:
         raise ValueError(
             f"weights= is missing: features=dinov2 needs a file, {dinov2.URL}, or weights=download "
             "to fetch it"
         )
-    path = files.download(dinov2.URL, None) if str(weights) == "download" else weights
-    sha256, state = files.read(path)[1], files.load_state(path)
+    path = download_weights(dinov2.URL, None) if str(weights) == "download" else weights
     net = dinov2.DINOv2()
-    net.load(state)
+    net.load(load_state(path))
     net.eval().requires_grad_(False).to(device)
-    net = net.to(half(device)) if mode == "fast" else net
+    net = net.to(half_precision(device)) if mode == "fast" else net
     batch = 8 if device.type == "cpu" else 128
+    sha256 = read_weights(path)[1]
     return Features("dinov2", sha256, "pil-bicubic-224", 1024, net, device=device, batch=batch)
 
 
-def _file(path, device, mode):
+def _file(path: Path | str, device: torch.device, mode: str) -> Features:
     """Return the TorchScript net in a file; its resize, if any, is inside the file."""
-    net, sha256 = files.load_script(path, device), files.read(path)[1]
+    net = load_script(path, device)
+    sha256 = read_weights(path)[1]
     return Features(Path(path).stem, sha256, "in-file", None, net, device=device)
 
 
-FEATURES = {name: partial(_grey, name) for name in GREY_NETS}
+# name -> function of (weights, device, mode=, resize=) that returns the Features.
+FEATURES: dict[str, Callable[..., Features]] = {name: partial(_grey, name) for name in GREY_NETS}
 FEATURES |= {"inception": _inception, "dinov2": _dinov2, "pixels": _pixels}
-RESIZES = {"inception": ("tf1", "clean")}  # where there is a choice; the first is the default
+RESIZES: dict[str, tuple[str, ...]] = {
+    "inception": ("tf1", "clean")
+}  # where there is a choice; the first is the default
 
 
-def _resize(name, resize):
-    """Return the resize of the net called `name`: the one asked for, its default, or None."""
+def _known_resize(name: str, resize: str | None) -> str:
+    """Return the resize of the net called `name`: the one asked for, its default, or ""."""
     choices = RESIZES.get(name, ())
     if resize is not None and resize not in choices:
         remedy = f"choose from {', '.join(choices)}" if choices else "there is no choice, leave out"
         raise ValueError(f"resize={resize} of features={name}: {remedy}")
-    return resize or (choices or (None,))[0]
+    return resize or (choices or ("",))[0]
 
 
-def _loader(name, weights, device, resize):
+def _loader(
+    name: str, weights: Path | str | None, device: torch.device, resize: str
+) -> Callable[..., Features]:
     """Return load(mode=...) of the net called `name`."""
     if name in FEATURES:
         return partial(FEATURES[name], weights, device, resize=resize)
@@ -151,7 +169,15 @@ def _loader(name, weights, device, resize):
     )
 
 
-def load_features(name, weights=None, device="cpu", *, mode="exact", resize=None, sha256=None):
+def load_features(
+    name: Features | Path | str,
+    weights: Path | str | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    mode: str = "exact",
+    resize: str | None = None,
+    sha256: str | None = None,
+) -> Features:
     """Return the feature extractor called `name`.
 
     Args:
@@ -164,7 +190,7 @@ def load_features(name, weights=None, device="cpu", *, mode="exact", resize=None
         device: where to compute.
         mode: "exact" = float32 without TF32 (in-tree nets: float64), deterministic; "fast" = half
             precision (in-tree nets: float32), TF32, compiled on a GPU. What it costs is to be
-            measured with mode_difference and told.
+            measured with mode_difference and reported.
         resize: inception: "tf1" (FID) or "clean" (clean-fid's).
         sha256: what the hash of the weights must begin with (8 digits or more); None = any.
 
@@ -176,11 +202,12 @@ def load_features(name, weights=None, device="cpu", *, mode="exact", resize=None
         return name
     if mode not in MODES:
         raise ValueError(f"mode={mode}: choose exact or fast")
-    name, device = str(name), torch.device(device)
-    load = _loader(name, weights, device, _resize(name, resize))
+    name = str(name)
+    device = torch.device(device)
+    load = _loader(name, weights, device, _known_resize(name, resize))
     features = load(mode=mode)
     if features.sha256 is not None:
-        files.check_sha256(weights or name, features.sha256, sha256)
+        check_sha256(weights or name, features.sha256, sha256)
     elif sha256 is not None:
         raise ValueError(f"sha256={sha256}: features={name} has no weights; leave it out")
     if mode == "exact":

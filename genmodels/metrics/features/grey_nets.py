@@ -29,7 +29,7 @@ class Spec:
 
     sha256: str
     side: int
-    layers: tuple
+    layers: tuple[tuple[int, int], ...]
     dim: int
     pad: int = 0
 
@@ -45,7 +45,7 @@ GREY_NETS = {
 }
 
 
-def weights_file(name):
+def weights_file(name: str) -> Path:
     """Return the path of the shipped weights of a net."""
     return Path(__file__).parent / f"{name}_net.safetensors"
 
@@ -58,18 +58,22 @@ class GreyNet(nn.Module):
     between machines, thread counts and batch sizes up to the last bit.
     """
 
-    def __init__(self, side, layers, dim):
+    scale: torch.Tensor
+
+    def __init__(self, side: int, layers: tuple[tuple[int, int], ...], dim: int):
         super().__init__()
         self.side = side
-        body, channels = [], 1
+        body: list[nn.Module] = []
+        channels = 1
         for width, stride in layers:
             body += [nn.Conv2d(channels, width, 3, padding=1, stride=stride), nn.SiLU()]
-            channels, side = width, -(-side // stride)
+            channels = width
+            side = -(-side // stride)
         self.body = nn.Sequential(*body, nn.Flatten(), nn.Linear(channels * side**2, dim))
         self.head = nn.Linear(dim, 10)
         self.register_buffer("scale", torch.ones(()))
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return (B,dim) features of uint8 images (B,1,side,side), or larger ones cropped to it."""
         border = (images.shape[-1] - self.side) // 2
         if border:
@@ -77,21 +81,22 @@ class GreyNet(nn.Module):
         x = images.to(self.scale.dtype) / 127.5 - 1
         return self.body(x) / self.scale
 
-    def logits(self, features):
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Return (B,10) class scores of features (B,dim)."""
         return self.head(F.silu(features * self.scale))
 
 
-def grey_net(name, data):
+def grey_net(name: str, data: bytes) -> GreyNet:
     """Return the net called `name` with the weights in `data`, the bytes of its file; float64.
 
     Raises:
         ValueError: bytes with another sha256.
     """
-    spec, found = GREY_NETS[name], hashlib.sha256(data).hexdigest()
-    if found != spec.sha256:
+    spec = GREY_NETS[name]
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != spec.sha256:
         raise ValueError(
-            f"weights=: sha256 is {found}, features={name} needs {spec.sha256}: restore "
+            f"weights=: sha256 is {sha256}, features={name} needs {spec.sha256}: restore "
             f"{weights_file(name).name} from the release, other weights give other scores"
         )
     net = GreyNet(spec.side, spec.layers, spec.dim)

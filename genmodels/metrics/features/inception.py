@@ -11,6 +11,8 @@ cheaper.
 Reference: Szegedy et al. 2016, arXiv 1512.00567 (network); Heusel et al. 2017, arXiv 1706.08500.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -44,7 +46,7 @@ ROW, COLUMN = (1, 7), (7, 1)
 ASIDE = (1, 3), (3, 1)
 
 
-def _a(pool):
+def _a(pool: int) -> dict[str, Any]:
     return {
         "branch1x1": [("", 64, 1)],
         "branch5x5": [("_1", 48, 1), ("_2", 64, 5)],
@@ -53,7 +55,7 @@ def _a(pool):
     }
 
 
-def _c(width):
+def _c(width: int) -> dict[str, Any]:
     return {
         "branch1x1": [("", 192, 1)],
         "branch7x7": [("_1", width, 1), ("_2", width, ROW), ("_3", 192, COLUMN)],
@@ -68,15 +70,15 @@ def _c(width):
     }
 
 
-_B = {
+_B: dict[str, Any] = {
     "branch3x3": [("", 384, 3, 2)],
     "branch3x3dbl": [("_1", 64, 1), ("_2", 96, 3), ("_3", 96, 3, 2)],
 }
-_D = {
+_D: dict[str, Any] = {
     "branch3x3": [("_1", 192, 1), ("_2", 320, 3, 2)],
     "branch7x7x3": [("_1", 192, 1), ("_2", 192, ROW), ("_3", 192, COLUMN), ("_4", 192, 3, 2)],
 }
-_E = {
+_E: dict[str, Any] = {
     "branch1x1": [("", 320, 1)],
     "branch3x3": [("_1", 384, 1), [(f"_2{k}", 384, ASIDE[i]) for i, k in enumerate("ab")]],
     "branch3x3dbl": [
@@ -105,7 +107,7 @@ BLOCKS = {
 class Conv(nn.Conv2d):
     """A convolution with bias, then ReLU."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return relu(conv(x))."""
         if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled():
             if torch.backends.mkldnn.is_available():
@@ -124,7 +126,7 @@ class Conv(nn.Conv2d):
                 )
         return F.relu_(super().forward(x))
 
-    def pooled(self, x):
+    def pooled(self, x: torch.Tensor) -> torch.Tensor:
         """Return relu(conv(average of x)), the average taken last: same value, less work."""
         y = super().forward(x)
         return F.relu_(F.avg_pool2d(y, 3, stride=1, padding=1, count_include_pad=False))
@@ -133,23 +135,25 @@ class Conv(nn.Conv2d):
 class Block(nn.Module):
     """An inception block: branches side by side, their outputs concatenated."""
 
-    def __init__(self, channels, branches, pool):
+    def __init__(self, channels: int, branches: dict[str, Any], pool: str):
         super().__init__()
-        self.pool, self.paths = pool, []
+        self.pool = pool
+        self.paths: list[list[list[str]]] = []
         for branch, steps in branches.items():
             width, path = channels, []
             for step in steps:
                 layers = step if isinstance(step, list) else [step]
-                for suffix, out, kernel, *stride in layers:
+                for suffix, out, kernel, *rest in layers:
+                    stride = rest[0] if rest else 1
                     height, length = kernel if isinstance(kernel, tuple) else (kernel, kernel)
-                    padding = 0 if stride else (height // 2, length // 2)
-                    conv = Conv(width, out, (height, length), *stride, padding=padding)
+                    padding = 0 if rest else (height // 2, length // 2)
+                    conv = Conv(width, out, (height, length), stride, padding)
                     self.add_module(branch + suffix, conv)
                 width = sum(layer[1] for layer in layers)
                 path.append([branch + layer[0] for layer in layers])
             self.paths.append(path)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the branches' outputs, concatenated."""
         out = []
         for path in self.paths:
@@ -165,10 +169,11 @@ class Block(nn.Module):
             out.append(F.max_pool2d(x, 3, stride=2))
         return torch.cat(out, dim=1)
 
-    def _pool_branch(self, x):
+    def _pool_branch(self, x: torch.Tensor) -> torch.Tensor:
+        conv: Any = self.get_submodule("branch_pool")
         if self.pool == "average":
-            return self.branch_pool.pooled(x)
-        return self.branch_pool(F.max_pool2d(x, 3, stride=1, padding=1))
+            return conv.pooled(x)
+        return conv(F.max_pool2d(x, 3, stride=1, padding=1))
 
 
 class Inception(nn.Module):
@@ -181,7 +186,7 @@ class Inception(nn.Module):
         resize: "tf1" or "clean"; see `prepare`.
     """
 
-    def __init__(self, resize="tf1"):
+    def __init__(self, resize: str = "tf1"):
         super().__init__()
         self.resize = resize
         for name, layer in STEM.items():
@@ -190,11 +195,11 @@ class Inception(nn.Module):
             self.add_module(name, Block(*block))
         self.fc = nn.Linear(2048, 1008, bias=False)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return features and logits of uint8 images (B,1 or 3,H,W)."""
         return self.net(prepare(images, self.resize, self.fc.weight.dtype))
 
-    def net(self, x):
+    def net(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return features and logits of network input (B,3,299,299)."""
         for name in (*STEM, *BLOCKS):
             x = self.get_submodule(name)(x)
@@ -208,11 +213,12 @@ class ScriptInception(nn.Module):
     With "tf1" the script resizes; with "clean" its `layers` get the images `prepare` made.
     """
 
-    def __init__(self, script, resize="tf1"):
+    def __init__(self, script: Any, resize: str = "tf1"):
         super().__init__()
-        self.script, self.resize = script, resize
+        self.script = script
+        self.resize = resize
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return features and logits of uint8 images (B,1 or 3,H,W)."""
         if self.resize == "tf1":
             features = self.script(rgb(images), return_features=True)
@@ -221,7 +227,7 @@ class ScriptInception(nn.Module):
         return {"features": features, "logits": F.linear(features, self.script.output.weight)}
 
 
-def rgb(images):
+def rgb(images: torch.Tensor) -> torch.Tensor:
     """Return images (B,3,H,W): grey ones are repeated.
 
     Raises:
@@ -235,7 +241,7 @@ def rgb(images):
     return images.expand(-1, 3, -1, -1)
 
 
-def prepare(images, resize, dtype):
+def prepare(images: torch.Tensor, resize: str, dtype: torch.dtype) -> torch.Tensor:
     """Return network input (B,3,299,299) of uint8 images (B,1 or 3,H,W): (x - 128) / 128.
 
     Args:
@@ -251,20 +257,20 @@ def prepare(images, resize, dtype):
     return rgb(x).contiguous(memory_format=torch.channels_last)
 
 
-def _empty(resize="tf1"):
+def _empty(resize: str = "tf1") -> Inception:
     """Return the network without memory for its weights: their names and shapes."""
     with torch.device("meta"):
         return Inception(resize)
 
 
-def from_state(state, resize="tf1"):
+def from_state(state: dict[str, torch.Tensor], resize: str = "tf1") -> Inception:
     """Return `Inception` with the weights of a published state dict; see `fold`."""
     net = _empty(resize)
     net.load_state_dict(fold(state), assign=True)
     return net
 
 
-def fold(state):
+def fold(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the weights of `Inception` made from a published state dict.
 
     Batch norm of a convolution without bias, y = (W*x - m) g / sqrt(v + eps) + c, is a convolution
@@ -279,7 +285,8 @@ def fold(state):
     """
     first = "Conv2d_1a_3x3.conv.weight"
     prefix = next((key.removesuffix(first) for key in state if key.endswith(first)), "")
-    folded, wanted = {}, _empty().state_dict()
+    folded = {}
+    wanted = _empty().state_dict()
     for key in (key.removesuffix(".weight") for key in wanted if key.endswith(".weight")):
         if key == "fc":
             folded["fc.weight"] = _tensor(state, f"{prefix}fc.weight", (1008, 2048))
@@ -296,7 +303,8 @@ def fold(state):
     return folded
 
 
-def _tensor(state, key, shape):
+def _tensor(state: dict[str, torch.Tensor], key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a tensor of a state dict; ValueError if it is missing or has another shape."""
     if key not in state:
         raise ValueError(f"weights=: not an Inception of FID, {key} is missing")
     if tuple(state[key].shape) != tuple(shape):
@@ -307,17 +315,17 @@ def _tensor(state, key, shape):
     return state[key]
 
 
-def random_state(seed=0):
+def random_state(seed: int = 0) -> dict[str, torch.Tensor]:
     """Return a state dict of the published form with seeded random weights that keep signals alive.
 
     For tests and timings without the published weights; scores made with it mean nothing.
     """
     random = torch.Generator().manual_seed(seed)
 
-    def uniform(low, high, *shape):
+    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
         return low + (high - low) * torch.rand(shape, generator=random)
 
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for key, value in _empty().state_dict().items():
         name, _, kind = key.rpartition(".")
         if kind == "bias":
@@ -328,10 +336,8 @@ def random_state(seed=0):
             state |= {"fc.weight": weight, "fc.bias": uniform(-0.5, 0.5, out)}
             continue
         state[f"{name}.conv.weight"] = weight
-        state[f"{name}.bn.weight"], state[f"{name}.bn.bias"] = (
-            uniform(0.8, 1.2, out),
-            uniform(-0.1, 0.1, out),
-        )
+        state[f"{name}.bn.weight"] = uniform(0.8, 1.2, out)
+        state[f"{name}.bn.bias"] = uniform(-0.1, 0.1, out)
         state[f"{name}.bn.running_mean"] = uniform(-0.1, 0.1, out)
         state[f"{name}.bn.running_var"] = uniform(0.8, 1.2, out)
         state[f"{name}.bn.num_batches_tracked"] = torch.tensor(0)

@@ -1,8 +1,9 @@
 """From images to rows: uint8 (N,C,H,W) in, float32 (N,D) out, block by block, named and hashed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -34,21 +35,21 @@ class Features:
     sha256: str | None
     resize: str
     dim: int | None
-    net: Callable
-    shapes: tuple = ()
+    net: Callable[[torch.Tensor], Any]
+    shapes: tuple[tuple[int, ...], ...] = ()
     device: torch.device = torch.device("cpu")
     batch: int = 256
-    outputs: tuple = ("features",)
+    outputs: tuple[str, ...] = ("features",)
     mode: str = "exact"
     exact: "Features | None" = None
     standard: bool = False
 
-    def __call__(self, images):
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Return the first output, (B,D) float32 rows on `device`; raises as `all` does."""
         return self.all(images)[self.outputs[0]]
 
     @torch.no_grad()
-    def all(self, images):
+    def all(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return {output: (B,D) float32 rows on `device`} of one pass.
 
         Raises:
@@ -67,11 +68,13 @@ class Features:
                 f"{tuple(images.shape[1:])}: choose other features, for example features=pixels"
             )
         with _arithmetic(self.device, exact=self.mode == "exact"):
-            made = self.net(images.to(self.device))
-        made = made if isinstance(made, dict) else {self.outputs[0]: made}
-        return {name: self._rows(made.get(name), len(images)) for name in self.outputs}
+            outputs = self.net(images.to(self.device))
+        if not isinstance(outputs, dict):
+            outputs = {self.outputs[0]: outputs}
+        return {name: self._as_rows(outputs.get(name), len(images)) for name in self.outputs}
 
-    def _rows(self, rows, count):
+    def _as_rows(self, rows: Any, count: int) -> torch.Tensor:
+        """Return an output of the net as float32 (count,D); ValueError if it is no such thing."""
         if not isinstance(rows, torch.Tensor) or rows.ndim < 2 or len(rows) != count:
             got = tuple(rows.shape) if isinstance(rows, torch.Tensor) else type(rows).__name__
             raise ValueError(
@@ -81,7 +84,12 @@ class Features:
         return rows.flatten(1).float()
 
 
-def feature_rows(features, images, batch=None, outputs=None):
+def feature_rows(
+    features: Features,
+    images: torch.Tensor | Iterable[torch.Tensor],
+    batch: int | None = None,
+    outputs: Sequence[str] | None = None,
+) -> Iterator[Any]:
     """Yield (B,D) float32 rows of uint8 images, block by block in their order, on the CPU.
 
     Every call of the net sees exactly `batch` images, the last one padded with black ones: the
@@ -108,7 +116,8 @@ def feature_rows(features, images, batch=None, outputs=None):
                 f"features={features.name} has no {name}, only {', '.join(features.outputs)}"
             )
     done = 0
-    for part in _batches([images] if isinstance(images, torch.Tensor) else images, batch):
+    blocks = [images] if isinstance(images, torch.Tensor) else images
+    for part in _rebatched(blocks, batch):
         padded = F.pad(part, (0,) * (2 * part.ndim - 1) + (batch - len(part),))
         rows = {name: rows[: len(part)].cpu() for name, rows in features.all(padded).items()}
         for name in outputs or features.outputs[:1]:
@@ -119,7 +128,7 @@ def feature_rows(features, images, batch=None, outputs=None):
         raise ValueError("images must hold at least one image, got 0")
 
 
-def _batches(blocks, batch):
+def _rebatched(blocks: Iterable[torch.Tensor], batch: int) -> Iterator[torch.Tensor]:
     """Yield the images of the blocks, `batch` at a time; the last time what is left."""
     rest = None
     for block in blocks:
@@ -136,7 +145,12 @@ def _batches(blocks, batch):
         yield rest
 
 
-def extract(features, images, batch=None, outputs=None):
+def extract(
+    features: Features,
+    images: torch.Tensor | Iterable[torch.Tensor],
+    batch: int | None = None,
+    outputs: Sequence[str] | None = None,
+) -> Any:
     """Return (N,D) float32 rows of uint8 images, on the CPU, or {output: rows}: feature_rows's."""
     parts = list(feature_rows(features, images, batch, outputs))
     if outputs:
@@ -144,7 +158,7 @@ def extract(features, images, batch=None, outputs=None):
     return torch.cat(parts)
 
 
-def mode_difference(features, images, num=256):
+def mode_difference(features: Features, images: torch.Tensor, num: int = 256) -> float | None:
     """Return how far fast rows are from exact ones, relative to their spread; None in exact mode.
 
     |fast - exact| / |exact - mean of exact|, Frobenius norms, of the first `num` images (N,C,H,W).
@@ -159,7 +173,7 @@ def mode_difference(features, images, num=256):
     return float((fast - exact).norm() / (spread if spread > 0 else exact.norm()))
 
 
-def check_rows(rows, name="features"):
+def check_rows(rows: torch.Tensor, name: str = "features") -> torch.Tensor:
     """Return rows as a float64 (N,D) tensor.
 
     Raises:
@@ -179,7 +193,7 @@ def check_rows(rows, name="features"):
 
 
 @contextmanager
-def _arithmetic(device, exact):
+def _arithmetic(device: torch.device, exact: bool) -> Iterator[None]:
     """Compute in the net's own precision whatever the caller has set: no autocast.
 
     exact: no TF32 either, and the same algorithm each time.

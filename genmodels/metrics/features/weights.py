@@ -1,18 +1,20 @@
 """Weights of feature nets: read, hash, download only when asked."""
 
 import hashlib
-import os
 import urllib.error
 import urllib.request
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from genmodels.atomic import whole_path
 
-def read(path):
+
+def read_weights(path: Path | str) -> tuple[bytes, str]:
     """Return (bytes, sha256) of a file.
 
     Raises:
@@ -25,16 +27,16 @@ def read(path):
     return data, hashlib.sha256(data).hexdigest()
 
 
-def check_sha256(path, found, wanted):
-    """Raise ValueError unless the hash found begins with the one wanted; None = any."""
-    if wanted is not None and (len(wanted) < 8 or not found.startswith(wanted.lower())):
+def check_sha256(path: Path | str, sha256: str, wanted: str | None) -> None:
+    """Raise ValueError unless the hash of a file begins with the one wanted; None = any."""
+    if wanted is not None and (len(wanted) < 8 or not sha256.startswith(wanted.lower())):
         raise ValueError(
-            f"weights={path}: sha256 is {found}, not {wanted}: another or a broken file, fetch it "
+            f"weights={path}: sha256 is {sha256}, not {wanted}: another or a broken file, fetch it "
             "anew"
         )
 
 
-def download(url, sha256):
+def download_weights(url: str, sha256: str | None) -> Path:
     """Return the path of a file fetched from `url` into torch's cache, once; all or nothing.
 
     Raises:
@@ -43,25 +45,22 @@ def download(url, sha256):
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
-            print(f"downloading {url} to {path}")
-            urllib.request.urlretrieve(url, part)
-            check_sha256(url, read(part)[1], sha256)
-            os.replace(part, path)
+            with whole_path(path, several=True) as partial:
+                print(f"downloading {url} to {path}")
+                urllib.request.urlretrieve(url, partial)
+                check_sha256(url, read_weights(partial)[1], sha256)
         except (OSError, urllib.error.ContentTooShortError) as error:
             reason = getattr(error, "reason", error)
             raise ValueError(
                 f"weights=download: {url} cannot be fetched ({reason}); fetch it elsewhere and "
                 "name it, weights=FILE"
             ) from None
-        finally:
-            part.unlink(missing_ok=True)
-    check_sha256(path, read(path)[1], sha256)
+    check_sha256(path, read_weights(path)[1], sha256)
     return path
 
 
-def is_script(path):
+def is_script(path: Path | str) -> bool:
     """Return whether the file is TorchScript."""
     if not zipfile.is_zipfile(path):
         return False
@@ -69,7 +68,7 @@ def is_script(path):
         return any("/code/" in name for name in file.namelist())
 
 
-def load_script(path, device):
+def load_script(path: Path | str, device: torch.device) -> Any:
     """Return the TorchScript net in a file, in eval mode.
 
     Raises:
@@ -87,7 +86,7 @@ def load_script(path, device):
         ) from None
 
 
-def load_state(path):
+def load_state(path: Path | str) -> dict[str, torch.Tensor]:
     """Return the state dict in a .safetensors or torch.save file; nothing in it is executed.
 
     Raises:

@@ -1,0 +1,203 @@
+"""What the benchmark commands write and keep; nothing is asserted about scores."""
+
+import json
+
+import pytest
+import torch
+
+import genmodels
+from benchmarks import cdrl, ddo, demo, gbm, gedi, gedi_mnist, record
+from benchmarks.gedi_ablation import Runs
+from genmodels import images
+from tests.helpers.gedi_models import batch_of, build, points
+from tests.helpers.paths import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def test_a_record_is_read_back_by_its_own_command_alone(tmp_path):
+    path = tmp_path / "a.json"
+    command = record.command_line("name", ["what", "out=x", "output=2"], ["out"])
+    assert command == "python -m benchmarks.name what output=2"
+    assert record.rows(path, command) == []
+    written = record.write(path, command, seed=3, rows=[{"value": 1.5}])
+    assert written == json.loads(path.read_text())
+    assert list(written) == ["command", "machine", "versions", "seed", "rows"]
+    assert written["machine"] == record.machine() and "torch" in written["versions"]
+    assert record.rows(path, command) == [{"value": 1.5}]
+    with pytest.raises(ValueError) as error:
+        record.rows(path, command + " lr=1")
+    assert str(error.value) == f"out={path}: has the results of `{command}`; name another"
+    assert record.write(path, command, machine="another")["machine"] == "another"
+
+
+@pytest.mark.parametrize(
+    "module, name, words",
+    [
+        (gedi, "gedi_toys", ["toys"]),
+        (gedi_mnist, "gedi_mnist", ["clusters", "num=1000", "limit=1"]),
+        (gedi_mnist, "gedi_addition", ["addition", "seeds=0-2"]),
+    ],
+)
+def test_a_finished_command_changes_nothing_and_another_is_refused(
+    module, name, words, tmp_path, capsys
+):
+    """On the committed results: of the command that made them no row is left to make."""
+    path = tmp_path / f"{name}.json"
+    path.write_bytes((RESULTS / path.name).read_bytes())
+    assert module.main([*words, f"out={tmp_path}"]) == 0
+    assert module.main([*words, f"out={tmp_path}", "optim.lr=1"]) == 2
+    assert f"out={path}: has the results of `python -m" in capsys.readouterr().err
+    assert path.read_bytes() == (RESULTS / path.name).read_bytes()
+
+
+def test_stages_of_another_command_are_refused(tmp_path, capsys):
+    (tmp_path / "digits").mkdir()
+    command = record.command_line("gbm", ["digits"])
+    (tmp_path / "digits" / "command.json").write_text(json.dumps(command))
+    assert gbm.main(["digits", f"out={tmp_path}", f"work={tmp_path}", "optim.lr=1"]) == 2
+    assert f"work={tmp_path}/digits: has the results of `{command}`" in capsys.readouterr().err
+
+
+def test_a_benchmark_does_not_take_runs_of_other_settings(tmp_path):
+    path = tmp_path / "work" / "digits" / "config.json"
+    cfg = genmodels.build(str(ROOT / "configs" / "ddo_digits.yaml")).cfg
+    ddo.keep_settings(path, cfg)
+    ddo.keep_settings(path, cfg)
+    cfg.method.betas = [15.0]
+    with pytest.raises(ValueError, match="work=.*name another"):
+        ddo.keep_settings(path, cfg)
+
+
+def test_demo_writes_its_pictures_and_report(tmp_path, monkeypatch, capsys):
+    """The real demo with two steps of training and fewer images."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(demo, "BLOCKS", 1)
+    words = [
+        f"out={tmp_path}",
+        "trainer.max_steps=2",
+        "data.batch_size=8",
+        "method.steps=2",
+        "network.channels=[16,16]",
+        "network.norm_groups=8",
+        "network.head_dim=8",
+    ]
+    assert demo.main(words) == 0
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(report["rows"]) == {"EDM (ours)", "real training digits", "Gaussian of the pixels"}
+    text = (tmp_path / "report.md").read_text()
+    for row, row_scores in report["rows"].items():
+        assert row in text and len(row_scores) == 6
+    assert images.read_image(tmp_path / "samples.png").shape[-2:] == (91 * 5, 185 * 5)
+    assert "EDM (ours)" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------
+# CDRL: the command runs on a CPU and writes what it says
+
+
+SMALL = ("network.width=16", "method.steps=1", "method.initializer_channels=16")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where a model of two training steps was scored and drawn."""
+    out = tmp_path_factory.mktemp("out")
+    words = [
+        "digits",
+        "quick=true",
+        f"out={out}",
+        f"pictures={out}",
+        f"out_dir={out}/runs",
+        "trainer.max_steps=2",
+        "trainer.progress=false",
+        *SMALL,
+    ]
+    assert cdrl.main(words) == 0
+    return out
+
+
+def test_digits(folder):
+    facts = json.loads((folder / "cdrl_digits.json").read_text())
+    assert facts["steps"] == 2 and facts["seed"] == 0 and facts["count"] == 360
+    assert facts["train_cpu_seconds"] > 0 and {"cpu", "torch", "commit"} <= set(facts["machine"])
+    scores = facts["without error bars"]["CDRL (ours)"]
+    assert set(scores) == {"nn1", "of fakes", "of real", "FD (digits)"}
+    assert scores["FD (digits)"] > 1 and 0.5 < scores["nn1"] <= 1
+    for name in ("digits", "inpaint", "compose"):
+        assert (folder / f"cdrl_{name}.png").stat().st_size > 500
+
+
+def test_densities(folder):
+    (run,) = (folder / "runs").glob("*/*")
+    words = [
+        "densities",
+        f"model={run}",
+        f"out={folder}",
+        "num=3",
+        "ais_steps=3",
+        "ais_chains=4",
+        "ais_refine=1",
+    ]
+    assert cdrl.main(words) == 0
+    facts = json.loads((folder / "cdrl_densities.json").read_text())
+    assert set(facts["bits_per_dim"]) == {"bpd_ais_lower", "bpd_ais_upper"}
+    assert 0 <= facts["ood"]["auroc_noise_f"]["value"] <= 1
+    assert facts["command"].endswith(
+        "densities model=RUN out=OUT num=3 ais_steps=3 ais_chains=4 ais_refine=1"
+    )
+
+
+def test_speed(folder):
+    words = ["speed", "config=configs/cdrl_digits.yaml", "size=4", "seconds=0.2", f"out={folder}"]
+    assert cdrl.main([*words, *SMALL]) == 0
+    facts = json.loads((folder / "cdrl_speed.json").read_text())
+    assert set(facts["fp32"]) == {
+        "plain: training step",
+        "plain: chain",
+        "ours: training step",
+        "ours: chain",
+    }
+    assert all(row["median"] > 0 for row in facts["fp32"].values())
+
+
+def test_refuses_another_name(capsys):
+    assert cdrl.main(["digit"]) == 2
+    assert "benchmark=digit" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------
+# GEDI: the stacked step of the ablation is the method's step
+
+
+WORDS = (
+    "method.data_noise=0",
+    "method.view_noise=0",
+    "method.l2=0.03",
+    "method.tau=0.3",
+    "method.inv_start=2",
+    "method.inv_ramp=4",
+    "network.input_scale=4",
+    "method.w_inv=3",
+)
+VARIANTS = ((), ("method.w_gen=0",), ("method.detach_target=true", "method.w_prior_mean=7"))
+
+
+def test_runs_trained_at_once_are_those_trained_alone(monkeypatch):
+    """Without noise, on given chains: the same parameters after some steps of Adam."""
+    x, fake = points(), points().flip(0) * 0.9
+    models = [build(*WORDS, *words, f"seed={i}") for i, words in enumerate(VARIANTS)]
+    runs = Runs(models, 0)
+    monkeypatch.setattr(Runs, "chains", lambda self, count: fake.flatten(1).expand(3, -1, -1))
+    for number in range(8):
+        runs.step(x.flatten(1).expand(3, -1, -1), number)
+    for i, model in enumerate(models):
+        optimizer = torch.optim.Adam(model.parameters(), model.cfg.optim.lr)
+        model._fakes = lambda n: fake
+        for number in range(8):
+            monkeypatch.setattr(type(model), "global_step", number)
+            optimizer.zero_grad()
+            model.loss(batch_of(x))[0].backward()
+            optimizer.step()
+        for own, stacked in zip(model.parameters(), runs.parameters):
+            torch.testing.assert_close(own, stacked[i], atol=2e-5, rtol=1e-3)

@@ -1,0 +1,5 @@
+"""Where the code under test lies."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
