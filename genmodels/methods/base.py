@@ -78,9 +78,7 @@ class GenerativeModule(L.LightningModule):
     def __init__(self, cfg: config.Config) -> None:
         super().__init__()
         kind = "an energy" if self.ENERGY else "a denoiser"
-        fitting = [
-            name for name, net in NETWORKS.items() if getattr(net, "ENERGY", False) == self.ENERGY
-        ]
+        fitting = [name for name, net in NETWORKS.items() if net.ENERGY == self.ENERGY]
         check(
             cfg.network.name in fitting,
             "network.name",
