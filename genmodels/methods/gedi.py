@@ -151,7 +151,7 @@ class GEDI(GenerativeModule):
             f"{cfg.data.name} has no classes to count; give the number of clusters",
         )
         check(
-            getattr(network, "ENCODER", False),
+            network.ENCODER,
             "network.name",
             cfg.network.name,
             "GEDI needs an encoder: resnet8 or perceptron",

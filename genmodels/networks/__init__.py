@@ -1,7 +1,6 @@
 """Networks: one file each. NETWORKS maps network.name to its class."""
 
-from torch import nn
-
+from genmodels.networks.base import Network
 from genmodels.networks.denoiser import Denoiser, N2SUNet
 from genmodels.networks.ebm import EBM
 from genmodels.networks.edm_unet import EDMUNet
@@ -11,12 +10,12 @@ from genmodels.networks.unet import UNet
 
 __all__ = ["NETWORKS"]
 
-# A class here has `Config`, `__init__(cfg, shape, classes)` and
+# A class here is a Network with `Config` (a NetworkConfig), `__init__(cfg, shape, classes)` and
 # `forward(x, noise, labels=None, augment=None) -> (B, C, H, W)`: x (B, C, H, W), noise (B,) the
 # encoded noise level, labels int64 (B,) with -1 = none, augment (B, 9) where supported. Energies
 # (ENERGY = True) return f = -E, (B,), higher = likelier. Encoders (ENCODER = True) have
 # `forward(x) -> (B, width)` and the attribute width.
-NETWORKS: dict[str, type[nn.Module]] = {
+NETWORKS: dict[str, type[Network]] = {
     "unet": UNet,
     "edm_unet": EDMUNet,
     "ebm": EBM,

@@ -7,18 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from genmodels.config import Section, setting
+from genmodels.config import setting
 from genmodels.kernels.broadcast import over_items
+from genmodels.networks.base import Network, NetworkConfig
 from genmodels.networks.unet import pad_to_multiple
 
 __all__ = ["Denoiser", "DenoiserConfig", "N2SUNet", "N2SUNetConfig"]
 
 
 @dataclass
-class DenoiserConfig(Section):
+class DenoiserConfig(NetworkConfig):
     """A U-Net of residual blocks without normalisation, from half the resolution down."""
-
-    PREFIX = "network."
 
     name: str = setting("denoiser", "")
     channels: list[int] = setting(
@@ -51,7 +50,7 @@ class Residual(nn.Module):
         return x + self.second(functional.relu(self.first(x)))
 
 
-class Denoiser(nn.Module):
+class Denoiser(Network):
     """F(x; noise) of pictures of any size, noise being one more input channel.
 
     Two by two pixels become channels first: at a quarter of the places a convolution costs a
@@ -107,15 +106,13 @@ def _blocks(channels: int, count: int) -> nn.Sequential:
 
 
 @dataclass
-class N2SUNetConfig(Section):
+class N2SUNetConfig(NetworkConfig):
     """The U-Net of Noise2Score's authors: blocks shared across scales, blind to the level."""
-
-    PREFIX = "network."
 
     name: str = setting("n2s_unet", "")
 
 
-class N2SUNet(nn.Module):
+class N2SUNet(Network):
     """The paper's network, 0.70 M parameters: five poolings, blocks of one width used again.
 
     Leaky ReLU 0.1; normal initialisation with deviation 0.02 (as its released training does).

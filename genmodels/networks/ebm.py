@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genmodels.config import Section, setting
+from genmodels.config import setting
+from genmodels.networks.base import Network, NetworkConfig
 
 __all__ = ["EBM", "EBMConfig", "EnergyEmbedding", "Linear", "fixed_weights", "power_iteration"]
 
@@ -35,10 +36,8 @@ ENERGY_ACTIVATIONS = {
 
 
 @dataclass
-class EBMConfig(Section):
+class EBMConfig(NetworkConfig):
     """Residual energy network (Zhu et al. 2024); the defaults are CIFAR-10's, 34.8 M parameters."""
-
-    PREFIX = "network."
 
     name: str = setting("ebm", "")
     kind: str = setting(
@@ -61,7 +60,7 @@ class EBMConfig(Section):
         )
 
 
-class EBM(nn.Module):
+class EBM(Network):
     """f(x, level), (B, C, H, W) -> (B,). Any H and W: the means ignore what lies outside.
 
     Args:

@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genmodels.config import Section, check, setting
+from genmodels.config import check, setting
+from genmodels.networks.base import Network, NetworkConfig
 from genmodels.networks.unet import pad_to_multiple
 
 __all__ = ["FAMILIES", "EDMUNet", "EDMUNetConfig"]
@@ -52,10 +53,8 @@ FAMILIES = {
 
 
 @dataclass
-class EDMUNetConfig(Section):
+class EDMUNetConfig(NetworkConfig):
     """DDPM++, NCSN++ or ADM; the defaults are EDM's CIFAR-10 network, 55.7 M parameters."""
-
-    PREFIX = "network."
 
     name: str = setting("edm_unet", "")
     kind: str = setting("ddpmpp", "which of the three networks", choices=FAMILIES)
@@ -89,7 +88,7 @@ class EDMUNetConfig(Section):
             )
 
 
-class EDMUNet(nn.Module):
+class EDMUNet(Network):
     """Raw network F of the preconditioned denoiser, (B, C, H, W) -> (B, C, H, W).
 
     Any H and W: reflected at the right and bottom to the multiple that the levels need, and

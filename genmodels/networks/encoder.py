@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genmodels.config import Section, check, setting
+from genmodels.config import check, setting
+from genmodels.networks.base import Network, NetworkConfig
 
 __all__ = ["Perceptron", "PerceptronConfig", "ResNet8", "ResNet8Config"]
 
@@ -28,10 +29,8 @@ ENCODER_ACTIVATIONS = {
 
 
 @dataclass
-class ResNet8Config(Section):
+class ResNet8Config(NetworkConfig):
     """Residual encoder of GEDI's image experiments (Sansone and Manhaeve 2025)."""
-
-    PREFIX = "network."
 
     name: str = setting("resnet8", "")
     width: int = setting(128, "channels of every block, and number of features", ge=1)
@@ -43,7 +42,7 @@ class ResNet8Config(Section):
         self.check(self.input_stride in (1, 2), "input_stride", "must be 1 or 2")
 
 
-class ResNet8(nn.Module):
+class ResNet8(Network):
     """Features (B, width) of images (B, C, H, W), any H and W >= 4.
 
     Args:
@@ -111,10 +110,8 @@ class EncoderBlock(nn.Module):
 
 
 @dataclass
-class PerceptronConfig(Section):
+class PerceptronConfig(NetworkConfig):
     """Multilayer perceptron over the flattened image, for points in the plane and small images."""
-
-    PREFIX = "network."
 
     name: str = setting("perceptron", "")
     width: int = setting(100, "hidden units, and number of features", ge=1)
@@ -125,7 +122,7 @@ class PerceptronConfig(Section):
     )
 
 
-class Perceptron(nn.Module):
+class Perceptron(Network):
     """Features (B, width) of images of any shape.
 
     Args:

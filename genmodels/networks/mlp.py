@@ -17,17 +17,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genmodels.config import Section, setting
+from genmodels.config import setting
+from genmodels.networks.base import Network, NetworkConfig
 from genmodels.networks.ebm import ENERGY_ACTIVATIONS, EnergyEmbedding, Linear
 
 __all__ = ["MLP", "MLPConfig"]
 
 
 @dataclass
-class MLPConfig(Section):
+class MLPConfig(NetworkConfig):
     """Residual multilayer perceptron over the flattened image."""
-
-    PREFIX = "network."
 
     name: str = setting("mlp", "")
     width: int = setting(128, "hidden units", ge=2)
@@ -51,7 +50,7 @@ class MLPConfig(Section):
         self.check(self.width % 2 == 0, "width", "must be even")
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """f(x, level), (B, C, H, W) -> (B,); with energy=False the map M (B, C, H, W), at first zero.
 
     Args:

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genmodels.config import Section, setting
+from genmodels.config import setting
+from genmodels.networks.base import Network, NetworkConfig
 
 __all__ = ["UNet", "UNetConfig", "pad_to_multiple"]
 
 
 @dataclass
-class UNetConfig(Section):
+class UNetConfig(NetworkConfig):
     """diffusers UNet2DModel: residual blocks, attention, up and down by two at each level."""
-
-    PREFIX = "network."
 
     name: str = setting("unet", "")
     channels: list[int] = setting([64, 128, 128], "channels of each level, finest first", ge=1)
@@ -50,7 +49,7 @@ class UNetConfig(Section):
         )
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """UNet2DModel for images of any size: reflect-padded to what its levels need, then cropped.
 
     Args:

@@ -283,7 +283,7 @@ def test_weights_rise_as_told():
         (("method.marginal_ema=1",), "method.marginal_ema=1.0"),
         (("method.clusters=3", "method.w_label=1"), "needs clusters = classes"),
         (("method.clusters=-1",), "must be >= 0"),
-        (("method.buffer=0",), "must be > 0"),
+        (("method.buffer=0",), "must be >= 1"),
     ],
 )
 def test_config_errors(words, message):

@@ -289,7 +289,7 @@ def test_restore_says_what_it_cannot_do(call, message):
     ("more", "message"),
     [
         (["data.noise.law=salt"], "data.noise.law=salt: choose from gaussian"),
-        (["data.noise.level=-3"], "data.noise.level=-3.0: must be > 0"),
+        (["data.noise.level=-3"], "data.noise.level=-3.0: must be >= 0"),
         (["data.noise.law=poisson"], "level=25.0: must be 0.0001 to 1"),
         (["method.objective=supervised"], "data.noise.target=none: method.objective=supervised le"),
         (
