@@ -90,7 +90,7 @@ def cuts(size: int, tile: int, overlap: int) -> list[tuple[Span, Span]]:
     first, step = 0, tile - 2 * overlap
     while True:
         start, stop = max(0, first - overlap), first + step + overlap
-        if stop >= size or not first and size <= tile:
+        if stop >= size or (not first and size <= tile):
             return [*spans, ((start, size), (first, size))]
         spans.append(((start, stop), (first, first + step)))
         first += step

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning as L
 import torch
@@ -65,13 +65,13 @@ class GenerativeModule(L.LightningModule):
     LABEL_DROPOUT: bool = False
     P_STD: bool = False
     RETRIES: bool = False
-    SAMPLE_OPTIONS: dict[str, dataclasses.Field] = {}
+    SAMPLE_OPTIONS: ClassVar[dict[str, dataclasses.Field]] = {}
     INPAINTS: bool = False
     LIKELIHOODS: tuple[str, ...] = ()
-    LIKELIHOOD_OPTIONS: dict[str, dataclasses.Field] = {}
+    LIKELIHOOD_OPTIONS: ClassVar[dict[str, dataclasses.Field]] = {}
     CLUSTERS: bool = False
     OOD_SCORES: bool = False
-    DENOISE_LAWS: dict[str, str] = {}
+    DENOISE_LAWS: ClassVar[dict[str, str]] = {}
     ANY_SIZE: bool = False
     ESTIMATORS: tuple[str, ...] = ()
 

@@ -1,5 +1,6 @@
 """Networks of Noise2Score: a small U-Net that knows the noise level, and the paper's own."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -167,6 +168,6 @@ class N2SUNet(Network):
 
 def _convs(*channels: int) -> nn.Sequential:
     layers = []
-    for a, b in zip(channels, channels[1:]):
+    for a, b in itertools.pairwise(channels):
         layers += [nn.Conv2d(a, b, 3, padding=1), nn.LeakyReLU(0.1)]
     return nn.Sequential(*layers)

@@ -8,6 +8,7 @@ Reference: Sansone and Manhaeve, "Unifying self-supervised clustering and energy
 TMLR 2025, arXiv 2401.00873 (the backbones of its toy and image experiments).
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ class Perceptron(Network):
         self.width = cfg.width
         self.scale = cfg.input_scale
         sizes = [math.prod(shape)] + [cfg.width] * cfg.layers
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:]))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features, (B, width)."""

@@ -124,7 +124,7 @@ def test_a_method_defines_what_it_declares_and_declares_what_it_defines(name):
     for attribute, setting in SETTINGS.items():
         assert bool(getattr(method, attribute)) == (setting in settings), attribute
     keywords = inspect.signature(method.sample).parameters
-    assert method.INPAINTS == ({"known", "mask"} <= set(keywords))
+    assert ({"known", "mask"} <= set(keywords)) == method.INPAINTS
     assert ("reference" in method.NEEDS) == (
         "reference" in inspect.signature(method.__init__).parameters
     )

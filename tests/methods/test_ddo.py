@@ -278,7 +278,7 @@ def test_held_out_images_get_the_plain_loss():
     reference = trained()
     model, data = against(reference).eval(), batch()
     rows = {key: data[key] for key in ("image", "label", "n")}
-    loss, logs = model.loss(rows)
+    _loss, logs = model.loss(rows)
     assert set(logs) == {"loss"}
     _, told = model.log_ratio(rows, reference)
     torch.testing.assert_close(logs["loss"], told["edm_loss"].mean())
