@@ -43,7 +43,7 @@ def digits(run, out, pictures, started, facts, quick=False):
     model = genmodels.load(run)
     began = time.monotonic()
     blocks = 1 if quick else BLOCKS
-    generated, _ = generation.generate_all(model, range(BLOCK * blocks), batch=360)
+    generated = generation.generate_all(model, range(BLOCK * blocks), batch=360)
     facts["sample_seconds"] = round(time.monotonic() - began, 1)
     (real, _), (held_out, labels) = (load_split(model.cfg.data, s) for s in ("train", "test"))
     values = scorers(held_out)
@@ -54,7 +54,7 @@ def digits(run, out, pictures, started, facts, quick=False):
         return write(out / "cdrl_digits.json", facts, started)
     short = max(1, model.cfg.method.steps // 3)
     for options in ({"tweedie_scale": 0.0}, {"tweedie_scale": 2.0}, {"steps": short}):
-        made, _ = generation.generate_all(model, range(BLOCK), batch=360, **options)
+        made = generation.generate_all(model, range(BLOCK), batch=360, **options)
         facts["without error bars"][str(options)] = values(made)
     scores = score_rows({"CDRL (ours)": generated}, real, held_out)
     demo = json.loads((RESULTS / "demo.json").read_text())
@@ -87,7 +87,7 @@ def ablation(words, out, started, facts):
     for name, more in list(ABLATIONS.items())[:rows]:
         run = train(["configs/cdrl_digits.yaml", *more, *given])
         model = genmodels.load(run)
-        generated, _ = generation.generate_all(model, range(BLOCK * BLOCKS), batch=360)
+        generated = generation.generate_all(model, range(BLOCK * BLOCKS), batch=360)
         scorer = scorers(load_split(model.cfg.data, "test")[0])
         facts["rows"][name] = {"words": list(more), "steps": steps_of(run), **scorer(generated)}
         write(out / "cdrl_ablation.json", facts, started)  # what is there already
@@ -323,7 +323,7 @@ def evaluated(run, out, words):
 
 def steps_of(run):
     """Return the optimizer steps of a run's last checkpoint."""
-    return checkpoint.read_checkpoint(Path(run) / "checkpoints" / "last.ckpt")["global_step"]
+    return checkpoint.read_checkpoint(run)["global_step"]
 
 
 def write(path, facts, started):

@@ -22,7 +22,7 @@ def toy(run, picture, count=4000):
     with generation.tf32(False):
         x = model.sample(range(count)).flatten(1)
     seconds = round(time.monotonic() - began, 1)
-    data = [toys.points(name, count, 1000 + k)[0].flatten(1) for k in range(16)]
+    data = [toys.toy_points(name, count, 1000 + k)[0].flatten(1) for k in range(16)]
     found = torch.tensor([energy_distance(x, other) for other in data])
     floor = torch.tensor([energy_distance(a, b) for a, b in zip(data[::2], data[1::2])])
     draw_toy(picture, model, x, data[0])

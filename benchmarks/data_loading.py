@@ -50,7 +50,7 @@ def make(folder, num, side, seed):
     tree = images.Tree(folder / "a.zip")
     for name in tree.names:
         (folder / "a" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "a" / name).write_bytes(tree.bytes(name))
+        (folder / "a" / name).write_bytes(tree.read_bytes(name))
     roots = {"npy": "a.npy", "zip": "a.zip", "imagefolder": "a"}
     return {
         name: DataConfig(name=name, root=str(folder / root), holdout=0.0, device="disk")

@@ -28,6 +28,7 @@ from genmodels.data import ImageDataModule
 from genmodels.methods import METHODS
 from genmodels.methods.edm import EDM
 from genmodels.networks import NETWORKS
+from genmodels.run import Run
 from genmodels.training.judge import Judge
 
 # The base models are small on purpose: what DDO repairs is what the model cannot fit.
@@ -120,11 +121,11 @@ def one_seed(name, cfg, seed, work, changed):
         work / f"mle-{seed}.json",
         lambda: [
             {"step": int(path.stem[5:])} | judge.score(genmodels.load(path))
-            for path in sorted(mle.glob("checkpoints/step-*.ckpt"))
+            for path in Run(mle).steps()
         ],
     )
     best = min(curve, key=lambda entry: entry["fd"])["step"]
-    models = {"base": base, "mle_best": mle / f"checkpoints/step-{best:08d}.ckpt", "mle_last": mle}
+    models = {"base": base, "mle_best": Run(mle).checkpoint(best), "mle_last": mle}
     for state in states:
         if state["winner"]["step"]:
             models[f"ddo_{state['round']}"] = ddo / f"round-{state['round']:02d}" / "winner.ckpt"

@@ -66,7 +66,7 @@ def demo(argv):
     run = train([CONFIG, f"out_dir={out}", *changed])
     train_seconds = time.monotonic() - started
     model = genmodels.load(run)
-    generated, _ = generation.generate_all(model, range(BLOCK * BLOCKS))
+    generated = generation.generate_all(model, range(BLOCK * BLOCKS))
     sample_seconds = time.monotonic() - started - train_seconds
     real, held_out = (load_split(model.cfg.data, split)[0] for split in ("train", "test"))
     rows = {
@@ -79,7 +79,7 @@ def demo(argv):
     facts = record.write(
         out / "metrics.json",
         record.command_line("demo", argv),
-        steps=checkpoint.read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"],
+        steps=checkpoint.read_checkpoint(run)["global_step"],
         batch=model.cfg.data.batch_size,
         seed=model.cfg.seed,
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,

@@ -25,6 +25,7 @@ from genmodels.commands.train import train
 from genmodels.config.words import check_flags, parse_value, split_words
 from genmodels.data import load_split
 from genmodels.evaluation.scorer import Scorer
+from genmodels.run import Run
 
 
 def main(argv=None):
@@ -51,11 +52,11 @@ def measure(argv):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = genmodels.load(run, device=device)
     peak, flops = matmul_peak(device), forward_flops(model)
-    with open(run / "metrics.csv", newline="") as file:
+    with open(Run(run).metrics, newline="") as file:
         rates = [r["train/images_per_second"] for r in csv.DictReader(file)]
     rate = statistics.median([float(text) for text in rates if text][1:] or [0.0])
     started = time.monotonic()
-    generated, _ = generation.generate_all(model, range(num), batch=500, precision="bf16")
+    generated = generation.generate_all(model, range(num), batch=500, precision="bf16")
     sample_seconds = time.monotonic() - started
     real = load_split(model.cfg.data, "test")[0]
     scorer = Scorer(["fd", "nn1"], "pixels", reference=real, equal=True, device=device)
@@ -64,7 +65,7 @@ def measure(argv):
         out / "edm_fashion.json",
         record.command_line("edm_fashion", argv),
         seed=model.cfg.seed,
-        steps=checkpoint.read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"],
+        steps=checkpoint.read_checkpoint(run)["global_step"],
         batch=model.cfg.data.batch_size,
         train_seconds=round(train_seconds, 1),
         train_images_per_second=rate,

@@ -191,7 +191,7 @@ def sample_one(model, path, num, options):
     """Write the images of seeds 0..num-1, balanced over the classes."""
     started, seeds = time.monotonic(), range(num)
     labels = generation.labels_for(seeds, "balanced", model.classes)
-    made, _ = generation.generate_all(model, seeds, labels, **options)
+    made = generation.generate_all(model, seeds, labels, **options)
     images.write_npz(path, images=made.permute(0, 2, 3, 1).numpy())
     seconds = round(time.monotonic() - started, 1)
     return {"file": str(path), "seconds": seconds, "evaluations": model.nfe}

@@ -82,7 +82,7 @@ def of_clusters(variant, seed, config, words, num):
 def distance(model, start, num, test):
     """Return the Frechet distance of generated images to the test split, in the net for MNIST."""
     options = {"start": start, "batch": 500, "progress": False}
-    pictures, _ = generation.generate_all(model, range(num), **options)
+    pictures = generation.generate_all(model, range(num), **options)
     scorer = Scorer(["fd"], "mnist", reference=test, device=model.device)
     return scorer(pictures)["fd"]["value"]
 

@@ -199,9 +199,9 @@ def draw(model, law, folder, path):
     """Write noisy, restored and clean crops of three pictures."""
     level = float(model.levels.max()) if model.levels[0] == model.levels[1] else 25.0
     rows = []
-    readers = list(pictures.find(pictures_in(folder)).values())
+    readers = list(pictures.find_pictures(pictures_in(folder)).values())
     for index in (1, 4, 7):
-        x = readers[index]().levels[0] / 255
+        x = readers[index]().values[0] / 255
         y = LAWS[law].sample(x, level, np.random.default_rng([0, index]))
         noisy = torch.from_numpy(y * 2 - 1).movedim(2, 0).float()
         clean = torch.from_numpy(x * 2 - 1).movedim(2, 0).float()
@@ -215,8 +215,8 @@ def levels(words):
     out, rows = Path(words.pop("out", "benchmarks/results")), []
     conditions = [("gaussian", 15), ("gaussian", 25), ("gaussian", 50), *LAWS_AT.values()]
     for folder in ("Set12", "BSD68"):
-        readers = pictures.find(pictures_in(folder)).values()
-        clean = [read().levels[0] / 255 for read in readers]
+        readers = pictures.find_pictures(pictures_in(folder)).values()
+        clean = [read().values[0] / 255 for read in readers]
         for law, level in conditions:
             started, errors, right = time.process_time(), [], 0
             for index, x in enumerate(clean):
@@ -250,8 +250,8 @@ def scores(words):
         "Jacobian": lambda y, score: level_jvp(y, score, "gaussian"),
         "bound": lambda y, score: level_bound(score(y)),
     }
-    readers = pictures.find(pictures_in("Set12")).values()
-    clean, rows = [read().levels[0] / 255 for read in readers], []
+    readers = pictures.find_pictures(pictures_in("Set12")).values()
+    clean, rows = [read().values[0] / 255 for read in readers], []
     for level in [low] if low == high else [15, 25, 50]:
         row = {"level": level}
         for key, estimate in estimates.items():
@@ -277,7 +277,7 @@ def speed(words):
     """Measure restoring against BM3D on one picture, in turns; see the module's docstring."""
     out, rounds = Path(words.pop("out", "benchmarks/results")), int(words.pop("rounds", 3))
     model = genmodels.load(words.pop("model", "pretrained/noise2score_grey"))
-    x = next(iter(pictures.find(pictures_in("BSD68")).values()))().levels[0] / 255
+    x = next(iter(pictures.find_pictures(pictures_in("BSD68")).values()))().values[0] / 255
     y = LAWS["gaussian"].sample(x, 25, np.random.default_rng([0, 0]))
     noisy = torch.from_numpy(y * 2 - 1).movedim(2, 0).float()
     load_bm3d()

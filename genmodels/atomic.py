@@ -1,36 +1,99 @@
-"""Files that appear whole: written under a temporary name, flushed to disk, renamed."""
+"""What appears whole: written under a temporary name beside its own, then renamed.
+
+A kill leaves the old thing or the new one, and at worst a temporary name, which the next write of
+the same thing takes again.
+"""
 
 import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["link", "new_folder", "remove_partial", "whole_file", "whole_path", "write_bytes"]
 
 
-def write_bytes(path, data):
-    """Write a file, all or nothing."""
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Write a file, all or nothing; see whole_file."""
     with whole_file(path) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
-def whole_file(path):
-    """Open a binary file under a temporary name in the same folder: a kill leaves old or new.
+def whole_file(path: Path | str, *, flush: bool = True) -> Iterator[BinaryIO]:
+    """Open a binary file that appears whole when the block ends.
 
-    The temporary name is that of the file, so that the next attempt takes a killed one's place.
+    Args:
+        path: the file.
+        flush: have it on the disk before it is renamed, so that a crash of the machine leaves old
+            or new as well; false: only a kill of the process does.
 
     Raises:
-        OSError: with the file's name also where the system gives none (a full disk).
+        OSError: see whole_path.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            yield file
+    with whole_path(path) as partial, open(partial, "wb") as file:
+        yield file
+        if flush:
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def whole_path(path: Path | str, *, several: bool = False) -> Iterator[Path]:
+    """Give a temporary name; what the block puts there becomes `path`, or goes if the block fails.
+
+    Args:
+        path: a file, or a folder that does not exist.
+        several: more than one process may do this at the same time: each takes a name of its own.
+
+    Raises:
+        OSError: with the name of `path` also where the system gives none (a full disk).
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}{f'.{os.getpid()}' if several else ''}.partial")
+    try:
+        _remove(partial)
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            _remove(partial)
     except OSError as error:
         if error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path | str) -> Iterator[Path]:
+    """Give a temporary folder that becomes `path` when the block ends; folders above it are made.
+
+    Raises:
+        OSError: `path` exists and is not an empty folder.
+    """
+    with whole_path(path, several=True) as partial:
+        partial.mkdir(parents=True)
+        yield partial
+
+
+def link(path: Path | str, target: Path | str) -> None:
+    """Make target the same file as path (a copy where there are no hard links), all or nothing."""
+    with whole_path(target) as partial:
+        try:
+            os.link(path, partial)
+        except OSError:
+            shutil.copy(path, partial)
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what killed writes have left in a folder."""
+    for partial in folder.glob(".*.partial"):
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,14 +1,14 @@
 """Images from a model, in batches, on all processes."""
 
 import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from genmodels import cli
-from genmodels.distributed import process_state
+from genmodels import cli, distributed
 from genmodels.images import to_uint8
 
 
@@ -17,7 +17,7 @@ class NonFinite(RuntimeError):
 
 
 @contextlib.contextmanager
-def tf32(allowed):
+def tf32(allowed: bool) -> Iterator[None]:
     """Allow or forbid TF32 in matrix products and convolutions (cuDNN's default is to allow)."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if allowed else "highest")
@@ -29,7 +29,14 @@ def tf32(allowed):
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def labels_for(seeds, text, classes):
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Return a context that computes in bfloat16 where precision is "bf16"; "fp32": as it is."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def labels_for(seeds: Sequence[int], text: str, classes: int) -> list[int] | None:
     """Return the label of each seed, a function of the seed alone, or None for random ones.
 
     Args:
@@ -53,7 +60,16 @@ def labels_for(seeds, text, classes):
     return [int(parts[seed % len(parts)]) for seed in seeds]
 
 
-def generate(model, seeds, labels=None, *, batch=64, precision="fp32", progress=True, **options):
+def generate(
+    model: Any,
+    seeds: Sequence[int],
+    labels: Sequence[int] | None = None,
+    *,
+    batch: int = 64,
+    precision: str = "fp32",
+    progress: bool = True,
+    **options: Any,
+) -> Iterator[tuple[Sequence[int], Sequence[int] | None, torch.Tensor]]:
     """Yield (seeds, labels or None, uint8 images (B, C, H, W) on the CPU), batch by batch.
 
     Args:
@@ -64,56 +80,55 @@ def generate(model, seeds, labels=None, *, batch=64, precision="fp32", progress=
         precision: "fp32" (without TF32) or "bf16" (autocast).
         progress: show a bar.
         options: passed on to model.sample.
+
+    Raises:
+        NonFinite: the model made images that are not numbers.
+        ValueError: an option that the model refuses, or a batch that does not fit into memory.
     """
-    autocast = contextlib.nullcontext()
-    if precision == "bf16":
-        autocast = torch.autocast(model.device.type, torch.bfloat16)
     bar = tqdm(total=len(seeds), desc="sampling", unit="img", disable=not progress, delay=0.5)
     with bar:  # delayed, so that an option refused by the model leaves one clean line
         for start in range(0, len(seeds), batch):
-            own = seeds[start : start + batch]
-            own_labels = None if labels is None else labels[start : start + batch]
+            some = seeds[start : start + batch]
+            their_labels = None if labels is None else labels[start : start + batch]
             too_large = f"batch={batch}: does not fit into memory; try batch={max(1, batch // 4)}"
-            with autocast, tf32(False), cli.fits_memory(too_large):
-                x = model.sample(own, own_labels, **options)
+            with autocast(model.device, precision), tf32(False), cli.fits_memory(too_large):
+                x = model.sample(some, their_labels, **options)
             if not torch.isfinite(x).all():
-                raise NonFinite(f"seeds {own[0]}..{own[-1]}: the model made non-finite images")
-            yield own, own_labels, to_uint8(x).cpu()
-            bar.update(len(own))
+                raise NonFinite(f"seeds {some[0]}..{some[-1]}: the model made non-finite images")
+            yield some, their_labels, to_uint8(x).cpu()
+            bar.update(len(some))
 
 
-def generate_all(model, seeds, labels=None, **options):
-    """Return (uint8 images (N, C, H, W), labels or None) of all seeds; arguments as generate."""
-    seeds = list(seeds)
+def generate_all(
+    model: Any, seeds: Sequence[int], labels: Sequence[int] | None = None, **options: Any
+) -> torch.Tensor:
+    """Return uint8 images (N, C, H, W) of all seeds, on the CPU; arguments as for generate."""
     parts = [images for _, _, images in generate(model, seeds, labels, **options)]
-    return torch.cat(parts), labels
+    return torch.cat(parts) if parts else torch.empty(0, *model.shape, dtype=torch.uint8)
 
 
-def generate_everywhere(model, seeds, labels=None, **options):
+def generate_everywhere(
+    model: Any, seeds: Sequence[int], labels: Sequence[int] | None = None, **options: Any
+) -> torch.Tensor:
     """Return generate_all's images on every process, each of which makes its share."""
-    state = process_state()
-    share = slice(state.process_index, None, state.num_processes)
-    own_labels = None if labels is None else labels[share]
-    if not seeds[share]:
-        own = torch.empty(0, *model.shape, dtype=torch.uint8)
-    else:
-        options |= {"progress": options.get("progress", True) and state.is_main_process}
-        own = generate_all(model, seeds[share], own_labels, **options)[0]
-    if state.num_processes == 1:
-        return own
-    shares = gather_object([own.numpy()])
-    images = np.empty((len(seeds), *model.shape), np.uint8)
-    for rank, part in enumerate(shares):
-        images[rank :: state.num_processes] = part
-    return torch.from_numpy(images)
+    share = distributed.share(len(seeds))
+    shown = options.pop("progress", True) and distributed.rank() == 0
+    images = generate_all(
+        model,
+        [seeds[i] for i in share],
+        None if labels is None else [labels[i] for i in share],
+        progress=shown,
+        **options,
+    )
+    return distributed.gather_rows(images, len(seeds))
 
 
-def check_folder(key, folder, seeds):
+def check_folder(key: str, folder: Path, seeds: Sequence[int] | None) -> None:
     """Raise ValueError if PNGs of these seeds in this folder would mix with those of others.
 
     Args:
         key: what errors call the folder.
-        folder: a Path.
+        folder: where the PNGs would go; it need not exist.
         seeds: whole numbers; None: no PNGs are meant.
     """
     if folder.exists() and not folder.is_dir():

@@ -8,7 +8,6 @@ afterwards: tiled is equal to whole wherever the network looks no further than t
 on multiples of 32 from the corner if tile and overlap do, as in the whole picture.
 """
 
-import contextlib
 import statistics
 import sys
 from dataclasses import dataclass
@@ -16,10 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from genmodels import cli, generation, images
+from genmodels import cli, distributed, generation, images
 from genmodels.atomic import write_bytes
 from genmodels.config import Section, setting
 from genmodels.config.words import DEVICES, check_choice
@@ -129,9 +127,6 @@ def restore(
     """
     noisy = planes(model, image)
     restored = torch.empty(noisy.shape)
-    autocast = contextlib.nullcontext()
-    if precision == "bf16":
-        autocast = torch.autocast(model.device.type, torch.bfloat16)
 
     def call(x):
         return model.restore(x, law, level)[0].float()
@@ -141,7 +136,8 @@ def restore(
     )
     for seen, own in windows(noisy.shape, tile, overlap):
         part = noisy[(..., *seen)].to(model.device)
-        with autocast, generation.tf32(False), cli.fits_memory(too_large):
+        reduced = generation.autocast(model.device, precision)
+        with reduced, generation.tf32(False), cli.fits_memory(too_large):
             done = (ensembled(call, part) if ensemble else call(part)).cpu()
         inner = [slice(o.start - s.start, o.stop - s.start) for s, o in zip(seen, own)]
         restored[(..., *own)] = done[(..., *inner)]
@@ -181,7 +177,7 @@ def find_law(model, image, law):
     return picked
 
 
-def denoise(model, options, out, state):
+def denoise(model, options, out):
     """Restore what options.denoise names, each process its share, and write it to `out`."""
     if not model.ANY_SIZE:
         check_choice("law", options.law, tuple(model.DENOISE_LAWS) or ("no law: no denoiser",))
@@ -190,10 +186,10 @@ def denoise(model, options, out, state):
         level = None if text == "auto" else float(text)
     except ValueError:
         raise ValueError(f"level={text}: must be a number, or auto") from None
-    (denoise_pictures if model.ANY_SIZE else denoise_images)(model, options, level, out, state)
+    (denoise_pictures if model.ANY_SIZE else denoise_images)(model, options, level, out)
 
 
-def denoise_pictures(model, options, level, out, state):
+def denoise_pictures(model, options, level, out):
     """Restore pictures of any size and write each as it came, under its own name."""
     law = known_law(model, options.law, level)
     choose_estimator(model, options.estimator)
@@ -202,19 +198,20 @@ def denoise_pictures(model, options, level, out, state):
     if options.labels:
         generation.labels_for((), options.labels, model.classes)
     settings = {key: getattr(options, key) for key in SETTINGS}
-    readers = pictures.find(Path(options.denoise))
+    readers = pictures.find_pictures(Path(options.denoise))
     names = list(readers)
     check_place(out, Path(options.denoise), names)
     # All are read before the first is written, so that a broken one stops the work at once.
-    shown = {"delay": 0.5, "disable": None if state.is_main_process else True}  # on a terminal only
+    first = distributed.rank() == 0
+    shown = {"delay": 0.5, "disable": None if first else True}  # on a terminal only
     plans = [
-        plan(model, reader(), law, level, settings, tell=state.is_main_process)
+        plan(model, reader(), law, level, settings, tell=first)
         for reader in tqdm(readers.values(), desc="reading", unit="img", **shown)
     ]
-    own, found = range(state.process_index, len(names), state.num_processes), []
-    tiles = sum(plans[k][1] for k in own)
+    indices, found = distributed.share(len(names)), []
+    tiles = sum(plans[k][1] for k in indices)
     with tqdm(total=tiles, desc="restoring", unit="tile", **shown) as bar:
-        for k in own:
+        for k in indices:
             picture, restored = readers[names[k]](), []
             for image, noise in zip(picture.images(), plans[k][0]):
                 with cli.name_in_errors(picture.name):
@@ -223,10 +220,13 @@ def denoise_pictures(model, options, level, out, state):
                 found.append(noise)
             (out / names[k]).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(out / names[k], picture.as_file(torch.stack(restored)))
-    state.wait_for_everyone()
-    found = [pair for share in gather_object([found]) for pair in share]
-    if state.is_main_process:
-        after = [pictures.read(name, (out / name).read_bytes, own=True) for name in names[:4]]
+    distributed.barrier()
+    found = [pair for part in distributed.gather_to_all(found) for pair in part]
+    if first:
+        after = [
+            pictures.read_picture(name, (out / name).read_bytes, scale_known=True)
+            for name in names[:4]
+        ]
         before = [readers[name]() for name in names[:4]]
         images.write_png(out / pictures.SHEET, pictures.before_after(zip(before, after)))
         print(f"{len(found)} pictures restored, {summary(found)}: {out}")
@@ -313,7 +313,7 @@ def summary(found):
     return "; ".join(lines)
 
 
-def denoise_images(model, options, level, out, state):
+def denoise_images(model, options, level, out):
     """Restore images of the model's own shape and write them as PNGs with numbers."""
     for key, word in (("ensemble", "true"), ("estimator", options.estimator)):
         if getattr(options, key):
@@ -323,17 +323,17 @@ def denoise_images(model, options, level, out, state):
     labels = generation.labels_for(range(len(noisy)), options.labels, model.classes)
     labels = None if labels is None else torch.tensor(labels, device=model.device)
     model.check_labels(labels, "give labels=3, or labels=3,5 (image k gets entry k mod 2)")
-    own = torch.arange(state.process_index, len(noisy), state.num_processes)
+    indices = torch.tensor(distributed.share(len(noisy)), dtype=torch.int64)
     levels = []
-    for part in own.split(options.batch):
+    for part in indices.split(options.batch):
         told = None if labels is None else labels[part]
         restored, found = model.restore(noisy[part], options.law, level, told)
         out.mkdir(parents=True, exist_ok=True)
         for index, picture in zip(part.tolist(), images.to_uint8(restored)):
             images.write_png(out / f"{index:06d}.png", picture)
         levels += found.tolist()
-    state.wait_for_everyone()
-    if state.is_main_process:
+    distributed.barrier()
+    if distributed.rank() == 0:
         shown = f"{min(levels):.3g}" if level else f"{min(levels):.3g} to {max(levels):.3g} (found)"
         print(f"{len(noisy)} images restored, level {shown}: {out}")
 
@@ -347,8 +347,6 @@ def read_noisy(path, model):
             raise ValueError(f"denoise={path}: {array.dtype} {array.shape}; must be (N, H, W, C)")
         pictures.check_scale(array, path)
         noisy = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
-    elif path.suffix.lower() in images.SUFFIXES and path.is_file():
-        noisy = images.from_uint8(images.read_image(path, channels)[None])
     else:
         noisy = images.from_uint8(images.read_images(path, channels))
     if noisy.shape[1:] != model.shape or not len(noisy):

@@ -12,7 +12,7 @@ import sample
 import train
 from genmodels import cli, images
 from genmodels.checkpoint import diffusers
-from genmodels.checkpoint.export import main as export_main
+from genmodels.checkpoint.exports import main as export_main
 from genmodels.data import commands
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import TINY

@@ -11,13 +11,14 @@ and make other images). It starts from noise of standard deviation sqrt(sigma_ma
 has sigma_max: its images equal those of `sampler=euler` within about 1e-4.
 """
 
-import os
-import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from genmodels.atomic import write_bytes
+from genmodels.atomic import new_folder, write_bytes
 from genmodels.checkpoint import models
+from genmodels.checkpoint.exports import check_new
 from genmodels.config import Section, setting, settings_of
 from genmodels.config.words import check_flags, help_text, split_words, typed_words
 
@@ -37,7 +38,7 @@ DiffusionPipeline.from_pretrained("{name}")({call}num_inference_steps={steps})
 """
 
 
-def export_diffusers(path, out):
+def export_diffusers(path: Path | str, out: Path | str) -> Path:
     """Write a trained model (EMA weights) as a diffusers pipeline; return the folder.
 
     Args:
@@ -51,9 +52,8 @@ def export_diffusers(path, out):
     from diffusers import ConsistencyModelPipeline, EDMEulerScheduler
 
     out = Path(out)
-    if out.exists():
-        raise ValueError(f"out={out}: exists; delete it or choose another name")
-    model = _fitting(path)
+    check_new(out)
+    model = _load_fitting(path)
     cfg = model.cfg
     scheduler = EDMEulerScheduler(
         sigma_min=cfg.method.sigma_min,
@@ -61,31 +61,25 @@ def export_diffusers(path, out):
         sigma_data=cfg.method.sigma_data,
         rho=cfg.method.rho,
     )
-    pipeline = ConsistencyModelPipeline(unet=model.net.net.unet, scheduler=scheduler)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        pipeline.save_pretrained(partial)
-        shape = " x ".join(map(str, model.shape))
-        labels = f"class_labels: 0..{model.classes - 1}, {model.classes} = none."
-        # Left to itself the pipeline would draw the label that means none as well.
-        call = "batch_size=4, class_labels=[0, 1, 2, 3], " if model.classes else "batch_size=4, "
-        card = _CARD.format(
-            call=call,
-            name=out.name,
-            data=cfg.data.name,
-            shape=shape,
-            steps=cfg.method.steps,
-            labels=labels if model.classes else "",
-        )
-        write_bytes(partial / "README.md", card.encode())
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    pipeline: Any = ConsistencyModelPipeline(unet=model.net.net.unet, scheduler=scheduler)
+    labels = f"class_labels: 0..{model.classes - 1}, {model.classes} = none."
+    # Left to itself the pipeline would draw the label that means none as well.
+    call = "batch_size=4, class_labels=[0, 1, 2, 3], " if model.classes else "batch_size=4, "
+    card = _CARD.format(
+        call=call,
+        name=out.name,
+        data=cfg.data.name,
+        shape=" x ".join(map(str, model.shape)),
+        steps=cfg.method.steps,
+        labels=labels if model.classes else "",
+    )
+    with new_folder(out) as folder:
+        pipeline.save_pretrained(folder)
+        write_bytes(folder / "README.md", card.encode())
     return out
 
 
-def _fitting(path):
+def _load_fitting(path: Path | str) -> Any:
     """Return the model at this path, if diffusers has a place for all of it."""
     model = models.load(path)
     cfg, (_, height, width) = model.cfg, model.shape
@@ -116,7 +110,7 @@ class DiffusersOptions(Section):
     out: str = setting("", "folder to make")
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     """Export a model; see the module's docstring."""
     positionals, words, flags = split_words(argv)
     check_flags(flags, ("--help",))

@@ -10,12 +10,14 @@ under (CC BY-NC-SA 4.0, non-commercial).
 import math
 import re
 import reprlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from genmodels.checkpoint.export import write_export
+from genmodels.checkpoint.exports import check_new, write_export
 from genmodels.checkpoint.inert_pickle import Array, Record, load_pickle
 from genmodels.checkpoint.models import build
 from genmodels.config import Section, setting, settings_of
@@ -30,7 +32,7 @@ PRECONDITIONINGS = {
 }
 # Attributes of the released preconditioners that ours have as constants. A file that differs was
 # not made by the released code, and would be denoised wrongly.
-_CONSTANTS = {
+_CONSTANTS: dict[str, dict[str, float]] = {
     "edm": {},
     "vp": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000, "epsilon_t": 1e-5},
     "ve": {"sigma_min": 0.02, "sigma_max": 100},
@@ -39,8 +41,10 @@ _CONSTANTS = {
 _LICENCE = "CC BY-NC-SA 4.0 (NVIDIA, non-commercial) if it is one of the weights released with EDM"
 
 
-def convert(path, out, *, data="imagefolder", key="ema"):
-    """Write a released pickle as a folder that sample.py, evaluate.py and init= take.
+def convert(
+    path: Path | str, out: Path | str, *, data: str = "imagefolder", key: str = "ema"
+) -> Path:
+    """Write a released pickle as a folder that sample.py, evaluate.py and init= take; return it.
 
     Args:
         path: the pickle.
@@ -52,8 +56,7 @@ def convert(path, out, *, data="imagefolder", key="ema"):
         ValueError: see read_released; or `out` exists.
     """
     out = Path(out)
-    if out.exists():
-        raise ValueError(f"out={out}: exists; delete it or choose another name")
+    check_new(out)
     model = load_released(path, data=data, key=key)
     cfg = model.cfg
     card = f"""---
@@ -76,11 +79,11 @@ noise=cuda draws the images of the seeds published for GPU runs.
     return write_export(model, out, card)
 
 
-def load_released(path, *, data="imagefolder", key="ema"):
+def load_released(path: Path | str, *, data: str = "imagefolder", key: str = "ema") -> Any:
     """Return the EDM method with the weights of a released pickle; arguments as for convert."""
     spec, tensors = read_released(path, key)
     size, classes = spec["shape"][1], spec["classes"]
-    plain = {
+    plain: dict[str, Any] = {
         "name": Path(path).stem,
         "data": {"name": data, "labels": classes > 0},
         "network": spec["network"],
@@ -95,7 +98,9 @@ def load_released(path, *, data="imagefolder", key="ema"):
     return model.eval()
 
 
-def read_released(path, key="ema"):
+def read_released(
+    path: Path | str, key: str = "ema"
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Return (spec, tensors) of a released EDM pickle.
 
     Args:
@@ -113,9 +118,9 @@ def read_released(path, key="ema"):
     content = load_pickle(path)
     net = dict.get(content, key) if isinstance(content, dict) else None
     if not isinstance(net, Record) or net.name not in PRECONDITIONINGS:
-        found = ascii(net.name)[:100] if isinstance(net, Record) else type(net).__name__
+        kind = ascii(net.name)[:100] if isinstance(net, Record) else type(net).__name__
         raise ValueError(
-            f"{path}: '{key}' must be one of {', '.join(PRECONDITIONINGS)}, found {found}"
+            f"{path}: '{key}' must be one of {', '.join(PRECONDITIONINGS)}, found {kind}"
         )
     try:
         return _specify(net, PRECONDITIONINGS[net.name])
@@ -123,12 +128,13 @@ def read_released(path, key="ema"):
         raise ValueError(f"{path}: '{key}' is not an EDM network: {ascii(error)[:200]}") from error
 
 
-def _specify(net, kind):
+def _specify(net: Record, kind: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Return (spec, tensors) of the record of a preconditioned network."""
     model = net.state["_modules"]["model"]
     if model.name not in ("SongUNet", "DhariwalUNet"):
         raise ValueError(f"its model must be a SongUNet or DhariwalUNet, found {model.name}")
-    tensors, dropout = {}, [0.0]
+    tensors: dict[str, torch.Tensor] = {}
+    dropout = [0.0]
     _collect(model, "", tensors, dropout, set())
     filters = {key: tensors.pop(key) for key in [*tensors] if key.endswith("resample_filter")}
     spec = _architecture(model.name, tensors)
@@ -147,7 +153,13 @@ def _specify(net, kind):
     return spec, tensors
 
 
-def _collect(record, prefix, tensors, dropout, seen):
+def _collect(
+    record: Record,
+    prefix: str,
+    tensors: dict[str, torch.Tensor],
+    dropout: list[float],
+    seen: set[int],
+) -> None:
     """Put the tensors below a record into `tensors` under their dotted names."""
     if id(record) in seen:  # a file may nest a module in itself
         raise ValueError(f"module {prefix} occurs twice")
@@ -163,19 +175,19 @@ def _collect(record, prefix, tensors, dropout, seen):
             _collect(child, f"{prefix}{name}.", tensors, dropout, seen)
 
 
-def _check_filters(filters, kind):
+def _check_filters(filters: Mapping[str, torch.Tensor], kind: str) -> None:
     """Raise ValueError unless every resampling filter is the one that this kind is built with."""
     taps = torch.tensor(FAMILIES[kind].filter, dtype=torch.float32)
     expected = torch.outer(taps, taps) / taps.sum() ** 2
-    for key, found in filters.items():
-        if found.shape[-2:] != expected.shape or not torch.allclose(found, expected, atol=1e-6):
+    for key, weight in filters.items():
+        if weight.shape[-2:] != expected.shape or not torch.allclose(weight, expected, atol=1e-6):
             raise ValueError(f"{key} must be the filter {taps.int().tolist()} of {kind}")
 
 
-def _architecture(name, tensors):
+def _architecture(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Return the spec that names and shapes of the tensors tell."""
     stems = [key for key in tensors if re.fullmatch(r"enc\.\d+x\d+_conv\.weight", key)]
-    size = int(re.search(r"\d+", stems[0])[0])
+    size = int(stems[0].removeprefix("enc.").partition("x")[0])
     channels, colours = tensors[stems[0]].shape[:2]
     multipliers, attention, res, blocks = [], [], size, 0
     while res and f"enc.{res}x{res}_block0.conv0.weight" in tensors:
@@ -222,7 +234,7 @@ _EMBEDDING = {
 }
 
 
-def released_names(net, size):
+def released_names(net: EDMUNet, size: int) -> dict[str, str]:
     """Return {our parameter name: released name} for an EDMUNet.
 
     Args:
@@ -268,7 +280,9 @@ def released_names(net, size):
     return names
 
 
-def state_from_released(net, tensors, size):
+def state_from_released(
+    net: EDMUNet, tensors: Mapping[str, torch.Tensor], size: int
+) -> dict[str, torch.Tensor]:
     """Return the state dict of an EDMUNet from tensors under their released names.
 
     Args:
@@ -290,8 +304,8 @@ def state_from_released(net, tensors, size):
         if tensor.shape != like.shape:
             raise ValueError(f"{names[key]} must be {tuple(like.shape)}, got {tuple(tensor.shape)}")
         if ".attention.qkv." in key:  # released rows are (head, channel, q k v), see Attention
-            heads = net.get_submodule(key.rsplit(".", 2)[0]).heads
-            rows = tensor.reshape(heads, -1, 3, *tensor.shape[1:])
+            attention: Any = net.get_submodule(key.rsplit(".", 2)[0])
+            rows = tensor.reshape(attention.heads, -1, 3, *tensor.shape[1:])
             tensor = rows.movedim(2, 0).reshape(tensor.shape)
         if key == "embedding.frequencies":
             tensor = 2 * math.pi * tensor
@@ -308,7 +322,7 @@ class ImportOptions(Section):
     key: str = setting("ema", "which network of the file")
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     """Convert one file; see the module's docstring."""
     positionals, words, flags = split_words(argv)
     check_flags(flags, ("--help",))

@@ -15,14 +15,16 @@ import mmap
 import pickle
 import pickletools
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 
 class _Frozen(type):
-    def __setattr__(cls, name, value):
+    def __setattr__(cls, name: str, value: Any) -> None:
         raise pickle.UnpicklingError(f"the file tries to change {cls.__name__}.{name}")
 
 
@@ -30,15 +32,17 @@ class Record(metaclass=_Frozen):
     """What the file says about one object: its class name and its attributes; no behaviour."""
 
     __slots__ = ("name", "state")
+    name: str
+    state: dict[Any, Any]
 
-    def __new__(cls, name="", state=None):
+    def __new__(cls, name: Any = "", state: Any = None) -> "Record":
         """Return a record; a __new__, since pickle may call it without __init__."""
         record = super().__new__(cls)
         record.name = name if isinstance(name, str) else "a module without a name"
         record.__setstate__({} if state is None else state)
         return record
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         if not isinstance(state, dict):
             raise pickle.UnpicklingError(f"the state of a module is a {type(state).__name__}")
         self.state = state
@@ -49,10 +53,10 @@ class Array(metaclass=_Frozen):
 
     __slots__ = ("value",)
 
-    def __init__(self, value):
+    def __init__(self, value: torch.Tensor) -> None:
         self.value = value
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         raise pickle.UnpicklingError("a tensor with a state")
 
 
@@ -61,10 +65,10 @@ class _Dict(dict, metaclass=_Frozen):
 
     __slots__ = ()
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         raise pickle.UnpicklingError("a dict with a state")
 
 
@@ -73,10 +77,11 @@ class _DType(metaclass=_Frozen):
 
     __slots__ = ("code", "order")
 
-    def __init__(self, code, *_):
-        self.code, self.order = code, "="
+    def __init__(self, code: Any, *_: Any) -> None:
+        self.code = code
+        self.order = "="
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         self.order = state[1]
 
 
@@ -89,31 +94,33 @@ class _Call:
     """A function without attributes to set."""
 
     __slots__ = ("_function",)
+    _function: Callable
 
-    def __init__(self, function):
+    def __init__(self, function: Callable) -> None:
         object.__setattr__(self, "_function", function)
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         raise pickle.UnpicklingError(f"the file tries to change a function's {name}")
 
-    def __call__(self, *args):
+    def __call__(self, *args: Any) -> Any:
         return self._function(*args)
 
 
-def _persistent(meta):
+def _persistent(meta: Any) -> Record:
     if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
         raise pickle.UnpicklingError("a module of an unknown form")
     return Record(meta.get("class_name"), meta["state"])
 
 
-def _storage(data):
+def _storage(data: bytes) -> _Stored:
     # Not a whitelist entry for torch.storage._load_from_bytes itself: that function unpickles
     # its argument without restrictions, so a nested payload would run.
     # The restricted load calls things as well (bytearray, for one) and inflates zips: the released
     # storages are five plain pickles and their bytes, so anything more is refused before it.
     if data[:2] == b"PK":
         raise pickle.UnpicklingError("a zip in the place of a storage")
-    stream, called = io.BytesIO(data), "something"
+    stream = io.BytesIO(data)
+    called: Any = "something"
     for _ in range(5):  # magic number, version, machine, storage, its key
         for opcode, argument, _ in pickletools.genops(stream):
             called = argument if opcode.name == "GLOBAL" else called
@@ -122,8 +129,8 @@ def _storage(data):
     try:
         storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # a page of advice around one line of substance
-        found = str(error).partition("WeightsUnpickler error:")[2] or str(error)
-        raise pickle.UnpicklingError(f"in a tensor's storage, {found.strip()[:100]}") from None
+        reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+        raise pickle.UnpicklingError(f"in a tensor's storage, {reason.strip()[:100]}") from None
     if not isinstance(storage, torch.storage.TypedStorage):
         raise pickle.UnpicklingError(f"a {type(storage).__name__} in the place of a storage")
     with warnings.catch_warnings():
@@ -133,7 +140,7 @@ def _storage(data):
         return _Stored(storage.untyped(), storage.dtype)
 
 
-def _tensor(storage, offset, size, stride, *_):
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Array:
     if not isinstance(storage, _Stored):
         raise pickle.UnpicklingError(f"a tensor made of a {type(storage).__name__}")
     size, stride = tuple(size), tuple(stride)
@@ -150,19 +157,19 @@ def _tensor(storage, offset, size, stride, *_):
     return Array(torch.empty(0, dtype=storage.dtype).set_(storage.memory, offset, size, stride))
 
 
-def _parameter(data, *_):
+def _parameter(data: Any, *_: Any) -> Array:
     if not isinstance(data, Array):
         raise pickle.UnpicklingError(f"a parameter made of a {type(data).__name__}")
     return data
 
 
-def _scalar(dtype, data):
+def _scalar(dtype: Any, data: bytes) -> Any:
     if not isinstance(dtype, _DType) or dtype.code not in ("f8", "f4", "i8", "i4", "b1"):
         raise pickle.UnpicklingError("a numpy scalar of an unknown type")
     return np.frombuffer(data, np.dtype(dtype.code).newbyteorder(dtype.order))[0].item()
 
 
-_ANSWERS = {
+_ANSWERS: dict[tuple[str, str], Any] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Call(_persistent),
     ("torch.storage", "_load_from_bytes"): _Call(_storage),
     ("torch._utils", "_rebuild_tensor_v2"): _Call(_tensor),
@@ -176,23 +183,26 @@ _ANSWERS = {
 }
 
 
-class _Unpickler(pickle._Unpickler):
+_InPython: Any = pickle._Unpickler  # private, and its parts untyped
+
+
+class _Unpickler(_InPython):
     """Python's own unpickler in Python: keys are looked at before they are hashed.
 
     Hashing a tuple nested a million deep ends the process, one shared with itself never ends.
     """
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch = dict(_InPython.dispatch)
 
-    def load_setitem(self):
+    def load_setitem(self) -> None:
         _check_keys(self.stack[-2:-1])
         super().load_setitem()
 
-    def load_setitems(self):
+    def load_setitems(self) -> None:
         _check_keys(self.stack[::2])  # what stands above the mark
         super().load_setitems()
 
-    def load_additems(self):
+    def load_additems(self) -> None:
         _check_keys(self.stack)
         super().load_additems()
 
@@ -200,7 +210,7 @@ class _Unpickler(pickle._Unpickler):
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.ADDITEMS[0]] = load_additems
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         try:
             return _ANSWERS[module, name]
         except KeyError:
@@ -210,13 +220,13 @@ class _Unpickler(pickle._Unpickler):
 _ODD_OPCODES = ("PERSID", "BINPERSID", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "DICT", "FROZENSET")
 
 
-def _check_keys(keys):
+def _check_keys(keys: Iterable[Any]) -> None:
     for key in keys:
         if not isinstance(key, str | int | None):
             raise pickle.UnpicklingError(f"a {type(key).__name__} as a key")
 
 
-def _scan(file):
+def _scan(file: Any) -> None:
     """Walk the opcodes without building anything: lengths against the file's, no odd opcodes.
 
     The unpickler allocates what a length or a memo index asks for before it looks at the data.
@@ -224,11 +234,11 @@ def _scan(file):
     for count, (opcode, argument, position) in enumerate(pickletools.genops(file)):
         if opcode.name in _ODD_OPCODES:
             raise pickle.UnpicklingError(f"the opcode {opcode.name} at byte {position}")
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument) > count:
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
             raise pickle.UnpicklingError(f"the memo index {argument} at byte {position}")
 
 
-def load_pickle(path):
+def load_pickle(path: Path | str) -> Any:
     """Return the top object of a released pickle, with a Record for each module in it.
 
     Args:
@@ -249,5 +259,5 @@ def load_pickle(path):
     except OSError:
         raise
     except Exception as error:  # a hostile file may raise anything; all of it means the same
-        found = ascii(" ".join(f"{error}".split()))[1:200].rstrip("'\"") or type(error).__name__
-        raise ValueError(f"{path} is not a released EDM pickle; found: {found}") from error
+        reason = ascii(" ".join(f"{error}".split()))[1:200].rstrip("'\"") or type(error).__name__
+        raise ValueError(f"{path} is not a released EDM pickle; found: {reason}") from error

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,15 +14,18 @@ from genmodels import data
 from genmodels.config import Config, load_config
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
+from genmodels.run import Run
 
 FORMAT = 1  # of exported folders; a larger number is refused
 
 
-def build(config, *overrides, **needs):
+def build(
+    config: Config | Path | str | dict | Sequence[Path | str | dict], *overrides: str, **needs: Any
+) -> Any:
     """Return an untrained method on the CPU; its weights are a function of the config's seed.
 
     Args:
-        config: a Config, a YAML path, or a list of YAML paths merged left to right.
+        config: a Config, a YAML path or a dict of the same, or a list of them merged left to right.
         overrides: "key=value" strings.
         needs: what the method needs beyond its config to train, e.g. reference=MODEL for DDO.
 
@@ -28,17 +33,19 @@ def build(config, *overrides, **needs):
         ValueError: the config is wrong; the line says where and what to write.
     """
     if not isinstance(config, Config):
-        paths = [config] if isinstance(config, str | Path | dict) else list(config)
-        config = load_config(paths, overrides, methods=METHODS, networks=NETWORKS)
+        sources = [config] if isinstance(config, str | Path | dict) else list(config)
+        cfg = load_config(sources, overrides, methods=METHODS, networks=NETWORKS)
     elif overrides:
         raise ValueError(f"overrides={overrides}: cannot be applied to a finished Config")
-    data.fill_in(config.data)
+    else:
+        cfg = config
+    data.fill_in(cfg.data)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return METHODS[config.method.name](config, **needs)
+        torch.manual_seed(cfg.seed)
+        return METHODS[cfg.method.name](cfg, **needs)
 
 
-def load(path, *, ema=True, device="cpu"):
+def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cpu") -> Any:
     """Return a trained method in eval mode. Nothing in the file is executed.
 
     Args:
@@ -52,8 +59,8 @@ def load(path, *, ema=True, device="cpu"):
     path, checkpoint = Path(path), None
     if (path / "config.json").is_file():
         plain, state = _read_export(path)
-    elif path.suffix == ".ckpt" or (path / "checkpoints").is_dir():
-        path = path if path.suffix == ".ckpt" else path / "checkpoints" / "last.ckpt"
+    elif path.suffix == ".ckpt" or Run(path).checkpoints.is_dir():
+        path = _checkpoint_file(path)
         checkpoint = read_checkpoint(path)
         plain = checkpoint["hyper_parameters"]["config"]
         raw = not ema and "current_model_state" in checkpoint
@@ -70,19 +77,20 @@ def load(path, *, ema=True, device="cpu"):
     return model.to(device).eval()
 
 
-def load_guide(settings, device):
+def load_guide(settings: dict[str, Any], device: torch.device | str) -> None:
     """Put the model in the place of its path, if the settings for sample() name a guide."""
     if settings.get("guide"):
         settings["guide"] = load(settings["guide"], device=device)
 
 
-def read_checkpoint(path):
-    """Return the dict in a .ckpt file (weights_only: no code is run).
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Return the dict in a .ckpt file, or in a run folder's last one (no code in it is run).
 
     Raises:
         ValueError: missing, broken, or not written by this package.
     """
-    if not Path(path).is_file():
+    path = _checkpoint_file(Path(path))
+    if not path.is_file():
         raise ValueError(f"model={path}: no such file; the run has saved no checkpoint yet")
     try:
         with warnings.catch_warnings():
@@ -96,7 +104,12 @@ def read_checkpoint(path):
     return checkpoint
 
 
-def _read_export(path):
+def _checkpoint_file(path: Path) -> Path:
+    return Run(path).last if path.is_dir() else path
+
+
+def _read_export(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return (plain config, state dict) of an exported folder."""
     try:
         description = json.loads((path / "config.json").read_text())
         version, plain = int(description["genmodels_format"]), dict(description["config"])
@@ -115,16 +128,17 @@ def _read_export(path):
     return plain, state
 
 
-def _load_state(model, state, path):
+def _load_state(model: Any, state: Mapping[str, Any], path: Path) -> None:
     """Load a state dict; the first disagreement becomes one line."""
-    own = model.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    known = model.state_dict()
     shapes = {key: getattr(value, "shape", None) for key, value in state.items()}
-    wrong = sorted(key for key in own.keys() & shapes.keys() if own[key].shape != shapes[key])
     for what, keys in (
-        ("lacks", missing),
-        ("has the unknown", extra),
-        ("has a wrong shape for", wrong),
+        ("lacks", sorted(known.keys() - state.keys())),
+        ("has the unknown", sorted(state.keys() - known.keys())),
+        (
+            "has a wrong shape for",
+            sorted(key for key in known.keys() & shapes.keys() if known[key].shape != shapes[key]),
+        ),
     ):
         if keys:
             raise ValueError(
@@ -134,13 +148,13 @@ def _load_state(model, state, path):
     model.load_state_dict(state)
 
 
-def is_diffusers(path):
+def is_diffusers(path: Path | str) -> bool:
     """Return whether a folder holds a diffusers UNet2DModel."""
     config = Path(path) / "config.json"
     return config.is_file() and "UNet2DModel" in config.read_text()
 
 
-def init_weights(model, path):
+def init_weights(model: Any, path: Path | str) -> list[str]:
     """Copy the (EMA) weights of another model into this one; return the keys that stay fresh.
 
     Args:
@@ -163,26 +177,26 @@ def init_weights(model, path):
             raise ValueError(f"init={path}: cannot be read as safetensors ({reason})") from None
     else:
         target, source = model, load(path).state_dict()
-    own = target.state_dict()
-    agree = {k for k in own.keys() & source.keys() if own[k].shape == source[k].shape}
-    others = sorted((own.keys() | source.keys()) - agree)
+    ours = target.state_dict()
+    agree = {k for k in ours.keys() & source.keys() if ours[k].shape == source[k].shape}
+    others = sorted((ours.keys() | source.keys()) - agree)
     # New labels, augmentation values and loss weights start fresh; a prior is fitted to the data.
     fresh = ("class_embedding", "embedding.label", "embedding.augment", "uncertainty", "prior.")
     wrong = [key for key in others if not any(part in key for part in fresh)]
     if wrong:
-        theirs, ours = (
+        there, here = (
             tuple(state[wrong[0]].shape) if wrong[0] in state else "absent"
-            for state in (source, own)
+            for state in (source, ours)
         )
         raise ValueError(
-            f"init={path}: {wrong[0]} is {theirs} there and {ours} here (and {len(wrong) - 1} "
+            f"init={path}: {wrong[0]} is {there} there and {here} here (and {len(wrong) - 1} "
             "more); use the network.* and data settings of that model"
         )
     target.load_state_dict({key: source[key] for key in agree}, strict=False)
-    return [key for key in others if key in own]
+    return [key for key in others if key in ours]
 
 
-def weights_hash(model):
+def weights_hash(model: Any) -> str:
     """Return the sha256 of a model's state dict: names, types, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

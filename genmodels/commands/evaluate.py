@@ -44,7 +44,7 @@ from genmodels.config.words import (
     typed_words,
 )
 from genmodels.data.source import read_source
-from genmodels.distributed import pick_device, process_state
+from genmodels.distributed import pick_device, rank
 from genmodels.evaluation import plots, restoration, selftest
 from genmodels.evaluation import scorer as scoring
 from genmodels.evaluation.clusters import score_clusters
@@ -101,14 +101,15 @@ def evaluate(argv):
         raise ValueError("images=: give a MODEL and data=, or images= and reference=")
     started, device = time.monotonic(), pick_device(options.device)
     model = checkpoint.load(positionals[0], device=device) if positionals else None
-    taken = {"": "SAMPLE_OPTIONS", "likelihood": "LIKELIHOOD_OPTIONS"}.get(mode, "")
-    taken = getattr(model, taken, {})
+    taken = {}
+    if model and mode in ("", "likelihood"):
+        taken = model.LIKELIHOOD_OPTIONS if mode else model.SAMPLE_OPTIONS
     given = {key: getattr(options, key) for key in words if key not in (*extra, *FILES)}
     extra = typed_words(extra, taken, also=ALL_KEYS)
     given |= extra
     with cli.warnings_as_notes() as warned:
         scores, facts, title = measure(mode, model, options, extra, clustering, device)
-    if not process_state().is_main_process:
+    if rank() != 0:
         return 0
     name = positionals[0] if positionals else options.images
     print_scores(f"{name} {title}", scores)
@@ -326,7 +327,7 @@ def write_stats(options, device):
     moments = score_pass(
         pictures, features, batch=options.feature_batch or None, store=parts
     ).moments()
-    if process_state().is_main_process:
+    if rank() == 0:
         facts = {"data": source, "data_sha256": pictures.identity(), "shape": pictures.shape}
         write_bytes(options.out, stats_bytes(moments, features, versions=versions(), **facts))
         Store.clear(options.out)

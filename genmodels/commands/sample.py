@@ -39,7 +39,7 @@ from genmodels.config.words import (
     typed_words,
 )
 from genmodels.data.source import read_source, with_split
-from genmodels.distributed import pick_device, process_state
+from genmodels.distributed import barrier, pick_device, rank, share
 from genmodels.evaluation import clusters
 from genmodels.restoration import DenoiseOptions
 
@@ -107,7 +107,7 @@ def generate(path, options, extra):
     check_device("noise", options.noise)
     seeds, out = seed_list(options.num, options.seed, options.seeds), Path(options.out)
     generation.check_folder("out", out, seeds if options.format == "png" else None)
-    state, device = process_state(), pick_device(options.device)
+    device = pick_device(options.device)
     model = checkpoint.load(path, ema=options.ema, device=device)
     settings = typed_words(extra, model.SAMPLE_OPTIONS, also=ALL_KEYS)
     labels = generation.labels_for(seeds, options.labels, model.classes)
@@ -115,18 +115,18 @@ def generate(path, options, extra):
     settings |= {key: getattr(options, key) for key in ("batch", "precision", "noise")}
     settings |= known_pixels(model, options.inpaint, options.mask)
     write = write_npz if options.format == "npz" else write_pngs
-    write(out, model, seeds, labels, settings, state)
-    if state.is_main_process:
-        chains = f", {model.chains}" if getattr(model, "chains", "") else ""
+    write(out, model, seeds, labels, settings)
+    if rank() == 0:
+        chains = f", {model.chains}" if model.chains else ""
         print(f"{len(seeds)} images{chains}, {model.nfe} network evaluations each: {out}")
 
 
 def denoise(path, options, extra):
     """Restore noisy pictures."""
     typed_words(extra, {}, also=ALL_KEYS)  # a method's options mean nothing here
-    state, device = process_state(), pick_device(options.device)
+    device = pick_device(options.device)
     model = checkpoint.load(path, ema=options.ema, device=device)
-    restoration.denoise(model, options, Path(options.out), state)
+    restoration.denoise(model, options, Path(options.out))
 
 
 def cluster_images(path, options, extra):
@@ -136,7 +136,7 @@ def cluster_images(path, options, extra):
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out}: is a file; name a folder")
     model = checkpoint.load(path, ema=options.ema, device=pick_device(options.device))
-    if not hasattr(model, "cluster"):
+    if not model.CLUSTERS:
         raise ValueError(f"cluster={options.cluster}: {type(model).__name__} has no clusters")
     source = read_source(with_split(options.cluster, "test"), trained_on=model.cfg.data)
     pixels, names = source.pixels, source.names
@@ -186,28 +186,30 @@ def read_pictures(path, model):
     return pixels
 
 
-def write_pngs(out, model, seeds, labels, settings, state):
+def write_pngs(out, model, seeds, labels, settings):
     """Write OUT/SEED.png, each process its share, then OUT/grid.png of the first 100."""
-    share = slice(state.process_index, None, state.num_processes)
-    own_labels = None if labels is None else labels[share]
+    indices = share(len(seeds))
     batches = generation.generate(
-        model, seeds[share], own_labels, progress=state.is_main_process, **settings
+        model,
+        [seeds[i] for i in indices],
+        None if labels is None else [labels[i] for i in indices],
+        progress=rank() == 0,
+        **settings,
     )
-    for own, _, pictures in batches:
+    for batch, _, pictures in batches:
         out.mkdir(parents=True, exist_ok=True)
-        for seed, picture in zip(own, pictures):
+        for seed, picture in zip(batch, pictures):
             images.write_png(out / f"{seed:06d}.png", picture)
-    state.wait_for_everyone()
-    if state.is_main_process:
+    barrier()
+    if rank() == 0:
         first = [images.read_image(out / f"{seed:06d}.png", model.shape[0]) for seed in seeds[:100]]
-        sheet = images.grid(torch.stack(first))
-        images.write_png(out / "grid.png", images.enlarge(sheet, max(1, 512 // sheet.shape[-1])))
+        images.write_png(out / "grid.png", images.contact_sheet(torch.stack(first)))
 
 
-def write_npz(out, model, seeds, labels, settings, state):
+def write_npz(out, model, seeds, labels, settings):
     """Write OUT/images.npz in the order of the seeds; labels are -1 where they were random."""
     pictures = generation.generate_everywhere(model, seeds, labels, **settings)
-    if state.is_main_process:
+    if rank() == 0:
         nhwc = pictures.permute(0, 2, 3, 1).numpy()
         out.mkdir(parents=True, exist_ok=True)
         known = np.full(len(seeds), -1) if labels is None else np.array(labels)

@@ -6,7 +6,6 @@ it there are only dataclasses.
 
 import dataclasses
 import difflib
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -14,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from genmodels.atomic import write_bytes
 from genmodels.config.schema import Config, check, to_plain
 from genmodels.config.words import parse_value
 
@@ -78,9 +78,7 @@ def load_config(
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write the config as YAML that load_config reads back, all or nothing."""
-    partial = Path(f"{path}.partial")
-    OmegaConf.save(OmegaConf.create(to_plain(config)), partial)
-    os.replace(partial, path)
+    write_bytes(path, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))).encode())
 
 
 def _read_yaml(path: str | Path) -> DictConfig:

@@ -64,7 +64,9 @@ class Distortion(NamedTuple):
     down: torch.Tensor  # f
 
 
-def augment(images, probability, seed, n):
+def augment(
+    images: torch.Tensor, probability: float, seed: int, n: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (distorted images (B, C, H, W), the nine values (B, 9)).
 
     Args:
@@ -73,13 +75,13 @@ def augment(images, probability, seed, n):
         seed: the run's seed.
         n: int64 (B,), the images' positions in the training stream.
     """
-    # Outside autocast: bfloat16 would round the places that pixels are read at.
+    # Outside autocast: bfloat16 would round the positions that pixels are read at.
     with torch.autocast(images.device.type, enabled=False):
-        distortion = draw(probability, seed, n)
-        return distort(images.float(), distortion), values(distortion)
+        distortion = draw_distortion(probability, seed, n)
+        return distort(images.float(), distortion), distortion_values(distortion)
 
 
-def draw(probability, seed, n):
+def draw_distortion(probability: float, seed: int, n: torch.Tensor) -> Distortion:
     """Return the Distortion of training images n (int64 (B,)) under this seed, on n's device."""
     u = philox_uniform((15,), seed, n, stream=int(Stream.AUGMENT), device=n.device)
     on = (u[:, 1:6] < probability).float()  # the mirroring in column 0 is always on
@@ -100,7 +102,7 @@ def draw(probability, seed, n):
     )
 
 
-def values(distortion):
+def distortion_values(distortion: Distortion) -> torch.Tensor:
     """Return the nine values the network is given, (B, 9); all zero for an undistorted image."""
     mirror, flip, scale, angle, stretch, direction, right, down = distortion
     columns = (mirror, flip, scale, angle.cos() - 1, angle.sin())
@@ -108,7 +110,7 @@ def values(distortion):
     return torch.stack(columns, dim=1)
 
 
-def distort(images, distortion):
+def distort(images: torch.Tensor, distortion: Distortion) -> torch.Tensor:
     """Return the distorted images (B, C, H, W); what lies beyond the border is a reflection.
 
     Mirrored images are exact copies, and undistorted ones are the input itself.
@@ -121,10 +123,10 @@ def distort(images, distortion):
     return torch.where(moved.reshape(-1, 1, 1, 1), warped, images)
 
 
-def inverse_matrix(distortion, height, width):
-    """Return the (B, 2, 3) matrices from a place in the distorted image to one in the original.
+def inverse_matrix(distortion: Distortion, height: int, width: int) -> torch.Tensor:
+    """Return (B, 2, 3) matrices from a position in the distorted image to one in the original.
 
-    Places are pixels from the centre, x to the right, y down; the inverses of scale, rotation,
+    Positions are pixels from the centre, x to the right, y down; the inverses of scale, rotation,
     stretch and shift are applied in the opposite order.
     """
     _, _, scale, angle, stretch, direction, right, down = distortion
@@ -136,14 +138,14 @@ def inverse_matrix(distortion, height, width):
     return torch.cat([linear, -linear @ shift[:, :, None]], dim=2)
 
 
-def _rotation(angle):
+def _rotation(angle: torch.Tensor) -> torch.Tensor:
     """Return (B, 2, 2) rotations, counter-clockwise as seen (the y axis points down)."""
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([cos, sin, -sin, cos], dim=1).reshape(-1, 2, 2)
 
 
-def warp(images, matrix):
-    """Return images (B, C, H, W) read at the places that (B, 2, 3) inverse matrices point to.
+def warp(images: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Return images (B, C, H, W) read at the positions that (B, 2, 3) inverse matrices point to.
 
     The image is doubled with the wavelet filter, read bilinearly on a doubled grid, and halved:
     bilinear interpolation alone would blur, and the network could tell a distorted image by that.
@@ -160,12 +162,12 @@ def warp(images, matrix):
         (torch.arange(-reach, 2 * n + reach, **like) + 0.5 - _OFFSET) / 2 - n / 2
         for n in (width, height)
     )
-    m = matrix[:, :, :, None, None]  # element by element: TF32 products would round the places
-    places = torch.stack(
+    m = matrix[:, :, :, None, None]  # element by element: TF32 would round the positions
+    positions = torch.stack(
         [m[:, i, 0] * x + m[:, i, 1] * y[:, None] + m[:, i, 2] for i in (0, 1)], dim=-1
     )
     size = torch.tensor([width, height], **like)
-    grid = (places + _OFFSET / 2) * 2 / size
+    grid = (positions + _OFFSET / 2) * 2 / size
     read = F.grid_sample(
         doubled, grid.to(doubled.dtype), "bilinear", padding_mode="reflection", align_corners=False
     )
@@ -174,16 +176,16 @@ def warp(images, matrix):
     return halved[..., trim : trim + height, trim : trim + width]
 
 
-def _extend(images, margin):
+def _extend(images: torch.Tensor, margin: int) -> torch.Tensor:
     """Return images with `margin` more pixels on each side, reflected at the border's edge."""
     for dim in (-2, -1):
         n = images.shape[dim]
-        places = torch.arange(-margin, n + margin, device=images.device) % (2 * n)
-        images = images.index_select(dim, torch.minimum(places, 2 * n - 1 - places))
+        index = torch.arange(-margin, n + margin, device=images.device) % (2 * n)
+        images = images.index_select(dim, torch.minimum(index, 2 * n - 1 - index))
     return images
 
 
-def _resample(images, up):
+def _resample(images: torch.Tensor, up: bool) -> torch.Tensor:
     """Return images doubled or halved along both axes by the wavelet filter."""
     channels = images.shape[1]
     taps = torch.tensor(SYM6, device=images.device, dtype=images.dtype)

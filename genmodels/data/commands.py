@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from genmodels import cli, images
 from genmodels.atomic import whole_file, write_bytes
 from genmodels.config import DataConfig, Section, setting, settings_of
 from genmodels.config.words import check_choice, check_flags, help_text, split_words, typed_words
-from genmodels.data.sets import DATASETS, ON_DISK, PUBLIC, SPLITS, TERMS, load_split
-from genmodels.images import CROPS
+from genmodels.data.own import Split
+from genmodels.data.sets import BY_HAND, DATASETS, SPLITS, data_set, load_split, open_split
+from genmodels.images import CROPS, OnDisk
 
 
 @dataclass
@@ -57,35 +59,7 @@ class GetOptions(Section):
     root: str = setting("data", "folder to put it in")
 
 
-# Sets that need an account or a licence: only named. (page, terms, how to make them ours)
-BY_HAND = {
-    "imagenet": (
-        "https://image-net.org/download.php (ILSVRC2012)",
-        "non-commercial research; an account is needed",
-        "convert TRAIN_FOLDER out=imagenet64.zip resolution=64 crop=adm",
-    ),
-    "ffhq": (
-        "https://github.com/NVlabs/ffhq-dataset",
-        "CC BY-NC-SA 4.0",
-        "convert FOLDER out=ffhq64.zip resolution=64",
-    ),
-}
-
-# sha256 of the files whose md5 torchvision publishes: PATH without -ubyte.gz. Other sets rest on
-# torchvision's md5 alone.
-SHA256 = """
-346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073 FashionMNIST/raw/t10k-images-idx3
-67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5 FashionMNIST/raw/t10k-labels-idx1
-3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84 FashionMNIST/raw/train-images-idx3
-a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845 FashionMNIST/raw/train-labels-idx1
-8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6 MNIST/raw/t10k-images-idx3
-f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6 MNIST/raw/t10k-labels-idx1
-440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609 MNIST/raw/train-images-idx3
-3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c MNIST/raw/train-labels-idx1
-"""
-
-
-def commands_help(doc):
+def commands_help(doc: str) -> str:
     """Return the help of the command line."""
     lines = [doc.strip(), "", f"NAME: {', '.join(DATASETS)}", ""]
     for title, cls in (("convert", ConvertOptions), ("get", GetOptions)):
@@ -93,13 +67,13 @@ def commands_help(doc):
     return "\n".join(lines)
 
 
-def read_config(source, options):
+def read_config(source: str, options: InfoOptions) -> DataConfig:
     """Return the DataConfig of a data set's name or the path of own data.
 
     Raises:
         ValueError: neither.
     """
-    own = {key: getattr(options, key) for key in settings_of(InfoOptions)}
+    settings = {key: getattr(options, key) for key in settings_of(InfoOptions)}
     if source not in DATASETS:
         path = Path(source).expanduser()
         if not path.exists():
@@ -107,25 +81,18 @@ def read_config(source, options):
             hint = f"did you mean {near[0]}? " if near else ""
             choices = ", ".join(DATASETS)
             raise ValueError(f"data.name={source}: {hint}choose from {choices}, or a path")
-        own["root"] = source
+        settings["root"] = source
         source = {".npz": "npz", ".npy": "npy", ".zip": "zip"}.get(path.suffix, "imagefolder")
-    return DataConfig(name=source, **own)
+    return DataConfig(name=source, **settings)
 
 
-def _one_pass(cfg):
-    """Have files read as they are needed, for all of them may not fit into memory."""
-    if cfg.name in ON_DISK:
-        cfg.device = "disk"
-
-
-def info(sources, words):
+def info(sources: list[str], words: dict[str, str]) -> None:
     """Print what a data set holds."""
     options = InfoOptions(**typed_words(words, settings_of(InfoOptions)))
     cfg = read_config(_only(sources, "info NAME_OR_PATH [root= resolution=]"), options)
-    _one_pass(cfg)
     rows = []
     for split in SPLITS:
-        pixels, labels = load_split(cfg, split)
+        pixels, labels = open_split(cfg, split)
         if not len(pixels):
             continue
         mean, std = images.mean_and_std(pixels)
@@ -145,7 +112,7 @@ def info(sources, words):
     cli.print_table(f"{cfg.name} on the [-1, 1] scale", columns, rows)
 
 
-def convert(sources, words):
+def convert(sources: list[str], words: dict[str, str]) -> None:
     """Write a data set as one .zip or .npy, all or nothing.
 
     The zip is EDM's: 00000/img00000000.png, ... and dataset.json with the labels; where there is a
@@ -169,9 +136,8 @@ def convert(sources, words):
     if not out.absolute().parent.is_dir():
         raise ValueError(f"out={out}: its folder does not exist; make it first")
     cfg = read_config(source, options)
-    _one_pass(cfg)
     wanted = SPLITS if options.split == "all" else (options.split,)
-    parts = {split: load_split(cfg, split) for split in wanted}
+    parts = {split: open_split(cfg, split) for split in wanted}
     parts = {split: part for split, part in parts.items() if len(part[0])}
     if not parts:
         raise ValueError(f"split={options.split}: there is no image in it")
@@ -182,7 +148,7 @@ def convert(sources, words):
     print(f"{count} images {tuple(next(iter(parts.values()))[0].shape[1:])}: {out}")
 
 
-def _write_zip(out, parts):
+def _write_zip(out: Path, parts: dict[str, Split]) -> int:
     """Return how many images went into the zip; the same images give the same bytes."""
     entries = []
     # Stored, for PNG is packed already.
@@ -199,7 +165,7 @@ def _write_zip(out, parts):
     return len(entries)
 
 
-def _write_npy(out, parts):
+def _write_npy(out: Path, parts: dict[str, Split]) -> int:
     """Return how many images went into the array."""
     if len(parts) > 1:
         raise ValueError(f"out={out}: an .npy holds one part; add split=train or split=test")
@@ -221,53 +187,48 @@ def _write_npy(out, parts):
     return count
 
 
-def _labels_beside(out):
+def _labels_beside(out: Path) -> Path:
     return out.with_name(f"{out.stem}_labels.npy")
 
 
-def _one_by_one(pixels):
+def _one_by_one(pixels: torch.Tensor | OnDisk) -> Iterator[torch.Tensor]:
     for part in pixels.split(64):
         yield from part
 
 
-def get(sources, words):
+def get(sources: list[str], words: dict[str, str]) -> None:
     """Fetch a public data set, or print what there is."""
     options = GetOptions(**typed_words(words, settings_of(GetOptions)))
+    public = [name for name, row in DATASETS.items() if row.url] + list(BY_HAND)
     if not sources:
-        rows = [(name, PUBLIC[name][0], TERMS[name]) for name in PUBLIC]
-        rows += [(name, page, terms) for name, (page, terms, _) in BY_HAND.items()]
-        for name, page, terms in rows:
-            print(f"{name:14} {page}\n{'':14} {terms}")
+        for name in public:
+            row = DATASETS.get(name) or BY_HAND[name]
+            print(f"{name:14} {row.url}\n{'':14} {row.terms}")
         return
     name = _only(sources, "get NAME [root=DIR]")
     if name in BY_HAND:
-        page, terms, command = BY_HAND[name]
+        row = BY_HAND[name]
         print(
-            f"{name}: fetch it by hand from {page} ({terms}), then\n"
-            f"  python -m genmodels.data {command}"
+            f"{name}: fetch it by hand from {row.url} ({row.terms}), then\n"
+            f"  python -m genmodels.data {row.convert}"
         )
         return
-    check_choice("name", name, (*PUBLIC, *BY_HAND))
+    check_choice("name", name, tuple(public))
+    row = data_set(name)
     root = Path(options.root).expanduser()
-    print(f"{name}: {PUBLIC[name][0]}\n{TERMS[name]}")
+    print(f"{name}: {row.url}\n{row.terms}")
     for split in SPLITS:
         pixels, _ = load_split(DataConfig(name=name, root=str(root), download=True), split)
         print(f"{split}: {len(pixels)} images {tuple(pixels.shape[1:])} in {root}")
-    _check_sums(root, PUBLIC[name][1])
-
-
-def _check_sums(root, place):
-    """Compare the packed files below root/place with the known sums."""
-    for line in SHA256.split("\n")[1:-1]:
-        digest, name = line.split()
-        path = root / f"{name}-ubyte.gz"
-        if name.startswith(f"{place}/") and path.is_file():
+    for file, digest in row.sha256.items():
+        path = root / row.folder / file
+        if path.is_file():
             if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-                raise ValueError(f"root={root}: {path.name} has another sha256; fetch it again")
-            print(f"{path.name}: sha256 {digest}")
+                raise ValueError(f"root={root}: {file} has another sha256; fetch it again")
+            print(f"{file}: sha256 {digest}")
 
 
-def _only(sources, usage):
+def _only(sources: list[str], usage: str) -> str:
     if len(sources) != 1:
         raise ValueError(f"source={' '.join(sources)}: usage: python -m genmodels.data {usage}")
     return sources[0]
@@ -276,7 +237,7 @@ def _only(sources, usage):
 COMMANDS = {"info": info, "convert": convert, "get": get}
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     """Describe, convert or fetch a data set; see the module's docstring."""
     positionals, words, flags = split_words(argv)
     check_flags(flags, ("--help",))

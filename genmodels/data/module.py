@@ -1,13 +1,16 @@
 """The images of a DataConfig for Lightning: training stream and held-out batches."""
 
+from typing import Any
+
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
 from genmodels import images, seeding
-from genmodels.data.own import OnDisk
+from genmodels.config import DataConfig
 from genmodels.data.sets import data_root, fill_in, load_split
 from genmodels.data.stream import Batches, TrainStream
+from genmodels.images import OnDisk
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -17,11 +20,17 @@ class ImageDataModule(L.LightningDataModule):
         cfg: a DataConfig; its shape and classes are filled in.
         seed: key of the order of images.
         accumulate: micro-batches per optimizer step.
+
+    Raises:
+        ValueError: what cannot be read, no image to train on, training and held-out images of two
+            shapes, or labels that are asked for and not there.
     """
 
-    def __init__(self, cfg, seed=0, accumulate=1):
+    def __init__(self, cfg: DataConfig, seed: int = 0, accumulate: int = 1):
         super().__init__()
-        self.cfg, self.seed, self.accumulate = cfg, seed, accumulate
+        self.cfg = cfg
+        self.seed = seed
+        self.accumulate = accumulate
         self.train = load_split(cfg, "train")
         self.held_out = load_split(cfg, "test")
         if not len(self.train[0]):
@@ -42,46 +51,46 @@ class ImageDataModule(L.LightningDataModule):
                 "hold out fewer, or put some of it into training"
             )
 
-    def train_dataloader(self):
+    def train_dataloader(self) -> TrainStream:
         """Return the stream, from the trainer's current step on, for this rank."""
         trainer = self.trainer
         pixels, labels = self.train
         if not isinstance(pixels, OnDisk):
             pixels, labels = pixels.to(self._device()), labels.to(self._device())
-        rank, world = trainer.global_rank, trainer.world_size
-        first_step = lambda: trainer.global_step  # noqa: E731  read when iteration starts
         return TrainStream(
             pixels,
             labels,
             self.seed,
             self.cfg.batch_size,
-            first_step,
-            self.accumulate,
-            rank,
-            world,
+            first_step=lambda: trainer.global_step,
+            accumulate=self.accumulate,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
             balanced=self.cfg.balanced,
             workers=self.cfg.workers,
             pairs=self.cfg.pairs,
         )
 
-    def val_dataloader(self):
+    def val_dataloader(self) -> DataLoader:
         """Return this rank's held-out batches; every rank has the same number of them."""
         pixels, labels = self.held_out
-        rank, world = self.trainer.global_rank, self.trainer.world_size
+        world = self.trainer.world_size
         shares = []
         for numbers in torch.arange(len(pixels)).split(self.cfg.batch_size):
             if len(numbers) >= world:
-                own = numbers.tensor_split(world)[rank]
-                shares.append((seeding.HELD_OUT + own, own))
+                share = numbers.tensor_split(world)[self.trainer.global_rank]
+                shares.append((seeding.HELD_OUT + share, share))
         return DataLoader(Batches(pixels, labels), batch_size=None, sampler=shares)
 
-    def on_before_batch_transfer(self, batch, dataloader_idx):
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Return the batch; raise the ValueError that stands for one with a broken file."""
         if isinstance(batch, ValueError):
             raise ValueError(str(batch))
         return batch
 
-    def on_after_batch_transfer(self, batch, dataloader_idx):
+    def on_after_batch_transfer(
+        self, batch: dict[str, torch.Tensor], dataloader_idx: int
+    ) -> dict[str, torch.Tensor]:
         """Return the batch with its images as float32 in [-1, 1], training images flipped."""
         pixels = batch["image"]
         pixels = pixels if pixels.is_floating_point() else images.from_uint8(pixels)  # toys: floats
@@ -90,10 +99,11 @@ class ImageDataModule(L.LightningDataModule):
             pixels = torch.where(mirrored.reshape(-1, 1, 1, 1), pixels.flip(-1), pixels)
         return batch | {"image": pixels}
 
-    def _device(self):
+    def _device(self) -> torch.device:
         """Return where the training images live: on the GPU if they take under half its memory."""
         device = self.trainer.strategy.root_device
         if device.type != "cuda" or self.cfg.device == "cpu":
             return torch.device("cpu")
         room = torch.cuda.get_device_properties(device).total_memory / 2
-        return device if self.cfg.device == "cuda" or self.train[0].nbytes < room else "cpu"
+        fits = self.train[0].nbytes < room
+        return device if self.cfg.device == "cuda" or fits else torch.device("cpu")

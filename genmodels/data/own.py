@@ -1,9 +1,8 @@
 """Own data: pictures in folders and zips, npz and npy, in memory or read as they are needed."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
-from math import prod
 from os import environ
 from pathlib import Path
 
@@ -11,93 +10,31 @@ import numpy as np
 import torch
 
 from genmodels import images
-from genmodels.images import arrays
+from genmodels.config import DataConfig
+from genmodels.images import OnDisk, Tree, arrays
+
+Split = tuple[torch.Tensor | OnDisk, torch.Tensor]  # uint8 (N, C, H, W), labels int64 (N,)
 
 
-@dataclass(frozen=True)
-class OnDisk:
-    """uint8 images (N, C, H, W) that are read when asked for; stands in for a tensor of them.
-
-    Args:
-        read: picklable; a list of image numbers -> uint8 (B, C, H, W).
-        image_shape: (C, H, W) of one of them, without the pad.
-        numbers: int64 (N,), which of the images there are these.
-        pad: background pixels added on each side.
-    """
-
-    read: object
-    image_shape: tuple
-    numbers: torch.Tensor
-    pad: int = 0
-
-    dtype, device = torch.uint8, torch.device("cpu")
-
-    @property
-    def shape(self):
-        """(N, C, H, W)."""
-        channels, height, width = self.image_shape
-        return (len(self.numbers), channels, height + 2 * self.pad, width + 2 * self.pad)
-
-    @property
-    def nbytes(self):
-        """Bytes of all of them in memory."""
-        return prod(self.shape)
-
-    def __len__(self):
-        return len(self.numbers)
-
-    def __getitem__(self, index):
-        """Return uint8 (B, C, H, W) of an index tensor or slice."""
-        pixels = self.read(self.numbers[index].tolist())
-        return torch.nn.functional.pad(pixels, [self.pad] * 4) if self.pad else pixels
-
-    def is_floating_point(self):
-        """Return False, as a tensor of bytes does."""
-        return False
-
-    def split(self, size):
-        """Yield the images in order, `size` at a time."""
-        for start in range(0, len(self), size):
-            yield self[start : start + size]
-
-    def load(self):
-        """Return all of them as one tensor.
-
-        Raises:
-            ValueError: more than this machine's memory holds.
-        """
-        memory = arrays.memory_size()
-        if self.nbytes > memory:
-            raise ValueError(
-                f"data.device=auto: {len(self)} images take {self.nbytes / 1e9:.0f} GB and this "
-                f"machine has {memory / 1e9:.0f} GB; data.device=disk reads them as they are needed"
-            )
-        pixels = torch.empty(self.shape, dtype=torch.uint8)
-        for start in range(0, len(self), 64):
-            pixels[start : start + 64] = self[start : start + 64]
-        return pixels
-
-
-def data_root(cfg):
+def data_root(cfg: DataConfig) -> Path:
     """Return the folder (or file) of the data: data.root, else $GENMODELS_DATA, else ./data."""
     return Path(cfg.root or environ.get("GENMODELS_DATA") or "data").expanduser()
 
 
-def held_out_share(cfg, split, size):
+def held_out_share(cfg: DataConfig, split: str, size: int) -> torch.Tensor:
     """Return the image numbers in a split of a set without splits, in order of size."""
     order = torch.from_numpy(np.random.default_rng(0).permutation(size))
     count = round(size * cfg.holdout)
     return (order[: size - count] if split == "train" else order[size - count :]).sort().values
 
 
-def pictures(cfg, split):
-    """Pictures in a folder or zip, cropped and resized.
+def read_tree(tree: Tree, cfg: DataConfig, split: str) -> Split:
+    """Return the pictures of a split in a folder or zip, cropped and resized, as OnDisk.
 
     Where there are train/ and test/ (or else val/) these are the splits; a lone train/ is split as
     any other folder. A dataset.json says the labels (as in EDM's zips); without it the folders
     right below are the classes, numbered by the training folders in order of name.
     """
-    tree = images.Tree(data_root(cfg), "data.root")
     training, held_out = _split_names(tree.names)
     if not training:
         raise ValueError(f"data.root={tree.path}: holds no picture ({', '.join(images.SUFFIXES)})")
@@ -106,24 +43,44 @@ def pictures(cfg, split):
     numbers = torch.arange(len(names))
     if held_out is None:
         numbers = held_out_share(cfg, split, len(names))
-    channels, side = cfg.channels or 3, cfg.resolution
-    size = (side, side) if side else images.picture_size(*tree.where(names[0])) if names else (1, 1)
-    read = partial(_read_pictures, tree, names, (channels, *size), (side, cfg.crop))
-    return OnDisk(read, (channels, *size), numbers), labels[numbers]
+    side = cfg.resolution
+    size = (side, side) if side else tree.size(names[0]) if names else (1, 1)
+    shape = (cfg.channels or 3, *size)
+    read = partial(_read_pictures, tree, names, shape, side, cfg.crop)
+    return OnDisk(read, shape, numbers), labels[numbers]
 
 
-def _read_pictures(tree, names, shape, fitting, numbers):
-    found = [tree.read(names[number], shape[0]) for number in numbers]
-    return fit_all(found, shape, fitting, [f"{tree.path}/{names[number]}" for number in numbers])
+def _read_pictures(
+    tree: Tree,
+    names: list[str],
+    shape: tuple[int, int, int],
+    side: int,
+    crop: str,
+    numbers: list[int],
+) -> torch.Tensor:
+    pictures = [tree.read(names[number], shape[0]) for number in numbers]
+    shown = [f"{tree.path}/{names[number]}" for number in numbers]
+    return fit_pictures(pictures, shape, side, crop, shown)
 
 
-def fit_all(pictures, shape, fitting, names):
-    """Return pictures (C, H, W) of any size as one tensor (B, *shape); fitting = (side, crop).
+def fit_pictures(
+    pictures: list[torch.Tensor],
+    shape: tuple[int, int, int],
+    side: int,
+    crop: str,
+    names: list[str],
+) -> torch.Tensor:
+    """Return pictures (C, H, W) of any size as one tensor, uint8 (B, *shape).
+
+    Args:
+        pictures: uint8 (C, H, W) each.
+        shape: (C, H, W) that all get.
+        side, crop: how, see images.fit; side 0 leaves them as they are.
+        names: what errors call them.
 
     Raises:
         ValueError: they would have to be cropped or resized, and nobody asked for it.
     """
-    side, crop = fitting
     pixels = torch.empty(len(pictures), *shape, dtype=torch.uint8)
     for row, (image, name) in enumerate(zip(pictures, names)):
         if image.shape != shape and (not side or crop == "none"):
@@ -136,7 +93,7 @@ def fit_all(pictures, shape, fitting, names):
     return pixels
 
 
-def _split_names(names):
+def _split_names(names: list[str]) -> tuple[list[str], list[str] | None]:
     """Return (names of the training pictures, of the held-out ones or None)."""
     tops = {name.split("/")[0] for name in names if "/" in name}
     inside = {
@@ -152,8 +109,15 @@ def _split_names(names):
     return names, None
 
 
-def _labels(tree, training, names, needed):
-    """Return the class of each picture, int64 (N,), -1 where there are none."""
+def _labels(tree: Tree, training: list[str], names: list[str], needed: bool) -> torch.Tensor:
+    """Return the class of each picture of `names`, int64 (N,), -1 where there are none.
+
+    Args:
+        tree: what the pictures lie in.
+        training: names of the training pictures, whose folders number the classes.
+        names: those of the split.
+        needed: whether a picture outside any folder is an error.
+    """
     if "dataset.json" in tree.entries:
         return _edm_labels(tree, names)
     prefix = "train/" if all(name.startswith("train/") for name in training) else ""
@@ -172,63 +136,57 @@ def _labels(tree, training, names, needed):
     return torch.tensor(labels, dtype=torch.int64)
 
 
-def _edm_labels(tree, names):
+def _edm_labels(tree: Tree, names: list[str]) -> torch.Tensor:
     """Return the labels in dataset.json: {"labels": null, [[NAME, LABEL], ...] or {NAME: LABEL}}.
 
     LABEL is a whole number or a one-hot vector.
     """
-    where = f"data.root={tree.path}: dataset.json"
+    source = f"data.root={tree.path}: dataset.json"
     try:
-        labels = json.loads(tree.bytes("dataset.json"))["labels"]
+        labels = json.loads(tree.read_bytes("dataset.json"))["labels"]
         pairs = len(labels or ())
         labels = dict(labels or {})
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f'{where} is not {{"labels": [[NAME, LABEL], ...]}} ({error})') from None
+        raise ValueError(f'{source} is not {{"labels": [[NAME, LABEL], ...]}} ({error})') from None
     if not labels:
         return torch.full((len(names),), -1)
     missing = [name for name in names if name not in labels]
     strange = sorted(set(labels) - tree.entries, key=str)
     if pairs != len(labels):
-        raise ValueError(f"{where} names a picture twice; leave one of the two out")
+        raise ValueError(f"{source} names a picture twice; leave one of the two out")
     if missing or strange:
-        what = f"has no label for {missing[0]}" if missing else f"names {strange[0]}, not there"
+        first = f"has no label for {missing[0]}" if missing else f"names {strange[0]}, not there"
         count = len(missing or strange) - 1
-        raise ValueError(f"{where} {what} (and {count} more); make the two agree")
+        raise ValueError(f"{source} {first} (and {count} more); make the two agree")
     try:
         array = np.asarray([labels[name] for name in names])
     except ValueError:
-        raise ValueError(f"{where} mixes numbers and vectors; give whole numbers") from None
-    return arrays.class_numbers(array, len(names), where)
+        raise ValueError(f"{source} mixes numbers and vectors; give whole numbers") from None
+    return arrays.class_numbers(array, len(names), source)
 
 
-def npz(cfg, split):
-    """Arrays uint8 NHWC in an npz, with or without a test part."""
+def read_npz(cfg: DataConfig, split: str) -> Split:
+    """Return the images of a split in an npz, uint8 NHWC there, with or without a test part."""
     path = data_root(cfg)
     if not path.is_file():
         raise ValueError(f"data.root={path}: no such file; npz wants the path of the .npz itself")
     names = arrays.npz_names(path)
-    own_test = "test_images" in names
-    if own_test and not {"train_images", "images"} & {*names}:
+    has_test = "test_images" in names
+    if has_test and not {"train_images", "images"} & {*names}:
         raise ValueError(f"data.root={path}: has test_images alone; add train_images")
     # Without a test part both splits are shares of the same images.
-    pixels, labels = arrays.npz_images(path, split if own_test else "train")
+    pixels, labels = arrays.npz_images(path, split if has_test else "train")
     labels = torch.full((len(pixels),), -1) if labels is None else labels
-    share = slice(None) if own_test else held_out_share(cfg, split, len(pixels))
+    share = slice(None) if has_test else held_out_share(cfg, split, len(pixels))
     return pixels[share], labels[share]
 
 
-def npy(cfg, split):
-    """A uint8 array NHWC in X.npy, memory-mapped, with its labels in X_labels.npy."""
+def read_npy(cfg: DataConfig, split: str) -> Split:
+    """Return the images of a split of X.npy, uint8 NHWC there, as OnDisk; labels X_labels.npy."""
     path = data_root(cfg)
     if not path.is_file():
         raise ValueError(f"data.root={path}: no such file; npy wants the path of the .npy itself")
-    array, labels = arrays.npy_images(path)
-    labels = torch.full((len(array),), -1) if labels is None else labels
-    share = held_out_share(cfg, split, len(array))
-    shape = (array.shape[3], *array.shape[1:3])
-    return OnDisk(partial(_read_npy, path), shape, share), labels[share]
-
-
-def _read_npy(path, numbers):
-    rows = arrays.npy_pixels(path)[numbers]
-    return torch.from_numpy(rows).permute(0, 3, 1, 2).contiguous()
+    pixels, labels = arrays.npy_images(path)
+    labels = torch.full((len(pixels),), -1) if labels is None else labels
+    share = held_out_share(cfg, split, len(pixels))
+    return replace(pixels, numbers=share), labels[share]

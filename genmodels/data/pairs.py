@@ -1,10 +1,14 @@
 """Real images, each beside a fake one: what DDO trains on."""
 
+from collections.abc import Iterator
+
+import torch
+
 from genmodels import images, seeding
-from genmodels.config import check
+from genmodels.config import DataConfig, check
 from genmodels.data.module import ImageDataModule
-from genmodels.data.own import OnDisk
 from genmodels.data.stream import TrainStream
+from genmodels.images import OnDisk
 
 
 class PairedData(ImageDataModule):
@@ -14,20 +18,20 @@ class PairedData(ImageDataModule):
     number n depends on (seed, n) alone, as with real images.
     """
 
-    pool = None
+    pool: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def __init__(self, cfg, seed=0, accumulate=1):
+    def __init__(self, cfg: DataConfig, seed: int = 0, accumulate: int = 1):
         super().__init__(cfg, seed, accumulate)
         floats = not isinstance(self.train[0], OnDisk) and self.train[0].is_floating_point()
         check(
             not floats,
             "data.name",
             cfg.name,
-            "fakes are kept as bytes, so rounding alone would "
-            "tell them from these points; write them to an .npz as uint8",
+            "fakes are kept as bytes, so rounding alone would tell them from these points; write "
+            "them to an .npz as uint8",
         )
 
-    def train_dataloader(self):
+    def train_dataloader(self) -> "Pairs":
         """Return the stream of pairs, from the trainer's current step on, for this rank."""
         real = super().train_dataloader()
         pixels, labels = (tensor.to(real.pixels.device) for tensor in self.pool)
@@ -36,26 +40,31 @@ class PairedData(ImageDataModule):
             labels,
             self.seed,
             real.batch_size,
-            real.first_step,
-            real.accumulate,
-            real.rank,
-            real.world,
-            seeding.Stream.FAKE_ORDER,
+            first_step=real.first_step,
+            accumulate=real.accumulate,
+            rank=real.rank,
+            world=real.world,
+            order=seeding.Stream.FAKE_ORDER,
         )
         return Pairs(real, fake)
 
-    def on_after_batch_transfer(self, batch, dataloader_idx):
+    def on_after_batch_transfer(
+        self, batch: dict[str, torch.Tensor], dataloader_idx: int
+    ) -> dict[str, torch.Tensor]:
         """Return the batch with float32 images in [-1, 1]; only real ones are flipped."""
         batch = super().on_after_batch_transfer(batch, dataloader_idx)
-        return batch | ({"fake": images.from_uint8(batch["fake"])} if "fake" in batch else {})
+        if "fake" not in batch:  # held-out images stand alone
+            return batch
+        return batch | {"fake": images.from_uint8(batch["fake"])}
 
 
 class Pairs:
     """Endless iterable: the batches of one TrainStream with those of another beside them."""
 
-    def __init__(self, real, fake):
-        self.real, self.fake = real, fake
+    def __init__(self, real: TrainStream, fake: TrainStream):
+        self.real = real
+        self.fake = fake
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for real, fake in zip(self.real, self.fake):
             yield real | {"fake": fake["image"], "fake_label": fake["label"]}

@@ -1,24 +1,70 @@
-"""The data sets by name: what reads them, and what they hold."""
+"""The data sets by name, one row each: what reads them, what they hold, where they come from."""
 
 import io
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from genmodels import images
+from genmodels.config import DataConfig
 from genmodels.data import own
-from genmodels.data.own import OnDisk, data_root, held_out_share
-from genmodels.data.toys import TOYS, points
-from genmodels.images import arrays
+from genmodels.data.own import Split, data_root, fit_pictures, held_out_share
+from genmodels.data.toys import TOYS, toy_points
+from genmodels.images import OnDisk, arrays
 
 SPLITS = ("train", "test")
-ON_DISK = ("imagefolder", "zip", "npy", "hf")  # what data.device=disk can read as it is needed
 
 
-def _digits(cfg, split):
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """A data set; DATASETS has them by name, and a row there is all that a new one takes.
+
+    Attributes:
+        read: (DataConfig, "train" or "test") -> (images uint8 (N, C, H, W), labels int64 (N,)),
+            without data.pad; OnDisk images if they can be read as they are needed.
+        shape: (C, H, W); None: read off the files.
+        classes: how many; -1: read off the files.
+        terms: whose it is and on what terms, for the model card.
+        url: where it is fetched from.
+        folder: below data.root, where its files lie.
+        files: which files belong there, in words.
+        sha256: of files in that folder, by name.
+    """
+
+    read: Callable[[DataConfig, str], Split]
+    shape: tuple[int, int, int] | None = None
+    classes: int = -1
+    terms: str = "your own data: say here where they come from"
+    url: str = ""
+    folder: str = ""
+    files: str = "its files"
+    sha256: dict[str, str] = field(default_factory=dict)
+
+    def how_to_get(self, name: str, root: Path) -> str:
+        """Return what to fetch from where and where to put it, for an error."""
+        return (
+            f"put {self.files} from {self.url} into {root / self.folder}, "
+            f"or run python -m genmodels.data get {name} root={root}"
+        )
+
+
+def data_set(name: str) -> DataSet:
+    """Return the DataSet of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"data.name={name}: choose from {', '.join(DATASETS)}")
+    return DATASETS[name]
+
+
+def read_digits(cfg: DataConfig, split: str) -> Split:
     """Scikit-learn's copy of the UCI optical digits: 1,797 images 8x8; the last 360 held out."""
     from sklearn.datasets import load_digits
 
@@ -29,90 +75,94 @@ def _digits(cfg, split):
     return torch.from_numpy(pixels)[:, None], torch.from_numpy(digits.target[order])
 
 
-def _idx(folder):
-    """Return a reader of the idx files of (Fashion-)MNIST, gzipped or not."""
+def read_idx_files(cfg: DataConfig, split: str, kind: str) -> Split:
+    """The idx files of (Fashion-)MNIST, gzipped or not; `kind` is torchvision's name of the set."""
+    root = data_root(cfg)
+    row = data_set(cfg.name)
+    folder = root / row.folder
+    stem = "train" if split == "train" else "t10k"
+    if cfg.download and not _plain_or_gz(folder / f"{stem}-labels-idx1-ubyte"):
+        import torchvision
 
-    def read(cfg, split):
-        where = data_root(cfg) / folder / "raw"
-        stem = "train" if split == "train" else "t10k"
-        if cfg.download and not _find(where / f"{stem}-labels-idx1-ubyte"):
-            import torchvision
-
-            _fetch(
-                cfg, lambda: getattr(torchvision.datasets, folder)(data_root(cfg), download=True)
+        _fetch(cfg, lambda: getattr(torchvision.datasets, kind)(root, download=True))
+    parts = []
+    for name in (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"):
+        path = _plain_or_gz(folder / name)
+        if path is None:
+            raise ValueError(
+                f"data.root={root}: {name}[.gz] is not in {folder}; "
+                f"{row.how_to_get(cfg.name, root)}"
             )
-        parts = []
-        for name in (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"):
-            found = _find(where / name)
-            if found is None:
-                raise ValueError(
-                    f"data.root={data_root(cfg)}: {name}[.gz] is not in {where}; "
-                    f"{where_to_get(cfg.name, data_root(cfg))}"
-                )
-            parts.append(arrays.read_idx(found))
-        return parts[0][:, None], parts[1].to(torch.int64)
-
-    return read
+        parts.append(arrays.read_idx(path))
+    return parts[0][:, None], parts[1].to(torch.int64)
 
 
-def _find(path):
+def _plain_or_gz(path: Path) -> Path | None:
     return next((p for p in (path, path.with_name(f"{path.name}.gz")) if p.is_file()), None)
 
 
-def _torchvision(name):
-    """Return a reader of one of torchvision's data sets; it checks the files' md5."""
+def read_torchvision(cfg: DataConfig, split: str, kind: str) -> Split:
+    """A data set of torchvision, which checks the files' md5."""
+    import torchvision
 
-    def read(cfg, split):
-        import torchvision
-
-        make = getattr(torchvision.datasets, name)
-        words = {"split": split} if name == "SVHN" else {"train": split == "train"}
-        try:
-            dataset = make(data_root(cfg), download=False, **words)
-        except (RuntimeError, OSError, EOFError, KeyError, ValueError):
-            if not cfg.download:
-                raise ValueError(
-                    f"data.root={data_root(cfg)}: {cfg.name} is not there, or not whole; "
-                    f"{where_to_get(cfg.name, data_root(cfg))}"
-                ) from None
-            dataset = _fetch(cfg, lambda: make(data_root(cfg), download=True, **words))
-        pixels = torch.from_numpy(dataset.data)
-        pixels = pixels if name == "SVHN" else pixels.permute(0, 3, 1, 2)
-        labels = dataset.labels if name == "SVHN" else dataset.targets
-        return pixels, torch.as_tensor(labels, dtype=torch.int64)
-
-    return read
+    make = getattr(torchvision.datasets, kind)
+    which = {"split": split} if kind == "SVHN" else {"train": split == "train"}
+    try:
+        dataset = make(data_root(cfg), download=False, **which)
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError):
+        if not cfg.download:
+            raise ValueError(
+                f"data.root={data_root(cfg)}: {cfg.name} is not there, or not whole; "
+                f"{data_set(cfg.name).how_to_get(cfg.name, data_root(cfg))}"
+            ) from None
+        dataset = _fetch(cfg, lambda: make(data_root(cfg), download=True, **which))
+    pixels = torch.from_numpy(dataset.data)
+    pixels = pixels if kind == "SVHN" else pixels.permute(0, 3, 1, 2)
+    labels = dataset.labels if kind == "SVHN" else dataset.targets
+    return pixels, torch.as_tensor(labels, dtype=torch.int64)
 
 
-def _fetch(cfg, download):
+def _fetch(cfg: DataConfig, download: Callable[[], Any]) -> Any:
     """Return download(), with one line where the network or the md5 fails."""
     try:
         return download()
     except (RuntimeError, OSError) as error:
         raise ValueError(
             f"data.download=true: {cfg.name} could not be fetched ({error}); "
-            f"{where_to_get(cfg.name, data_root(cfg))}"
+            f"{data_set(cfg.name).how_to_get(cfg.name, data_root(cfg))}"
         ) from None
 
 
-def where_to_get(name, root):
-    """Return what to fetch from where and where to put it, for an error or for `get`."""
-    url, place, names = PUBLIC[name]
-    fetch = f"or run python -m genmodels.data get {name} root={root}"
-    return f"put {names} from {url} into {Path(root) / place}, {fetch}"
+def read_toy(cfg: DataConfig, split: str) -> Split:
+    """One of the 2-D toys; the two splits are two draws."""
+    count = cfg.points if split == "train" else -(-cfg.points // 5)
+    return toy_points(cfg.name, count, seed=SPLITS.index(split))
 
 
-def _toy(name):
-    """Return a reader of one of the 2-D toys; the two splits are two draws."""
-
-    def read(cfg, split):
-        count = cfg.points if split == "train" else -(-cfg.points // 5)
-        return points(name, count, seed=SPLITS.index(split))
-
-    return read
+def read_pictures(cfg: DataConfig, split: str) -> Split:
+    """A folder or zip of pictures; see own.read_tree."""
+    return own.read_tree(picture_tree(cfg), cfg, split)
 
 
-def _hugging_face(cfg, split):
+def picture_tree(cfg: DataConfig) -> images.Tree:
+    """Return the images.Tree of a data set that is a folder or zip of pictures.
+
+    Raises:
+        ValueError: another kind of data set, or no folder there.
+    """
+    row = DATASETS.get(cfg.name)
+    if row is None or row.read is not read_pictures:
+        names = [name for name, row in DATASETS.items() if row.read is read_pictures]
+        raise ValueError(
+            f"data.name={cfg.name}: is no folder of pictures; choose from {', '.join(names)}"
+        )
+    root = data_root(cfg)
+    if row.folder and not (root / row.folder).is_dir():
+        raise ValueError(f"data.root={root}: {row.folder} is not in it; it is at {row.url}")
+    return images.Tree(root / row.folder, "data.root")
+
+
+def read_hugging_face(cfg: DataConfig, split: str) -> Split:
     """A data set of Hugging Face's library `datasets`: data.root is its name or its folder."""
     try:
         import datasets
@@ -152,124 +202,171 @@ def _hugging_face(cfg, split):
     numbers = torch.arange(len(rows))
     if held_out is None:
         numbers = held_out_share(cfg, split, len(rows))
-    channels, side = cfg.channels or 3, cfg.resolution
+    channels = cfg.channels or 3
+    side = cfg.resolution
     first = _read_rows(rows, column, channels, [0])[0]
     shape = (channels, side, side) if side else tuple(first.shape)
-    read = partial(_read_fitted, rows, column, shape, (side, cfg.crop))
+    read = partial(_read_fitted_rows, rows, column, shape, side, cfg.crop)
     return OnDisk(read, shape, numbers), labels[numbers]
 
 
-def _read_rows(rows, column, channels, numbers):
+def _read_rows(rows: Any, column: str, channels: int, numbers: list[int]) -> list[torch.Tensor]:
     """Return pictures (C, H, W) of any size."""
     entries = [rows[number][column] for number in numbers]
-    sources = [io.BytesIO(e["bytes"]) if e["bytes"] else e["path"] for e in entries]
-    return [images.read_image(s, channels, f"row {n}") for s, n in zip(sources, numbers)]
+    files = [io.BytesIO(e["bytes"]) if e["bytes"] else e["path"] for e in entries]
+    return [images.read_image(f, channels, f"row {n}") for f, n in zip(files, numbers)]
 
 
-def _read_fitted(rows, column, shape, fitting, numbers):
+def _read_fitted_rows(
+    rows: Any, column: str, shape: tuple[int, int, int], side: int, crop: str, numbers: list[int]
+) -> torch.Tensor:
     pictures = _read_rows(rows, column, shape[0], numbers)
-    return own.fit_all(pictures, shape, fitting, [f"row {number}" for number in numbers])
+    return fit_pictures(pictures, shape, side, crop, [f"row {number}" for number in numbers])
 
 
-def _folder_of_pictures(cfg, split):
-    """A named folder of pictures (PLACES); data.resolution= makes them of one size."""
-    return own.pictures(replace(cfg, root=str(picture_tree(cfg).path)), split)
+def _idx_sums(test_images: str, test_labels: str, train_images: str, train_labels: str) -> dict:
+    """Return the sha256 of the files whose md5 torchvision publishes, by name."""
+    return {
+        "t10k-images-idx3-ubyte.gz": test_images,
+        "t10k-labels-idx1-ubyte.gz": test_labels,
+        "train-images-idx3-ubyte.gz": train_images,
+        "train-labels-idx1-ubyte.gz": train_labels,
+    }
 
 
-def picture_tree(cfg):
-    """Return the files.Tree of a data set that is a folder or zip of pictures.
-
-    Raises:
-        ValueError: another kind of data set, or no folder there.
-    """
-    if cfg.name not in ("imagefolder", "zip", *PLACES):
-        raise ValueError(
-            f"data.name={cfg.name}: is no folder of pictures; choose from imagefolder, zip, "
-            f"{', '.join(PLACES)}"
-        )
-    root = data_root(cfg)
-    if cfg.name not in PLACES:
-        return images.Tree(root, "data.root")
-    place, url = PLACES[cfg.name]
-    if not (root / place).is_dir():
-        raise ValueError(f"data.root={root}: {place} is not in it; it is at {url}")
-    return images.Tree(root / place, "data.root")
-
-
-# Training pictures of the denoising papers: (folder below data.root, where it is to be had).
-PLACES = {
-    "train400": ("denoise/Train400", "https://github.com/cszn/DnCNN (TrainingCodes)"),
-    "cbsd400": ("denoise/CBSD400", "https://github.com/BIDS/BSDS500 (train and test)"),
-}
-
-# name -> (reader, shape or None, classes or -1): None and -1 are read off the files.
 DATASETS = {
-    "digits": (_digits, (1, 8, 8), 10),
-    "mnist": (_idx("MNIST"), (1, 28, 28), 10),
-    "fashion_mnist": (_idx("FashionMNIST"), (1, 28, 28), 10),
-    "cifar10": (_torchvision("CIFAR10"), (3, 32, 32), 10),
-    "cifar100": (_torchvision("CIFAR100"), (3, 32, 32), 100),
-    "svhn": (_torchvision("SVHN"), (3, 32, 32), 10),
-    "imagefolder": (own.pictures, None, -1),
-    "zip": (own.pictures, None, -1),
-    "npz": (own.npz, None, -1),
-    "npy": (own.npy, None, -1),
-    "hf": (_hugging_face, None, -1),
-    "train400": (_folder_of_pictures, None, -1),
-    "cbsd400": (_folder_of_pictures, None, -1),
-} | {name: (_toy(name), (2, 1, 1), parts) for name, (_, parts) in TOYS.items()}
-
-# What a model card says about the data.
-TERMS = {
-    "digits": "UCI optical recognition of handwritten digits (E. Alpaydin, C. Kaynak), CC BY 4.0.",
-    "mnist": "MNIST (LeCun, Cortes, Burges), commonly stated as CC BY-SA 3.0.",
-    "fashion_mnist": "Fashion-MNIST (Zalando SE), MIT licence.",
-    "cifar10": "CIFAR-10 (Krizhevsky 2009): research use, cite the technical report.",
-    "cifar100": "CIFAR-100 (Krizhevsky 2009): research use, cite the technical report.",
-    "svhn": "SVHN (Netzer et al. 2011): non-commercial use only.",
-    "train400": "400 grey pictures from BSDS500 (Arbelaez et al. 2011): non-commercial research.",
-    "cbsd400": "BSDS500, train and test (Arbelaez et al. 2011): non-commercial research.",
-} | {name: "Points drawn by genmodels.data.toys." for name in TOYS}
-
-# name -> (where it is fetched from, folder below data.root, files); `get` and errors name them.
-PUBLIC = {
-    "mnist": ("https://ossci-datasets.s3.amazonaws.com/mnist/", "MNIST/raw", "the four idx files"),
-    "fashion_mnist": (
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        "FashionMNIST/raw",
-        "the four idx files",
+    "digits": DataSet(
+        read=read_digits,
+        shape=(1, 8, 8),
+        classes=10,
+        terms="UCI optical recognition of handwritten digits (E. Alpaydin, C. Kaynak), CC BY 4.0.",
     ),
-    "cifar10": (
-        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        "",
-        "cifar-10-batches-py (unpacked)",
+    "mnist": DataSet(
+        read=partial(read_idx_files, kind="MNIST"),
+        shape=(1, 28, 28),
+        classes=10,
+        terms="MNIST (LeCun, Cortes, Burges), commonly stated as CC BY-SA 3.0.",
+        url="https://ossci-datasets.s3.amazonaws.com/mnist/",
+        folder="MNIST/raw",
+        files="the four idx files",
+        sha256=_idx_sums(
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        ),
     ),
-    "cifar100": (
-        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        "",
-        "cifar-100-python (unpacked)",
+    "fashion_mnist": DataSet(
+        read=partial(read_idx_files, kind="FashionMNIST"),
+        shape=(1, 28, 28),
+        classes=10,
+        terms="Fashion-MNIST (Zalando SE), MIT licence.",
+        url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        folder="FashionMNIST/raw",
+        files="the four idx files",
+        sha256=_idx_sums(
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        ),
     ),
-    "svhn": ("http://ufldl.stanford.edu/housenumbers/", "", "train_32x32.mat and test_32x32.mat"),
+    "cifar10": DataSet(
+        read=partial(read_torchvision, kind="CIFAR10"),
+        shape=(3, 32, 32),
+        classes=10,
+        terms="CIFAR-10 (Krizhevsky 2009): research use, cite the technical report.",
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        files="cifar-10-batches-py (unpacked)",
+    ),
+    "cifar100": DataSet(
+        read=partial(read_torchvision, kind="CIFAR100"),
+        shape=(3, 32, 32),
+        classes=100,
+        terms="CIFAR-100 (Krizhevsky 2009): research use, cite the technical report.",
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        files="cifar-100-python (unpacked)",
+    ),
+    "svhn": DataSet(
+        read=partial(read_torchvision, kind="SVHN"),
+        shape=(3, 32, 32),
+        classes=10,
+        terms="SVHN (Netzer et al. 2011): non-commercial use only.",
+        url="http://ufldl.stanford.edu/housenumbers/",
+        files="train_32x32.mat and test_32x32.mat",
+    ),
+    "imagefolder": DataSet(read=read_pictures),
+    "zip": DataSet(read=read_pictures),
+    "npz": DataSet(read=own.read_npz),
+    "npy": DataSet(read=own.read_npy),
+    "hf": DataSet(read=read_hugging_face),
+    # Training pictures of the denoising papers; data.resolution= makes them of one size.
+    "train400": DataSet(
+        read=read_pictures,
+        terms="400 grey pictures from BSDS500 (Arbelaez et al. 2011): non-commercial research.",
+        url="https://github.com/cszn/DnCNN (TrainingCodes)",
+        folder="denoise/Train400",
+        files="the 400 pictures",
+    ),
+    "cbsd400": DataSet(
+        read=read_pictures,
+        terms="BSDS500, train and test (Arbelaez et al. 2011): non-commercial research.",
+        url="https://github.com/BIDS/BSDS500 (train and test)",
+        folder="denoise/CBSD400",
+        files="the 400 pictures",
+    ),
+} | {
+    name: DataSet(
+        read=read_toy,
+        shape=(2, 1, 1),
+        classes=toy.parts,
+        terms="Points drawn by genmodels.data.toys.",
+    )
+    for name, toy in TOYS.items()
 }
 
 
-def load_split(cfg, split):
-    """Return (images uint8 (N, C, H, W), labels int64 (N,), -1 = none) of one split.
+@dataclass(frozen=True, kw_only=True)
+class ByHand:
+    """A data set that needs an account or a licence: only named, and read once it is converted.
 
-    The 2-D toys are float32 (N, 2, 1, 1) in [-1, 1]. With data.device=disk, sets of files come as
-    OnDisk, which stands in for a tensor.
+    Attributes:
+        url: where it is to be had.
+        terms: on what terms.
+        convert: words of `python -m genmodels.data` that make it ours.
+    """
+
+    url: str
+    terms: str
+    convert: str
+
+
+BY_HAND = {
+    "imagenet": ByHand(
+        url="https://image-net.org/download.php (ILSVRC2012)",
+        terms="non-commercial research; an account is needed",
+        convert="convert TRAIN_FOLDER out=imagenet64.zip resolution=64 crop=adm",
+    ),
+    "ffhq": ByHand(
+        url="https://github.com/NVlabs/ffhq-dataset",
+        terms="CC BY-NC-SA 4.0",
+        convert="convert FOLDER out=ffhq64.zip resolution=64",
+    ),
+}
+
+
+def open_split(cfg: DataConfig, split: str) -> Split:
+    """Return (images, labels) of one split as load_split, but sets of files always as OnDisk.
 
     Raises:
-        ValueError: unknown data set or split, missing or broken files.
+        ValueError: as load_split.
     """
-    if cfg.name not in DATASETS:
-        raise ValueError(f"data.name={cfg.name}: choose from {', '.join(DATASETS)}")
+    row = data_set(cfg.name)
     if split not in SPLITS:
         raise ValueError(f"split={split}: choose from {', '.join(SPLITS)}")
-    pixels, labels = DATASETS[cfg.name][0](cfg, split)
+    pixels, labels = row.read(cfg, split)
     if isinstance(pixels, OnDisk):
-        pixels = replace(pixels, pad=cfg.pad)
-        return (pixels if cfg.device == "disk" else pixels.load()), labels
+        return replace(pixels, pad=cfg.pad), labels
     if cfg.device == "disk":
         raise ValueError(
             f"data.device=disk: {cfg.name} is read whole; convert it to .npy or .zip (python -m "
@@ -280,33 +377,57 @@ def load_split(cfg, split):
     return pixels.contiguous(), labels
 
 
-def fill_in(cfg, pixels=None, labels=None):
+def load_split(cfg: DataConfig, split: str) -> Split:
+    """Return (images uint8 (N, C, H, W), labels int64 (N,), -1 = none) of one split.
+
+    The 2-D toys are float32 (N, 2, 1, 1) in [-1, 1]. With data.device=disk, sets of files come as
+    OnDisk, which stands in for a tensor.
+
+    Raises:
+        ValueError: unknown data set or split, missing or broken files.
+    """
+    pixels, labels = open_split(cfg, split)
+    if isinstance(pixels, OnDisk) and cfg.device != "disk":
+        pixels = pixels.load()
+    return pixels, labels
+
+
+def fill_in(
+    cfg: DataConfig,
+    pixels: torch.Tensor | OnDisk | None = None,
+    labels: torch.Tensor | None = None,
+) -> DataConfig:
     """Set cfg.shape and cfg.classes from the data set (its files are read only if need be).
+
+    Args:
+        cfg: changed in place, and returned.
+        pixels, labels: of the training split, if they have been read already.
 
     Raises:
         ValueError: data.shape or data.classes was set by hand and is not what the data have.
     """
-    if cfg.name not in DATASETS:
-        raise ValueError(f"data.name={cfg.name}: choose from {', '.join(DATASETS)}")
+    row = data_set(cfg.name)
     if cfg.patch:
-        cfg.shape, cfg.classes = [cfg.channels or 3, cfg.patch, cfg.patch], 0
+        cfg.shape = [cfg.channels or 3, cfg.patch, cfg.patch]
+        cfg.classes = 0
         return cfg
-    _, shape, classes = DATASETS[cfg.name]
-    if shape is None and pixels is None and cfg.shape and cfg.classes >= 0:
-        return cfg  # as saved with a model: its data need not be there
-    if shape is None:
+    if row.shape is None or row.classes < 0:
         if pixels is None:
-            # The shape is in the header of one file.
-            quick = replace(cfg, device="disk") if cfg.name in ON_DISK else cfg
-            pixels, labels = load_split(quick, "train")
-        shape, classes = tuple(pixels.shape[1:]), int(labels.max()) + 1
+            if cfg.shape and cfg.classes >= 0:
+                return cfg  # as saved with a model: its data need not be there
+            pixels, labels = open_split(cfg, "train")  # the shape is in the header of one file
+        shape = tuple(pixels.shape[1:])
+        classes = int(labels.max()) + 1
     else:
-        shape = (shape[0], shape[1] + 2 * cfg.pad, shape[2] + 2 * cfg.pad)
+        channels, height, width = row.shape
+        shape = (channels, height + 2 * cfg.pad, width + 2 * cfg.pad)
+        classes = row.classes
     if cfg.shape and list(cfg.shape) != list(shape):
         raise ValueError(f"data.shape={cfg.shape}: {cfg.name} has {list(shape)}; leave it out")
     if cfg.classes >= 0 and cfg.classes != classes:
         raise ValueError(f"data.classes={cfg.classes}: {cfg.name} has {classes}; leave it out")
     if cfg.labels and classes < 1:
         raise ValueError(f"data.labels=true: {cfg.name} at {data_root(cfg)} has no class labels")
-    cfg.shape, cfg.classes = list(shape), classes
+    cfg.shape = list(shape)
+    cfg.classes = classes
     return cfg

@@ -1,15 +1,16 @@
-"""Images by NAME[:SPLIT] of a data set or from a path: the one reader of what a command names."""
+"""Images by NAME[:SPLIT] of a data set or from a path: the one reader of what a command names.
+
+What a path holds is read by images.open_images.
+"""
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from genmodels import images
 from genmodels.config import DataConfig
-from genmodels.data.own import OnDisk
 from genmodels.data.sets import DATASETS, load_split
+from genmodels.images import OnDisk, open_images
 
 _HELD = 4 << 30  # bytes of pictures held; more are read as they are needed
 
@@ -22,7 +23,7 @@ class SourceImages:
         pixels: uint8 (N, C, H, W), or OnDisk what would fill the memory; float32 points in the
             plane of the 2-D toys.
         labels: int64 (N,) of a data set, -1 = none; None of files.
-        files: where they are pictures in a folder or .zip, the path of each within it.
+        files: a name for each of images in files; none of a data set.
         cfg: DataConfig that a data set was read with; None of files.
     """
 
@@ -87,12 +88,7 @@ def read_source(
 
 
 def _read_files(path: Path, channels: int | None) -> SourceImages:
-    if path.suffix.lower() in images.SUFFIXES and path.is_file():
-        return SourceImages(images.read_image(path, channels)[None], files=(path.name,))
-    if path.suffix in (".npz", ".npy"):
-        return SourceImages(images.read_images(path))
-    tree, names, shape = images.sample_tree(path, channels)
-    read = partial(images.read_samples, tree, names, shape, channels=channels)
-    pixels = OnDisk(read, shape, torch.arange(len(names)))
-    held = pixels if pixels.nbytes > _HELD else pixels.load()
-    return SourceImages(held, files=tuple(names))
+    pixels, names = open_images(path, channels)
+    if isinstance(pixels, OnDisk) and pixels.nbytes <= _HELD:
+        pixels = pixels.load()
+    return SourceImages(pixels, files=tuple(names))

@@ -1,12 +1,14 @@
 """Batches for training: an endless stream in which image n is fixed by n."""
 
 import signal
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from genmodels import seeding
-from genmodels.data.own import OnDisk
+from genmodels.images import OnDisk
 
 
 class Batches:
@@ -15,10 +17,13 @@ class Batches:
     A ValueError is returned, not raised: from a worker it would come as a page of traceback.
     """
 
-    def __init__(self, pixels, labels):
-        self.pixels, self.labels = pixels, labels
+    def __init__(self, pixels: torch.Tensor | OnDisk, labels: torch.Tensor):
+        self.pixels = pixels
+        self.labels = labels
 
-    def __getitem__(self, item):
+    def __getitem__(
+        self, item: tuple[torch.Tensor, torch.Tensor]
+    ) -> dict[str, torch.Tensor] | ValueError:
         """Return the batch as a dict, or the ValueError of a broken file."""
         n, index = item
         try:
@@ -27,7 +32,7 @@ class Batches:
             return error
 
 
-def _ignore_signals(worker):
+def _ignore_signals(worker: int) -> None:
     # Ctrl-C and a cluster's SIGTERM go to every process; the trainer's alone saves and ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -58,18 +63,18 @@ class TrainStream:
 
     def __init__(
         self,
-        pixels,
-        labels,
-        seed,
-        batch_size,
-        first_step,
-        accumulate=1,
-        rank=0,
-        world=1,
-        order=seeding.Stream.ORDER,
-        balanced=False,
-        workers=0,
-        pairs=False,
+        pixels: torch.Tensor | OnDisk,
+        labels: torch.Tensor,
+        seed: int,
+        batch_size: int,
+        first_step: Callable[[], int],
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        order: seeding.Stream = seeding.Stream.ORDER,
+        balanced: bool = False,
+        workers: int = 0,
+        pairs: bool = False,
     ):
         if batch_size % (accumulate * world):
             nearest = -(-batch_size // (accumulate * world)) * accumulate * world
@@ -79,17 +84,23 @@ class TrainStream:
             )
         if balanced and labels.min() < 0:
             raise ValueError("data.balanced=true: there are images without a class; leave it out")
-        self.pixels, self.labels, self.seed = pixels, labels, seed
-        self.batch_size, self.first_step = batch_size, first_step
-        self.accumulate, self.rank, self.world = accumulate, rank, world
-        self.order, self.workers = order, workers
+        self.pixels = pixels
+        self.labels = labels
+        self.seed = seed
+        self.batch_size = batch_size
+        self.first_step = first_step
+        self.accumulate = accumulate
+        self.rank = rank
+        self.world = world
+        self.order = order
+        self.workers = workers
         self.pairs = pairs
         # The images by class, or all together.
         self.members = [torch.arange(len(labels) // 2 * 2 if pairs else len(labels))]
         if balanced:
             self.members = [(labels.cpu() == c).nonzero()[:, 0] for c in labels.unique().cpu()]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         batches = Batches(self.pixels, self.labels)
         if isinstance(self.pixels, OnDisk):
             # The numbers are drawn here and read there: workers change no batch and no order.
@@ -109,40 +120,45 @@ class TrainStream:
                 raise ValueError(str(batch))
             yield batch
 
-    def numbers(self):
+    def numbers(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (n, image numbers), int64 (B,) each, for this rank's micro-batches in order."""
         micro = self.batch_size // self.accumulate
-        own = micro // self.world
-        start = self.first_step() * self.batch_size + self.rank * own
+        share = micro // self.world
+        start = self.first_step() * self.batch_size + self.rank * share
         orders = {}
         device = self.pixels.device
         while True:
-            n = start + torch.arange(own)
+            n = start + torch.arange(share)
             yield n.to(device), self._image_numbers(n, orders).to(device)
             start += micro
 
-    def _image_numbers(self, n, orders):
+    def _image_numbers(
+        self, n: torch.Tensor, orders: dict[int, tuple[int, np.ndarray]]
+    ) -> torch.Tensor:
         """Image n is the next one, in its class's order, of the class whose turn it is."""
-        classes, turns = len(self.members), n // len(self.members)
-        which = torch.zeros_like(n)
-        if classes > 1:
+        count = len(self.members)
+        turns = n // count
+        classes = torch.zeros_like(n)
+        if count > 1:
             rounds = torch.arange(int(turns[0]), int(turns[-1]) + 1)
-            rows = seeding.permutation(self.seed, rounds, classes, self.order)
-            which = rows[turns - turns[0], n % classes]
-        index = []
-        for number, turn in zip(which.tolist(), turns.tolist()):
-            number_of_pass, place = divmod(turn, len(self.members[number]))
-            index.append(self._order(orders, number, number_of_pass)[place])
-        return torch.tensor(index)
+            rows = seeding.permutation(self.seed, rounds, count, self.order)
+            classes = rows[turns - turns[0], n % count]
+        numbers = []
+        for label, turn in zip(classes.tolist(), turns.tolist()):
+            number_of_pass, position = divmod(turn, len(self.members[label]))
+            numbers.append(self._order(orders, label, number_of_pass)[position])
+        return torch.tensor(numbers)
 
-    def _order(self, orders, number, number_of_pass):
+    def _order(
+        self, orders: dict[int, tuple[int, np.ndarray]], label: int, number_of_pass: int
+    ) -> np.ndarray:
         """Return the images of a class in the order of this pass, from the store or anew."""
-        if orders.get(number, (None,))[0] != number_of_pass:
-            members = self.members[number]
-            group = number + 1 if len(self.members) > 1 else 0  # group 0 orders the classes then
+        if orders.get(label, (None,))[0] != number_of_pass:
+            members = self.members[label]
+            group = label + 1 if len(self.members) > 1 else 0  # group 0 orders the classes then
             size = len(members) // (1 + self.pairs)
             row = seeding.permutation(self.seed, number_of_pass, size, self.order, group)
             if self.pairs:
                 row = torch.stack([2 * row, 2 * row + 1], dim=1).flatten()
-            orders[number] = number_of_pass, members[row].numpy()
-        return orders[number][1]
+            orders[label] = number_of_pass, members[row].numpy()
+        return orders[label][1]

@@ -26,7 +26,9 @@ TURN, SHEAR, SCALE, SHIFT = math.radians(20), math.radians(10), 0.15, 0.1
 LIGHT = 0.2  # of brightness, contrast and saturation
 
 
-def add_noise(x, std, seed, n, stream=Stream.NOISE):
+def add_noise(
+    x: torch.Tensor, std: float, seed: int, n: torch.Tensor, stream: int = Stream.NOISE
+) -> torch.Tensor:
     """Return x + std z with z normal; x is (B, C, H, W), n int64 (B,)."""
     if not std:
         return x
@@ -34,7 +36,19 @@ def add_noise(x, std, seed, n, stream=Stream.NOISE):
     return x + std * noise
 
 
-def view(x, seed, n, *, which=0, affine=0.0, crop=0, flip=False, jitter=0.0, grey=0.0, noise=0.0):
+def view(
+    x: torch.Tensor,
+    seed: int,
+    n: torch.Tensor,
+    *,
+    which: int = 0,
+    affine: float = 0.0,
+    crop: int = 0,
+    flip: bool = False,
+    jitter: float = 0.0,
+    grey: float = 0.0,
+    noise: float = 0.0,
+) -> torch.Tensor:
     """Return one random view of each image, (B, C, H, W); strengths as in the module's docstring.
 
     Args:
@@ -51,19 +65,19 @@ def view(x, seed, n, *, which=0, affine=0.0, crop=0, flip=False, jitter=0.0, gre
     if crop:
         x = _shift(x, crop, (u[:, 5:7] * (2 * crop + 1)).long())
     if flip:
-        x = torch.where(_column(u[:, 7] < 0.5), x.flip(-1), x)
+        x = torch.where(_per_image(u[:, 7] < 0.5), x.flip(-1), x)
     if jitter:
-        x = torch.where(_column(u[:, 8] < jitter), _relight(x, LIGHT * (2 * u[:, 9:12] - 1)), x)
+        x = torch.where(_per_image(u[:, 8] < jitter), _relight(x, LIGHT * (2 * u[:, 9:12] - 1)), x)
     if grey:
-        x = torch.where(_column(u[:, 12] < grey), x.mean(dim=1, keepdim=True).expand_as(x), x)
+        x = torch.where(_per_image(u[:, 12] < grey), x.mean(dim=1, keepdim=True).expand_as(x), x)
     return add_noise(x, noise, seed, n, int(Stream.VIEW_NOISE) + 100 * which)
 
 
-def _column(values):
+def _per_image(values: torch.Tensor) -> torch.Tensor:
     return values.reshape(-1, 1, 1, 1)
 
 
-def _warp(x, amounts):
+def _warp(x: torch.Tensor, amounts: torch.Tensor) -> torch.Tensor:
     """Return x turned, sheared, scaled and shifted; amounts in [-1, 1], (B, 5)."""
     angle, shear, scale, right, down = amounts.unbind(1)
     angle, shear, scale = TURN * angle, (SHEAR * shear).tan(), 1 + SCALE * scale
@@ -81,20 +95,20 @@ def _warp(x, amounts):
     return F.grid_sample(x, grid, "bilinear", padding_mode="border", align_corners=False)
 
 
-def _shift(x, most, places):
-    """Return crops of the reflected image, which start at places (B, 2) in [0, 2 most]."""
+def _shift(x: torch.Tensor, most: int, corners: torch.Tensor) -> torch.Tensor:
+    """Return crops of the reflected image, whose corners (B, 2) lie in [0, 2 most]."""
     height, width = x.shape[-2:]
     mode = "reflect" if most < min(height, width) else "replicate"
     x = F.pad(x, [most] * 4, mode=mode)
-    rows = places[:, :1] + torch.arange(height, device=x.device)
-    columns = places[:, 1:] + torch.arange(width, device=x.device)
+    rows = corners[:, :1] + torch.arange(height, device=x.device)
+    columns = corners[:, 1:] + torch.arange(width, device=x.device)
     item = torch.arange(len(x), device=x.device).reshape(-1, 1, 1)
     return x.permute(0, 2, 3, 1)[item, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 
-def _relight(x, amounts):
+def _relight(x: torch.Tensor, amounts: torch.Tensor) -> torch.Tensor:
     """Return x with other brightness, contrast and saturation, amounts (B, 3), within [-1, 1]."""
-    brightness, contrast, saturation = (_column(part) for part in amounts.unbind(1))
+    brightness, contrast, saturation = (_per_image(part) for part in amounts.unbind(1))
     grey = x.mean(dim=1, keepdim=True)
     x = grey + (1 + saturation) * (x - grey)
     mean = x.mean(dim=(1, 2, 3), keepdim=True)

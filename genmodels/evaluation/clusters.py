@@ -16,8 +16,8 @@ from genmodels.generation import tf32
 from genmodels.metrics.clustering import clustering_scores
 
 if TYPE_CHECKING:
-    from genmodels.data.own import OnDisk
     from genmodels.evaluation.options import ClusterOptions
+    from genmodels.images import OnDisk
 
 
 @torch.no_grad()
@@ -72,10 +72,9 @@ def write_clusters(
     rows = []
     for numbers in exemplars(probabilities, per_cluster):
         row = torch.zeros(per_cluster, *pixels.shape[1:], dtype=torch.uint8)
-        row[: len(numbers)] = pixels[numbers]
+        row[: len(numbers)] = pixels[torch.tensor(numbers, dtype=torch.int64)]
         rows.append(row)
-    sheet = images.grid(torch.cat(rows), per_cluster)
-    images.write_png(out / "exemplars.png", images.enlarge(sheet, max(1, 512 // sheet.shape[-1])))
+    images.write_png(out / "exemplars.png", images.contact_sheet(torch.cat(rows), per_cluster))
 
 
 def score_clusters(
@@ -85,7 +84,7 @@ def score_clusters(
     source = options.cluster
     if not source:
         return {}, {}, ""
-    if not hasattr(model, "cluster"):
+    if model is None or not model.CLUSTERS:
         raise ValueError(f"cluster={source}: needs a MODEL whose method makes clusters")
     source = with_split(source, "test")
     named = read_source(source, **reading_options(options, model))

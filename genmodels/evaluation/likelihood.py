@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from genmodels import seeding
 from genmodels.data.source import read_source, with_split
-from genmodels.distributed import process_state
+from genmodels.distributed import gather_rows, rank, share
 from genmodels.evaluation.sources import check_shape, reading_options
 from genmodels.generation import tf32
 from genmodels.kernels.philox import philox_uniform
@@ -114,33 +114,28 @@ def bits_per_dim(
     Raises:
         ValueError: what log_prob refuses.
     """
-    from accelerate.utils import gather_object
-
-    state, device = process_state(), model.device
+    device = model.device
     dim = math.prod(pixels.shape[1:])
-    share = range(len(pixels))[state.process_index :: state.num_processes]
+    indices = share(len(pixels))
     values = []
     bar = tqdm(
-        total=len(share),
+        total=len(indices),
         desc=_metric_name(kind),
         unit="img",
         delay=0.5,
-        disable=not (progress and state.is_main_process),
+        disable=not (progress and rank() == 0),
     )
     with bar, tf32(False):
-        for start in range(0, len(share), batch):
-            index = torch.tensor(share[start : start + batch])
+        for start in range(0, len(indices), batch):
+            index = torch.tensor(indices[start : start + batch])
             x = dequantise(pixels[index], seed, index).to(device)
             classes = None if labels is None else labels[index].to(device)
             seeds = seeding.image_seeds(seed, index).to(device)
             log_p = model.log_prob(x, classes, kind=kind, seeds=seeds, **options).detach().cpu()
             values.append(-log_p / (dim * math.log(2)) + math.log2(127.5))
             bar.update(len(index))
-    shares = gather_object([torch.cat(values) if values else torch.empty(0).double()])
-    whole = torch.empty(len(pixels), dtype=torch.float64)
-    for rank, part in enumerate(shares):
-        whole[rank :: state.num_processes] = part
-    return whole
+    bits = torch.cat(values).double() if values else torch.empty(0).double()
+    return gather_rows(bits, len(pixels))
 
 
 def score_likelihood(

@@ -8,7 +8,6 @@ are. A finished block is a file, so that a killed pass goes on where it stopped.
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from genmodels.distributed import gather, ranks
+from genmodels import atomic, distributed
 from genmodels.metrics.errorbars import BLOCKS, block_of
 from genmodels.metrics.features import Features, feature_rows
 from genmodels.metrics.frechet import Moments, merged
@@ -84,10 +83,9 @@ class Store:
     def save(self, part: str, arrays: dict[str, Any]) -> None:
         """Write a finished part, all or nothing."""
         self.folder.mkdir(exist_ok=True)
-        # Not fsynced: a killed process leaves old or new, and _read names what a crash spoils.
-        partial = self.folder / f".{self.name}-{part}.partial.npz"
-        np.savez(partial, mark=np.array(self.mark), **arrays)
-        os.replace(partial, self._path(part))
+        # Not flushed: a killed process leaves old or new, and _read names what a crash spoils.
+        with atomic.whole_file(self._path(part), flush=False) as file:
+            np.savez(file, mark=np.array(self.mark), **arrays)
         self.written.append(self._path(part))
 
     def undo(self) -> None:
@@ -100,8 +98,9 @@ class Store:
     def clear(out: Path | str) -> None:
         """Delete the parts of all passes in OUT.blocks, and the folder if nothing else is in it."""
         folder = Path(f"{out}.blocks")
-        for path in [*folder.glob("*-*-of-*.npz"), *folder.glob(".*.partial.npz")]:
+        for path in folder.glob("*-*-of-*.npz"):
             path.unlink()
+        atomic.remove_partial(folder)
         _remove_empty(folder)
 
     def _path(self, part: str) -> Path:
@@ -162,8 +161,8 @@ def score_pass(
         ValueError: what `features` refuses, features too many to hold 16 covariances of, or values
             that are not finite.
     """
-    rank, world = ranks()
-    split, units = _share_of_units(len(source), rank, world)
+    rank = distributed.rank()
+    split, units = _share_of_units(len(source), rank, distributed.world())
     names = {unit: f"{unit // split:02d}.{unit % split}-of-{split}" for unit in units}
     done = {}
     for unit in units:
@@ -291,7 +290,7 @@ def _gathered_blocks(
     device: torch.device,
 ) -> list[Moments]:
     """Return the Moments of the 16 blocks, on every process, from the parts of all."""
-    world = ranks()[1]
+    world = distributed.world()
     dim = torch.tensor(max([len(part["total"]) for part in done.values()], default=0)).to(device)
     if world > 1:
         dist.all_reduce(dim, dist.ReduceOp.MAX)
@@ -322,7 +321,9 @@ def _gathered_table(
     count: int,
 ) -> torch.Tensor | None:
     """Return all rows in the order of the images on the first process, None on the others."""
-    shares = gather([(units[unit], part[key]) for unit, part in done.items() if key in part])
+    shares = distributed.gather(
+        [(units[unit], part[key]) for unit, part in done.items() if key in part]
+    )
     if shares is None:
         return None
     pairs = [pair for share in shares for pair in share]

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from genmodels import cli, restoration
 from genmodels.config.words import check_choice
-from genmodels.distributed import process_state
+from genmodels.distributed import gather_to_all, rank, share
 from genmodels.images import pictures
 from genmodels.metrics.restoration import BM3D_LAWS, LEAST_SIDE, bm3d, load_bm3d, psnr, ssim
 from genmodels.noise import LAWS
@@ -32,34 +32,31 @@ def score_restoration(
     model: Any, options: "RestorationOptions", device: torch.device
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
     """Return (scores, facts, title); the table of the pictures is printed."""
-    from accelerate.utils import gather_object
-
     law, level = law_and_level(model, options)
-    readers = pictures.find(Path(options.denoise))
+    readers = pictures.find_pictures(Path(options.denoise))
     names = list(readers)[: options.num or None]
-    state, rows = process_state(), []
+    rows = []
     for name in names:  # all of them, before the work
         x = clean_picture(name, readers[name]())
         with cli.name_in_errors(name):
             restoration.planes(model, x.transpose(2, 0, 1))
     if device.type == "cuda":  # the first call is slower and would count
         restore_one(model, 0, names[0], readers[names[0]](), options, law, level)
-    numbers = range(state.process_index, len(names), state.num_processes)
     for k in tqdm(
-        numbers,
+        share(len(names)),
         desc="restoring",
         unit="img",
         delay=0.5,
-        disable=None if state.is_main_process else True,
+        disable=None if rank() == 0 else True,
     ):
         with cli.name_in_errors(names[k]):
             rows.append(restore_one(model, k, names[k], readers[names[k]](), options, law, level))
-    rows = [row for share in gather_object([rows]) for row in share]
+    rows = [row for part in gather_to_all(rows) for row in part]
     rows.sort(key=lambda row: row["index"])
     facts = {"data": options.denoise, "num": len(rows), "law": law, "level": level}
     facts["restoring"] = speeds(rows)
     scores = means(rows, level)
-    if state.is_main_process:
+    if rank() == 0:
         print_rows(f"{options.denoise}: {law} {level:g}", rows, scores)
     return scores, facts | {"rows": rows}, f"on {options.denoise}: {law} noise of {level:g}"
 
@@ -94,9 +91,9 @@ def clean_picture(name: str, picture: pictures.Picture) -> np.ndarray:
     Raises:
         ValueError: several in one file, too small for SSIM, or beyond black or white.
     """
-    x = picture.levels[0].astype(np.float64) / picture.top
-    if len(picture.levels) > 1:
-        raise ValueError(f"denoise={name}: holds {len(picture.levels)} pictures; make it one")
+    x = picture.values[0].astype(np.float64) / picture.white
+    if len(picture.values) > 1:
+        raise ValueError(f"denoise={name}: holds {len(picture.values)} pictures; make it one")
     if min(x.shape[:2]) < LEAST_SIDE:
         raise ValueError(
             f"denoise={name}: is {x.shape[0]} x {x.shape[1]}, SSIM needs sides of "

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from genmodels.data.own import OnDisk
 from genmodels.data.source import read_source
-from genmodels.distributed import ranks
+from genmodels.distributed import rank
 from genmodels.evaluation.passes import Scored, Store, score_pass, sums_device
 from genmodels.evaluation.sources import ImageSource, Pictures
+from genmodels.images import OnDisk
 from genmodels.metrics.errorbars import resampled
 from genmodels.metrics.features import Features, load_features, mode_difference
 from genmodels.metrics.frechet import BlockFrechet, Moments, block_frechet, frechet_distance
@@ -486,7 +486,7 @@ class Scorer:
         )
         self.frechet = None
         self.generated_rows = scored.rows
-        if ranks()[0]:
+        if rank() != 0:
             return {}
         started = time.monotonic()
         if any("frechet" in metric.needs for metric in self.metrics.values()):

@@ -13,7 +13,7 @@ from genmodels.distributed import gather
 from genmodels.images import as_bytes, write_npz, write_png
 
 if TYPE_CHECKING:
-    from genmodels.data.own import OnDisk
+    from genmodels.images import OnDisk
 
 
 class ImageSource(Protocol):

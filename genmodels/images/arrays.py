@@ -1,10 +1,16 @@
-"""Images and labels as arrays: npz, npy and idx files. Nothing in a file is executed."""
+"""Images and labels as arrays: npz, npy and idx files, and what stands in for arrays too large.
+
+Nothing in a file is executed.
+"""
 
 import contextlib
 import gzip
 import math
 import os
 import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +20,74 @@ LARGEST_IDX = 1 << 30  # bytes of an idx file, unpacked
 LARGEST_CLASS = 1 << 20  # a larger number is an identity or a mistake, not a class
 
 
-def npz_images(path, split=None):
+@dataclass(frozen=True)
+class OnDisk:
+    """uint8 images (N, C, H, W) that are read when asked for; stands in for a tensor of them.
+
+    Args:
+        read: picklable; a list of image numbers -> uint8 (B, C, H, W).
+        image_shape: (C, H, W) of one of them, without the pad.
+        numbers: int64 (N,), which of the images there are these.
+        pad: background pixels added on each side.
+    """
+
+    read: Callable[[list[int]], torch.Tensor]
+    image_shape: tuple[int, int, int]
+    numbers: torch.Tensor
+    pad: int = 0
+
+    dtype = torch.uint8
+    device = torch.device("cpu")
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, H, W)."""
+        channels, height, width = self.image_shape
+        return (len(self.numbers), channels, height + 2 * self.pad, width + 2 * self.pad)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them in memory."""
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: torch.Tensor | slice) -> torch.Tensor:
+        """Return uint8 (B, C, H, W) of an index tensor or slice."""
+        pixels = self.read(self.numbers[index].tolist())
+        return torch.nn.functional.pad(pixels, [self.pad] * 4) if self.pad else pixels
+
+    def is_floating_point(self) -> bool:
+        """Return False, as a tensor of bytes does."""
+        return False
+
+    def split(self, size: int) -> Iterator[torch.Tensor]:
+        """Yield the images in order, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def load(self) -> torch.Tensor:
+        """Return all of them as one tensor.
+
+        Raises:
+            ValueError: more than this machine's memory holds.
+        """
+        memory = memory_size()
+        if self.nbytes > memory:
+            raise ValueError(
+                f"data.device=auto: {len(self)} images take {self.nbytes / 1e9:.0f} GB and this "
+                f"machine has {memory / 1e9:.0f} GB; data.device=disk reads them as they are needed"
+            )
+        pixels = torch.empty(self.shape, dtype=torch.uint8)
+        for start in range(0, len(self), 64):
+            pixels[start : start + 64] = self[start : start + 64]
+        return pixels
+
+
+def npz_images(
+    path: Path | str, split: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return (images uint8 (N, C, H, W), labels int64 (N,) or None) of an npz file.
 
     Looks for `{split}_images` and `{split}_labels` if a split is named, then for `images` and
@@ -40,7 +113,7 @@ def npz_images(path, split=None):
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
 
 
-def npz_names(path):
+def npz_names(path: Path | str) -> list[str]:
     """Return the names of the arrays in an npz file.
 
     Raises:
@@ -51,7 +124,7 @@ def npz_names(path):
 
 
 @contextlib.contextmanager
-def _npz(path):
+def _npz(path: Path | str) -> Iterator[np.lib.npyio.NpzFile]:
     try:
         with np.load(path, allow_pickle=False) as file:
             yield file
@@ -59,40 +132,46 @@ def _npz(path):
         raise ValueError(f"npz={path}: cannot be read ({error}); make it again") from None
 
 
-def memory_size():
+def memory_size() -> int:
     """Return the bytes of this machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def npy_images(path):
-    """Return (memory-mapped uint8 array (N, H, W, C), labels int64 (N,) or None) of X.npy.
+def npy_images(path: Path | str) -> tuple[OnDisk, torch.Tensor | None]:
+    """Return (images as OnDisk, by a memory map, labels int64 (N,) or None) of X.npy.
 
     Labels are in X_labels.npy beside it.
 
     Raises:
         ValueError: not an npy, or not uint8 NHWC / NHW images with a whole number for each.
     """
-    path, labels = Path(path), None
-    images = npy_pixels(path)
+    path = Path(path)
+    count, height, width, channels = _map_npy(path).shape
+    labels = None
     beside = path.with_name(f"{path.stem}_labels.npy")
     if beside.is_file():
-        labels = class_numbers(_read_npy(beside), len(images), f"npy={beside}: it")
-    return images, labels
+        labels = class_numbers(_load_npy(beside), count, f"npy={beside}: it")
+    shape = (channels, height, width)
+    return OnDisk(partial(_read_npy_rows, path), shape, torch.arange(count)), labels
 
 
-def npy_pixels(path):
-    """Return the images of npy_images alone."""
-    return _check_pixels(_read_npy(path, "r"), f"npy={path}: it")
+def _read_npy_rows(path: Path, numbers: list[int]) -> torch.Tensor:
+    return torch.from_numpy(_map_npy(path)[numbers]).permute(0, 3, 1, 2).contiguous()
 
 
-def _read_npy(path, mode=None):
+def _map_npy(path: Path) -> np.ndarray:
+    """Return the memory-mapped images, uint8 (N, H, W, C)."""
+    return _check_pixels(_load_npy(path, "r"), f"npy={path}: it")
+
+
+def _load_npy(path: Path, mode: str | None = None) -> np.ndarray:
     try:
         return np.load(path, mmap_mode=mode, allow_pickle=False)
     except Exception as error:  # numpy raises nearly anything
         raise ValueError(f"npy={path}: cannot be read ({error}); make it again") from None
 
 
-def _check_pixels(images, what):
+def _check_pixels(images: np.ndarray, what: str) -> np.ndarray:
     """Return the images as (N, H, W, C)."""
     if not isinstance(images, np.ndarray):
         raise ValueError(f"{what} is no array; save it with numpy.save")
@@ -100,7 +179,7 @@ def _check_pixels(images, what):
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(
-            f"{what} is {images.dtype} {images.shape}; must be uint8 (N, H, W, 1 or 3), levels "
+            f"{what} is {images.dtype} {images.shape}; must be uint8 (N, H, W, 1 or 3), values "
             "0..255"
         )
     if not images.size:
@@ -108,7 +187,7 @@ def _check_pixels(images, what):
     return images
 
 
-def class_numbers(labels, count, what):
+def class_numbers(labels: np.ndarray, count: int, what: str) -> torch.Tensor:
     """Return labels as int64 (count,): whole numbers >= -1 (none), or rows that are one-hot.
 
     A vector that is no one-hot (soft labels, attributes) names no class and is refused.
@@ -138,7 +217,7 @@ def class_numbers(labels, count, what):
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def read_idx(path):
+def read_idx(path: Path) -> torch.Tensor:
     """Return the uint8 array of an idx file (MNIST's format), gzipped if it ends in .gz.
 
     Raises:

@@ -10,15 +10,16 @@ Floats may leave 0..255: nothing is clipped on the way in.
 """
 
 import io
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
 
 from genmodels.images import pixels
-from genmodels.images.read import SUFFIXES, Tree, read_levels
+from genmodels.images.read import SUFFIXES, Tree, read_values
 
 KEPT = (".png", ".tif", ".tiff", ".npy")  # written as they came; others, JPEG say, as PNG
 SHEET = "before_after.png"
@@ -27,37 +28,43 @@ NOT_READ = (SHEET, "grid.png")
 
 @dataclass(frozen=True)
 class Picture:
-    """What a file holds: `levels` (N, H, W, C), 0..top; `shape` is the array's in the file."""
+    """What a file holds.
+
+    Attributes:
+        name: of the file, within its folder or zip.
+        values: (N, H, W, C), 0 black; floats may lie beyond black and white.
+        shape: the array's in the file.
+    """
 
     name: str
-    levels: np.ndarray
-    shape: tuple
+    values: np.ndarray
+    shape: tuple[int, ...]
 
     @property
-    def top(self):
-        """The level of white."""
-        return 65535 if self.levels.dtype == np.uint16 else 255
+    def white(self) -> int:
+        """The value of white."""
+        return 65535 if self.values.dtype == np.uint16 else 255
 
-    def images(self):
+    def images(self) -> torch.Tensor:
         """Return it on the [-1, 1] scale, float32 (N, C, H, W), not clipped."""
-        scaled = torch.from_numpy(self.levels.astype(np.float64) / (self.top / 2) - 1)
+        scaled = torch.from_numpy(self.values.astype(np.float64) / (self.white / 2) - 1)
         return scaled.permute(0, 3, 1, 2).float()
 
-    def as_file(self, restored):
+    def as_file(self, restored: torch.Tensor) -> bytes:
         """Return images in [-1, 1], (N, C, H, W), as the bytes of a file of this kind."""
-        levels = (restored.double().permute(0, 2, 3, 1).numpy() + 1) * (self.top / 2)
+        values = (restored.double().permute(0, 2, 3, 1).numpy() + 1) * (self.white / 2)
         suffix = PurePath(self.name).suffix.lower()
         if suffix == ".npy":
             buffer = io.BytesIO()
-            np.save(buffer, levels.reshape(self.shape).astype(np.float32))
+            np.save(buffer, values.reshape(self.shape).astype(np.float32))
             return buffer.getvalue()
-        whole = self.levels.dtype.kind == "u"
-        levels = np.floor(levels + 0.5) if whole else levels
+        whole = self.values.dtype.kind == "u"
+        values = np.floor(values + 0.5) if whole else values
         kind = "tiff" if suffix in (".tif", ".tiff") else "png"
-        return pixels.level_bytes(levels[0].astype(self.levels.dtype), kind)
+        return pixels.picture_bytes(values[0].astype(self.values.dtype), kind)
 
 
-def find(path, key="denoise"):
+def find_pictures(path: Path, key: str = "denoise") -> dict[str, Callable[[], Picture]]:
     """Return {output name: callable that reads the Picture}, in the order of the input's names.
 
     Args:
@@ -69,58 +76,71 @@ def find(path, key="denoise"):
     """
     known = (*SUFFIXES, ".npy")
     if path.is_file() and path.suffix.lower() in known:
-        found = {path.name: path.read_bytes}
+        contents = {path.name: path.read_bytes}
     elif path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
         tree = Tree(path, key)
         names = [name for name in tree.entries if name.lower().endswith(known)]
         names = [name for name in names if PurePath(name).name not in NOT_READ]
         names.sort(key=lambda name: name.split("/"))
-        found = {name: partial(tree.bytes, name) for name in names}
+        contents = {name: partial(tree.read_bytes, name) for name in names}
     else:
         raise ValueError(f"{key}={path}: no such picture, .npy, folder or .zip")
-    if not found:
+    if not contents:
         raise ValueError(f"{key}={path}: holds no picture ({', '.join(known)})")
-    readers, given = {}, {}
-    for name, data in found.items():
+    readers = {}
+    inputs = {}
+    for name, data in contents.items():
         out = PurePath(name)
         out = str(out if out.suffix.lower() in KEPT else out.with_suffix(".png"))
-        if out in given:
+        if out in inputs:
             raise ValueError(
-                f"{key}={path}: {given[out]} and {name} would both become {out}; rename one"
+                f"{key}={path}: {inputs[out]} and {name} would both become {out}; rename one"
             )
-        readers[out], given[out] = partial(read, name, data, key=key), name
+        readers[out] = partial(read_picture, name, data, key=key)
+        inputs[out] = name
     return readers
 
 
-def read(name, data, key="denoise", own=False):
-    """Return the Picture of this name whose bytes the callable `data` returns.
+def read_picture(
+    name: str, data: Callable[[], bytes], key: str = "denoise", scale_known: bool = False
+) -> Picture:
+    """Return the Picture of this name.
 
-    Of `own` floats, just written, the scale is known.
+    Args:
+        name: of the file; its ending says the format.
+        data: returns the file's bytes.
+        key: what errors call it.
+        scale_known: floats are on 0..255 for sure, as those this module wrote are.
 
     Raises:
         ValueError: broken, of another form or scale, or with pixels that are no numbers.
     """
-    data = data()
     if name.lower().endswith(".npy"):
-        return _read_array(name, data, key, own)
-    levels = read_levels(data, name)
-    if not np.isfinite(levels).all():
+        values = _array_values(name, data(), key)
+        shape = values.shape
+        values = values[..., None] if values.ndim == 2 else values
+        values = values if values.ndim == 4 else values[None]
+    else:
+        values = read_values(data(), name)[None]
+        shape = values.shape[1:]
+    if not np.isfinite(values).all():
         raise ValueError(f"{key}={name}: holds NaN or infinite pixels; mend or remove it")
-    if not own:
-        check_scale(levels, name, key)
-    return Picture(name, levels[None], levels.shape)
+    if not scale_known:
+        check_scale(values, name, key)
+    return Picture(name, values, shape)
 
 
-def check_scale(levels, name, key="denoise"):
+def check_scale(values: np.ndarray, name: Path | str, key: str = "denoise") -> None:
     """Raise ValueError for floats on the scale 0..1: they would be nearly black."""
-    if levels.dtype.kind == "f" and levels.size and 0 < levels.max() <= 2:
+    if values.dtype.kind == "f" and values.size and 0 < values.max() <= 2:
         raise ValueError(
-            f"{key}={name}: its brightest pixel is {levels.max():.3g}; floats are on "
+            f"{key}={name}: its brightest pixel is {values.max():.3g}; floats are on "
             "the scale 0..255: multiply those of 0..1 by 255"
         )
 
 
-def _read_array(name, data, key, own):
+def _array_values(name: str, data: bytes, key: str) -> np.ndarray:
+    """Return the array of an .npy, (H, W), (H, W, C) or (N, H, W, C)."""
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # numpy raises nearly anything
@@ -136,15 +156,10 @@ def _read_array(name, data, key, own):
         )
     if not array.size:
         raise ValueError(f"{key}={name}: has shape {array.shape}: holds no picture")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{key}={name}: holds NaN or infinite pixels; mend or remove it")
-    if not own:
-        check_scale(array, name, key)
-    levels = array if array.ndim == 4 else array[None]
-    return Picture(name, levels[..., None] if array.ndim == 2 else levels, array.shape)
+    return array
 
 
-def before_after(pairs, side=256):
+def before_after(pairs: Iterable[tuple[Picture, Picture]], side: int = 256) -> torch.Tensor:
     """Return a sheet, uint8 (3, H, W): a row noisy | restored for each pair of Pictures.
 
     Of large ones it is the central square of `side`; of an array the first picture.
@@ -157,7 +172,8 @@ def before_after(pairs, side=256):
     return pixels.grid(sheet, columns=2)
 
 
-def _cell(picture, side):
+def _cell(picture: Picture, side: int) -> torch.Tensor:
+    """Return the first image's centre as uint8 (3, H, W), H and W at most `side`."""
     image = picture.images()[0]
     top, left = (max(0, (size - side) // 2) for size in image.shape[1:])
     part = image[:, top : top + side, left : left + side]

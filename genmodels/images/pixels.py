@@ -3,32 +3,33 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.utils import make_grid
 
 from genmodels.atomic import write_bytes
-from genmodels.images.read import tifffile
+from genmodels.images.arrays import OnDisk
+from genmodels.images.read import import_tifffile
 
 
-def to_uint8(x):
+def to_uint8(x: torch.Tensor) -> torch.Tensor:
     """Return images in [-1, 1] as uint8: clip(x * 127.5 + 128, 0, 255), truncated (EDM's rule)."""
     return (x.float() * 127.5 + 128).clip(0, 255).to(torch.uint8)
 
 
-def from_uint8(images):
+def from_uint8(images: torch.Tensor) -> torch.Tensor:
     """Return uint8 images as float32 in [-1, 1]: u / 127.5 - 1."""
     return images.to(torch.float32) / 127.5 - 1
 
 
-def as_bytes(pixels):
+def as_bytes(pixels: torch.Tensor) -> torch.Tensor:
     """Return images as uint8 for metrics: bytes as they are, points in the plane rounded."""
     return to_uint8(pixels) if pixels.is_floating_point() else pixels
 
 
-def mean_and_std(pixels):
+def mean_and_std(pixels: torch.Tensor | OnDisk) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and standard deviation, on the [-1, 1] scale, of uint8 images (N, C, H, W).
 
     Points in the plane (float32) are taken as they are.
@@ -36,15 +37,15 @@ def mean_and_std(pixels):
     if pixels.is_floating_point():
         return pixels.double().mean(), pixels.double().std()
     counts = sum(torch.bincount(part.flatten(), minlength=256) for part in pixels.split(1024))
-    levels = from_uint8(torch.arange(256)).double()
-    mean = (counts * levels).sum() / counts.sum()
-    return mean, ((counts * (levels - mean) ** 2).sum() / (counts.sum() - 1)).sqrt()
+    values = from_uint8(torch.arange(256)).double()
+    mean = (counts * values).sum() / counts.sum()
+    return mean, ((counts * (values - mean) ** 2).sum() / (counts.sum() - 1)).sqrt()
 
 
 CROPS = ("center", "adm", "none")
 
 
-def fit(image, side, crop="center"):
+def fit(image: torch.Tensor, side: int, crop: str = "center") -> torch.Tensor:
     """Return the image (C, H, W) uint8 as side x side; side 0 leaves it as it is.
 
     Args:
@@ -71,7 +72,7 @@ def fit(image, side, crop="center"):
     return functional.resize(functional.center_crop(image, [short, short]), [side, side])
 
 
-def _fit_adm(image, side):
+def _fit_adm(image: torch.Tensor, side: int) -> torch.Tensor:
     channels = image.permute(1, 2, 0).numpy()
     picture = Image.fromarray(channels[..., 0] if channels.shape[-1] == 1 else channels)
     while min(picture.size) >= 2 * side:
@@ -84,18 +85,29 @@ def _fit_adm(image, side):
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
-def grid(images, columns=None):
+def grid(images: torch.Tensor, columns: int | None = None) -> torch.Tensor:
     """Return a contact sheet (3, H, W) uint8 of images (N, C, H, W) uint8, one pixel apart.
 
     Of points in the plane, (N, 2, 1, 1), it is a map (3, 128, 128) of how many lie where.
     """
     if images.shape[1:] == (2, 1, 1):
         return _density(images)
+    from torchvision.utils import make_grid
+
     columns = columns or max(1, round(len(images) ** 0.5))
     return make_grid(images.cpu(), nrow=columns, padding=1, pad_value=128)
 
 
-def _density(points):
+def contact_sheet(images: torch.Tensor, columns: int | None = None) -> torch.Tensor:
+    """Return a grid of the images, enlarged by a whole factor where it is under 512 pixels wide.
+
+    Arguments as for grid().
+    """
+    sheet = grid(images, columns)
+    return enlarge(sheet, max(1, 512 // sheet.shape[-1]))
+
+
+def _density(points: torch.Tensor) -> torch.Tensor:
     """Return a map (3, 128, 128) of points (N, 2, 1, 1) as bytes; y grows upwards."""
     column, row = (points.cpu().flatten(1).long() // 2).T
     counts = torch.bincount((127 - row) * 128 + column, minlength=128**2).float()
@@ -104,12 +116,12 @@ def _density(points):
     )
 
 
-def enlarge(image, factor):
+def enlarge(image: torch.Tensor, factor: int) -> torch.Tensor:
     """Return the image (C, H, W) with every pixel repeated factor x factor times."""
     return image.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
 
-def write_png(path, image):
+def write_png(path: Path | str, image: torch.Tensor) -> None:
     """Write one uint8 image (C, H, W), C = 1 or 3, all or nothing.
 
     Raises:
@@ -118,7 +130,7 @@ def write_png(path, image):
     write_bytes(path, png_bytes(image))
 
 
-def png_bytes(image):
+def png_bytes(image: torch.Tensor) -> bytes:
     """Return one uint8 image (C, H, W), C = 1 or 3, as PNG; see write_png."""
     if image.shape[0] not in (1, 3):
         raise ValueError(
@@ -130,30 +142,31 @@ def png_bytes(image):
     return buffer.getvalue()
 
 
-def level_bytes(levels, kind):
-    """Return one picture (H, W, C), C = 1 or 3, as a file: the inverse of files.read_levels.
+def picture_bytes(values: np.ndarray, kind: str) -> bytes:
+    """Return one picture (H, W, C), C = 1 or 3, as a file: the inverse of read_values.
 
     Args:
-        levels: uint8 or uint16, or float32 (H, W, 1) of a TIFF.
+        values: uint8 or uint16, or float32 (H, W, 1) of a TIFF.
         kind: "png" or "tiff".
     """
-    grey, buffer = levels.shape[-1] == 1, io.BytesIO()
-    if levels.dtype == np.uint16 and kind == "png":
-        return _deep_png(levels)
-    if levels.dtype == np.uint16 and not grey:
-        tifffile("picture").imwrite(buffer, levels, photometric="rgb")
+    grey = values.shape[-1] == 1
+    buffer = io.BytesIO()
+    if values.dtype == np.uint16 and kind == "png":
+        return _deep_png(values)
+    if values.dtype == np.uint16 and not grey:
+        import_tifffile("picture").imwrite(buffer, values, photometric="rgb")
     else:
-        Image.fromarray(levels[..., 0] if grey else levels).save(buffer, kind.upper())
+        Image.fromarray(values[..., 0] if grey else values).save(buffer, kind.upper())
     return buffer.getvalue()
 
 
-def _deep_png(levels):
+def _deep_png(values: np.ndarray) -> bytes:
     """Return a PNG of 16 bits a channel, which Pillow writes of grey only.
 
     Reference: the PNG specification, third edition, W3C 2025: chunks IHDR, IDAT, IEND.
     """
-    height, width, channels = levels.shape
-    rows = levels.astype(">u2").reshape(height, -1).view(np.uint8)
+    height, width, channels = values.shape
+    rows = values.astype(">u2").reshape(height, -1).view(np.uint8)
     rows = np.pad(rows, ((0, 0), (1, 0)))  # filter 0 before each row: as it is
     colour = {1: 0, 3: 2}[channels]
     header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
@@ -165,7 +178,7 @@ def _deep_png(levels):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def write_npz(path, **arrays):
+def write_npz(path: Path | str, **arrays: np.ndarray) -> None:
     """Write arrays to an npz file, all or nothing."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)

@@ -1,6 +1,7 @@
-"""Pictures in files: PNG, JPEG, WebP, TIFF and BMP, in folders and zips. Arrays: images/arrays.py.
+"""Images from a path: a picture, a folder or zip of them, an npz or npy.
 
-Nothing in a file is executed, and nothing is unpacked to disk.
+Pictures are PNG, JPEG, WebP, TIFF and BMP. Nothing in a file is executed, and nothing is unpacked
+to disk. The formats of arrays are in images/arrays.py.
 """
 
 import contextlib
@@ -10,13 +11,16 @@ import os
 import re
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path, PurePath
+from types import ModuleType
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from genmodels.images.arrays import npy_images, npz_images
+from genmodels.images.arrays import OnDisk, npy_images, npz_images
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 LARGEST_ENTRY = 1 << 30  # bytes of one unpacked entry of a zip
@@ -32,8 +36,10 @@ UPRIGHT = {
 }
 
 
-def read_image(file, channels=None, name=None):
-    """Return one picture as uint8 (C, H, W), levels 0..255.
+def read_image(
+    file: Path | str | BinaryIO, channels: int | None = None, name: Path | str | None = None
+) -> torch.Tensor:
+    """Return one picture as uint8 (C, H, W).
 
     Palettes become their colours. Alpha is dropped, not composited, as in the published protocols:
     a transparent pixel shows the colour stored under it. 16-bit grey v (0..65535) becomes
@@ -68,8 +74,8 @@ def read_image(file, channels=None, name=None):
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
 
 
-def read_levels(data, name):
-    """Return one picture as it is, (H, W, C), C = 1 or 3: uint8, uint16, or float32 of a TIFF.
+def read_values(data: bytes, name: Path | str) -> np.ndarray:
+    """Return a picture's values (H, W, C), C = 1 or 3: uint8, uint16, or float32 of a TIFF.
 
     As read_image, but 16 bits stay 16 bits, in colour too, and a picture that its EXIF data call
     turned or mirrored is put upright.
@@ -112,17 +118,17 @@ def read_levels(data, name):
     return array[..., : 3 if array.shape[-1] > 2 else 1]  # alpha is dropped
 
 
-def _deep_colour(data, kind, name):
+def _deep_colour(data: bytes, kind: str, name: Path | str) -> np.ndarray:
     """Return a picture of 16 bits with more than one channel, (H, W, 2 to 4) uint16."""
     if kind == "PNG":
         from torchvision.io import ImageReadMode, decode_png
 
         tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         return decode_png(tensor, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
-    return tifffile(name).imread(io.BytesIO(data))
+    return import_tifffile(name).imread(io.BytesIO(data))
 
 
-def tifffile(name):
+def import_tifffile(name: Path | str) -> ModuleType:
     """Return the package tifffile; ImportError, with a line for the user, where it is missing."""
     try:
         import tifffile
@@ -133,7 +139,7 @@ def tifffile(name):
     return tifffile
 
 
-def picture_size(file, name=None):
+def picture_size(file: Path | str | BinaryIO, name: Path | str | None = None) -> tuple[int, int]:
     """Return (H, W) of a picture from its header; see read_image."""
     try:
         with _no_bombs(), Image.open(file) as picture:
@@ -142,25 +148,25 @@ def picture_size(file, name=None):
         raise ValueError(_unreadable(name or file, error)) from None
 
 
-def _unreadable(name, error):
+def _unreadable(name: object, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         error = "it is no picture, or one that Pillow does not know"
     return f"image={name}: cannot be read ({error}); remove it"
 
 
 @contextlib.contextmanager
-def _no_bombs():
+def _no_bombs() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # odd metadata; the pixels are what counts
         warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
         yield
 
 
-def _to_8_bits(levels, name):
-    """Return grey levels of 16 bits as 8; Pillow's own conversion clips them at 255."""
-    if levels.dtype.kind == "f" or levels.min() < 0 or levels.max() > 65535:
+def _to_8_bits(values: np.ndarray, name: object) -> np.ndarray:
+    """Return grey values of 16 bits as 8; Pillow's own conversion clips them at 255."""
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
         raise ValueError(f"image={name}: has more than 16 bits a pixel; convert it to 8 or 16 bits")
-    return np.rint(levels / 257).astype(np.uint8)
+    return np.rint(values / 257).astype(np.uint8)
 
 
 class Tree:
@@ -174,14 +180,17 @@ class Tree:
         key: what errors call it.
 
     Attributes:
-        names: paths of the pictures with forward slashes, sorted part by part.
+        entries: paths of all files with forward slashes.
+        names: those of the pictures, sorted part by part.
 
     Raises:
         ValueError: neither folder nor zip, broken, or with an entry that is unsafe to unpack.
     """
 
-    def __init__(self, path, key="images"):
-        self.path, self.key, self.prefix = Path(path), key, ""
+    def __init__(self, path: Path | str, key: str = "images"):
+        self.path = Path(path)
+        self.key = key
+        self.prefix = ""
         if self.path.is_dir():
             entries = _files_below(self.path)
         elif self.path.suffix.lower() == ".zip" and self.path.is_file():
@@ -192,8 +201,8 @@ class Tree:
         pictures = [name for name in self.entries if name.lower().endswith(SUFFIXES)]
         self.names = sorted(pictures, key=lambda name: name.split("/"))
 
-    def _zip_entries(self):
-        with self._spelled_out():
+    def _zip_entries(self) -> list[str]:
+        with self._in_one_line():
             infos = [info for info in self._archive().infolist() if not info.is_dir()]
         for info in infos:
             name = info.filename
@@ -212,12 +221,12 @@ class Tree:
             self.prefix = f"{tops.pop()}/"
         return [name.removeprefix(self.prefix) for name in names]
 
-    def _archive(self):
+    def _archive(self) -> zipfile.ZipFile:
         status = self.path.stat()
         return _archive(self.path, os.getpid(), status.st_mtime_ns, status.st_size)
 
     @contextlib.contextmanager
-    def _spelled_out(self):
+    def _in_one_line(self) -> Iterator[None]:
         """Turn the many kinds of error of a broken zip into one line."""
         try:
             yield
@@ -226,10 +235,10 @@ class Tree:
                 f"{self.key}={self.path}: cannot be read ({error}); fetch or make it again"
             ) from None
 
-    def bytes(self, name):
+    def read_bytes(self, name: str) -> bytes:
         """Return what the entry holds."""
         if not self.path.is_dir():
-            with self._spelled_out():
+            with self._in_one_line():
                 info = self._archive().getinfo(self.prefix + name)
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise OSError("it is packed with another method than deflate")
@@ -238,88 +247,102 @@ class Tree:
                     return file.read(info.file_size)
         return (self.path / name).read_bytes()
 
-    def read(self, name, channels=None):
+    def read(self, name: str, channels: int | None = None) -> torch.Tensor:
         """Return one picture as uint8 (C, H, W); see read_image."""
-        file, name = self.where(name)
-        return read_image(file, channels, name)
+        file, shown = self._file(name)
+        return read_image(file, channels, shown)
 
-    def where(self, name):
+    def size(self, name: str) -> tuple[int, int]:
+        """Return (H, W) of one picture from its header."""
+        return picture_size(*self._file(name))
+
+    def _file(self, name: str) -> tuple[Path | io.BytesIO, str | None]:
         """Return (what Pillow opens, what errors call it)."""
         if self.path.is_dir():
             return self.path / name, None
-        return io.BytesIO(self.bytes(name)), f"{self.path}/{name}"
+        return io.BytesIO(self.read_bytes(name)), f"{self.path}/{name}"
 
 
 @functools.lru_cache(maxsize=8)
-def _archive(path, process, *version):
+def _archive(path: Path, process: int, *version: int) -> zipfile.ZipFile:
     """Return the open zip; each process has its own, for a file position cannot be shared."""
     return zipfile.ZipFile(path)
 
 
-def _files_below(folder):
+def _files_below(folder: Path) -> list[str]:
     """Return the paths, within the folder, of all files below it; linked folders count."""
     entries = []
 
     def stop(error):
         raise error
 
-    for where, folders, names in os.walk(folder, onerror=stop, followlinks=True):
-        real = Path(where).resolve()
+    for parent, folders, names in os.walk(folder, onerror=stop, followlinks=True):
+        real = Path(parent).resolve()
         # A link to a folder around it would never end.
-        folders[:] = [f for f in folders if not real.is_relative_to(Path(where, f).resolve())]
-        within = Path(where).relative_to(folder)
+        folders[:] = [f for f in folders if not real.is_relative_to(Path(parent, f).resolve())]
+        within = Path(parent).relative_to(folder)
         for name in names:
-            path = Path(where, name)
+            path = Path(parent, name)
             if path.is_file() or path.is_symlink():  # a broken link is an error, not a gap
                 entries.append((within / name).as_posix())
     return entries
 
 
-def _is_hidden(name):
+def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
-def read_images(path, channels=None):
-    """Return all images of a folder, zip, npz or npy as one tensor, uint8 (N, C, H, W).
+def open_images(
+    path: Path | str, channels: int | None = None
+) -> tuple[torch.Tensor | OnDisk, list[str]]:
+    """Return (images uint8 (N, C, H, W) of one size, a name for each) of a path.
 
-    Hidden files and the `grid.png` of sample.py are skipped. An npz holds `images` (or
-    its first array) as uint8 NHWC or NHW, an npy such an array. Pictures are converted to 1 or 3
-    `channels`, if given; arrays are taken as they are.
+    Pictures in a folder or .zip and the array of an .npy come as OnDisk: each is read when asked
+    for. Hidden files and the `grid.png` of sample.py are skipped. An npz holds `images` (or its
+    first array) as uint8 NHWC or NHW, an npy such an array.
 
-    Raises:
-        ValueError: nothing there, mixed sizes, or a broken picture.
-    """
-    path = Path(path)
-    if path.suffix == ".npz" and path.is_file():
-        return npz_images(path)[0]
-    if path.suffix == ".npy" and path.is_file():
-        return torch.from_numpy(np.array(npy_images(path)[0])).permute(0, 3, 1, 2).contiguous()
-    tree, names, shape = sample_tree(path, channels)
-    return read_samples(tree, names, shape, range(len(names)), channels)
-
-
-def sample_tree(path, channels=None):
-    """Return (Tree, names, (C, H, W) of the first) of a folder or zip, without any grid.png.
+    Args:
+        path: a picture, a folder or .zip of them, an .npz or .npy.
+        channels: 1 or 3 converts pictures; arrays are taken as they are.
 
     Raises:
-        ValueError: nothing there, or a broken picture.
+        ValueError: nothing there, or a broken file; mixed sizes when they are read.
     """
     path = Path(path)
+    if path.suffix in (".npz", ".npy") and path.is_file():
+        pixels = (npz_images if path.suffix == ".npz" else npy_images)(path)[0]
+        return pixels, [str(number) for number in range(len(pixels))]
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+        return read_image(path, channels)[None], [path.name]
     if not path.is_dir() and not (path.suffix.lower() == ".zip" and path.is_file()):
         raise ValueError(f"images={path}: no such folder, .zip or .npz (or .npy)")
     tree = Tree(path)
     names = [name for name in tree.names if PurePath(name).name != "grid.png"]
     if not names:
         raise ValueError(f"images={path}: holds no picture ({', '.join(SUFFIXES)})")
-    return tree, names, tuple(tree.read(names[0], channels).shape)
+    shape = tuple(tree.read(names[0], channels).shape)
+    read = functools.partial(_read_alike, tree, names, shape, channels)
+    return OnDisk(read, shape, torch.arange(len(names))), names
 
 
-def read_samples(tree, names, shape, numbers, channels=None):
-    """Return the pictures of these numbers, which must have that shape, uint8 (B, C, H, W).
+def read_images(path: Path | str, channels: int | None = None) -> torch.Tensor:
+    """Return all images of a path as one tensor, uint8 (N, C, H, W); see open_images.
 
     Raises:
-        ValueError: mixed sizes, or a broken picture.
+        ValueError: nothing there, mixed sizes, or a broken picture.
     """
+    pixels, _ = open_images(path, channels)
+    return pixels.load() if isinstance(pixels, OnDisk) else pixels
+
+
+def _read_alike(
+    tree: Tree,
+    names: list[str],
+    shape: tuple[int, int, int],
+    channels: int | None,
+    numbers: list[int],
+) -> torch.Tensor:
+    """Return the pictures of these numbers, which must have that shape, uint8 (B, C, H, W)."""
     pixels = torch.empty(len(numbers), *shape, dtype=torch.uint8)
     for row, number in enumerate(numbers):
         picture = tree.read(names[number], channels)

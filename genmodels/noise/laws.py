@@ -18,24 +18,27 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from genmodels.config import check
+from genmodels.config import NoiseConfig, check
+
+Level = float | torch.Tensor
 
 FLOOR = 1 / 1020  # a quarter of a grey level: where the logarithm of a black pixel is taken
 SPREAD = 8  # no estimate lies more than so many standard deviations of the noise above its pixel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class State:
     """A domain w of the pixels in which the noise of a law has nearly the same size everywhere."""
 
-    forward: Callable  # (y, level) -> w
-    inverse: Callable  # (w, level) -> y
-    slopes: Callable  # (w, level) -> (dy/dw, d/dw log dy/dw)
+    forward: Callable[[torch.Tensor, Level], torch.Tensor]  # (y, level) -> w
+    inverse: Callable[[torch.Tensor, Level], torch.Tensor]  # (w, level) -> y
+    # (w, level) -> (dy/dw, d/dw log dy/dw)
+    slopes: Callable[[torch.Tensor, Level], tuple[torch.Tensor, torch.Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Law:
-    """A noise law; LAWS has them by name.
+    """A noise law; LAWS has them by name, and a row there is all that a new one takes.
 
     Attributes:
         unit: what its level is, in one line.
@@ -53,16 +56,16 @@ class Law:
     unit: str
     low: float
     high: float
-    sample: Callable
-    formula: Callable
+    sample: Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
+    formula: Callable[[torch.Tensor, torch.Tensor, Level], torch.Tensor]
     state: State
-    state_std: Callable
-    from_state_std: Callable
-    second: Callable | None = None
+    state_std: Callable[[Level], Level]
+    from_state_std: Callable[[float], float]
+    second: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Level], torch.Tensor] | None = None
     positive: bool = True
     normal: bool = False
 
-    def check(self, level):
+    def check(self, level: float | str) -> float:
         """Return the level as a float.
 
         Raises:
@@ -80,12 +83,12 @@ class Law:
             )
         return number
 
-    def estimate(self, y, s, level):
+    def estimate(self, y: torch.Tensor, s: torch.Tensor, level: Level) -> torch.Tensor:
         """Return the estimate of x, unclipped, where y has the score s."""
         return self._guarded(self.formula, y, s, level)
 
     @property
-    def corrected(self):
+    def corrected(self) -> Callable[..., torch.Tensor] | None:
         """(y, s, ds, level) -> x with the second-order correction, or None where none is known.
 
         ds = ds_i/dy_i is the diagonal of the score's Jacobian.
@@ -94,7 +97,14 @@ class Law:
             return None
         return lambda y, s, ds, level: self._guarded(self.second, y, s, level, ds)
 
-    def _guarded(self, formula, y, s, level, *ds):
+    def _guarded(
+        self,
+        formula: Callable[..., torch.Tensor],
+        y: torch.Tensor,
+        s: torch.Tensor,
+        level: Level,
+        *ds: torch.Tensor,
+    ) -> torch.Tensor:
         """A bad score can ask for any x, even infinite: none may leave y by more than SPREAD."""
         if not self.positive:
             return formula(y, s, *ds, level)
@@ -103,27 +113,27 @@ class Law:
         most = self.from_state(self.to_state(y, level) + SPREAD * self.state_std(level), level)
         return torch.minimum(formula(y, s, *ds, level), most)
 
-    def to_state(self, y, level):
+    def to_state(self, y: torch.Tensor, level: Level) -> torch.Tensor:
         """Return w of the pixels y."""
         return self.state.forward(y, level)
 
-    def from_state(self, w, level):
+    def from_state(self, w: torch.Tensor, level: Level) -> torch.Tensor:
         """Return the pixels y of w."""
         return self.state.inverse(w, level)
 
-    def score(self, w, s_w, level):
+    def score(self, w: torch.Tensor, s_w: torch.Tensor, level: Level) -> torch.Tensor:
         """Return the score of y from s_w, that of w: densities change by p_w(w) = p_y(y) dy/dw."""
         slope, change = self.state.slopes(w, level)
         return (s_w - change) / slope
 
 
-def _trigamma(k):
+def _trigamma(k: Level) -> Level:
     """Return the variance of the logarithm of a Gamma variable of shape k."""
     value = torch.polygamma(1, torch.as_tensor(k, dtype=torch.float64))
     return value.to(k.dtype) if isinstance(k, torch.Tensor) else float(value)
 
 
-def inverse_trigamma(value):
+def inverse_trigamma(value: float) -> float:
     """Return k with trigamma(k) = value > 0, by Newton's method on 1/trigamma, nearly straight."""
     k = torch.tensor(0.5 + 1 / value, dtype=torch.float64)
     for _ in range(30):
@@ -132,43 +142,80 @@ def inverse_trigamma(value):
     return float(k)
 
 
-# The state domains. Root: Anscombe 1948. y at or below 0 has no logarithm or inverse: it is FLOOR.
-PLAIN = State(
-    lambda y, level: y,
-    lambda w, level: w,
-    lambda w, level: (torch.ones_like(w), torch.zeros_like(w)),
-)
+# The state domains. y at or below 0 has no logarithm or inverse: it is FLOOR.
 
 
-def _root_slopes(w, zeta):
+def _plain_slopes(w: torch.Tensor, level: Level) -> tuple[torch.Tensor, torch.Tensor]:
+    """y = w."""
+    return torch.ones_like(w), torch.zeros_like(w)
+
+
+def _root(y: torch.Tensor, zeta: Level) -> torch.Tensor:
+    """Return w = (y + 3 zeta / 8)^(1/2). Reference: Anscombe 1948."""
+    return (y.clamp(min=0) + 3 * zeta / 8).sqrt()
+
+
+def _from_root(w: torch.Tensor, zeta: Level) -> torch.Tensor:
+    """Return y = w^2 - 3 zeta / 8."""
+    return w.clamp(min=0).square() - 3 * zeta / 8
+
+
+def _root_slopes(w: torch.Tensor, zeta: Level) -> tuple[torch.Tensor, torch.Tensor]:
     """y = w^2 - 3 zeta / 8; below the root of a black pixel the slopes are those of black."""
     w = torch.maximum(w, torch.as_tensor(3 * zeta / 8, dtype=w.dtype, device=w.device).sqrt())
     return 2 * w, 1 / w
 
 
-ROOT = State(
-    lambda y, zeta: (y.clamp(min=0) + 3 * zeta / 8).sqrt(),
-    lambda w, zeta: w.clamp(min=0).square() - 3 * zeta / 8,
-    _root_slopes,
-)
+def _log_slopes(w: torch.Tensor, level: Level) -> tuple[torch.Tensor, torch.Tensor]:
+    """y = exp(w)."""
+    return w.exp(), torch.ones_like(w)
+
+
+def _inverse_root(y: torch.Tensor, level: Level) -> torch.Tensor:
+    """Return w = -2 y^(-1/2), which rises with y."""
+    return -2 * y.clamp(min=FLOOR).rsqrt()
+
+
+def _from_inverse_root(w: torch.Tensor, level: Level) -> torch.Tensor:
+    """Return y = 4 / w^2, infinite at and above w = 0."""
+    return 4 / w.clamp(max=0).square()
+
+
+def _inverse_root_slopes(w: torch.Tensor, level: Level) -> tuple[torch.Tensor, torch.Tensor]:
+    """y = 4 / w^2 with w < 0."""
+    return 8 / w.abs() ** 3, 3 / w.abs()
+
+
+PLAIN = State(forward=lambda y, level: y, inverse=lambda w, level: w, slopes=_plain_slopes)
+ROOT = State(forward=_root, inverse=_from_root, slopes=_root_slopes)
 LOG = State(
-    lambda y, level: y.clamp(min=FLOOR).log(),
-    lambda w, level: w.exp(),
-    lambda w, level: (w.exp(), torch.ones_like(w)),
+    forward=lambda y, level: y.clamp(min=FLOOR).log(),
+    inverse=lambda w, level: w.exp(),
+    slopes=_log_slopes,
 )
-INVERSE_ROOT = State(
-    lambda y, level: -2 * y.clamp(min=FLOOR).rsqrt(),
-    lambda w, level: 4 / w.clamp(max=0).square(),  # infinite at and above w = 0
-    lambda w, level: (8 / w.abs() ** 3, 3 / w.abs()),
-)
+INVERSE_ROOT = State(forward=_inverse_root, inverse=_from_inverse_root, slopes=_inverse_root_slopes)
 
 
-def _gaussian(y, s, sigma):
+# Each law: its noise, the estimate by the identity above, and a second-order one where known.
+# Reference for the estimates of the first three: Kim and Ye 2021, arXiv 2106.07009.
+
+
+def _add_gaussian(x: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+    """Return y = x + sigma/255 z, z standard normal."""
+    return x + sigma / 255 * rng.standard_normal(x.shape)
+
+
+def _gaussian_estimate(y: torch.Tensor, s: torch.Tensor, sigma: Level) -> torch.Tensor:
     """Return the posterior mean y + sigma^2 s."""
     return y + (sigma / 255) ** 2 * s
 
 
-def _poisson(y, s, zeta):
+def _count_poisson(x: np.ndarray, zeta: float, rng: np.random.Generator) -> np.ndarray:
+    """Return y = zeta n, n a Poisson count of mean x / zeta."""
+    return rng.poisson(x / zeta) * zeta
+
+
+def _poisson_estimate(y: torch.Tensor, s: torch.Tensor, zeta: Level) -> torch.Tensor:
     """Return the geometric posterior mean zeta exp(psi(y/zeta + 1) + zeta s).
 
     The paper has (y + zeta/2) exp(zeta s): exp(psi(n + 1)) is about n + 1/2 + 1/(24 (n + 1/2)).
@@ -176,44 +223,197 @@ def _poisson(y, s, zeta):
     return zeta * (torch.digamma(y / zeta + 1) + zeta * s).exp()
 
 
-def _poisson_second(y, s, ds, zeta):
+def _poisson_second(
+    y: torch.Tensor, s: torch.Tensor, ds: torch.Tensor, zeta: Level
+) -> torch.Tensor:
     """Return (y + zeta) p(y + zeta)/p(y), Robbins 1956, the exact mean, by the midpoint rule."""
     return (y + zeta) * (zeta * (s + zeta / 2 * ds)).exp()
 
 
-def _gamma(y, ys, k):
-    """Return the harmonic posterior mean k y / ((k - 1) - y s)."""
+def _times_gamma(x: np.ndarray, k: float, rng: np.random.Generator) -> np.ndarray:
+    """Return y = x g, g a Gamma variable of shape k and mean 1."""
+    return x * rng.gamma(k, 1 / k, x.shape)
+
+
+def _harmonic_mean(y: torch.Tensor, ys: torch.Tensor, k: Level) -> torch.Tensor:
+    """Return the harmonic posterior mean k y / ((k - 1) - y s) under Gamma noise; ys = y s."""
     return k * y / ((k - 1) - ys).clamp(min=1e-9)
 
 
-def _gamma_second(y, s, ds, k):
+def _gamma_estimate(y: torch.Tensor, s: torch.Tensor, k: Level) -> torch.Tensor:
+    """Return the harmonic posterior mean k y / ((k - 1) - y s)."""
+    return _harmonic_mean(y, y * s, k)
+
+
+def _gamma_second(y: torch.Tensor, s: torch.Tensor, ds: torch.Tensor, k: Level) -> torch.Tensor:
     """Return x + Var[1/x] x^3, x the harmonic mean: E[x] to second order in 1/x.
 
     With h = (k - 1)/y - s, E[1/x] = h/k and Var[1/x] = -h'/k^2.
     """
-    x = _gamma(y, y * s, k)
+    x = _gamma_estimate(y, s, k)
     relative = ((k - 1 + y.square() * ds) / k**2).clamp(min=0) * (x / y.clamp(min=1e-9)).square()
     return x * (1 + relative)
 
 
-def _nakagami(y, s, m):
-    """Return the root of Omega = 2 m y^2 / ((2m - 1) - y s): y^2 is Gamma noise of shape m."""
-    return _gamma(y.square(), (y * s - 1) / 2, m).sqrt()
+def _times_exponential(x: np.ndarray, one: float, rng: np.random.Generator) -> np.ndarray:
+    """Return y = x e, e an exponential variable of mean 1: Gamma noise of shape 1."""
+    return x * rng.exponential(1.0, x.shape)
 
 
-def _inverse_gaussian(y, s, shape):
+def _exponential_estimate(y: torch.Tensor, s: torch.Tensor, one: Level) -> torch.Tensor:
+    """Return the harmonic posterior mean -1/s, that of Gamma noise of shape 1."""
+    return _gamma_estimate(y, s, 1)
+
+
+def _draw_inverse_gaussian(x: np.ndarray, shape: float, rng: np.random.Generator) -> np.ndarray:
+    """Return y, inverse Gaussian of mean x and this shape; black stays black."""
+    return np.where(x > 0, rng.wald(np.maximum(x, 1e-9), shape), 0.0)
+
+
+def _inverse_gaussian_estimate(y: torch.Tensor, s: torch.Tensor, shape: Level) -> torch.Tensor:
     """Return the posterior power mean of order -2, y (1 - (3 y + 2 y^2 s)/lambda)^(-1/2)."""
     return y * (1 - (3 * y + 2 * y.square() * s) / shape).clamp(min=1e-9).rsqrt()
 
 
-def _wald(x, shape, rng):
-    """Return inverse Gaussian noise of mean x; black stays black."""
-    return np.where(x > 0, rng.wald(np.maximum(x, 1e-9), shape), 0.0)
+def _times_rayleigh(x: np.ndarray, one: float, rng: np.random.Generator) -> np.ndarray:
+    """Return y = x r, r a Rayleigh variable of scale 1: y^2/2 is exponential of mean x^2."""
+    return x * rng.rayleigh(1.0, x.shape)
 
 
-def tweedie(y, s, phi, rho):
-    """Return the posterior power mean of order 1 - rho under noise of variance phi x^rho.
+def _rayleigh_estimate(y: torch.Tensor, s: torch.Tensor, one: Level) -> torch.Tensor:
+    """Return (y^2 / (1 - y s))^(1/2): Nakagami noise of shape 1, whose Omega is 2 x^2."""
+    return _nakagami_estimate(y, s, 1) / 2**0.5
 
+
+def _times_nakagami(x: np.ndarray, m: float, rng: np.random.Generator) -> np.ndarray:
+    """Return y = x g^(1/2), g a Gamma variable of shape m and mean 1."""
+    return x * np.sqrt(rng.gamma(m, 1 / m, x.shape))
+
+
+def _nakagami_estimate(y: torch.Tensor, s: torch.Tensor, m: Level) -> torch.Tensor:
+    """Return the root of Omega = 2 m y^2 / ((2m - 1) - y s): y^2 is Gamma noise of shape m."""
+    return _harmonic_mean(y.square(), (y * s - 1) / 2, m).sqrt()
+
+
+def _times_lognormal(x: np.ndarray, std: float, rng: np.random.Generator) -> np.ndarray:
+    """Return y = x exp(std z), z standard normal."""
+    return x * np.exp(std * rng.standard_normal(x.shape))
+
+
+def _lognormal_estimate(y: torch.Tensor, s: torch.Tensor, std: Level) -> torch.Tensor:
+    """Return the geometric posterior mean y exp(std^2 (1 + y s))."""
+    return y * (std**2 * (1 + y * s)).exp()
+
+
+LAWS = {
+    "gaussian": Law(
+        unit="standard deviation sigma on 0..255",
+        low=0.1,
+        high=255,
+        sample=_add_gaussian,
+        formula=_gaussian_estimate,
+        state=PLAIN,
+        state_std=lambda sigma: sigma / 255,
+        from_state_std=lambda std: 255 * std,
+        positive=False,
+        normal=True,
+    ),
+    "poisson": Law(
+        unit="zeta, the brightness of one count on 0..1",
+        low=1e-4,
+        high=1,
+        sample=_count_poisson,
+        formula=_poisson_estimate,
+        second=_poisson_second,
+        state=ROOT,
+        state_std=lambda zeta: zeta**0.5 / 2,
+        from_state_std=lambda std: 4 * std**2,
+    ),
+    "gamma": Law(
+        unit="shape k of the factor of mean 1 and variance 1/k",
+        low=1,
+        high=1e4,
+        sample=_times_gamma,
+        formula=_gamma_estimate,
+        second=_gamma_second,
+        state=LOG,
+        state_std=lambda k: _trigamma(k) ** 0.5,
+        from_state_std=lambda std: inverse_trigamma(std**2),
+    ),
+    "exponential": Law(
+        unit="1: the factor is exponential of mean 1",
+        low=1,
+        high=1,
+        sample=_times_exponential,
+        formula=_exponential_estimate,
+        state=LOG,
+        state_std=lambda one: math.pi / 6**0.5,
+        from_state_std=lambda std: 1.0,
+    ),
+    "inverse_gaussian": Law(
+        unit="shape lambda: mean x, variance x^3/lambda",
+        low=0.1,
+        high=1e4,
+        sample=_draw_inverse_gaussian,
+        formula=_inverse_gaussian_estimate,
+        state=INVERSE_ROOT,
+        state_std=lambda shape: shape**-0.5,
+        from_state_std=lambda std: std**-2,
+    ),
+    "rayleigh": Law(
+        unit="1: x is the scale parameter",
+        low=1,
+        high=1,
+        sample=_times_rayleigh,
+        formula=_rayleigh_estimate,
+        state=LOG,
+        state_std=lambda one: math.pi / 24**0.5,
+        from_state_std=lambda std: 1.0,
+    ),
+    "nakagami": Law(
+        unit="shape m; x is the root mean square",
+        low=0.5,
+        high=1e4,
+        sample=_times_nakagami,
+        formula=_nakagami_estimate,
+        state=LOG,
+        state_std=lambda m: _trigamma(m) ** 0.5 / 2,
+        from_state_std=lambda std: inverse_trigamma(4 * std**2),
+    ),
+    "lognormal": Law(
+        unit="standard deviation of the logarithm of the factor",
+        low=1e-3,
+        high=2,
+        sample=_times_lognormal,
+        formula=_lognormal_estimate,
+        state=LOG,
+        state_std=lambda std: std,
+        from_state_std=lambda std: std,
+        normal=True,
+    ),
+}
+
+
+def law_of(noise: NoiseConfig) -> Law:
+    """Return the Law that data.noise names.
+
+    Raises:
+        ValueError: an unknown law, or levels that it does not accept.
+    """
+    check(noise.law in LAWS, "data.noise.law", noise.law, f"choose from {', '.join(LAWS)}")
+    law = LAWS[noise.law]
+    for key in ("level", "level_max"):
+        try:
+            law.check(getattr(noise, key) or law.low)  # 0: estimated, or none
+        except ValueError as error:
+            raise ValueError(f"data.noise.{error}".replace(".level", f".{key}", 1)) from None
+    return law
+
+
+def tweedie(y: torch.Tensor, s: torch.Tensor, phi: float, rho: float) -> torch.Tensor:
+    """Used by tests: return the posterior power mean of order 1 - rho, noise of variance phi x^rho.
+
+    One formula for the family that Gaussian, Poisson and Gamma noise belong to,
     alpha = phi y^(rho-1) (rho/(2y) + s) and x = y (1 + (1-rho) alpha)^(1/(1-rho)); y exp(alpha) at
     rho = 1. By the saddle-point density: exact for Gaussian (rho 0, phi sigma^2), Gamma (2, 1/k)
     and inverse Gaussian (3, 1/lambda), near Poisson (1, zeta) and compound Poisson (1 to 2).
@@ -227,113 +427,9 @@ def tweedie(y, s, phi, rho):
     """
     if rho == 0:
         return y + phi * s
-    y, c = y.clamp(min=1e-9), 1 - rho
+    c = 1 - rho
+    y = y.clamp(min=1e-9)
     alpha = phi * y ** (rho - 1) * (rho / (2 * y) + s)
     if abs(c) < 1e-6:
         return y * alpha.clamp(max=SPREAD).exp()
     return y * (1 + c * alpha).clamp(min=1e-9) ** (1 / c)
-
-
-LAWS = {
-    "gaussian": Law(
-        "standard deviation sigma on 0..255",
-        0.1,
-        255,
-        lambda x, sigma, rng: x + sigma / 255 * rng.standard_normal(x.shape),
-        _gaussian,
-        PLAIN,
-        lambda sigma: sigma / 255,
-        lambda std: 255 * std,
-        positive=False,
-        normal=True,
-    ),
-    "poisson": Law(
-        "zeta, the brightness of one count on 0..1",
-        1e-4,
-        1,
-        lambda x, zeta, rng: rng.poisson(x / zeta) * zeta,
-        _poisson,
-        ROOT,
-        lambda zeta: zeta**0.5 / 2,
-        lambda std: 4 * std**2,
-        _poisson_second,
-    ),
-    "gamma": Law(
-        "shape k of the factor of mean 1 and variance 1/k",
-        1,
-        1e4,
-        lambda x, k, rng: x * rng.gamma(k, 1 / k, x.shape),
-        lambda y, s, k: _gamma(y, y * s, k),
-        LOG,
-        lambda k: _trigamma(k) ** 0.5,
-        lambda std: inverse_trigamma(std**2),
-        _gamma_second,
-    ),
-    "exponential": Law(
-        "1: the factor is exponential of mean 1",
-        1,
-        1,
-        lambda x, one, rng: x * rng.exponential(1.0, x.shape),
-        lambda y, s, one: _gamma(y, y * s, 1),  # = -1/s
-        LOG,
-        lambda one: math.pi / 6**0.5,
-        lambda std: 1.0,
-    ),
-    "inverse_gaussian": Law(
-        "shape lambda: mean x, variance x^3/lambda",
-        0.1,
-        1e4,
-        _wald,
-        _inverse_gaussian,
-        INVERSE_ROOT,
-        lambda shape: shape**-0.5,
-        lambda std: std**-2,
-    ),
-    "rayleigh": Law(
-        "1: x is the scale parameter",
-        1,
-        1,
-        lambda x, one, rng: x * rng.rayleigh(1.0, x.shape),
-        lambda y, s, one: _nakagami(y, s, 1) / 2**0.5,  # = (y^2 / (1 - y s))^(1/2)
-        LOG,
-        lambda one: math.pi / 24**0.5,
-        lambda std: 1.0,
-    ),
-    "nakagami": Law(
-        "shape m; x is the root mean square",
-        0.5,
-        1e4,
-        lambda x, m, rng: x * np.sqrt(rng.gamma(m, 1 / m, x.shape)),
-        _nakagami,
-        LOG,
-        lambda m: _trigamma(m) ** 0.5 / 2,
-        lambda std: inverse_trigamma(4 * std**2),
-    ),
-    "lognormal": Law(
-        "standard deviation of the logarithm of the factor",
-        1e-3,
-        2,
-        lambda x, std, rng: x * np.exp(std * rng.standard_normal(x.shape)),
-        lambda y, s, std: y * (std**2 * (1 + y * s)).exp(),  # geometric posterior mean
-        LOG,
-        lambda std: std,
-        lambda std: std,
-        normal=True,
-    ),
-}
-
-
-def told_law(noise):
-    """Return the Law of a NoiseConfig.
-
-    Raises:
-        ValueError: an unknown law, or levels that it does not accept.
-    """
-    check(noise.law in LAWS, "data.noise.law", noise.law, f"choose from {', '.join(LAWS)}")
-    law = LAWS[noise.law]
-    for key in ("level", "level_max"):
-        try:
-            law.check(getattr(noise, key) or law.low)  # 0: estimated, or none
-        except ValueError as error:
-            raise ValueError(f"data.noise.{error}".replace(".level", f".{key}", 1)) from None
-    return law

@@ -1,13 +1,17 @@
 """How strong the noise of one picture is, and of which law, from the picture or from its score.
 
 A law is one of noise.LAWS or its name; y is one picture on [0, 1], unclipped, (C, H, W) or (H, W).
-level_from_patches and pick_law need nothing but the picture; the others need the score of y.
+level_from_patches and pick_law need nothing but the picture, and are what level=auto and law=auto
+use; the others need the score of y and are for comparison, from Python.
 """
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch.nn import functional as F
 
-from genmodels.noise.laws import LAWS
+from genmodels.noise.laws import LAWS, Law
 
 PATCH = 5  # the side of a patch; its PATCH^2 eigenvalues are those of pure noise, but for a few
 MOST_PATCHES = 60_000
@@ -15,48 +19,52 @@ SMOOTH = 0.05  # the share of the patches taken to be free of structure to begin
 GOLDEN = (5**0.5 - 1) / 2
 
 
-def _name(law):
-    for name, entry in LAWS.items():
-        if law == name or law is entry:
+def _name_of(law: Law | str) -> str:
+    for name, row in LAWS.items():
+        if law == name or law is row:
             return name
     raise ValueError(f"law={law}: choose from {', '.join(LAWS)}")
 
 
-def _within(law, level):
-    law = LAWS[_name(law)]
+def _clamp_level(law: Law | str, level: float) -> float:
+    """Return the nearest level that the law accepts."""
+    law = LAWS[_name_of(law)]
     return min(max(level, law.low), law.high)
 
 
-def _one_of(formulas, law):
-    if _name(law) not in formulas:
-        raise ValueError(f"law={_name(law)}: its level is estimated for {', '.join(formulas)}")
-    return formulas[_name(law)]
+def _formula_of(
+    law: Law | str, formulas: dict[str, Callable[..., torch.Tensor]]
+) -> Callable[..., torch.Tensor]:
+    name = _name_of(law)
+    if name not in formulas:
+        raise ValueError(f"law={name}: its level is estimated for {', '.join(formulas)}")
+    return formulas[name]
 
 
-def _planes(y):
+def _planes(y: torch.Tensor | np.ndarray) -> torch.Tensor:
     """Return the channels of a picture as pictures of their own, float64 (C, 1, H, W)."""
     y = torch.as_tensor(y).double()
     return y.reshape(-1, 1, *y.shape[-2:])
 
 
-def _check_size(planes, key):
-    high, wide = planes.shape[2:]
-    if min(high, wide) < 3 * PATCH:
-        raise ValueError(f"{key}: needs {3 * PATCH} x {3 * PATCH} pixels, got {high} x {wide}")
+def _check_size(planes: torch.Tensor, key: str) -> None:
+    height, width = planes.shape[2:]
+    if min(height, width) < 3 * PATCH:
+        raise ValueError(f"{key}: needs {3 * PATCH} x {3 * PATCH} pixels, got {height} x {width}")
 
 
-def _patches(planes, side, stride):
-    """Return (N, side^2)."""
+def _patches(planes: torch.Tensor, side: int, stride: int) -> torch.Tensor:
+    """Return the patches of pictures (C, 1, H, W), (N, side^2)."""
     return F.unfold(planes, side, stride=stride).transpose(1, 2).reshape(-1, side * side)
 
 
-def _roughness(patches, side):
+def _roughness(patches: torch.Tensor, side: int) -> torch.Tensor:
     """Return the sum of squared neighbour differences in each patch, (N,)."""
     p = patches.reshape(-1, side, side)
     return p.diff(dim=1).square().sum((1, 2)) + p.diff(dim=2).square().sum((1, 2))
 
 
-def _noise_roughness(side):
+def _noise_roughness(side: int) -> tuple[float, float]:
     """Return mean and standard deviation of the roughness of unit Gaussian noise."""
     d = torch.eye(side, dtype=torch.float64).diff(dim=0)
     eye = torch.eye(side, dtype=torch.float64)
@@ -64,22 +72,24 @@ def _noise_roughness(side):
     return quadratic.trace().item(), (2 * quadratic.square().sum()).sqrt().item()
 
 
-def _patch_std(patches):
+def _patch_std(patches: torch.Tensor) -> float:
     """Return the noise's standard deviation from the eigenvalues of the patch covariance.
 
     Structure fills few directions, noise all of them alike: the largest eigenvalues are left out
     until mean and median of the rest agree. Reference: Chen, Zhu and Heng 2015, ICCV.
     """
     patches = patches - patches.mean(0)
-    values = torch.linalg.eigvalsh(patches.T @ patches / (len(patches) - 1)).clamp(min=0)
-    for count in range(len(values), 1, -1):
-        mean, median = values[:count].mean(), values[:count].median()
-        if mean <= median:
+    eigenvalues = torch.linalg.eigvalsh(patches.T @ patches / (len(patches) - 1)).clamp(min=0)
+    for count in range(len(eigenvalues), 1, -1):
+        mean = eigenvalues[:count].mean()
+        if mean <= eigenvalues[:count].median():
             break
     return float(mean.sqrt())
 
 
-def level_from_patches(y, law, smoothest=2.5):
+def level_from_patches(
+    y: torch.Tensor | np.ndarray, law: Law | str, smoothest: float = 2.5
+) -> float:
     """Return the level of the noise in a picture, within what the law accepts.
 
     In the law's state domain the noise is of one size. Its standard deviation comes from the
@@ -96,7 +106,7 @@ def level_from_patches(y, law, smoothest=2.5):
 
     Reference: after Liu, Tanaka and Okutomi 2013 (weak texture), Chen, Zhu and Heng 2015.
     """
-    law = LAWS[_name(law)]
+    law = LAWS[_name_of(law)]
     planes = _planes(y)
     count = planes.shape[0] * planes.shape[2] * planes.shape[3]
     stride = max(1, round((count / MOST_PATCHES) ** 0.5))
@@ -120,8 +130,9 @@ def level_from_patches(y, law, smoothest=2.5):
             keep = bright if bright.sum() >= 4 * PATCH**2 else keep
         if keep.sum() < 4 * PATCH**2:
             break
-        last, std = std, _patch_std(patches[keep])
-        level = _within(law, law.from_state_std(max(std, 1e-6)))
+        last = std
+        std = _patch_std(patches[keep])
+        level = _clamp_level(law, law.from_state_std(max(std, 1e-6)))
         if abs(std / last - 1) < 1e-3:
             break
     if not level:
@@ -129,19 +140,20 @@ def level_from_patches(y, law, smoothest=2.5):
     return level
 
 
-def _power(brightness, variance):
+def _power(brightness: torch.Tensor, variance: torch.Tensor) -> float:
     """Return rho of the fit variance = phi brightness^rho, 0 where brightness hardly differs."""
-    x, z = brightness.log(), variance.log()
+    x = brightness.log()
     x = x - x.mean()
+    z = variance.log()
     return float((x * z).sum() / x.square().sum()) if x.std() > 0.02 else 0.0
 
 
-def _law_of_power(rho):
+def _law_of_power(rho: float) -> str:
     """Return the nearest of the three, of variance sigma^2, zeta x and x^2/k."""
     return "gaussian" if rho < 0.5 else "poisson" if rho < 1.5 else "gamma"
 
 
-def variance_power(y):
+def variance_power(y: torch.Tensor | np.ndarray) -> float:
     """Return rho, the power of the brightness that the noise's variance grows with.
 
     The picture less its local plane is noise, plus texture. Of blocks alike in brightness those
@@ -166,12 +178,12 @@ def variance_power(y):
     return _power(dark_first[usable], flat[usable]) if usable.sum() > 2 else 0.0
 
 
-def pick_law(y):
+def pick_law(y: torch.Tensor | np.ndarray) -> str:
     """Return the name of the noise of a picture: gaussian, poisson or gamma (variance_power)."""
     return _law_of_power(variance_power(y))
 
 
-def _precision(y, score):
+def _precision(y: torch.Tensor, score: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """Return t = -ds_i/dy_i of each pixel, by one Jacobian-vector product with random signs.
 
     Where the estimate does not change with its pixel, t is that of the noise alone: 1/sigma^2 for
@@ -183,8 +195,8 @@ def _precision(y, score):
     return -change * signs
 
 
-def power_from_score(y, score):
-    """Return rho, as variance_power does, from the score.
+def power_from_score(y: torch.Tensor, score: Callable[[torch.Tensor], torch.Tensor]) -> float:
+    """Used by tests: return rho, as variance_power does, from the score.
 
     An estimate of the Tweedie family (noise.tweedie) does not change with its pixel where
     y^-rho / phi = rho/(2 y^2) + t. So the right side, in brightness, falls with the power rho.
@@ -208,16 +220,18 @@ def power_from_score(y, score):
     return rho
 
 
-def law_from_score(y, score):
-    """Return the name of the noise: gaussian, poisson or gamma, by power_from_score."""
+def law_from_score(y: torch.Tensor, score: Callable[[torch.Tensor], torch.Tensor]) -> str:
+    """Used by tests: return gaussian, poisson or gamma, by power_from_score."""
     return _law_of_power(power_from_score(y, score))
 
 
-def level_jvp(y, score, law):
-    """Return the level at which the estimates do not change with their pixels, in the median.
+def level_jvp(
+    y: torch.Tensor, score: Callable[[torch.Tensor], torch.Tensor], law: Law | str
+) -> float:
+    """Used by benchmarks and tests: return the level at which no estimate changes with its pixel.
 
-    With t = -ds_i/dy_i: sigma^2 = 1/t, zeta = -y + (y^2 + 2/t)^(1/2), k = 1 + y^2 t. Too strong by
-    what they do change: sigma^2/(1 - J) for Gaussian noise.
+    In the median over pixels. With t = -ds_i/dy_i: sigma^2 = 1/t, zeta = -y + (y^2 + 2/t)^(1/2),
+    k = 1 + y^2 t. Too strong by what the estimates do change: sigma^2/(1 - J) for Gaussian noise.
 
     Args:
         y: the picture.
@@ -234,17 +248,25 @@ def level_jvp(y, score, law):
         "poisson": lambda y, t: -y + (y.square() + 2 / t).sqrt(),
         "gamma": lambda y, t: 1 + y.square() * t,
     }
-    formula = _one_of(formulas, law)
+    formula = _formula_of(law, formulas)
     t = _precision(y, score).double().clamp(min=1e-9)
-    return _within(law, float(formula(y.double().clamp(min=0), t).median()))
+    return _clamp_level(law, float(formula(y.double().clamp(min=0), t).median()))
 
 
-def _total_variation(x):
+def _total_variation(x: torch.Tensor) -> torch.Tensor:
     return x.diff(dim=-1).abs().mean() + x.diff(dim=-2).abs().mean()
 
 
-def level_tv(y, s, law, low=None, high=None):
-    """Return the level whose estimate has the smallest penalty, total variation and a fit to y.
+def level_tv(
+    y: torch.Tensor,
+    s: torch.Tensor,
+    law: Law | str,
+    low: float | None = None,
+    high: float | None = None,
+) -> float:
+    """Used by benchmarks and tests: return the level whose estimate has the smallest penalty.
+
+    The penalty is the total variation, with a fit to y for Poisson and Gamma noise.
 
     The total variation of y + sigma^2 s is convex in sigma^2: golden section finds its minimum. The
     other penalties are not, so a grid comes before it.
@@ -252,7 +274,7 @@ def level_tv(y, s, law, low=None, high=None):
     Args:
         y, s: the picture and its score.
         law: gaussian, poisson or gamma, of LAWS or by name.
-        low, high: where to look; the paper's 5 to 55, 0.005 to 0.1 and 40 to 120 by default.
+        low, high: the range to look in; the paper's 5 to 55, 0.005 to 0.1 and 40 to 120 by default.
 
     Raises:
         ValueError: another law.
@@ -268,21 +290,24 @@ def level_tv(y, s, law, low=None, high=None):
         ratio = y[x > 0] / x[x > 0]
         return _total_variation(x) + (x[x > 0].log() + ratio + ratio.square()).mean()
 
-    penalty = _one_of({"gaussian": _total_variation, "poisson": poisson, "gamma": gamma}, law)
-    limits = {"gaussian": (5, 55), "poisson": (0.005, 0.1), "gamma": (40, 120)}[_name(law)]
-    low, high = (_within(law, float(given or own)) for given, own in zip((low, high), limits))
+    penalties = {"gaussian": _total_variation, "poisson": poisson, "gamma": gamma}
+    penalty = _formula_of(law, penalties)
+    name = _name_of(law)
+    paper_low, paper_high = {"gaussian": (5, 55), "poisson": (0.005, 0.1), "gamma": (40, 120)}[name]
+    low = _clamp_level(law, float(low or paper_low))
+    high = _clamp_level(law, float(high or paper_high))
 
     def cost(level):
-        return float(penalty(LAWS[_name(law)].estimate(y, s, level)))
+        return float(penalty(LAWS[name].estimate(y, s, level)))
 
-    if _name(law) != "gaussian":
+    if name != "gaussian":
         grid = torch.logspace(*torch.tensor([low, high]).double().log10().tolist(), 40).tolist()
         best = min(range(len(grid)), key=lambda i: cost(grid[i]))
         low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
     return _golden_section(cost, low, high)
 
 
-def _golden_section(cost, low, high):
+def _golden_section(cost: Callable[[float], float], low: float, high: float) -> float:
     """Return where a function with one valley is least, to 1e-4 of the interval."""
     left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
     at_left, at_right = cost(left), cost(right)
@@ -298,10 +323,11 @@ def _golden_section(cost, low, high):
     return (low + high) / 2
 
 
-def level_bound(s):
-    """Return an upper bound of sigma of Gaussian noise, on 0..255, from the score alone.
+def level_bound(s: torch.Tensor) -> float:
+    """Used by benchmarks and tests: return an upper bound of sigma, on 0..255, of Gaussian noise.
 
-    1/mean(s^2) = sigma^2/(1 - mmse/sigma^2), mmse that of the best estimate: no training of the
-    level is needed, and a score network that gives less than sigma here has not learnt its score.
+    It needs the score s alone: 1/mean(s^2) = sigma^2/(1 - mmse/sigma^2), mmse that of the best
+    estimate. No training of the level is needed, and a score network that gives less than sigma
+    here has not learnt its score.
     """
     return float(255 * s.double().square().mean() ** -0.5)

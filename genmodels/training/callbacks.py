@@ -2,16 +2,20 @@
 
 import contextlib
 import time
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from genmodels import generation, images
-from genmodels.evaluation import scorer
+from genmodels.config import EvalConfig, SampleConfig
+from genmodels.evaluation.scorer import Scorer
 from genmodels.evaluation.sources import Generated
+from genmodels.run import Run
 
 
 class EMA(WeightAveraging):
@@ -28,11 +32,13 @@ class EMA(WeightAveraging):
     Reference: Karras et al. 2022, arXiv 2206.00364, section 5 and appendix F.2.
     """
 
-    def __init__(self, half_life, rampup, batch_size):
+    def __init__(self, half_life: float, rampup: float, batch_size: int) -> None:
         super().__init__(use_buffers=False, multi_avg_fn=self._average)
-        self.half_life, self.rampup, self.batch_size = half_life, rampup, batch_size
+        self.half_life = half_life
+        self.rampup = rampup
+        self.batch_size = batch_size
 
-    def decay(self, step):
+    def decay(self, step: int) -> float:
         """Return beta for the step after `step` optimizer steps."""
         half_life = self.half_life
         if self.rampup:
@@ -40,19 +46,20 @@ class EMA(WeightAveraging):
         return 0.5 ** (self.batch_size / half_life) if half_life else 0.0
 
     @torch.no_grad()
-    def _average(self, averages, weights, num_averaged):
+    def _average(self, averages: Any, weights: Any, num_averaged: Any) -> None:
         # The stock avg_fn lets frozen weights drift by rounding; lerp leaves equal values alone.
         torch._foreach_lerp_(averages, weights, 1 - self.decay(self._latest_update_step))
 
-    def on_fit_start(self, trainer, module):
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Move the average to the model's device (setup made it before the model moved)."""
         # The LightningModule's own .to(), for it alone keeps .device right.
-        self._average_model.module.to(module.device)
+        self.module.to(module.device)
 
     @property
-    def module(self):
+    def module(self) -> Any:
         """The averaged copy of the LightningModule, in eval mode."""
-        return self._average_model.module.eval()
+        average: Any = self._average_model
+        return average.module.eval()
 
 
 class MatrixPrecision(Callback):
@@ -61,45 +68,53 @@ class MatrixPrecision(Callback):
     A callback, so that spawned processes follow it too.
     """
 
-    def __init__(self, tf32):
+    def __init__(self, tf32: bool) -> None:
         self.context = generation.tf32(tf32)
 
-    def on_fit_start(self, trainer, module):
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Set it."""
         self.context.__enter__()
 
-    def teardown(self, trainer, module, stage):
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         """Set back what was there before."""
         self.context.__exit__(None, None, None)
 
 
 class SampleGrid(Callback):
-    """Writes samples/step-XXXXXXXX.png from fixed seeds with the EMA weights.
+    """Writes step-XXXXXXXX.png among the run's samples, from fixed seeds with the EMA weights.
 
     Every rank generates its share of the seeds; rank 0 writes. Of a model that restores it is noisy
     beside restored patches.
 
     Args:
-        run: the run's folder.
-        cfg: SampleConfig.
+        run: where to write.
+        cfg: how often and how many.
     """
 
-    def __init__(self, run, cfg):
-        self.folder, self.every, self.num = Path(run) / "samples", cfg.every, cfg.num
+    def __init__(self, run: Run, cfg: SampleConfig) -> None:
+        self.run = run
+        self.every = cfg.every
+        self.num = cfg.num
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+    def on_train_batch_end(
+        self,
+        trainer: Any,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         """Make a grid if one is due."""
         if not _due(trainer, batch_idx, self.every):
             return
-        if module.ANY_SIZE:
-            with _evaluated(trainer, module) as model:
+        with _evaluated(trainer, module) as model:
+            if model.ANY_SIZE:
                 pictures = trainer.datamodule.preview(model, self.num)
-        else:
-            pictures = _generate(trainer, module, range(self.num))
+            else:
+                pictures = generation.generate_everywhere(model, range(self.num), progress=False)
         if trainer.is_global_zero:
-            sheet = images.grid(pictures)
-            sheet = images.enlarge(sheet, max(1, 512 // sheet.shape[-1]))
-            images.write_png(self.folder / f"step-{trainer.global_step:08d}.png", sheet)
+            sheet = images.contact_sheet(pictures)
+            images.write_png(self.run.samples / f"step-{trainer.global_step:08d}.png", sheet)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_image("samples", sheet, trainer.global_step - 1)
@@ -112,20 +127,29 @@ class GeneratedMetrics(Callback):
     small and stands in the name: never set these beside a published number.
 
     Args:
-        cfg: EvalConfig.
+        cfg: which metrics, how often and of how many.
         seed: of the resampled error bars.
     """
 
-    def __init__(self, cfg, seed):
-        self.cfg, self.seed, self.scorer = cfg, seed, None
+    def __init__(self, cfg: EvalConfig, seed: int) -> None:
+        self.cfg = cfg
+        self.seed = seed
+        self.scorer: Scorer | None = None
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+    def on_train_batch_end(
+        self,
+        trainer: Any,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         """Generate, score and log if it is due."""
         if not _due(trainer, batch_idx, self.cfg.every):
             return
         if self.scorer is None:
             data = trainer.datamodule
-            self.scorer = scorer.Scorer(
+            self.scorer = Scorer(
                 self.cfg.metrics,
                 self.cfg.features,
                 reference=data.train[0],
@@ -145,62 +169,73 @@ class GeneratedMetrics(Callback):
 class Throughput(Callback):
     """Logs train/images_per_second over the steps since the last line of metrics.csv."""
 
-    def __init__(self, batch_size):
+    def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
+        self.time = 0.0
+        self.step = 0
 
-    def on_train_start(self, trainer, module):
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start the clock."""
-        self.time, self.step = time.monotonic(), trainer.global_step
+        self.time = time.monotonic()
+        self.step = trainer.global_step
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+    def on_train_batch_end(
+        self,
+        trainer: Any,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         """Log the rate where Lightning writes a line."""
         step = trainer.global_step
         if step > self.step and step % trainer.log_every_n_steps == 0:
             now = time.monotonic()
             rate = (step - self.step) * self.batch_size / (now - self.time)
             module.log("train/images_per_second", rate, prog_bar=True)
-            self.time, self.step = now, step
+            self.time = now
+            self.step = step
 
 
 class Progress(TQDMProgressBar):
     """One bar over the whole run, in micro-batches; there are no epochs."""
 
     @property
-    def total_train_batches(self):
+    def total_train_batches(self) -> int:
         """Micro-batches from the first to the last optimizer step."""
         return self.trainer.max_steps * self.trainer.accumulate_grad_batches
 
-    def on_train_epoch_start(self, trainer, *args):
+    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
         """Call the bar what it is."""
         super().on_train_epoch_start(trainer, *args)
         self.train_progress_bar.set_description("training")
 
-    def init_validation_tqdm(self):
+    def init_validation_tqdm(self) -> Tqdm:
         """Return no bar: the held-out loss is quick, and a second bar tears the first."""
         return Tqdm(disable=True)
 
-    def on_train_end(self, *args):
+    def on_train_end(self, *args: Any) -> None:
         """Leave the bar at its end (the last steps may fall between two refreshes)."""
         bar = self.train_progress_bar
         bar.n = min(bar.total or 0, self.trainer.global_step * self.trainer.accumulate_grad_batches)
         bar.refresh()
         super().on_train_end(*args)
 
-    def get_metrics(self, trainer, module):
+    def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         """Return the values beside the bar, without Lightning's version number."""
         shown = super().get_metrics(trainer, module)
         shown.pop("v_num", None)
         return {name.removeprefix("train/"): value for name, value in shown.items()}
 
 
-def _due(trainer, batch_idx, every):
+def _due(trainer: L.Trainer, batch_idx: int, every: int) -> bool:
     """Return whether an optimizer step has just ended and is a multiple of `every`."""
     stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
     return bool(every) and stepped and trainer.global_step % every == 0
 
 
 @contextlib.contextmanager
-def _evaluated(trainer, module):
+def _evaluated(trainer: Any, module: L.LightningModule) -> Iterator[Any]:
     """Give the EMA copy of the model, or the model where there is none, in eval mode."""
     ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
     model = ema.module if ema else module
@@ -209,16 +244,3 @@ def _evaluated(trainer, module):
         yield model.eval()
     finally:
         model.train(training)
-
-
-def _generate(trainer, module, seeds):
-    """Return uint8 images of all seeds on every rank, with the EMA weights if there are any."""
-    rank, world = trainer.global_rank, trainer.world_size
-    share = -(-len(seeds) // world)
-    # Every rank makes equally many, so that they can be gathered; the surplus is cut off below.
-    own = [seeds[min(i, len(seeds) - 1)] for i in range(rank * share, (rank + 1) * share)]
-    with _evaluated(trainer, module) as model:
-        pictures = generation.generate_all(model, own, progress=False)[0].to(module.device)
-    if world > 1:
-        pictures = trainer.strategy.all_gather(pictures).flatten(0, 1)
-    return pictures[: len(seeds)].cpu()

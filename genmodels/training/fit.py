@@ -1,19 +1,27 @@
 """One training: what the machine lacks, the Trainer, the fit, the command that goes on."""
 
+import contextlib
+from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from genmodels import checkpoint
+from genmodels import checkpoint, cli
+from genmodels.config import Config
+from genmodels.distributed import is_first
 from genmodels.evaluation.scorer import expand_metrics
+from genmodels.methods import METHODS
 from genmodels.metrics.features import load_features
-from genmodels.training import callbacks, saver
-from genmodels.training.run import spelled_out
+from genmodels.run import Run
+from genmodels.training import callbacks
+from genmodels.training.saver import CSVMetrics, Saver
 
 
-def usable_precision(precision, accelerator):
+def usable_precision(precision: str, accelerator: str) -> str:
     """Return the precision, or 32-true with a word about it where bf16 is only emulated."""
     if precision == "bf16-mixed":
         cuda = torch.cuda.is_available() and accelerator in ("auto", "cuda")
@@ -25,7 +33,7 @@ def usable_precision(precision, accelerator):
     return precision
 
 
-def check_machine(cfg):
+def check_machine(cfg: Config) -> None:
     """Raise ValueError for what this machine lacks, before anything is written."""
     if cfg.trainer.accelerator == "cuda" and not torch.cuda.is_available():
         raise ValueError("trainer.accelerator=cuda: no CUDA device here; use auto or cpu")
@@ -38,17 +46,30 @@ def check_machine(cfg):
         load_features(cfg.eval.features)
 
 
-def fit(cfg, run, model, data, last, step, whole=None):
-    """Train from this step on and return the Trainer.
+class Ended(NamedTuple):
+    """Where a fit ended: the optimizer step, and the signal that ended it early or 0."""
+
+    step: int
+    signal: int
+
+
+def fit(
+    cfg: Config,
+    run: Run,
+    model: Any,
+    data: L.LightningDataModule,
+    step: int = 0,
+    whole: Run | None = None,
+) -> Ended:
+    """Train to trainer.max_steps, unless it has to stop before; return where it ended.
 
     Args:
-        cfg: Config; its trainer.max_steps is where this fit ends.
-        run: folder to write to.
-        model: the method, untrained if `last` is None.
+        cfg: Config of this fit.
+        run: where it writes.
+        model: the method, untrained if `step` is 0.
         data: ImageDataModule.
-        last: checkpoint to go on from, or None.
-        step: its optimizer step.
-        whole: folder of the run that this one is a part of, named by the resume command.
+        step: that of the run's last checkpoint, to go on from; 0: from the beginning.
+        whole: the run that this one is a part of, named by the resume command.
 
     Raises:
         FloatingPointError: too many non-finite gradients in a row.
@@ -57,27 +78,23 @@ def fit(cfg, run, model, data, last, step, whole=None):
         model.net.to(memory_format=torch.channels_last)
     if cfg.trainer.compile:
         model.net.compile()
-    trainer = make_trainer(cfg, run, step, whole)
-    with spelled_out(cfg, whole or run):
+    saver = Saver(run, cfg, whole)
+    trainer = make_trainer(cfg, run, step, saver)
+    last = run.last if step else None
+    with remedies(cfg, whole or run):
+        if is_first():
+            run.make_folders()
         trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
-    return trainer
+    return Ended(trainer.global_step, saver.signal)
 
 
-def make_trainer(cfg, run, step, whole=None):
-    """Return the Lightning Trainer of a run that starts at this step; arguments as for fit."""
+def make_trainer(cfg: Config, run: Run, step: int, saver: Saver) -> L.Trainer:
+    """Return the Lightning Trainer of a run that starts at this step."""
     options = cfg.trainer
-    loggers = [saver.CSVMetrics(run / "metrics.csv", step)]
-    if "tensorboard" in options.loggers:
-        loggers.append(TensorBoardLogger(run, name="", version="", purge_step=step or None))
-    if "wandb" in options.loggers:
-        from lightning.pytorch.loggers import WandbLogger
-
-        # The same id on resume goes on in the same curves.
-        name = f"{cfg.name}-{run.name}"
-        loggers.append(
-            WandbLogger(name=name, id=name, resume="allow", project=cfg.name, save_dir=run)
-        )
-    extras = [callbacks.MatrixPrecision(options.tf32), callbacks.Throughput(cfg.data.batch_size)]
+    extras: list[Callback] = [
+        callbacks.MatrixPrecision(options.tf32),
+        callbacks.Throughput(cfg.data.batch_size),
+    ]
     if cfg.ema.half_life:
         extras.append(callbacks.EMA(cfg.ema.half_life, cfg.ema.rampup, cfg.data.batch_size))
     if cfg.sample.every:
@@ -86,12 +103,13 @@ def make_trainer(cfg, run, step, whole=None):
         extras.append(callbacks.GeneratedMetrics(cfg.eval, cfg.seed))
     if options.progress:
         extras.append(callbacks.Progress())
-    extras.append(saver.Saver(run, cfg, whole))  # last: see there
+    extras.append(saver)  # last: see there
+    precision: Any = usable_precision(options.precision, options.accelerator)
     return L.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
         strategy="ddp" if options.strategy == "auto" and options.devices > 1 else options.strategy,
-        precision=usable_precision(options.precision, options.accelerator),
+        precision=precision,
         max_steps=options.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=options.accumulate,
@@ -100,7 +118,7 @@ def make_trainer(cfg, run, step, whole=None):
         limit_val_batches=1.0 if cfg.eval.loss_every else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=options.log_every,
-        logger=loggers,
+        logger=make_loggers(cfg, run, step),
         callbacks=extras,
         plugins=[checkpoint.AtomicCheckpointIO()],
         enable_checkpointing=False,
@@ -111,9 +129,62 @@ def make_trainer(cfg, run, step, whole=None):
     )
 
 
-def restart(cfg, run):
+def make_loggers(cfg: Config, run: Run, step: int) -> list[Logger]:
+    """Return the loggers of a run that starts at this step; each goes on where it was."""
+    loggers: list[Logger] = [CSVMetrics(run.metrics, step)]
+    if "tensorboard" in cfg.trainer.loggers:
+        loggers.append(TensorBoardLogger(run.folder, name="", version="", purge_step=step or None))
+    if "wandb" in cfg.trainer.loggers:
+        from lightning.pytorch.loggers import WandbLogger
+
+        # The same id on resume goes on in the same curves.
+        name = f"{cfg.name}-{run.folder.name}"
+        loggers.append(
+            WandbLogger(name=name, id=name, resume="allow", project=cfg.name, save_dir=run.folder)
+        )
+    return loggers
+
+
+@contextlib.contextmanager
+def remedies(cfg: Config, run: Run) -> Iterator[None]:
+    """Raise ValueError with a remedy in place of a full disk's, memory's or a worker's own error.
+
+    Args:
+        cfg: Config of the run.
+        run: what the remedy goes on with.
+    """
+    parts, size = cfg.trainer.accumulate, cfg.data.batch_size
+    more = [n for n in range(parts + 1, size + 1) if size % (n * cfg.trainer.devices) == 0]
+    accumulate = f"trainer.accumulate={more[0]} (the same batch in parts) or " if more else ""
+    unit = parts * cfg.trainer.devices
+    smaller = max(1, size // unit // 2) * unit  # the stream takes multiples of the unit only
+    too_large = (
+        f"data.batch_size={size}: does not fit into memory; try {accumulate}"
+        f"data.batch_size={smaller} with python train.py {run.config}"
+    )
+    try:
+        with cli.fits_memory(too_large):
+            yield
+    except OSError as error:
+        if error.errno not in cli.REMEDIES:
+            raise
+        raise ValueError(
+            f"out_dir={cfg.out_dir}: {error.strerror} ({error.filename or run.folder}); "
+            f"{cli.REMEDIES[error.errno]}, then go on with python train.py resume={run.folder}"
+        ) from None
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise ValueError(
+            f"data.workers={cfg.data.workers}: a process that reads images was ended ({error}), "
+            "often for want of memory; go on with python train.py "
+            f"resume={run.folder} data.workers=0"
+        ) from None
+
+
+def restart(cfg: Config, run: Run) -> str:
     """Return the command that goes on after a divergence, with half the learning rate."""
-    if hasattr(cfg.method, "retry"):  # chains: their buffer goes on too, with other noise
-        return f"python train.py resume={run} method.retry={cfg.method.retry + 1}"
+    if METHODS[cfg.method.name].RETRIES:  # chains: their buffer goes on too, with other noise
+        return f"python train.py resume={run.folder} method.retry={cfg.method.retry + 1}"
     lr = cfg.optim.lr / 2
-    return f"python train.py {run}/config.yaml init={run}/checkpoints/last.ckpt optim.lr={lr:g}"
+    return f"python train.py {run.config} init={run.last} optim.lr={lr:g}"

@@ -1,10 +1,14 @@
 """Scores of a model: to choose one of many, and the final ones, on other seeds and other images."""
 
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from genmodels import generation, seeding
-from genmodels.config import check
-from genmodels.distributed import by_itself
+import torch
+
+from genmodels import distributed, generation, seeding
+from genmodels.config import Config, check
+from genmodels.data import ImageDataModule
 from genmodels.evaluation import scorer
 
 CHOOSING_SEEDS, SEEDS = 1 << 31, 1 << 22  # where the seeds of choices begin; for each cfg.seed
@@ -15,16 +19,19 @@ class Judge:
     """Scores models by eval.metrics; the first of them, `metric`, chooses.
 
     Args:
-        cfg: Config; its eval section says how, its seed with which seeds.
-        data: ImageDataModule.
+        cfg: its eval section says how, its seed with which seeds.
+        data: the training and the held-out images.
         device: where to generate and score.
 
     Raises:
         ValueError: a first metric that does not put models in order.
     """
 
-    def __init__(self, cfg, data, device):
-        self.cfg, self.data, self.device, self.scorers = cfg, data, device, {}
+    def __init__(self, cfg: Config, data: ImageDataModule, device: torch.device) -> None:
+        self.cfg = cfg
+        self.data = data
+        self.device = device
+        self.scorers: dict[str, scorer.Scorer] = {}
         self.metric = cfg.eval.metrics[0] if cfg.eval.metrics else ""
         choosing = [name for name, metric in scorer.METRICS.items() if metric.better]
         check(
@@ -33,14 +40,16 @@ class Judge:
             self.metric,
             f"the first one chooses the winner: one of {', '.join(choosing)}",
         )
-        self.plan = {
+        self.choice: dict[str, Any] = {
             "metric": self.metric,
             "features": cfg.eval.features,
             "num": cfg.eval.num,
             "seeds": CHOOSING_SEEDS + SEEDS * (cfg.seed % 256),
         }
 
-    def generate(self, model, seeds, progress=False):
+    def generate(
+        self, model: Any, seeds: Sequence[int], progress: bool = False
+    ) -> tuple[torch.Tensor, list[int] | None]:
         """Return (uint8 images, labels or None); labels follow the law of the training set's."""
         labels = None
         if model.classes:
@@ -48,32 +57,39 @@ class Judge:
             order = seeding.permutation(0, 0, len(known))
             labels = [int(known[order[seed % len(known)]]) for seed in seeds]
         model.eval()  # DDO's reference is left in the mode of the last fit
-        return generation.generate_all(model, list(seeds), labels, batch=BATCH, progress=progress)
+        seeds = list(seeds)
+        pictures = generation.generate_all(model, seeds, labels, batch=BATCH, progress=progress)
+        return pictures, labels
 
-    def score(self, model):
+    def score(self, model: Any) -> dict[str, float]:
         """Return {metric: value, "score_seconds": s} against the training images, for a choice."""
-        started, first = time.monotonic(), self.plan["seeds"]
+        started, first = time.monotonic(), self.choice["seeds"]
         pictures, _ = self.generate(model, range(first, first + self.cfg.eval.num))
-        with by_itself():
+        with distributed.alone():
             scores = self._scorer("train", 0)(pictures)
         values = {name: score["value"] for name, score in scores.items()}
         return values | {"score_seconds": round(time.monotonic() - started, 2)}
 
-    def final(self, model, first=0):
-        """Return {metric: {value, stderr}} against held-out images (training ones if none are)."""
+    def final(self, model: Any, first: int = 0) -> dict[str, dict[str, float]]:
+        """Return {metric: {value, stderr}} against held-out images (training ones if none are).
+
+        Args:
+            model: a method.
+            first: of the eval.num seeds.
+        """
         pictures, _ = self.generate(model, range(first, first + self.cfg.eval.num))
-        with by_itself():
+        with distributed.alone():
             split = "held_out" if len(self.data.held_out[0]) else "train"
             return self._scorer(split, 100)(pictures)
 
-    def distance(self, entry):
+    def distance(self, entry: Mapping[str, Any]) -> float:
         """Return the number that is lowest for the best of several scores."""
         value, better = entry[self.metric], scorer.METRICS[self.metric].better
         if better == "half":
             return abs(value - 0.5)
         return -value if better == "higher" else value
 
-    def _scorer(self, split, resamples):
+    def _scorer(self, split: str, resamples: int) -> scorer.Scorer:
         if split not in self.scorers:
             self.scorers[split] = scorer.Scorer(
                 self.cfg.eval.metrics,

@@ -4,16 +4,20 @@ import csv
 import io
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
 
-from genmodels import checkpoint
-from genmodels.atomic import write_bytes
-from genmodels.config import seconds
+from genmodels import atomic
+from genmodels.config import Config, seconds
+from genmodels.distributed import is_first
+from genmodels.run import Run
 
 
 class Saver(Callback):
@@ -25,36 +29,45 @@ class Saver(Callback):
     Ctrl-C does not wait. `signal` then holds the signal's number on every rank, else 0.
 
     Args:
-        run: the run's folder.
+        run: where to save.
         cfg: the whole Config.
-        whole: folder of the run that this one is a part of, if it is; resume= goes on with that.
+        whole: the run that this one is a part of, if it is; resume= goes on with that.
     """
 
-    def __init__(self, run, cfg, whole=None):
-        self.run, self.folder = Path(whole or run), Path(run) / "checkpoints"
-        self.every, self.keep = cfg.checkpoint.every, cfg.checkpoint.keep
+    def __init__(self, run: Run, cfg: Config, whole: Run | None = None) -> None:
+        self.run = run
+        self.whole = whole or run
+        self.every = cfg.checkpoint.every
+        self.keep = cfg.checkpoint.keep
         self.deadline = time.monotonic() + seconds(cfg.trainer.max_time)
-        self.saved_step = None
-        self.signal, self.handlers = 0, {}
+        self.saved_step = -1
+        self.signal = 0
+        self.handlers: dict[signal.Signals, Any] = {}
 
-    def on_train_start(self, trainer, module):
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Catch the signals that end a run (Lightning puts the old handlers back at the end)."""
         self.saved_step = trainer.global_step
         if trainer.is_global_zero:
-            for partial in self.folder.glob(".*.partial"):  # a kill in the middle of a save
-                partial.unlink()
+            atomic.remove_partial(self.run.checkpoints)  # of a kill in the middle of a save
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self.handlers[number] = signal.signal(number, self._on_signal)
             except ValueError:  # not in the main thread: whoever runs us there handles signals
                 return
 
-    def _on_signal(self, number, frame):
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = int(number)
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         """Save if the step is due, and stop the run if it has to stop."""
         step = trainer.global_step
         if step == self.saved_step or batch_idx % trainer.accumulate_grad_batches != (
@@ -78,81 +91,85 @@ class Saver(Callback):
             reason = signal.Signals(self.signal).name if self.signal else "trainer.max_time"
             module.print(
                 f"\nstopped by {reason} after step {step}, saved; go on with\n"
-                f"  python train.py resume={self.run}"
+                f"  python train.py resume={self.whole.folder}"
             )
 
-    def on_train_end(self, trainer, module):
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Give the signals back."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
-    def save(self, trainer):
-        """Write step-XXXXXXXX.ckpt, make last.ckpt the same file, and drop the oldest."""
+    def save(self, trainer: L.Trainer) -> None:
+        """Write the step's checkpoint, make the last one the same file, and drop the oldest."""
         self.saved_step = trainer.global_step
-        path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
+        path = self.run.checkpoint(trainer.global_step)
         trainer.save_checkpoint(path)
         if not trainer.is_global_zero:
             return
-        checkpoint.link(path, self.folder / "last.ckpt")
+        atomic.link(path, self.run.last)
         if self.keep:
-            for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
+            for old in self.run.steps()[: -self.keep]:
                 old.unlink()
 
 
 class CSVMetrics(Logger):
-    """metrics.csv: one line for each logged step, appended; a resumed run cuts it to its step.
+    """A table of one line for each logged step; a resumed run cuts it to its step.
 
     Args:
         path: the file.
         first_step: lines after this step are dropped (they will be made again).
+
+    Raises:
+        ValueError: the file is no such table.
     """
 
-    def __init__(self, path, first_step=0):
+    def __init__(self, path: Path, first_step: int = 0) -> None:
         super().__init__()
-        self.path, self.rows = Path(path), {}
-        if self.path.exists():
-            with open(self.path, newline="") as file:
-                rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
-            try:
-                self.rows = {int(r["step"]): r for r in rows if int(r["step"]) <= first_step}
-            except (KeyError, ValueError):
-                raise ValueError(
-                    f"metrics.csv={path}: cannot be read; delete it or mend it"
-                ) from None
+        self.path = path
+        self.rows: dict[int, dict[str, Any]] = {}
+        if not path.exists():
+            return
+        with open(path, newline="") as file:
+            rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+        try:
+            self.rows = {int(r["step"]): r for r in rows if int(r["step"]) <= first_step}
+        except (KeyError, ValueError):
+            raise ValueError(f"metrics.csv={path}: cannot be read; delete it or mend it") from None
 
     name = version = None
 
-    @rank_zero_only
-    def log_hyperparams(self, *args, **kwargs):
-        """Do nothing: the run folder holds config.yaml."""
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the run folder holds the config."""
 
-    @rank_zero_only
-    def log_metrics(self, metrics, step=None):
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Add the values to the step's line. Lightning counts steps from 0; lines from 1."""
-        step += 1
-        row = self.rows.setdefault(step, {"step": step})
+        if not is_first():
+            return
+        number = (step or 0) + 1
+        row = self.rows.setdefault(number, {"step": number})
         row |= {key: f"{float(value):.6g}" for key, value in metrics.items() if key != "epoch"}
         self.save()
 
-    @rank_zero_only
-    def save(self):
+    def save(self) -> None:
         """Write the whole file, all or nothing (a line for each log_every steps: small)."""
+        if not is_first():
+            return
         columns = dict.fromkeys(key for row in self.rows.values() for key in row)
         text = io.StringIO()
         writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows[step] for step in sorted(self.rows))
-        write_bytes(self.path, text.getvalue().encode())
+        atomic.write_bytes(self.path, text.getvalue().encode())
 
 
-def _write_line(trainer):
-    """Write this step's line of metrics.csv, if it has one, before its checkpoint.
+def _write_line(trainer: Any) -> None:
+    """Write this step's line of the metrics, if it has one, before its checkpoint.
 
     Lightning writes it after the callbacks; a kill in between would lose it, for a resumed run
     begins after the step.
     """
     if trainer.global_step % trainer.log_every_n_steps == 0:
-        own = {k: v for k, v in trainer.callback_metrics.items() if not k.startswith("val/")}
+        metrics = {k: v for k, v in trainer.callback_metrics.items() if not k.startswith("val/")}
         for logger in trainer.loggers:
             if isinstance(logger, CSVMetrics):
-                logger.log_metrics(own, trainer.global_step - 1)
+                logger.log_metrics(metrics, trainer.global_step - 1)

@@ -21,23 +21,25 @@ import io
 import itertools
 import json
 import math
-import os
 import shutil
 import signal
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 
-from genmodels import checkpoint, generation, images, seeding
-from genmodels.atomic import write_bytes
-from genmodels.config import check, save_config, seconds, to_plain
+from genmodels import checkpoint, distributed, generation, images, seeding
+from genmodels.atomic import link, write_bytes
+from genmodels.config import Config, check, save_config, seconds, to_plain
 from genmodels.data.pairs import PairedData
+from genmodels.methods import METHODS
+from genmodels.run import Run
 from genmodels.training.fit import fit
 from genmodels.training.judge import SEEDS, Judge
 from genmodels.training.pool import load_reference, make_pool
-from genmodels.training.run import alone, has, unfinished_or_new, wait
 
 POOL_SEEDS = 1 << 30  # below: final scores and whoever samples; above, the judge's
 
@@ -45,17 +47,17 @@ POOL_SEEDS = 1 << 30  # below: final scores and whoever samples; above, the judg
 class Paused(Exception):
     """The self-play stopped on the way, saved; `signal` is the signal's number or 0."""
 
-    def __init__(self, number=0):
+    def __init__(self, number: int = 0) -> None:
         super().__init__(number)
         self.signal = number
 
 
-def run(cfg, folder):
-    """Play all rounds, or what is left of them; return (the run's folder, signal or 0).
+def play(cfg: Config, run: Run | None) -> tuple[Run, int]:
+    """Play all rounds, or what is left of them; return (the run, signal or 0).
 
     Args:
         cfg: the whole Config; its method is trained against a `reference`.
-        folder: of a run to go on with; None: an unfinished run of the same config, else a new one.
+        run: to go on with; None: an unfinished run of the same config, else a new one.
 
     Raises:
         ValueError: no init, a model that does not fit the config, another process at work here.
@@ -68,63 +70,81 @@ def run(cfg, folder):
         "is filled in; resume the folder above round-01",
     )
     data = PairedData(cfg.data, cfg.seed, cfg.trainer.accumulate)
-    rounds = cfg.method.rounds
-    folder = folder or unfinished_or_new(cfg, lambda found: _finished(found, rounds))
-    with alone(folder):
-        play = SelfPlay(cfg, folder, data)
+    run = run or _unfinished_or_new(cfg)
+    with run.lock():
+        selfplay = SelfPlay(cfg, run, data)
         try:
-            for number in range(1, rounds + 1):
-                if not play.round(number):
+            for number in range(1, cfg.method.rounds + 1):
+                if not selfplay.round(number):
                     break  # no checkpoint beats the reference; nor would the next round's
         except Paused as paused:
-            return folder, paused.signal
+            return run, paused.signal
         except KeyboardInterrupt:
-            play.say(f"\nstopped; go on with\n  python train.py resume={folder}")
-            return folder, int(signal.SIGINT)
-    return folder, 0
+            selfplay.say(f"\nstopped; go on with\n  python train.py resume={run.folder}")
+            return run, int(signal.SIGINT)
+    return run, 0
 
 
 class SelfPlay:
-    """The rounds of one run; arguments as for run(). Every process plays, rank 0 alone writes."""
+    """The rounds of one run; arguments as for play(). Every process plays, the first alone writes.
 
-    def __init__(self, cfg, folder, data):
-        self.cfg, self.folder, self.data = cfg, folder, data
-        self.lead = rank_zero_only.rank == 0
+    Attributes:
+        folder: of the round that is played.
+        state: what its state.json holds.
+        source: path of the model that is its reference.
+    """
+
+    folder: Path
+    state: dict[str, Any]
+    source: str
+
+    def __init__(self, cfg: Config, run: Run, data: PairedData) -> None:
+        self.cfg = cfg
+        self.run = run
+        self.data = data
+        self.first = distributed.is_first()
         self.deadline = time.monotonic() + seconds(cfg.trainer.max_time)
         self.judge = Judge(cfg, data, _device(cfg.trainer.accelerator))
-        self.device, self.metric = self.judge.device, self.judge.metric
-        if self.lead:
-            save_config(cfg, folder / "config.yaml")
+        self.device = self.judge.device
+        self.metric = self.judge.metric
+        if self.first:
+            run.make_folders()
+            save_config(cfg, run.config)
 
-    def round(self, number):
+    def round(self, number: int) -> bool:
         """Play one round, or what is left of it; return whether it found a better model."""
-        self.place = self.folder / f"round-{number:02d}"
-        self.state = _read(self.place)
+        self.folder = _round_folder(self.run, number)
+        self.state = _read_state(self.folder)
         if not self.state.get("winner"):
-            last = self.folder / f"round-{number - 1:02d}" / "winner.ckpt"
-            self.source = str(last) if number > 1 else self.cfg.init
+            winner = _round_folder(self.run, number - 1) / "winner.ckpt"
+            self.source = str(winner) if number > 1 else self.cfg.init
             reference = load_reference(self.cfg, self.source, self.device)
             self.begin(number, reference)
             self.data.pool = self.pool(reference)
             if "start" not in self.state:
-                score = {"step": 0} | self.judge.score(reference) if self.lead else None
+                score = {"step": 0} | self.judge.score(reference) if self.first else None
                 self.settle(lambda state: state.setdefault("start", score), "start")
             self.say(f"round {number}: {self.metric} {self.state['start'][self.metric]:.4f}")
             for k in range(len(self.state["candidates"])):
                 self.finetune(k, reference)
             self.conclude(reference)
-        if self.lead:  # what only the round itself needed
-            for old in (self.place / "pool", *self.place.glob("*/checkpoints")):
-                shutil.rmtree(old, ignore_errors=True)
-            for old in self.place.glob("*/best.ckpt"):
-                old.unlink()
+        if self.first:  # what only the round itself needed
+            shutil.rmtree(self.folder / "pool", ignore_errors=True)
+            for candidate in self.state["candidates"]:
+                part = self.part(candidate)
+                shutil.rmtree(part.checkpoints, ignore_errors=True)
+                _best(part).unlink(missing_ok=True)
         return self.state["winner"]["step"] > 0
 
-    def begin(self, number, reference):
+    def part(self, candidate: Mapping[str, Any]) -> Run:
+        """Return the run that a candidate is trained in."""
+        return Run(self.folder / candidate["name"])
+
+    def begin(self, number: int, reference: Any) -> None:
         """Write down what the round consists of; or check that it is still what was begun."""
         cfg, method, digest = self.cfg, self.cfg.method, checkpoint.weights_hash(reference)
-        stds = method.p_stds or [getattr(method, "p_std", 0.0)]
-        plan = {
+        stds = method.p_stds or [method.p_std if METHODS[method.name].P_STD else 0.0]
+        facts: dict[str, Any] = {
             "round": number,
             "reference": {"model": self.source, "sha256": digest},
             "p_std": stds[min(number, len(stds)) - 1],
@@ -132,55 +152,55 @@ class SelfPlay:
                 "num": method.pool or len(self.data.train[0]),
                 "seeds": POOL_SEEDS + SEEDS * ((64 * cfg.seed + number) % 256),
             },
-            "score": self.judge.plan,
+            "score": self.judge.choice,
         }
-        num = plan["pool"]["num"]
+        num = facts["pool"]["num"]
         check(num <= SEEDS, "method.pool", num, f"a round has {SEEDS} seeds; give at most as many")
-        for key, value in plan.items() if self.state else ():
+        for key, value in facts.items() if self.state else ():
             check(
                 key == "reference" or self.state[key] == value,
                 key,
                 value,
                 f"round {number} was begun with {self.state[key]}",
             )
-        begun = self.state.get("reference", plan["reference"])["sha256"]
+        begun = self.state.get("reference", facts["reference"])["sha256"]
         check(
             begun == digest,
             "init",
             self.source,
             f"its weights are not those that round {number} was begun with",
         )
-        if self.lead and number == 1 and not self._top.exists():  # RUN is a model from now on
+        if self.first and number == 1 and not self.run.last.exists():  # RUN is a model now
             saved = {
                 "state_dict": reference.state_dict(),
                 "global_step": 0,
                 "hyper_parameters": {"config": to_plain(cfg)},
             }
-            checkpoint.AtomicCheckpointIO().save_checkpoint(saved, self._top)
+            checkpoint.AtomicCheckpointIO().save_checkpoint(saved, self.run.last)
         if not self.state:
             pairs = itertools.product(method.alphas, method.betas)
-            plan["candidates"] = [
+            facts["candidates"] = [
                 {"name": f"alpha{a:g}-beta{b:g}", "alpha": a, "beta": b, "curve": [], "end": ""}
                 for a, b in pairs
             ]
-            self.settle(lambda state: state.update(plan | {"pool_seconds": 0.0}), "candidates")
+            self.settle(lambda state: state.update(facts | {"pool_seconds": 0.0}), "candidates")
 
-    def pool(self, reference):
+    def pool(self, reference: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (images, labels) made by the reference, from the shards that are there or new."""
 
-        def generate(seeds):
+        def generate(seeds: range) -> tuple[torch.Tensor, list[int] | None]:
             self.pause_if_late()
-            started, shown = time.monotonic(), self.cfg.trainer.progress and self.lead
+            started, shown = time.monotonic(), self.cfg.trainer.progress and self.first
             pictures = self.judge.generate(reference, seeds, shown)
-            if self.lead:
+            if self.first:
                 self.state["pool_seconds"] += round(time.monotonic() - started, 2)
             return pictures
 
         first, num = self.state["pool"]["seeds"], self.state["pool"]["num"]
         size = self.cfg.method.shard
-        return make_pool(self.place / "pool", range(first, first + num), size, generate)
+        return make_pool(self.folder / "pool", range(first, first + num), size, generate)
 
-    def finetune(self, k, reference):
+    def finetune(self, k: int, reference: Any) -> None:
         """Train candidate k, scored every eval.every steps, until it ends."""
         last = self.cfg.trainer.max_steps
         every = self.cfg.eval.every or last
@@ -197,53 +217,49 @@ class SelfPlay:
             except FloatingPointError as error:
                 end = f"diverged: {error}"
             trained = {"train_seconds": round(time.monotonic() - started, 2)}
-            entry = self.look(candidate, step) | trained if self.lead and not end else {}
+            entry = self.score(candidate, step) | trained if self.first and not end else {}
 
-            def add(state, entry=entry, end=end):
-                own = state["candidates"][k]
-                own["curve"] += [entry] if entry else []
-                own["end"] = end or self.end(own["curve"])
+            def add(state: dict[str, Any], entry: dict = entry, end: str = end) -> None:
+                candidate = state["candidates"][k]
+                candidate["curve"] += [entry] if entry else []
+                candidate["end"] = end or self.end(candidate["curve"])
 
             self.settle(add, *(() if end else ("candidates", k, "curve", scored)))
 
-    def train_to(self, step, candidate, reference):
+    def train_to(self, step: int, candidate: Mapping[str, Any], reference: Any) -> None:
         """Train a candidate to this step: an ordinary run that goes on from its last checkpoint.
 
         Raises:
             Paused: it had to stop before.
             FloatingPointError: it diverged.
         """
-        folder, cfg = self.place / candidate["name"], self.candidate_config(candidate)
-        last = folder / "checkpoints" / "last.ckpt"
-        done = checkpoint.read_checkpoint(last)["global_step"] if last.exists() else 0
+        part, cfg = self.part(candidate), self.candidate_config(candidate)
+        done = checkpoint.read_checkpoint(part.last)["global_step"] if part.last.exists() else 0
         if done >= step:
             return
         self.pause_if_late()
-        if self.lead and not done:
-            for part in ("checkpoints", "samples"):
-                (folder / part).mkdir(parents=True, exist_ok=True)
-            save_config(cfg, folder / "config.yaml")
+        if self.first and not done:
+            part.make_folders()
+            save_config(cfg, part.config)
         model = checkpoint.build(cfg, reference=reference)
         model.load_state_dict(reference.state_dict())
         self.data.seed = cfg.seed
         left = self.deadline - time.monotonic()
-        left = "" if math.isinf(left) else f"{max(left, 0.1):.1f}s"
-        part = replace(cfg, trainer=replace(cfg.trainer, max_steps=step, max_time=left))
-        trainer = fit(
-            part, folder, model, self.data, last if done else None, done, whole=self.folder
-        )
-        if trainer.global_step < step:
-            raise Paused(trainer.callbacks[-1].signal)
+        max_time = "" if math.isinf(left) else f"{max(left, 0.1):.1f}s"
+        cfg = replace(cfg, trainer=replace(cfg.trainer, max_steps=step, max_time=max_time))
+        ended = fit(cfg, part, model, self.data, done, whole=self.run)
+        if ended.step < step:
+            raise Paused(ended.signal)
 
-    def candidate_config(self, candidate):
+    def candidate_config(self, candidate: Mapping[str, Any]) -> Config:
         """Return the Config of a candidate's run; candidates of a round share all randomness."""
         state, method = self.state, self.cfg.method
-        changed = {
+        changed: dict[str, Any] = {
             "alphas": [candidate["alpha"]],
             "betas": [candidate["beta"]],
             "reference": state["reference"]["sha256"],
         }
-        if hasattr(method, "p_std"):
+        if METHODS[method.name].P_STD:
             changed["p_std"] = state["p_std"]
         return replace(
             self.cfg,
@@ -253,27 +269,27 @@ class SelfPlay:
             eval=replace(self.cfg.eval, every=0),  # scored from outside, between the fits
         )
 
-    def look(self, candidate, step):
+    def score(self, candidate: Mapping[str, Any], step: int) -> dict[str, Any]:
         """Return the curve's entry for a candidate's last checkpoint; keep the best of them."""
         self.pause_if_late()
-        folder = self.place / candidate["name"]
-        path = folder / "checkpoints" / "last.ckpt"
+        part = self.part(candidate)
         try:
-            entry = {"step": step} | self.judge.score(checkpoint.load(path, device=self.device))
+            model = checkpoint.load(part.last, device=self.device)
+            entry = {"step": step} | self.judge.score(model)
         except generation.NonFinite as error:  # of a sweep, the other candidates go on
             self.say(f"{candidate['name']}: {error}")
             entry = {"step": step, self.metric: math.inf, "score_seconds": 0.0}
         if all(
             self.judge.distance(entry) < self.judge.distance(other) for other in candidate["curve"]
         ):
-            checkpoint.link(path, folder / "best.ckpt")
+            link(part.last, _best(part))
         self.say(
             f"round {self.state['round']}: {candidate['name']}, step {step}: "
             f"{self.metric} {entry[self.metric]:.4f}"
         )
         return entry
 
-    def end(self, curve):
+    def end(self, curve: Sequence[Mapping[str, Any]]) -> str:
         """Return why a candidate with this curve ends here, or ""."""
         values = [self.judge.distance(entry) for entry in [self.state["start"], *curve]]
         if math.isinf(values[-1]):
@@ -283,7 +299,7 @@ class SelfPlay:
             return f"{self.metric} rose {patience} times in a row"
         return "end of the round" if curve[-1]["step"] == self.cfg.trainer.max_steps else ""
 
-    def conclude(self, reference):
+    def conclude(self, reference: Any) -> None:
         """Choose the winner, score it on held-out images, and make it the run's model."""
         state, start = self.state, self.state["start"]
         entries = [(c, entry) for c in state["candidates"] for entry in c["curve"]]
@@ -295,17 +311,16 @@ class SelfPlay:
         candidate, entry = min(entries, key=lambda pair: self.judge.distance(pair[1]))
         better = self.judge.distance(entry) < self.judge.distance(start)
         name, entry = (candidate["name"], entry) if better else ("the reference", start)
-        final = {}
-        if self.lead:
-            path = self.place / candidate["name"] / "best.ckpt"
+        final: dict[str, Any] = {}
+        if self.first:
+            path = _best(self.part(candidate))
             model = checkpoint.load(path, device=self.device) if better else reference
             final = {"init": self.judge.final(reference)} if state["round"] == 1 else {}
             final |= {"winner": self.judge.final(model)}
-            for target in (self.place / "winner.ckpt", self._top) if better else ():
-                checkpoint.link(path, target)
-            sheet = images.grid(self.judge.generate(model, range(64))[0])
-            sheet = images.enlarge(sheet, max(1, 512 // sheet.shape[-1]))
-            images.write_png(self.folder / "samples" / f"round-{state['round']:02d}.png", sheet)
+            for target in (self.folder / "winner.ckpt", self.run.last) if better else ():
+                link(path, target)
+            sheet = images.contact_sheet(self.judge.generate(model, range(64))[0])
+            images.write_png(self.run.samples / f"{self.folder.name}.png", sheet)
         winner = {"name": name, "step": entry["step"], self.metric: entry[self.metric]}
         self.settle(lambda state: state.update(winner=winner, final=final), "winner")
         self.say(
@@ -313,65 +328,100 @@ class SelfPlay:
             f"{entry[self.metric]:.4f} ({name}, step {entry['step']})"
         )
 
-    def settle(self, change, *keys):
+    def settle(self, change: Callable[[dict[str, Any]], Any], *keys: str | int) -> None:
         """Change the round's state and write it; others wait for state[keys], if keys are given."""
-        if self.lead or not keys:
+        if self.first or not keys:
             change(self.state)
-        if self.lead:
-            self.place.mkdir(exist_ok=True)
-            data = json.dumps(self.state, indent=1).encode()
-            write_bytes(self.place / "state.json", data)
+        if self.first:
+            self.folder.mkdir(exist_ok=True)
+            write_bytes(_state_file(self.folder), json.dumps(self.state, indent=1).encode())
             self.write_curves()
         elif keys:
-            wait(lambda: has(_read(self.place), keys))
-            self.state = _read(self.place)
+            distributed.wait(lambda: _holds(_read_state(self.folder), keys))
+            self.state = _read_state(self.folder)
 
-    def write_curves(self):
-        """Write metrics.csv: a line for each score of each candidate of each round."""
+    def write_curves(self) -> None:
+        """Write the run's metrics: a line for each score of each candidate of each round."""
         text = io.StringIO()
         names = ["round", "alpha", "beta", "step", *self.cfg.eval.metrics]
         writer = csv.DictWriter(text, names, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
-        for state in map(_read, sorted(self.folder.glob("round-*"))):
+        for state in map(_read_state, _round_folders(self.run)):
             for candidate in state["candidates"] if "start" in state else ():
                 for entry in [state["start"], *candidate["curve"]]:
                     writer.writerow(state | candidate | entry)
-        write_bytes(self.folder / "metrics.csv", text.getvalue().encode())
+        write_bytes(self.run.metrics, text.getvalue().encode())
 
-    def pause_if_late(self):
+    def pause_if_late(self) -> None:
         """Raise Paused after trainer.max_time.
 
         Of several processes each would stop by its own clock and leave the others waiting: they go
         on to the next fit, where they agree to stop after a step.
         """
-        if time.monotonic() > self.deadline and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        if time.monotonic() > self.deadline and distributed.world() == 1:
             self.say(
-                f"stopped by trainer.max_time; go on with\n  python train.py resume={self.folder}"
+                "stopped by trainer.max_time; go on with\n"
+                f"  python train.py resume={self.run.folder}"
             )
             raise Paused
 
-    def say(self, text):
-        """Print on rank 0."""
-        if self.lead:
+    def say(self, text: str) -> None:
+        """Print on the first process."""
+        if self.first:
             print(text, flush=True)
 
-    @property
-    def _top(self):
-        return self.folder / "checkpoints" / "last.ckpt"
+
+def _unfinished_or_new(cfg: Config) -> Run:
+    """Return the newest unfinished run of this very config, else a new one that is begun."""
+    while True:
+        run = Run.unfinished(cfg, lambda run: _finished(run, cfg.method.rounds))
+        if run is not None:
+            return run
+        if distributed.is_first():
+            return Run.new(cfg)
+        time.sleep(0.2)  # the first process makes it
 
 
-def _device(accelerator):
-    if accelerator in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("mps" if accelerator == "mps" else "cpu")
+def _finished(run: Run, rounds: int) -> bool:
+    """Return whether a run has played its rounds, or found nothing better in the latest one."""
+    winners = [_read_state(folder).get("winner") for folder in _round_folders(run)]
+    return bool(winners and winners[-1] and (len(winners) >= rounds or not winners[-1]["step"]))
 
 
-def _read(place):
-    path = place / "state.json"
+def _round_folder(run: Run, number: int) -> Path:
+    return run.folder / f"round-{number:02d}"
+
+
+def _round_folders(run: Run) -> list[Path]:
+    return sorted(run.folder.glob("round-*"))
+
+
+def _state_file(folder: Path) -> Path:
+    return folder / "state.json"
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """Return the state of the round in a folder, empty if it has not begun."""
+    path = _state_file(folder)
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _finished(folder, rounds):
-    """Return whether a run has played its rounds, or found nothing better in the latest one."""
-    winners = [_read(place).get("winner") for place in sorted(folder.glob("round-*"))]
-    return bool(winners and winners[-1] and (len(winners) >= rounds or not winners[-1]["step"]))
+def _holds(value: Any, keys: Sequence[str | int]) -> bool:
+    """Return whether value[keys[0]][keys[1]]... exists."""
+    for key in keys:
+        try:
+            value = value[key]
+        except (KeyError, IndexError):
+            return False
+    return True
+
+
+def _best(part: Run) -> Path:
+    """Return where a candidate's best checkpoint so far lies."""
+    return part.folder / "best.ckpt"
+
+
+def _device(accelerator: str) -> torch.device:
+    if accelerator in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", distributed.local_rank())
+    return torch.device("mps" if accelerator == "mps" else "cpu")

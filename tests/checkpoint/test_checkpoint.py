@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import genmodels
 import train
 from genmodels import checkpoint, cli
-from genmodels.checkpoint.export import main as export_main
+from genmodels.checkpoint.exports import main as export_main
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import TINY
 

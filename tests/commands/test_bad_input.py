@@ -15,7 +15,7 @@ import evaluate
 import sample
 import train
 from genmodels import cli
-from genmodels.checkpoint.export import main as export_main
+from genmodels.checkpoint.exports import main as export_main
 from genmodels.data import commands
 from tests.helpers import bad_data, bad_models
 from tests.helpers.bad_words import CASES

@@ -14,7 +14,7 @@ from torch import nn
 
 import genmodels
 import sample
-from genmodels import checkpoint, images, restoration
+from genmodels import checkpoint, distributed, images, restoration
 from genmodels.config import check
 from genmodels.data import ImageDataModule
 from genmodels.generation import NonFinite
@@ -197,14 +197,12 @@ def test_processes_take_their_shares(box, tmp_path, monkeypatch):
         save(tmp_path / "in" / f"{k}.png", random_levels(6, 6 + k))
     options = restoration.DenoiseOptions(denoise=f"{tmp_path}/in", law="gaussian", level="25")
     waited = []
+    monkeypatch.setattr(distributed, "barrier", lambda: waited.append(1))
+    monkeypatch.setattr(distributed, "gather_to_all", lambda found: [found])
+    monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in (1, 0):
-        state = types.SimpleNamespace(
-            process_index=rank,
-            num_processes=2,
-            is_main_process=rank == 0,
-            wait_for_everyone=lambda: waited.append(1),
-        )
-        restoration.denoise(model, options, tmp_path / "out", state)
+        monkeypatch.setenv("RANK", str(rank))
+        restoration.denoise(model, options, tmp_path / "out")
         there = sorted(p.name for p in (tmp_path / "out").iterdir())
         if rank == 1:
             assert there == ["1.png", "3.png"]

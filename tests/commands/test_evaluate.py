@@ -13,7 +13,7 @@ import evaluate
 import genmodels
 from genmodels import images
 from genmodels.data import source
-from genmodels.data.own import OnDisk
+from genmodels.images import OnDisk
 from genmodels.metrics.frechet import Moments, frechet_distance
 from tests.helpers.paths import ROOT
 

@@ -21,7 +21,8 @@ from genmodels.checkpoint import read_checkpoint
 from genmodels.config import Config
 from genmodels.data import commands
 from genmodels.methods.edm import EDM
-from genmodels.training import run as runs
+from genmodels.run import Run
+from genmodels.training.fit import remedies
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import TINY
 
@@ -252,7 +253,7 @@ def test_what_to_try_is_a_batch_that_can_be_shared_out(tmp_path, size, parts, li
     cfg = Config()
     cfg.data.batch_size, cfg.trainer.accumulate = size, parts
     with pytest.raises(ValueError, match=re.escape(f"try {line}")):
-        with runs.spelled_out(cfg, tmp_path):
+        with remedies(cfg, Run(tmp_path)):
             raise MemoryError
 
 

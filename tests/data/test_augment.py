@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from genmodels.data.augment import SYM6, Distortion, augment, distort, draw, values
+from genmodels.data.augment import (
+    SYM6,
+    Distortion,
+    augment,
+    distort,
+    distortion_values,
+    draw_distortion,
+)
 
 
 def distortion(count=1, **parts):
@@ -122,18 +129,18 @@ def test_the_filter_is_the_wavelet():
 
 def test_values_are_zero_exactly_for_undistorted_images():
     n = torch.arange(4000)
-    d = draw(0.2, 7, n)
-    assert values(d).shape == (4000, 9)
+    d = draw_distortion(0.2, 7, n)
+    assert distortion_values(d).shape == (4000, 9)
     images = picture(16, 16).expand(4000, -1, -1, -1)
     changed = (distort(images, d) - images).abs().amax((1, 2, 3)) > 1e-6
-    assert torch.equal(changed, values(d).abs().amax(1) > 0)
+    assert torch.equal(changed, distortion_values(d).abs().amax(1) > 0)
     assert 0.5 * 0.8**4 * 0.9 * 0.9 < 1 - changed.float().mean() < 0.5 * 0.8**4 * 0.9 * 1.1
 
 
 @pytest.mark.parametrize("p", [0.12, 1.0])
 def test_rates_and_laws(p):
     n = torch.arange(200_000)
-    d = draw(p, 3, n)
+    d = draw_distortion(p, 3, n)
     rates = [float((part != 0).double().mean()) for part in d]
     expected = [0.5, p / 2, p, p, p, p / 2, p, p]
     np.testing.assert_allclose(rates, expected, atol=5 * 0.5 / math.sqrt(len(n)))

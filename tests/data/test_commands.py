@@ -14,7 +14,7 @@ from PIL import Image
 from genmodels import cli
 from genmodels.config import DataConfig
 from genmodels.data import commands, load_split
-from genmodels.data.sets import PUBLIC
+from genmodels.data.sets import BY_HAND, DATASETS
 
 REAL = os.environ.get("GENMODELS_DATA", "")
 
@@ -145,8 +145,8 @@ def test_a_failed_rename_takes_the_labels_back(tmp_path, capsys, monkeypatch):
 def test_get_names_everything(capsys, tmp_path):
     assert run("get") == 0
     shown = capsys.readouterr().out
-    for name, (url, _, _) in PUBLIC.items():
-        assert name in shown and url in shown
+    for name, row in (DATASETS | BY_HAND).items():
+        assert not row.url or (name in shown and row.url in shown)
     assert run("get", "ffhq") == 0
     assert "CC BY-NC-SA" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
@@ -184,8 +184,7 @@ def test_md5s_named_are_torchvisions():
     """The sha256 list belongs to the files whose md5 torchvision publishes: same file names."""
     from torchvision import datasets
 
-    for line in commands.SHA256.split("\n")[1:-1]:
-        digest, name = line.split()
-        folder_name, _, stem = name.split("/")
-        published = dict(getattr(datasets, folder_name).resources)
-        assert f"{stem}-ubyte.gz" in published and len(digest) == 64
+    for name, kind in (("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")):
+        published = dict(getattr(datasets, kind).resources)
+        assert set(DATASETS[name].sha256) == set(published)
+        assert {len(digest) for digest in DATASETS[name].sha256.values()} == {64}

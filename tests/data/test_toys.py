@@ -10,17 +10,17 @@ from genmodels.images import as_bytes
 
 
 def part(name, number, count=40_000):
-    points, labels = toys.points(name, count, seed=0)
+    points, labels = toys.toy_points(name, count, seed=0)
     return points.flatten(1)[labels == number].double().numpy()
 
 
 @pytest.mark.parametrize("name", toys.TOYS)
 def test_toys_are_fixed_points_in_the_unit_square(name):
-    points, labels = toys.points(name, 5000, seed=0)
+    points, labels = toys.toy_points(name, 5000, seed=0)
     assert points.shape == (5000, 2, 1, 1) and points.dtype == torch.float32
     assert points.abs().max() <= 1 and len(labels.unique()) == toys.TOYS[name][1]
-    assert torch.equal(toys.points(name, 1200, seed=0)[0], points[:1200])
-    assert not torch.equal(toys.points(name, 5000, seed=1)[0], points)
+    assert torch.equal(toys.toy_points(name, 1200, seed=0)[0], points[:1200])
+    assert not torch.equal(toys.toy_points(name, 5000, seed=1)[0], points)
     cfg = DataConfig(name=name, points=500)
     train, held_out = load_split(cfg, "train")[0], load_split(cfg, "test")[0]
     assert torch.equal(train, points[:500]) and len(held_out) == 100
@@ -29,7 +29,7 @@ def test_toys_are_fixed_points_in_the_unit_square(name):
 
 
 def test_every_part_has_its_share():
-    counts = torch.bincount(toys.points("eight_squares", 80_000, seed=0)[1])
+    counts = torch.bincount(toys.toy_points("eight_squares", 80_000, seed=0)[1])
     assert (counts - 10_000).abs().max() < 5 * (80_000 * 7 / 64) ** 0.5
 
 
@@ -46,7 +46,7 @@ def test_eight_squares_and_gaussians_have_the_moments_of_their_law(number):
 
 
 def test_checkerboard_fills_the_black_fields_and_no_other():
-    points = toys.points("checkerboard", 80_000, seed=0)[0].flatten(1).numpy()
+    points = toys.toy_points("checkerboard", 80_000, seed=0)[0].flatten(1).numpy()
     column, row = np.floor(2 * (points + 1)).clip(0, 3).astype(int).T
     counts = np.zeros((4, 4))
     np.add.at(counts, (row, column), 1)

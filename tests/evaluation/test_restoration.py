@@ -32,7 +32,7 @@ def folder(tmp_path):
     for k, (height, width) in enumerate([(20, 30), (16, 16), (11, 40), (24, 13), (18, 18)]):
         levels = (rng.random((height, width, 1)) * 60 + 90).astype(np.uint8)
         levels = levels.astype(np.uint16) * 257 if k == 4 else levels
-        (where / f"{k}.png").write_bytes(images.level_bytes(levels, "png"))
+        (where / f"{k}.png").write_bytes(images.picture_bytes(levels, "png"))
     (where / "README.md").write_text("no picture")
     return where
 
@@ -143,7 +143,7 @@ def test_the_ensemble_is_reported_apart(box, folder, tmp_path):
 
 def test_a_grey_model_scores_colour_pictures(box, tmp_path, capsys):
     levels = np.random.default_rng(0).integers(90, 150, (20, 24, 3), np.uint8)
-    (tmp_path / "a.png").write_bytes(images.level_bytes(levels, "png"))
+    (tmp_path / "a.png").write_bytes(images.picture_bytes(levels, "png"))
     model = box(radius=1)
     found = report(tmp_path / "a.png", tmp_path, "law=gaussian", "level=25")
     assert model.seen[-1].shape == (3, 1, 20, 24)
@@ -152,7 +152,7 @@ def test_a_grey_model_scores_colour_pictures(box, tmp_path, capsys):
     noisy = -10 * math.log10(((y - x) ** 2).mean())
     assert found["metrics"]["psnr_noisy"]["value"] == pytest.approx(noisy, abs=1e-9)
     box(channels=3)
-    (tmp_path / "b.png").write_bytes(images.level_bytes(levels[..., :1], "png"))
+    (tmp_path / "b.png").write_bytes(images.picture_bytes(levels[..., :1], "png"))
     words = ["model", f"denoise={tmp_path}/b.png", "law=gaussian", "level=25"]
     assert evaluate.main(words) == 2
     assert "is grey, this model restores 3 channels" in capsys.readouterr().err
@@ -262,7 +262,7 @@ def test_bm3d_stands_beside_the_model(box, folder, tmp_path, capsys, monkeypatch
 def test_bad_input_is_one_line(box, folder, tmp_path, capsys, monkeypatch, words, message):
     box(laws=("gaussian", "poisson", "lognormal"))
     monkeypatch.setitem(sys.modules, "bm3d", None)
-    (tmp_path / "tiny.png").write_bytes(images.level_bytes(np.zeros((1, 20, 1), np.uint8), "png"))
+    (tmp_path / "tiny.png").write_bytes(images.picture_bytes(np.zeros((1, 20, 1), np.uint8), "png"))
     np.save(tmp_path / "loud.npy", np.full((12, 12), 300.0))
     np.save(tmp_path / "many.npy", np.zeros((2, 12, 12, 1)))
     words = [word.replace("{dir}", str(tmp_path)) for word in words]
@@ -305,7 +305,7 @@ def test_noisy_pictures_have_the_known_psnr(name, law, level, unclipped, clipped
     """Measured with another program under the same seed rule."""
     found = []
     for k, path in enumerate(sorted((DENOISE / name).glob("*.png"))):
-        x = images.read_levels(path.read_bytes(), path) / 255
+        x = images.read_values(path.read_bytes(), path) / 255
         y = LAWS[law].sample(x, level, np.random.default_rng([0, k]))
         found.append((restoration.psnr(y, x), restoration.psnr(y.clip(0, 1), x)))
     assert np.round(np.mean(found, axis=0), 2) == pytest.approx((unclipped, clipped), abs=1e-9)
@@ -327,7 +327,7 @@ def test_bm3d_scores_as_known(law, level, wanted):
     """The first picture of Set12, measured before with the same package and seed rule."""
     pytest.importorskip("bm3d")
     path = sorted((DENOISE / "Set12").glob("*.png"))[0]
-    x = images.read_levels(path.read_bytes(), path) / 255
+    x = images.read_values(path.read_bytes(), path) / 255
     y = LAWS[law].sample(x, level, np.random.default_rng([0, 0]))
     found = restoration.bm3d(y, law, level)
     assert restoration.psnr(found, x) == pytest.approx(wanted, abs=0.011)

@@ -23,4 +23,4 @@ def save(path, levels):
         np.save(path, levels)
     else:
         kind = "tiff" if path.suffix.startswith(".tif") else "png"
-        path.write_bytes(images.level_bytes(levels.reshape(*levels.shape[:2], -1), kind))
+        path.write_bytes(images.picture_bytes(levels.reshape(*levels.shape[:2], -1), kind))

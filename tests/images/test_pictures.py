@@ -65,7 +65,7 @@ def test_each_picture_comes_back_as_it_came(box, tmp_path, capsys, packed):
             with Image.open(out) as picture:
                 assert picture.mode == "F" and np.abs(np.array(picture) - levels).max() < 1e-4
         else:
-            found = images.read_levels(out.read_bytes(), name)
+            found = images.read_values(out.read_bytes(), name)
             assert found.dtype == levels.dtype and np.array_equal(
                 found, levels.reshape(found.shape)
             ), name
@@ -78,12 +78,12 @@ def test_16_bits_are_read_by_others_as_we_write_them(tmp_path):
     from torchvision.io import ImageReadMode, decode_image
 
     for levels in (IN_AND_OUT["deep.png"][..., None], IN_AND_OUT["deep_colour.png"]):
-        data = torch.frombuffer(bytearray(images.level_bytes(levels, "png")), dtype=torch.uint8)
+        data = torch.frombuffer(bytearray(images.picture_bytes(levels, "png")), dtype=torch.uint8)
         found = decode_image(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
         assert found.dtype == np.uint16 and np.array_equal(found, levels)
-    with Image.open(io.BytesIO(images.level_bytes(levels, "png"))) as picture:
+    with Image.open(io.BytesIO(images.picture_bytes(levels, "png"))) as picture:
         assert np.array_equal(np.array(picture), levels >> 8)
-    with Image.open(io.BytesIO(images.level_bytes(levels[..., :1], "png"))) as picture:
+    with Image.open(io.BytesIO(images.picture_bytes(levels[..., :1], "png"))) as picture:
         assert np.array_equal(np.array(picture), levels[..., 0])
 
 
@@ -152,7 +152,7 @@ def test_a_camera_held_askew(kind):
         exif[ORIENTATION] = orientation
         Image.fromarray(levels).save(buffer, kind, exif=exif)
         upright = np.array(ImageOps.exif_transpose(Image.open(buffer)))
-        found = images.read_levels(buffer.getvalue(), f"photo.{kind}")
+        found = images.read_values(buffer.getvalue(), f"photo.{kind}")
         assert np.array_equal(found, upright), orientation
         assert found.shape[:2] == ((24, 16) if orientation < 5 else (16, 24))
 
@@ -160,4 +160,4 @@ def test_a_camera_held_askew(kind):
 def test_pictures_keep_the_order_of_their_names(tmp_path):
     for name in ("b/1.png", "a/2.png", "a.png", "c.npy"):
         save(tmp_path / name, random_levels(3, 3))
-    assert list(pictures.find(tmp_path)) == ["a/2.png", "a.png", "b/1.png", "c.npy"]
+    assert list(pictures.find_pictures(tmp_path)) == ["a/2.png", "a.png", "b/1.png", "c.npy"]

@@ -30,7 +30,7 @@ def test_a_steps_line_is_written_before_its_checkpoint(train_tiny, monkeypatch):
     seen, save = {}, saving.Saver.save
 
     def look(saver, trainer):
-        with open(saver.run / "metrics.csv", newline="") as file:
+        with open(saver.run.metrics, newline="") as file:
             seen[trainer.global_step] = {row["step"]: row for row in csv.DictReader(file)}
         save(saver, trainer)
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ import genmodels
 import train
 from genmodels.checkpoint import read_checkpoint, weights_hash
 from genmodels.methods.ddo import DDO
+from genmodels.run import Run
 from genmodels.training import judge, selfplay
 from genmodels.training.callbacks import EMA
 from tests.helpers.paths import ROOT
@@ -233,14 +235,13 @@ def test_max_time_stops_and_resume_goes_on(base, tmp_path, capsys):
 
 
 def test_a_finished_command_starts_anew(straight):
-    assert selfplay._finished(straight, 2) and not selfplay._finished(straight / "none", 1)
-    assert selfplay._finished(straight, 3) == (state(straight, 2)["winner"]["step"] == 0)
+    assert selfplay._finished(Run(straight), 2)
+    assert not selfplay._finished(Run(straight / "none"), 1)
+    assert selfplay._finished(Run(straight), 3) == (state(straight, 2)["winner"]["step"] == 0)
 
 
 def test_a_second_process_is_refused(straight, capsys):
-    from genmodels.training import run as runs
-
-    with runs.alone(straight):
+    with Run(straight).lock():
         assert train.main([f"resume={straight}"]) == 2
     assert "another process is at work there" in capsys.readouterr().err
 
@@ -324,10 +325,10 @@ def test_the_end_of_a_round_and_the_distance_of_nn1():
 @pytest.mark.parametrize("every, scored", [(100, [50, 100, 200, 300]), (25, [50, 75, 100])])
 def test_another_eval_every_goes_on_behind_the_last_score(every, scored):
     own, (entry,) = play_of((3, 2), steps=300 if every == 100 else 100)
-    own.cfg.eval, own.lead = SimpleNamespace(every=every), True
+    own.cfg.eval, own.first = SimpleNamespace(every=every), True
     own.state["candidates"] = [{"name": "a", "curve": [entry | {"step": 50}], "end": ""}]
     own.train_to = lambda *args: None
-    own.look = lambda candidate, step: {"step": step, "fd": 1 / step}
+    own.score = lambda candidate, step: {"step": step, "fd": 1 / step}
     own.settle = lambda change, *keys: change(own.state)
     own.finetune(0, None)
     (candidate,) = own.state["candidates"]
@@ -353,7 +354,7 @@ def test_a_candidate_whose_images_are_not_finite_ends_alone(base, tmp_path, monk
 
 def test_only_a_process_alone_stops_by_its_own_clock(monkeypatch):
     own, _ = play_of((3, 2))
-    own.deadline, own.lead, own.folder = -math.inf, False, "run"
+    own.deadline, own.first, own.run = -math.inf, False, Run(Path("run"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     own.pause_if_late()
     monkeypatch.setenv("WORLD_SIZE", "1")

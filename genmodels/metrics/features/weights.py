@@ -1,7 +1,6 @@
 """Weights of feature nets: read, hash, download only when asked."""
 
 import hashlib
-import os
 import urllib.error
 import urllib.request
 import warnings
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+
+from genmodels.atomic import whole_path
 
 
 def read_weights(path: Path | str) -> tuple[bytes, str]:
@@ -44,20 +45,17 @@ def download_weights(url: str, sha256: str | None) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
-            print(f"downloading {url} to {path}")
-            urllib.request.urlretrieve(url, part)
-            check_sha256(url, read_weights(part)[1], sha256)
-            os.replace(part, path)
+            with whole_path(path, several=True) as partial:
+                print(f"downloading {url} to {path}")
+                urllib.request.urlretrieve(url, partial)
+                check_sha256(url, read_weights(partial)[1], sha256)
         except (OSError, urllib.error.ContentTooShortError) as error:
             reason = getattr(error, "reason", error)
             raise ValueError(
                 f"weights=download: {url} cannot be fetched ({reason}); fetch it elsewhere and "
                 "name it, weights=FILE"
             ) from None
-        finally:
-            part.unlink(missing_ok=True)
     check_sha256(path, read_weights(path)[1], sha256)
     return path
 

@@ -4,22 +4,22 @@ python -m genmodels.checkpoint MODEL out=DIR [half=true]
 """
 
 import json
-import os
-import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
-import genmodels
 from genmodels import data
-from genmodels.atomic import write_bytes
+from genmodels.atomic import new_folder, write_bytes
 from genmodels.checkpoint.models import FORMAT, load, read_checkpoint
 from genmodels.config import Config, Section, setting, settings_of, to_plain
 from genmodels.config.words import check_flags, help_text, split_words, typed_words
+from genmodels.version import __version__
 
 
-def export(path, out, *, half=False):
+def export(path: Path | str, out: Path | str, *, half: bool = False) -> Path:
     """Write a trained model (EMA weights) as config.json + model.safetensors + README.md.
 
     Args:
@@ -27,50 +27,59 @@ def export(path, out, *, half=False):
         out: folder to make; must not exist.
         half: store float16 (half the size; about 3 significant digits).
 
+    Returns:
+        The folder.
+
     Raises:
         ValueError: `out` exists, or the model cannot be read.
     """
-    out = Path(out)
-    if out.exists():
-        raise ValueError(f"out={out}: exists; delete it or choose another name")
+    path, out = Path(path), Path(out)
+    check_new(out)
     model = load(path)
     steps = None
-    if not (Path(path) / "config.json").is_file():
-        path = path if Path(path).suffix == ".ckpt" else Path(path) / "checkpoints" / "last.ckpt"
+    if not (path / "config.json").is_file():
         steps = read_checkpoint(path)["global_step"]
     return write_export(model, out, _model_card(model, out.name, steps), half=half)
 
 
-def write_export(model, out, card, *, half=False):
-    """Write a method as the new folder `out`, all or nothing; `card` is its README.md."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        state = {key: value.contiguous() for key, value in model.state_dict().items()}
-        if half:
-            # Parameters only: frequencies and noise levels in buffers need their digits.
-            halved = {name for name, _ in model.named_parameters()}
-            state = {k: v.half() if k in halved else v for k, v in state.items()}
-        save_file(state, partial / "model.safetensors", {"format": "pt"})
-        plain = to_plain(model.cfg)
-        plain |= {"out_dir": Config.out_dir, "init": ""}  # folders of the machine it was made on
-        plain["data"]["root"] = ""
-        description = {
-            "genmodels_format": FORMAT,
-            "genmodels_version": genmodels.__version__,
-            "config": plain,
-        }
-        write_bytes(partial / "config.json", json.dumps(description, indent=1).encode())
-        write_bytes(partial / "README.md", card.encode())
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def check_new(out: Path) -> None:
+    """Raise ValueError if the folder to make exists."""
+    if out.exists():
+        raise ValueError(f"out={out}: exists; delete it or choose another name")
+
+
+def write_export(model: Any, out: Path, card: str, *, half: bool = False) -> Path:
+    """Write a method as the new folder `out`, all or nothing, and return it.
+
+    Args:
+        model: a method.
+        out: folder to make; must not exist.
+        card: its README.md.
+        half: store float16.
+    """
+    state = {key: value.contiguous() for key, value in model.state_dict().items()}
+    if half:
+        # Parameters only: frequencies and noise levels in buffers need their digits.
+        halved = {name for name, _ in model.named_parameters()}
+        state = {k: v.half() if k in halved else v for k, v in state.items()}
+    plain = to_plain(model.cfg)
+    plain |= {"out_dir": Config.out_dir, "init": ""}  # folders of the machine it was made on
+    plain["data"]["root"] = ""
+    description = {
+        "genmodels_format": FORMAT,
+        "genmodels_version": __version__,
+        "config": plain,
+    }
+    with new_folder(out) as folder:
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+        write_bytes(folder / "config.json", json.dumps(description, indent=1).encode())
+        write_bytes(folder / "README.md", card.encode())
     return out
 
 
-def _model_card(model, name, steps):
+def _model_card(model: Any, name: str, steps: int | None) -> str:
     cfg, learned = model.cfg, model.learned_from()
-    terms = data.TERMS.get(cfg.data.name, "your own data: say here where they come from")
+    terms = data.data_set(cfg.data.name).terms
     steps = cfg.trainer.max_steps if steps is None else steps
     weights = "EMA" if cfg.ema.half_life else "Raw"
     images = steps * cfg.data.batch_size
@@ -106,7 +115,7 @@ class ExportOptions(Section):
     half: bool = setting(False, "store float16")
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     """Export a model."""
     positionals, words, flags = split_words(argv)
     check_flags(flags, ("--help",))

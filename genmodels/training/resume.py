@@ -1,0 +1,96 @@
+"""The config of a run: a new one's, or that of one which goes on, and what it may change."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from genmodels.checkpoint import read_checkpoint
+from genmodels.config import Config, load_config, to_plain
+from genmodels.methods import METHODS
+from genmodels.networks import NETWORKS
+from genmodels.run import Run
+from genmodels.training.saver import CSVMetrics
+
+# What a resumed run may change; anything else would be ignored or would make another run of it.
+CHANGEABLE = (
+    "trainer.max_steps",
+    "trainer.max_time",
+    "trainer.log_every",
+    "trainer.loggers",
+    "trainer.progress",
+    "checkpoint.",
+    "sample.",
+    "eval.",
+    "data.root",
+    "data.device",
+    "data.download",
+    "data.workers",
+    "method.rounds",
+    "method.retry",
+)
+
+
+def new_config(paths: Sequence[Path | str], words: Mapping[str, str]) -> Config:
+    """Return the config of a new run from files and key=value words."""
+    if not paths:
+        raise ValueError("config=: name a file, e.g. python train.py configs/edm_digits.yaml")
+    return _read_config(paths, words)
+
+
+def resumed_config(run: Run, words: Mapping[str, str]) -> Config:
+    """Return the config of a run that goes on with these key=value words.
+
+    Raises:
+        ValueError: a word that changes what the run is.
+    """
+    for key, text in words.items():
+        if not key.startswith(CHANGEABLE):
+            raise ValueError(
+                f"{key}={text}: cannot change when resuming; start a new run with init={run.folder}"
+            )
+    old = _read_config([run.config], {})
+    if "trainer.max_steps" in words and old.optim.decay != "none":
+        raise ValueError(
+            f"trainer.max_steps={words['trainer.max_steps']}: optim.decay={old.optim.decay} was "
+            f"laid out for {old.trainer.max_steps} steps; start a new run with init={run.folder}"
+        )
+    return _read_config([run.config], words)
+
+
+def check_same(cfg: Config, run: Run) -> int:
+    """Return the step of the run's last checkpoint, that this config goes on from.
+
+    Raises:
+        ValueError: its config differs in more than a resumed run may change.
+    """
+    saved = read_checkpoint(run.last)
+    for key in ("optimizer_states", "lr_schedulers", "loops", "global_step"):
+        if key not in saved:
+            raise ValueError(
+                f"resume={run.last}: holds no {key}, so training cannot go on; start a new run "
+                f"with init={run.last}"
+            )
+    CSVMetrics(run.metrics)  # raises now rather than after a write
+    old, new = _flat(saved["hyper_parameters"]["config"]), _flat(to_plain(cfg))
+    for key in new:
+        # A key that the checkpoint does not know is younger than it.
+        if key in old and new[key] != old[key] and not key.startswith(CHANGEABLE):
+            raise ValueError(
+                f"{key}={new[key]}: {run.last} was trained with {old.get(key)}; put that back "
+                "into config.yaml, or start a new run with init="
+            )
+    return saved["global_step"]
+
+
+def _read_config(paths: Sequence[Path | str], words: Mapping[str, str]) -> Config:
+    overrides = [f"{key}={text}" for key, text in words.items()]
+    return load_config(paths, overrides, methods=METHODS, networks=NETWORKS)
+
+
+def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {"a.b": value} of nested dicts."""
+    rows: dict[str, Any] = {}
+    for key, value in plain.items():
+        nested = isinstance(value, dict)
+        rows |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return rows
