@@ -229,7 +229,8 @@ def measure(mode, model, options, extra, clustering, device):
 
 def score_images(model, options, extra, device):
     """Return (scores, facts, title) of the images of a model or a folder."""
-    checkpoint.load_guide(extra, device)
+    if model:
+        checkpoint.load_guide(extra, device)
     features = named_features(options, device)
     source = options.reference or options.data or model.cfg.data.name
     reference, meta, sets = scoring.read_reference(
