@@ -29,6 +29,13 @@ def tf32(allowed: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Return a context that computes in bfloat16 where precision is "bf16"; "fp32": as it is."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
 def labels_for(seeds: Sequence[int], text: str, classes: int) -> list[int] | None:
     """Return the label of each seed, a function of the seed alone, or None for random ones.
 
@@ -78,16 +85,13 @@ def generate(
         NonFinite: the model made images that are not numbers.
         ValueError: an option that the model refuses, or a batch that does not fit into memory.
     """
-    autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
-    if precision == "bf16":
-        autocast = torch.autocast(model.device.type, torch.bfloat16)
     bar = tqdm(total=len(seeds), desc="sampling", unit="img", disable=not progress, delay=0.5)
     with bar:  # delayed, so that an option refused by the model leaves one clean line
         for start in range(0, len(seeds), batch):
             some = seeds[start : start + batch]
             their_labels = None if labels is None else labels[start : start + batch]
             too_large = f"batch={batch}: does not fit into memory; try batch={max(1, batch // 4)}"
-            with autocast, tf32(False), cli.fits_memory(too_large):
+            with autocast(model.device, precision), tf32(False), cli.fits_memory(too_large):
                 x = model.sample(some, their_labels, **options)
             if not torch.isfinite(x).all():
                 raise NonFinite(f"seeds {some[0]}..{some[-1]}: the model made non-finite images")

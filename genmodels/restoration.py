@@ -8,7 +8,6 @@ afterwards: tiled is equal to whole wherever the network looks no further than t
 on multiples of 32 from the corner if tile and overlap do, as in the whole picture.
 """
 
-import contextlib
 import statistics
 import sys
 from dataclasses import dataclass
@@ -128,9 +127,6 @@ def restore(
     """
     noisy = planes(model, image)
     restored = torch.empty(noisy.shape)
-    autocast = contextlib.nullcontext()
-    if precision == "bf16":
-        autocast = torch.autocast(model.device.type, torch.bfloat16)
 
     def call(x):
         return model.restore(x, law, level)[0].float()
@@ -140,7 +136,8 @@ def restore(
     )
     for seen, own in windows(noisy.shape, tile, overlap):
         part = noisy[(..., *seen)].to(model.device)
-        with autocast, generation.tf32(False), cli.fits_memory(too_large):
+        reduced = generation.autocast(model.device, precision)
+        with reduced, generation.tf32(False), cli.fits_memory(too_large):
             done = (ensembled(call, part) if ensemble else call(part)).cpu()
         inner = [slice(o.start - s.start, o.stop - s.start) for s, o in zip(seen, own)]
         restored[(..., *own)] = done[(..., *inner)]

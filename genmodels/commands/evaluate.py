@@ -101,8 +101,9 @@ def evaluate(argv):
         raise ValueError("images=: give a MODEL and data=, or images= and reference=")
     started, device = time.monotonic(), pick_device(options.device)
     model = checkpoint.load(positionals[0], device=device) if positionals else None
-    taken = {"": "SAMPLE_OPTIONS", "likelihood": "LIKELIHOOD_OPTIONS"}.get(mode, "")
-    taken = getattr(model, taken, {})
+    taken = {}
+    if model and mode in ("", "likelihood"):
+        taken = model.LIKELIHOOD_OPTIONS if mode else model.SAMPLE_OPTIONS
     given = {key: getattr(options, key) for key in words if key not in (*extra, *FILES)}
     extra = typed_words(extra, taken, also=ALL_KEYS)
     given |= extra

@@ -117,7 +117,7 @@ def generate(path, options, extra):
     write = write_npz if options.format == "npz" else write_pngs
     write(out, model, seeds, labels, settings)
     if rank() == 0:
-        chains = f", {model.chains}" if getattr(model, "chains", "") else ""
+        chains = f", {model.chains}" if model.chains else ""
         print(f"{len(seeds)} images{chains}, {model.nfe} network evaluations each: {out}")
 
 
@@ -136,7 +136,7 @@ def cluster_images(path, options, extra):
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out}: is a file; name a folder")
     model = checkpoint.load(path, ema=options.ema, device=pick_device(options.device))
-    if not hasattr(model, "cluster"):
+    if not model.CLUSTERS:
         raise ValueError(f"cluster={options.cluster}: {type(model).__name__} has no clusters")
     source = read_source(with_split(options.cluster, "test"), trained_on=model.cfg.data)
     pixels, names = source.pixels, source.names

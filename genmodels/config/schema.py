@@ -203,7 +203,10 @@ class DataConfig(Section):
 
 @dataclass
 class OptimConfig(Section):
-    """Adam."""
+    """Adam.
+
+    rampup and decay make a factor on lr: GenerativeModule.lr_factor in genmodels/methods/base.py.
+    """
 
     PREFIX = "optim."
 

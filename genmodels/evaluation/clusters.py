@@ -83,7 +83,7 @@ def score_clusters(
     source = options.cluster
     if not source:
         return {}, {}, ""
-    if not hasattr(model, "cluster"):
+    if model is None or not model.CLUSTERS:
         raise ValueError(f"cluster={source}: needs a MODEL whose method makes clusters")
     source = with_split(source, "test")
     named = read_source(source, **reading_options(options, model))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def score_ood(model: Any, options: "OodOptions") -> tuple[dict[str, Any], dict[str, Any], str]:
     """Return (scores, facts, title): how the model's scores tell its test images from others."""
-    if not hasattr(model, "ood_scores"):
+    if model is None or not model.OOD_SCORES:
         raise ValueError(f"ood={','.join(options.ood)}: needs a MODEL whose method scores images")
     name, num = model.cfg.data.name, options.num
     reading = reading_options(options, model)

@@ -2,13 +2,23 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
-from genmodels import seeding
+from genmodels import config, seeding
 from genmodels.config import check, to_plain
 from genmodels.networks import NETWORKS
+
+if TYPE_CHECKING:
+    from genmodels.data import ImageDataModule
+
+Batch = dict[str, Tensor]
+Labels = int | Sequence[int] | Tensor | None
+Callback = Callable[[int, Tensor], object]
 
 
 class GenerativeModule(L.LightningModule):
@@ -19,24 +29,53 @@ class GenerativeModule(L.LightningModule):
         loss(batch) -> (scalar to minimise, {name: scalar to log})
         sample(seeds, labels=None, **options) -> images in [-1, 1], float32 (N, C, H, W)
 
-    and, where the method has them, denoise, score, energy, log_prob and cluster. A batch is a dict:
-    `image` float32 (B, C, H, W) in [-1, 1], `label` int64 (B,) with -1 = none, `n` int64 (B,) the
-    images' positions in the training stream, from which everything random about them is drawn.
+    and, where the method has them, denoise, score and energy, and what the attributes below
+    promise. A batch is a dict: `image` float32 (B, C, H, W) in [-1, 1], `label` int64 (B,) with
+    -1 = none, `n` int64 (B,) the images' positions in the training stream, from which everything
+    random about them is drawn.
 
     Args:
         cfg: Config with data.shape and data.classes filled in.
     """
 
-    NEEDS = ()  # keyword arguments beyond cfg, e.g. ("reference",)
-    ENERGY = False  # whether its network is an energy, (B,) for (B, C, H, W)
-    ANY_SIZE = False  # whether it restores pictures of any size, and is trained on patches of such
-    INPAINTS = False  # whether sample() takes known= and mask=
-    SAMPLE_OPTIONS = {}  # what sample() takes beyond seeds and labels: see settings_of
-    DENOISE_LAWS = {}  # noise laws that restore() knows: {law: what its level is}
-    LIKELIHOODS = ()  # the kinds log_prob() offers: "ode" first where there is one, then bounds
-    LIKELIHOOD_OPTIONS = {}  # what log_prob() takes beyond these, as SAMPLE_OPTIONS
+    Config: type
 
-    def __init__(self, cfg):
+    # What a method can do: commands, training and evaluation ask these, by name and nothing else.
+    # A method says where it differs from the defaults (Noise2Score, whose law is a setting, when
+    # it is built).
+    #
+    # declared             promises
+    # NEEDS                these keyword arguments of __init__ beyond cfg, e.g. ("reference",)
+    # ENERGY               its network is an energy, (B,) for (B, C, H, W)
+    # LABEL_DROPOUT        method.label_dropout > 0 hides that share of labels in training
+    # P_STD                method.p_std is the spread of ln sigma in training
+    # RETRIES              method.retry = 1, 2, ... goes on after a divergence with other noise
+    # SAMPLE_OPTIONS       sample() takes these beyond seeds and labels: see settings_of
+    # INPAINTS             sample() takes known= and mask=
+    # LIKELIHOODS          log_prob() of these kinds: "ode" first where there is one, then bounds
+    # LIKELIHOOD_OPTIONS   log_prob() takes these beyond its own, as SAMPLE_OPTIONS
+    # CLUSTERS             cluster(x) -> p(cluster | x), (B, C)
+    # OOD_SCORES           ood_scores(x) -> {name: (B,)}, higher = more like the training data
+    # DENOISE_LAWS         restore() of noise of these laws: {law: what its level is}
+    # ANY_SIZE             restore() of pictures of any size; it is trained on patches of such, and
+    #                      has noisy_state, noise_level, nearest_level and check_level
+    # ESTIMATORS           method.estimator may be set to these for restore()
+    NEEDS: tuple[str, ...] = ()
+    ENERGY: bool = False
+    LABEL_DROPOUT: bool = False
+    P_STD: bool = False
+    RETRIES: bool = False
+    SAMPLE_OPTIONS: dict[str, dataclasses.Field] = {}
+    INPAINTS: bool = False
+    LIKELIHOODS: tuple[str, ...] = ()
+    LIKELIHOOD_OPTIONS: dict[str, dataclasses.Field] = {}
+    CLUSTERS: bool = False
+    OOD_SCORES: bool = False
+    DENOISE_LAWS: dict[str, str] = {}
+    ANY_SIZE: bool = False
+    ESTIMATORS: tuple[str, ...] = ()
+
+    def __init__(self, cfg: config.Config) -> None:
         super().__init__()
         kind = "an energy" if self.ENERGY else "a denoiser"
         fitting = [
@@ -48,28 +87,28 @@ class GenerativeModule(L.LightningModule):
             cfg.network.name,
             f"method.name={cfg.method.name} needs {kind}: {', '.join(fitting)}",
         )
-        check(
+        cfg.data.noise.check(
             self.ANY_SIZE or not cfg.data.noise.law,
-            "data.noise.law",
-            cfg.data.noise.law,
+            "law",
             f"method.name={cfg.method.name} makes its own noise; leave it out",
         )
         self.cfg = cfg
-        self.shape = tuple(cfg.data.shape)
-        self.classes = cfg.data.classes if cfg.data.labels else 0
+        self.shape: tuple[int, ...] = tuple(cfg.data.shape)
+        self.classes: int = cfg.data.classes if cfg.data.labels else 0
         self.nfe = 0  # network evaluations for each image in the latest sample()
+        self.chains = ""  # where the images of the latest sample() came from, if it has chains
         self.nonfinite = 0  # steps skipped in a row
         self.save_hyperparameters({"config": to_plain(cfg)})
 
-    def loss(self, batch):
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (scalar to minimise, {name: scalar to log}); see the class."""
         raise NotImplementedError
 
-    def sample(self, seeds, labels=None):
+    def sample(self, seeds: Sequence[int], labels: Labels = None, **options: Any) -> Tensor:
         """Return generated images in [-1, 1], float32 (N, C, H, W); see the class."""
         raise NotImplementedError
 
-    def prepare(self, data):
+    def prepare(self, data: "ImageDataModule") -> str:
         """Fit what comes from the training data before the first step; return words to print.
 
         What is fitted must be buffers: they are saved with the weights and found again on resume.
@@ -79,11 +118,13 @@ class GenerativeModule(L.LightningModule):
         """
         return ""
 
-    def learned_from(self):
+    def learned_from(self) -> str:
         """Return what the model card says of the training beyond the data set, or nothing."""
         return ""
 
-    def log_prob(self, x, labels=None, *, kind, seeds, **options):
+    def log_prob(
+        self, x: Tensor, labels: Tensor | None = None, *, kind: str, seeds: Tensor, **options: Any
+    ) -> Tensor:
         """Return log densities in nats, float64 (B,), of images on the [-1, 1] scale.
 
         Args:
@@ -95,7 +136,9 @@ class GenerativeModule(L.LightningModule):
         """
         raise NotImplementedError
 
-    def log_ratio(self, batch, reference):
+    def log_ratio(
+        self, batch: Batch, reference: "GenerativeModule"
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (log p(x) - log p_reference(x), {name: diagnostic}), float32 (B,) each.
 
         What DDO trains through. Exact, exact up to a constant (an energy), or an unbiased estimate
@@ -108,7 +151,7 @@ class GenerativeModule(L.LightningModule):
         """
         raise NotImplementedError
 
-    def settings(self, options, allowed):
+    def method_with(self, options: Mapping[str, Any], allowed: Sequence[str]) -> Any:
         """Return the method's config with the given options of sample() in place of its own.
 
         Args:
@@ -124,9 +167,12 @@ class GenerativeModule(L.LightningModule):
         try:
             return dataclasses.replace(self.cfg.method, **given)
         except ValueError as error:
-            raise ValueError(str(error).removeprefix("method.")) from None
+            # Who calls sample() writes steps=, not method.steps=.
+            raise ValueError(str(error).removeprefix(self.cfg.method.PREFIX)) from None
 
-    def image_labels(self, generators, labels=None):
+    def image_labels(
+        self, generators: seeding.ImageGenerators, labels: Labels = None
+    ) -> Tensor | None:
         """Return the labels of generated images, int64 (N,), or None for an unconditional model.
 
         Args:
@@ -149,7 +195,7 @@ class GenerativeModule(L.LightningModule):
         self.check_labels(labels)
         return labels
 
-    def given_labels(self, labels, count):
+    def given_labels(self, labels: Labels, count: int) -> Tensor:
         """Return labels that the user gave, one int or `count`, as int64 (count,).
 
         Raises:
@@ -163,11 +209,11 @@ class GenerativeModule(L.LightningModule):
         return labels.expand(count)
 
     @property
-    def unlabelled(self):
+    def unlabelled(self) -> bool:
         """Whether it knows images without a class: it has no classes, or saw some hidden."""
-        return not self.classes or getattr(self.cfg.method, "label_dropout", 0) > 0
+        return not self.classes or (self.LABEL_DROPOUT and self.cfg.method.label_dropout > 0)
 
-    def check_labels(self, labels, remedy="give labels"):
+    def check_labels(self, labels: Tensor | None, remedy: str = "give labels") -> None:
         """Raise ValueError for labels that the network would misread.
 
         A network with classes has an embedding of no class, trained by hidden labels alone.
@@ -184,16 +230,16 @@ class GenerativeModule(L.LightningModule):
                 int(labels.max()),
                 f"must be in 0..{self.classes - 1}, -1 none",
             )
-        known = labels is not None and (labels >= 0).all()
+        labelled = labels is not None and (labels >= 0).all()
         check(
-            known or self.unlabelled,
+            labelled or self.unlabelled,
             "labels",
             "",
             "this model was trained with a class for "
             f"every image and knows no image without; {remedy}",
         )
 
-    def anywhere(self, decision):
+    def anywhere(self, decision: bool) -> bool:
         """Return whether it holds on any process; all of them have to ask at the same time.
 
         A process that stopped alone would leave the others waiting for it.
@@ -202,7 +248,7 @@ class GenerativeModule(L.LightningModule):
             return decision
         return self.trainer.strategy.reduce_boolean_decision(decision, all=False)
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one micro-batch; dropout is keyed by (seed, micro-step, rank).
 
         What is logged is this rank's last micro-batch, not a mean over all of them.
@@ -215,17 +261,17 @@ class GenerativeModule(L.LightningModule):
         self.log_dict({f"train/{name}": value for name, value in logs.items()}, prog_bar=True)
         return loss
 
-    def validation_step(self, batch, batch_idx):
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss on held-out images, with noise that is the same every time."""
         _, logs = self.loss(batch)
         logs = {f"val/{name}": value for name, value in logs.items()}
         self.log_dict(logs, batch_size=len(batch["n"]), sync_dist=True)
 
-    def parameter_groups(self):
+    def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the optimizer's parameter groups; override for several lrs."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> tuple[list, list]:
         """Return Adam (AdamW with weight decay) with the lr ramp of EDM, in images."""
         cfg = self.cfg.optim
         optimizer = torch.optim.AdamW(
@@ -239,15 +285,23 @@ class GenerativeModule(L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
-    def lr_factor(self, step):
-        """Return the factor on lr for this optimizer step: ramp-up, then constant or cosine."""
+    def lr_factor(self, step: int) -> float:
+        """Return the factor on lr for this optimizer step: optim.rampup, then optim.decay.
+
+        It rises linearly from 0 over the images of rampup; cosine falls to 0 at trainer.max_steps.
+        """
         cfg = self.cfg.optim
         factor = min(step * self.cfg.data.batch_size / cfg.rampup, 1.0) if cfg.rampup else 1.0
         if cfg.decay == "cosine":
             factor *= 0.5 * (1 + math.cos(math.pi * min(step / self.cfg.trainer.max_steps, 1.0)))
         return factor
 
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val, gradient_clip_algorithm):
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
         """Clip each parameter group's norm to optim.clip; skip the step if it is not finite.
 
         Too many such steps in a row stop the run.

@@ -18,20 +18,27 @@ likelihood", ICLR 2024, arXiv 2309.05153; Gao, Song, Poole, Wu and Kingma, "Lear
 models by diffusion recovery likelihood", ICLR 2021, arXiv 2012.08125 (initializer=none).
 """
 
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from genmodels import seeding
+from genmodels import config, seeding
 from genmodels.config import Section, check, setting, settings_of
+from genmodels.kernels.broadcast import over_items
 from genmodels.kernels.philox import philox_normal
-from genmodels.methods import cdrl_density as density
-from genmodels.methods.base import GenerativeModule
+from genmodels.methods.base import Batch, Callback, GenerativeModule, Labels
 from genmodels.networks import NETWORKS
 from genmodels.networks.ebm import fixed_weights, power_iteration
 from genmodels.networks.edm_unet import EDMUNet, EDMUNetConfig
 from genmodels.networks.mlp import MLP, MLPConfig
-from genmodels.sampling.composition import blend_of, parse_compose
+from genmodels.sampling.ais import bound_log_z
+from genmodels.sampling.composition import Blend, blend_of, parse_compose
+from genmodels.sampling.langevin import frozen
 from genmodels.sampling.recovery import (
     ANGLES,
     RecoverySchedule,
@@ -48,78 +55,57 @@ SAMPLING = ("steps", "guidance", "tweedie_scale", "noise_scale", "mala")
 
 
 @dataclass
-class CDRLConfig:
+class CDRLConfig(Section):
     """CDRL (Zhu et al. 2024, arXiv 2309.05153); initializer=none, angles=drl: DRL (2012.08125)."""
 
+    PREFIX = "method."
+
     name: str = setting("cdrl", "")
-    angles: str = setting("cdrl", "noise levels: cdrl (equal angles) or drl")
-    levels: int = setting(6, "pairs of noise levels, T")
-    steps: int = setting(15, "Langevin steps for each pair, K")
-    step_size: float = setting(4e-4, "b^2: squared noise of a step / sigma_t^2 at the first pair")
+    angles: str = setting("cdrl", "noise levels (cdrl: equal angles)", choices=tuple(ANGLES))
+    levels: int = setting(6, "pairs of noise levels, T", ge=2)
+    steps: int = setting(15, "Langevin steps for each pair, K", ge=1)
+    step_size: float = setting(
+        4e-4, "b^2: squared noise of a step / sigma_t^2 at the first pair", gt=0
+    )
     growth: str = setting(
         "clean",
-        "how b^2 grows with the level: clean (sbar_{t-1} / sbar_0) or "
-        "constant (1 / sbar_0 everywhere)",
+        "how b^2 grows with the level (clean: sbar_{t-1} / sbar_0; "
+        "constant: 1 / sbar_0 everywhere)",
+        choices=("clean", "constant"),
     )
     units: str = setting(
         "step",
         "f is the network's output (step) or that times s_t^2 / n_t^2, "
         "n_t the noise of the level (noise)",
+        choices=("step", "noise"),
     )
-    units_limit: float = setting(1.0, "units=noise: that factor is at most this")
-    initializer: str = setting("unet", "unet, mlp or none (chains start at x_t)")
+    units_limit: float = setting(1.0, "units=noise: that factor is at most this", gt=0)
+    initializer: str = setting(
+        "unet", "network of the starts (none: chains start at x_t)", choices=("unet", "mlp", "none")
+    )
     initializer_channels: int = setting(64, "channels of the U-Net, or hidden units")
     initializer_multipliers: list[int] = setting([1, 1, 1], "channels of each level / channels")
     initializer_blocks: int = setting(3, "residual blocks for each level")
     initializer_attention: list[int] = setting([16, 8], "heights of levels with self-attention")
     initializer_dropout: float = setting(0.1, "dropout of the U-Net")
-    initializer_lr: float = setting(1e-5, "learning rate of the initializer")
+    initializer_lr: float = setting(1e-5, "learning rate of the initializer", gt=0)
     shared_noise: bool = setting(True, "one noise for both sides of a pair")
-    label_dropout: float = setting(0.1, "share of labels hidden in training (for guidance)")
-    divergence: float = setting(1e6, "stop when |f(data) - f(chain)| of a level exceeds this")
-    guidance: float = setting(0.0, "w: sample from (1 + w) f(y, label) - w f(y, none)")
-    tweedie_scale: float = setting(1.0, "last denoising step: 1 consistent, 2 as released, 0 none")
-    noise_scale: float = setting(1.0, "factor on the Langevin noise in sampling")
+    label_dropout: float = setting(
+        0.1, "share of labels hidden in training (for guidance)", ge=0, le=1
+    )
+    divergence: float = setting(1e6, "stop when |f(data) - f(chain)| of a level exceeds this", gt=0)
+    guidance: float = setting(0.0, "w: sample from (1 + w) f(y, label) - w f(y, none)", ge=-1)
+    tweedie_scale: float = setting(
+        1.0, "last denoising step: 1 consistent, 2 as released, 0 none", ge=0
+    )
+    noise_scale: float = setting(1.0, "factor on the Langevin noise in sampling", ge=0)
     mala: bool = setting(False, "sampling: accept or reject each step (exact for the energy)")
 
-    def __post_init__(self):
-        for key, choices in (
-            ("angles", ANGLES),
-            ("growth", ("clean", "constant")),
-            ("units", ("step", "noise")),
-            ("initializer", ("unet", "mlp", "none")),
-        ):
-            check(
-                getattr(self, key) in choices,
-                f"method.{key}",
-                getattr(self, key),
-                f"choose from {', '.join(choices)}",
-            )
-        for key, least in (
-            ("levels", 2),
-            ("steps", 1),
-            ("guidance", -1),
-            ("tweedie_scale", 0),
-            ("noise_scale", 0),
-        ):
-            check(
-                getattr(self, key) >= least,
-                f"method.{key}",
-                getattr(self, key),
-                f"must be >= {least}",
-            )
-        for key in ("step_size", "initializer_lr", "divergence", "units_limit"):
-            check(getattr(self, key) > 0, f"method.{key}", getattr(self, key), "must be > 0")
-        check(
-            0 <= self.label_dropout <= 1,
-            "method.label_dropout",
-            self.label_dropout,
-            "must be in [0, 1]",
-        )
-        check(
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(
             self.noise_scale == 1 or not self.mala,
-            "method.noise_scale",
-            self.noise_scale,
+            "noise_scale",
             "mala=true does not take it; use noise_scale=1",
         )
 
@@ -153,20 +139,20 @@ class CDRL(GenerativeModule):
 
     Config = CDRLConfig
     ENERGY = True
-    INPAINTS = True
+    LABEL_DROPOUT = True
     SAMPLE_OPTIONS = settings_of(CDRLConfig, *SAMPLING) | settings_of(ComposeOptions)
-
+    INPAINTS = True
     LIKELIHOODS = ("ais_lower", "ais_upper")
     LIKELIHOOD_OPTIONS = settings_of(AISOptions)
+    OOD_SCORES = True
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: config.Config) -> None:
         super().__init__(cfg)
         method = cfg.method
-        guided = method.guidance == 0 or self.classes and self.unlabelled
-        check(
-            guided,
-            "method.guidance",
-            method.guidance,
+        guided = self.classes and self.unlabelled
+        method.check(
+            method.guidance == 0 or guided,
+            "guidance",
             "needs a conditional model (data.labels=true, method.label_dropout=0.1)",
         )
         self.net = NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes)
@@ -179,62 +165,82 @@ class CDRL(GenerativeModule):
             method.units,
             method.units_limit,
         )
-        self.log_z = {}  # bounds that log_prob() has made
-        self.levels = None  # RungMeans of the latest loss()
+        self.log_z: dict[tuple, float] = {}  # bounds that log_prob() has made
+        self.rungs: RungMeans | None = None  # of the latest loss()
 
     # --------------------------------------------------------------------------------------------
     # Training
 
-    def loss(self, batch):
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (L_f + L_g, {"loss": L_f, "loss_initializer": L_g}); see the module."""
         x, n, seed = batch["image"], batch["n"], self.cfg.seed
         labels = self._labels(batch["label"], n)
         pair = seeding.uniform(seed, n, Stream.SIGMA) * self.cfg.method.levels
         t = 1 + pair.long().clamp(max=self.cfg.method.levels - 1)
-        level = self.schedule.at(t)
-        x_t, data = self.pair(x, n, level)
+        rung = self.schedule.at(t)
+        x_t, data = self.pair(x, n, rung)
         noise = philox_normal(self.shape, seed, n, stream=int(Stream.INITIALIZER), device=x.device)
-        start = self.initial(x_t, level, labels, noise)
+        start = self.initial(x_t, rung, labels, noise)
         with fixed_weights(self.net):
             chain = recovery_chain(
-                lambda y: self.f(y, level, labels),
+                lambda y: self.f(y, rung, labels),
                 start.detach(),
                 x_t,
-                level,
+                rung,
                 steps=self.cfg.method.steps,
                 seed=seeding.keys(seed, n, Stream.CHAIN),
                 freeze=(self.net,),
             )
-        twice = Rung(*(value.repeat(2) for value in level))
+        twice = Rung(*(value.repeat(2) for value in rung))
         f = self.f(torch.cat([data, chain.y]), twice, None if labels is None else labels.repeat(2))
         f_data, f_chain = f.chunk(2)
-        loss_f = -(level.w * (f_data - f_chain)).mean()
+        loss_f = -(rung.w * (f_data - f_chain)).mean()
         loss_g = (chain.y - start).square().sum(dim=(1, 2, 3)).mean()
-        self.levels = RungMeans(self.cfg.method.levels, t, f_data, f_chain, chain, data)
+        self.rungs = RungMeans(self.cfg.method.levels, t, f_data, f_chain, chain, data)
         logs = {"loss": loss_f.detach(), "loss_initializer": loss_g.detach()}
         return loss_f + loss_g, logs
 
-    def f(self, y, level, labels=None, dtype=torch.float32):
+    def f(
+        self,
+        y: Tensor,
+        rung: Rung,
+        labels: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
         """Return f(y, t-1) = gain * network, (B,) in `dtype`: the log-density times s_t^2."""
-        return level.gain.to(dtype) * self.net(y, level.noise_clean, labels, dtype=dtype)
+        return rung.gain.to(dtype) * self.net(y, rung.noise_clean, labels, dtype=dtype)
 
-    def pair(self, x, n, level):
+    def pair(self, x: Tensor, n: Tensor, rung: Rung) -> tuple[Tensor, Tensor]:
         """Return (x_t, y+ = sqrt(ahat_t) x_{t-1}) of clean images x, (B, C, H, W) each."""
-        draw = lambda stream: philox_normal(  # noqa: E731
-            self.shape, self.cfg.seed, n, stream=int(stream), device=x.device
-        )
-        fresh = None if self.cfg.method.shared_noise else draw(Stream.PAIR)
-        return self.schedule.pair(x, level, draw(Stream.NOISE), fresh)
 
-    def initial(self, x_t, level, labels, noise, blend=None):
+        def draw(stream: Stream) -> Tensor:
+            return philox_normal(self.shape, self.cfg.seed, n, stream=int(stream), device=x.device)
+
+        fresh = None if self.cfg.method.shared_noise else draw(Stream.PAIR)
+        return self.schedule.pair(x, rung, draw(Stream.NOISE), fresh)
+
+    def initial(
+        self,
+        x_t: Tensor,
+        rung: Rung,
+        labels: Tensor | None,
+        noise: Tensor,
+        blend: Blend | None = None,
+    ) -> Tensor:
         """Return the chain's start g(x_t) + sqrt(v_t) noise, like x_t (x_t without initializer)."""
         if self.initializer is None:
             return x_t
-        change = lambda x, level, labels: self.initializer(x, level.noise, labels)  # noqa: E731
-        change = change(x_t, level, labels) if blend is None else blend.map(change, x_t, level)
-        return x_t + change.float() + _column(level.v.sqrt()) * noise
 
-    def _labels(self, labels, n):
+        def network(x: Tensor, rung: Rung, labels: Tensor | None) -> Tensor:
+            return self.initializer(x, rung.noise, labels)
+
+        if blend is None:
+            change = network(x_t, rung, labels)
+        else:
+            change = blend.map(network, x_t, rung)
+        return x_t + change.float() + over_items(rung.v.sqrt(), noise) * noise
+
+    def _labels(self, labels: Tensor, n: Tensor) -> Tensor | None:
         """Return the batch's labels, some hidden (-1) in training; None if unconditional."""
         if not self.classes:
             return None
@@ -243,13 +249,13 @@ class CDRL(GenerativeModule):
         hidden = seeding.uniform(self.cfg.seed, n, Stream.LABEL_DROP)
         return torch.where(hidden < self.cfg.method.label_dropout, -1, labels)
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss; log the diagnostics of each level beside it."""
         loss = super().training_step(batch, batch_idx)
-        self.log_dict({f"levels/{name}": value for name, value in self.levels.logs().items()})
+        self.log_dict({f"levels/{name}": value for name, value in self.rungs.logs().items()})
         return loss
 
-    def parameter_groups(self):
+    def parameter_groups(self) -> list[dict[str, Any]]:
         """Return two groups, energy and initializer, each with its lr; clipped separately."""
         groups = [{"params": list(self.net.parameters())}]
         if self.initializer is not None:
@@ -257,25 +263,27 @@ class CDRL(GenerativeModule):
             groups.append({"params": list(self.initializer.parameters()), "lr": lr})
         return groups
 
-    def optimizer_step(self, *args, **kwargs):
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then one power iteration of the spectral norms for the new weights."""
         super().optimizer_step(*args, **kwargs)
         power_iteration(self.net)
 
-    def configure_gradient_clipping(self, optimizer, *args, **kwargs):
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any
+    ) -> None:
         """Clip each group; stop where a level has diverged, and name it.
 
         Raises:
             FloatingPointError: method.divergence exceeded, or too many non-finite steps.
         """
         limit = self.cfg.method.divergence
-        lines, finite = self.levels.beyond(limit)
-        levels = "; ".join(lines) or "a level on another process"
-        where = f"step {self.global_step} at {levels}"
+        lines, finite = self.rungs.beyond(limit)
+        rungs = "; ".join(lines) or "a level on another process"
+        event = f"step {self.global_step} at {rungs}"
         if self.anywhere(bool(lines) and finite):
-            raise FloatingPointError(f"method.divergence={limit:g}: exceeded in {where}")
+            raise FloatingPointError(f"method.divergence={limit:g}: exceeded in {event}")
         if lines:  # the base class skips and counts such steps
-            self.print(f"not finite in {where}")
+            self.print(f"not finite in {event}")
         super().configure_gradient_clipping(optimizer, *args, **kwargs)
 
     # --------------------------------------------------------------------------------------------
@@ -284,16 +292,16 @@ class CDRL(GenerativeModule):
     @torch.no_grad()
     def sample(
         self,
-        seeds,
-        labels=None,
+        seeds: Sequence[int],
+        labels: Labels = None,
         *,
-        compose=None,
-        known=None,
-        mask=None,
-        noise="cpu",
-        callback=None,
-        **options,
-    ):
+        compose: str | None = None,
+        known: Tensor | None = None,
+        mask: Tensor | None = None,
+        noise: str = "cpu",
+        callback: Callback | None = None,
+        **options: Any,
+    ) -> Tensor:
         """Return generated images in [-1, 1] (clipped), float32 (N, C, H, W).
 
         Image k depends on seeds[k] alone, not on the others.
@@ -313,7 +321,7 @@ class CDRL(GenerativeModule):
         Raises:
             ValueError: an option out of range, or labels the model does not have.
         """
-        cfg = self._settings(options)
+        cfg = self._sampling_config(options)
         keys = torch.tensor([int(seed) for seed in seeds], dtype=torch.int64, device=self.device)
         if known is not None and labels is None and self.classes and not compose:
             labels = -1  # a random class would contradict what is known
@@ -325,25 +333,33 @@ class CDRL(GenerativeModule):
             index = keys.remainder(len(known)).to(known.device)
             mask = mask.expand_as(known)[index].to(self.device)
             known = known[index].to(self.device)
-        y, level, energy = self.draw(keys, blend, cfg, known, mask, callback)
-        x = denoise_tweedie(lambda y: energy(y, level), y, level, cfg.tweedie_scale).clamp(-1, 1)
+        y, rung, f = self.draw(keys, blend, cfg, known, mask, callback)
+        x = denoise_tweedie(lambda y: f(y, rung), y, rung, cfg.tweedie_scale).clamp(-1, 1)
         return x if mask is None else torch.where(mask, known, x)
 
-    def draw(self, keys, blend, cfg, known=None, mask=None, callback=None):
-        """Return samples y of the first pair, their Rung, and the energy; counts self.nfe."""
+    def draw(
+        self,
+        keys: Tensor,
+        blend: Blend,
+        cfg: CDRLConfig,
+        known: Tensor | None = None,
+        mask: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> tuple[Tensor, Rung, Callable[..., Tensor]]:
+        """Return samples y of the first pair, its Rung, and the blended f; counts self.nfe."""
 
-        def energy(y, level, dtype=torch.float32):
+        def f(y: Tensor, rung: Rung, dtype: torch.dtype = torch.float32) -> Tensor:
             self.nfe += blend.evaluations
-            return blend.energy(self.f, y, level, dtype)
+            return blend.energy(self.f, y, rung, dtype)
 
-        def initial(x_t, level, noise):
+        def initial(x_t: Tensor, rung: Rung, noise: Tensor) -> Tensor:
             self.nfe += 0 if self.initializer is None else blend.evaluations
-            return self.initial(x_t, level, None, noise, blend)
+            return self.initial(x_t, rung, None, noise, blend)
 
         self.nfe = 0
         with fixed_weights(self.net):
-            y, level = sample_recovery(
-                energy,
+            y, rung = sample_recovery(
+                f,
                 initial,
                 self.schedule,
                 keys,
@@ -357,11 +373,11 @@ class CDRL(GenerativeModule):
                 freeze=(self.net,),
                 callback=callback,
             )
-        return y, level, energy
+        return y, rung, f
 
-    def _settings(self, options):
+    def _sampling_config(self, options: dict[str, Any]) -> CDRLConfig:
         """Return the method's config with the given options in place of its own."""
-        cfg = self.settings(options, SAMPLING)
+        cfg = self.method_with(options, SAMPLING)
         check(
             cfg.guidance == 0 or self.classes,
             "guidance",
@@ -376,7 +392,14 @@ class CDRL(GenerativeModule):
         )
         return cfg
 
-    def _blend(self, cfg, drawn, labels, compose, keys):
+    def _blend(
+        self,
+        cfg: CDRLConfig,
+        drawn: Tensor | None,
+        labels: Labels,
+        compose: str | None,
+        keys: Tensor,
+    ) -> Blend:
         """Return the Blend of the label of each image, guided, or of the composed terms."""
         choice = seeding.uniform(keys, torch.zeros_like(keys), Stream.CHOICE)
         if not compose:
@@ -393,45 +416,115 @@ class CDRL(GenerativeModule):
         return blend
 
     # --------------------------------------------------------------------------------------------
-    # What the energy says of an image
+    # What the energy says of an image:
+    #
+    #     log p(x) = f(y, 0) / s_1^2 - log Z + D log sqrt(a_1),   y = sqrt(a_1) x
+    #
+    # is the density of the lowest noise level, sin(phi_0) = 0.0075 on the scale of [-1, 1].
+    # Training asks for the conditionals p(y | x_1) only, not for this marginal.
 
-    def energy(self, x, labels=None):
+    def energy(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return E = -log p + const, LOWER = likelier, float64 (B,), of images in [-1, 1].
 
         p is the density of the lowest noise level, 0.0075 on the scale of [-1, 1].
         """
         self.check_labels(labels)
-        return density.energy(self, x, labels)
+        y, rung = self._lowest(x)
+        return -self.f(y, rung, labels, torch.float64) / rung.s.double() ** 2
 
-    def ood_scores(self, x, labels=None):
+    def ood_scores(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Return {name: float32 (B,)}, HIGHER = more like the training data, of images in [-1, 1].
 
         f: the energy's f at the lowest noise level. f_levels: its mean over all levels, with one
         noise e for all images and levels. grad_norm: minus the norm of f's gradient.
         """
         self.check_labels(labels, "give labels (ood= has none)")
-        return density.ood_scores(self, x, labels)
+        y, rung = self._lowest(x)
+        with torch.enable_grad(), frozen(self.net):
+            y.requires_grad_(True)
+            f = self.f(y, rung, labels, torch.float64)
+            (grad,) = torch.autograd.grad(f.sum(), y)
+        total, zero = 0.0, torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        with torch.no_grad():
+            for t in range(1, self.schedule.rungs + 1):
+                rung = self.schedule.at(zero + t)
+                _, y = self.pair(x.float(), zero, rung)
+                total = total + self.f(y, rung, labels, torch.float64)
+        scores = {
+            "f": f.detach(),
+            "f_levels": total / self.schedule.rungs,
+            "grad_norm": -grad.flatten(1).norm(dim=1),
+        }
+        return {name: value.float() for name, value in scores.items()}
 
-    def log_prob(self, x, labels=None, *, kind, seeds, **options):
+    @torch.no_grad()
+    def log_prob(
+        self,
+        x: Tensor,
+        labels: Tensor | None = None,
+        *,
+        kind: str,
+        seeds: Tensor | Sequence[int],
+        **options: Any,
+    ) -> Tensor:
         """Return bounds on the log density of images in [-1, 1], in nats, float64 (B,).
 
+        Annealed importance sampling bounds Z once for each label, from below (ais_upper) or from
+        above (ais_lower: its chains start at samples refined by MALA; that these are exact samples
+        is an assumption).
+
         Args:
-            kind: ais_lower or ais_upper, see genmodels.methods.cdrl_density.
+            kind: ais_lower or ais_upper.
             seeds: unused: nothing here is random for an image.
             x, labels: as in the base class. options: see LIKELIHOOD_OPTIONS.
+
+        Reference: as in genmodels/sampling/ais.py.
         """
         check(kind in self.LIKELIHOODS, "kind", kind, f"choose from {', '.join(self.LIKELIHOODS)}")
         self.check_labels(labels)
         settings = AISOptions(**{k: value for k, value in options.items() if value is not None})
-        return density.log_prob(self, x, labels, kind, settings)
+        classes = torch.full((len(x),), -1, device=x.device) if labels is None else labels
+        bounds = {int(c): self._log_z(int(c), kind, settings) for c in classes.unique()}
+        log_z = torch.tensor(
+            [bounds[int(c)] for c in classes], dtype=torch.float64, device=x.device
+        )
+        scale = float(self.schedule.exact.scale[1])
+        return -self.energy(x, labels) - log_z + math.prod(self.shape) * math.log(scale)
+
+    def _lowest(self, x: Tensor) -> tuple[Tensor, Rung]:
+        """Return (y, Rung 1) of images x in [-1, 1]; no gradient attached."""
+        rung = self.schedule.at(torch.ones(len(x), dtype=torch.int64, device=x.device))
+        return (over_items(rung.scale, x) * x.detach()).float(), rung
+
+    def _log_z(self, label: int, kind: str, settings: AISOptions) -> float:
+        """Return the bound on log Z of a label that bounds log p from the side of `kind`."""
+        versions = tuple(p._version for p in self.net.parameters())
+        key = (label, kind, *dataclasses.astuple(settings), versions)
+        if key in self.log_z:
+            return self.log_z[key]
+        words = dataclasses.asdict(settings)
+        keys = torch.arange(words.pop("ais_chains"), device=self.device)
+        labels = torch.full_like(keys, label) if self.classes else None
+        blend = blend_of(0.0, labels, torch.zeros(len(keys), device=self.device))
+        y, rung, f = self.draw(keys, blend, self.cfg.method)
+        s2, noise = rung.s.double() ** 2, float(rung.scale[0] * rung.sin_clean[0]) ** 2
+        with fixed_weights(self.net), frozen(self.net):
+            bound = bound_log_z(
+                lambda y: f(y, rung, torch.float64) / s2,
+                y,
+                keys,
+                above=kind == "ais_lower",
+                variance=float(s2[0]),
+                noise=noise,
+                **words,
+            )
+        self.log_z[key] = bound.log_z
+        return bound.log_z
 
 
-def _column(x):
-    """Return (B,) as (B, 1, 1, 1)."""
-    return x.reshape(-1, 1, 1, 1)
-
-
-def build_initializer(cfg, shape, classes):
+def build_initializer(
+    cfg: CDRLConfig, shape: tuple[int, ...], classes: int
+) -> torch.nn.Module | None:
     """Return the network of g(x) - x, (B, C, H, W) -> (B, C, H, W), or None.
 
     The initializer g(x_t) = x_t + network(x_t, level, label) starts at g(x) = x. Its U-Net is a

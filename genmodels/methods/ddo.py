@@ -16,52 +16,48 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from genmodels.config import check, setting
+from genmodels import config
+from genmodels.config import Section, check, setting
+from genmodels.methods.base import Batch, GenerativeModule
 from genmodels.methods.edm import EDM, EDMConfig
 
 SATURATED = 4.0  # |beta Delta| from which the sigmoid has all but stopped learning
 
 
 @dataclass
-class DiscriminativeConfig:
+class DiscriminativeConfig(Section):
     """DDO's own settings."""
 
-    alphas: list[float] = setting([4.0], "alpha: weight of the fakes; of several, each is tried")
-    betas: list[float] = setting([60.0], "beta: steepness; of several, each is tried")
+    PREFIX = "method."
+
+    alphas: list[float] = setting(
+        [4.0], "alpha: weight of the fakes; of several, each is tried", gt=0, lt=math.inf
+    )
+    betas: list[float] = setting(
+        [60.0], "beta: steepness; of several, each is tried", gt=0, lt=math.inf
+    )
     beta_unit: str = setting(
-        "dim", "dim: beta over the number of pixel values; nats: as it is; std: over std(Delta)"
+        "dim",
+        "dim: beta over the number of pixel values; nats: as it is; std: over std(Delta)",
+        choices=("dim", "nats", "std"),
     )
     normalize: bool = setting(False, "divide the loss by max(alpha, 1)")
-    rounds: int = setting(1, "rounds of self-play, each of trainer.max_steps steps")
-    pool: int = setting(0, "fake images in each round; 0: as many as training images")
-    shard: int = setting(1000, "fake images in a file of the pool")
-    patience: int = setting(2, "stop after this many rises of the score in a row; 0: never")
-    p_stds: list[float] = setting([], "p_std in rounds 1, 2, ...; the last one holds on")
+    rounds: int = setting(1, "rounds of self-play, each of trainer.max_steps steps", ge=1, le=64)
+    pool: int = setting(0, "fake images in each round; 0: as many as training images", ge=0)
+    shard: int = setting(1000, "fake images in a file of the pool", ge=1)
+    patience: int = setting(2, "stop after this many rises of the score in a row; 0: never", ge=0)
+    p_stds: list[float] = setting(
+        [], "p_std in rounds 1, 2, ...; the last one holds on", gt=0, lt=math.inf
+    )
     reference: str = setting("", "sha256 of the reference's weights; filled in")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        for key, least in (("alphas", 0), ("betas", 0), ("p_stds", 0)):
-            values = getattr(self, key)
-            check(values or key == "p_stds", f"method.{key}", values, "give at least one number")
-            check(all(least < v < math.inf for v in values), f"method.{key}", values, "must be > 0")
-        units = ("dim", "nats", "std")
-        check(
-            self.beta_unit in units,
-            "method.beta_unit",
-            self.beta_unit,
-            f"choose from {', '.join(units)}",
-        )
-        for key, least in (("rounds", 1), ("pool", 0), ("shard", 1), ("patience", 0)):
-            check(
-                getattr(self, key) >= least,
-                f"method.{key}",
-                getattr(self, key),
-                f"must be >= {least}",
-            )
-        check(self.rounds <= 64, "method.rounds", self.rounds, "must be <= 64")
+        for name in ("alphas", "betas"):
+            self.check(getattr(self, name), name, "give at least one number")
 
 
 class Frozen:
@@ -71,13 +67,13 @@ class Frozen:
     see it; it survives the deep copy that the weight average is made by.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: GenerativeModule) -> None:
         self.model = model.eval().requires_grad_(False)
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict) -> "Frozen":
         return self
 
-    def beside(self, model):
+    def beside(self, model: GenerativeModule) -> GenerativeModule:
         """Return the frozen model on the other one's device and in its mode.
 
         There is no dropout, but modules that do nothing in training may still change the layout in
@@ -103,25 +99,21 @@ class Discriminative:
 
     NEEDS = ("reference",)
 
-    def __init__(self, cfg, reference=None):
+    def __init__(self, cfg: config.Config, reference: GenerativeModule | None = None) -> None:
         super().__init__(cfg)
-        remedy = "DDO's log-ratio is a small difference of large sums; "
-        check(
-            cfg.trainer.precision == "32-true",
-            "trainer.precision",
-            cfg.trainer.precision,
-            f"{remedy}use 32-true",
-        )
-        check(not cfg.trainer.tf32, "trainer.tf32", "true", f"{remedy}use false")
+        why = "DDO's log-ratio is a small difference of large sums"
+        precision, tf32 = cfg.trainer.precision, cfg.trainer.tf32
+        check(precision == "32-true", "trainer.precision", precision, f"{why}; use 32-true")
+        check(not tf32, "trainer.tf32", "true", f"{why}; use false")
         dropout = getattr(cfg.network, "dropout", 0)
-        check(not dropout, "network.dropout", dropout, f"{remedy}use 0")
+        check(not dropout, "network.dropout", dropout, f"{why}; use 0")
         self.frozen = None if reference is None else Frozen(reference)
 
-    def loss(self, batch):
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (L, {diagnostics}) of a batch of real and fake images; see the module.
 
         Logged are L, mean and standard deviation of Delta (nats) on both sides, the share of rows
-        that the sign of Delta tells rightly (0 counts half), the share with |beta Delta| > 4, and
+        that the sign of Delta assigns rightly (0 counts half), the share with |beta Delta| > 4, and
         what the method's log_ratio reports on the real images.
         """
         if "fake" not in batch and not self.training:
@@ -148,7 +140,7 @@ class Discriminative:
         logs = {name: row[:count].mean() for name, row in rows.items()}
         return loss, {"loss": loss.detach()} | diagnostics(real, fake, beta) | logs
 
-    def steepness(self, delta):
+    def steepness(self, delta: Tensor) -> Tensor | float:
         """Return beta in 1/nats, from betas and beta_unit of the method.
 
         With "std" it is beta over the standard deviation of this batch's Delta (on this process),
@@ -160,7 +152,7 @@ class Discriminative:
         return beta if unit == "nats" else beta / delta.std().clamp(min=1.0)
 
 
-def ddo_loss(real, fake, alpha, beta):
+def ddo_loss(real: Tensor, fake: Tensor, alpha: float, beta: Tensor | float) -> Tensor:
     """Return -mean log sigmoid(beta real) - alpha mean log sigmoid(-beta fake).
 
     Args:
@@ -172,17 +164,17 @@ def ddo_loss(real, fake, alpha, beta):
     return -logsigmoid(beta * real).mean() - alpha * logsigmoid(-beta * fake).mean()
 
 
-def diagnostics(real, fake, beta):
+def diagnostics(real: Tensor, fake: Tensor, beta: Tensor | float) -> dict[str, Tensor]:
     """Return {name: scalar} of what the discriminator does; arguments as for ddo_loss."""
     real, fake = real.detach(), fake.detach()
-    told = torch.cat([real, -fake])  # > 0 where told rightly
+    margin = torch.cat([real, -fake])  # > 0 where the sign assigns a row rightly
     return {
         "delta_real": real.mean(),
         "delta_fake": fake.mean(),
         "delta_real_std": real.std(),
         "delta_fake_std": fake.std(),
-        "accuracy": ((told > 0).float() + 0.5 * (told == 0).float()).mean(),
-        "saturated": ((beta * told).abs() > SATURATED).float().mean(),
+        "accuracy": ((margin > 0).float() + 0.5 * (margin == 0).float()).mean(),
+        "saturated": ((beta * margin).abs() > SATURATED).float().mean(),
     }
 
 
@@ -192,17 +184,12 @@ class DDOConfig(DiscriminativeConfig, EDMConfig):
 
     name: str = setting("ddo", "")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         plain = {"label_dropout": 0, "augment": 0, "uncertainty": False, "guidance": 1}
-        for key, off in plain.items():
-            value = getattr(self, key)
-            check(
-                value == off,
-                f"method.{key}",
-                value,
-                f"DDO finetunes the plain model; use {str(off).lower()}",
-            )
+        for name, off in plain.items():
+            remedy = f"DDO finetunes the plain model; use {str(off).lower()}"
+            self.check(getattr(self, name) == off, name, remedy)
 
 
 class DDO(Discriminative, EDM):

@@ -5,15 +5,19 @@ generative models", arXiv 2206.00364.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from genmodels import seeding
+from genmodels import config, seeding
 from genmodels.config import Section, check, setting, settings_of
 from genmodels.data import augment
+from genmodels.kernels.broadcast import over_items
 from genmodels.kernels.philox import philox_normal
-from genmodels.methods.base import GenerativeModule
+from genmodels.methods.base import Batch, Callback, GenerativeModule, Labels
 from genmodels.networks import NETWORKS
 from genmodels.networks.precond import PRECONDS, Uncertainty
 from genmodels.sampling.likelihood import TRACES, log_normal, ode_log_prob
@@ -41,88 +45,69 @@ SAMPLING = (
 
 
 @dataclass
-class EDMConfig:
+class EDMConfig(Section):
     """EDM (Karras et al. 2022, arXiv 2206.00364)."""
+
+    PREFIX = "method."
 
     name: str = setting("edm", "")
     precond: str = setting(
-        "edm", "preconditioning and noise levels in training: edm, vp, ve, iddpm"
+        "edm", "preconditioning, and noise levels in training", choices=tuple(PRECONDS)
     )
-    sigma_data: float = setting(0.5, "standard deviation of the data; genmodels.data info shows it")
+    sigma_data: float = setting(
+        0.5, "standard deviation of the data; genmodels.data info shows it", gt=0
+    )
     p_mean: float = setting(-1.2, "mean of ln sigma in training")
-    p_std: float = setting(1.2, "standard deviation of ln sigma in training")
-    label_dropout: float = setting(0.0, "share of labels hidden in training (for guidance)")
+    p_std: float = setting(1.2, "standard deviation of ln sigma in training", ge=0)
+    label_dropout: float = setting(
+        0.0, "share of labels hidden in training (for guidance)", ge=0, le=1
+    )
     augment: float = setting(
-        0.0, "probability of EDM's augmentations (network.augment=true); 0: off"
+        0.0, "probability of EDM's augmentations (network.augment=true); 0: off", ge=0, le=1
     )
     uncertainty: bool = setting(False, "learn the weight of each noise level (EDM2)")
-    sampler: str = setting("heun", "heun, euler or dpmpp_2m")
-    steps: int = setting(18, "sampling steps")
+    sampler: str = setting("heun", "how the ODE is solved", choices=tuple(SAMPLERS))
+    steps: int = setting(18, "sampling steps", ge=1)
     sigma_min: float = setting(0.002, "smallest sigma of the sampling grid")
     sigma_max: float = setting(80.0, "largest sigma of the sampling grid")
-    rho: float = setting(7.0, "bend of the sampling grid")
-    sigmas: str = setting("edm", "which noise levels are visited: edm (the grid), vp, ve, iddpm")
-    schedule: str = setting("linear", "how time runs along them: linear (sigma = t), vp, ve")
+    rho: float = setting(7.0, "bend of the sampling grid", gt=0)
+    sigmas: str = setting(
+        "edm", "which noise levels are visited (edm: the grid)", choices=tuple(SIGMAS)
+    )
+    schedule: str = setting(
+        "linear", "how time runs along them (linear: sigma = t)", choices=tuple(TIME_SCHEDULES)
+    )
     scaled: bool = setting(False, "scale the state by s(t) = 1 / sqrt(sigma^2 + 1), as VP does")
-    alpha: float = setting(1.0, "second-order step: 1 Heun, 0.5 midpoint, 0.667 Ralston")
-    churn: float = setting(0.0, "S_churn: fresh noise while sampling, 0 = deterministic")
+    alpha: float = setting(
+        1.0, "second-order step: 1 Heun, 0.5 midpoint, 0.667 Ralston", gt=0, le=1
+    )
+    churn: float = setting(0.0, "S_churn: fresh noise while sampling, 0 = deterministic", ge=0)
     churn_min: float = setting(0.0, "S_min: no churn below this sigma")
     churn_max: float = setting(math.inf, "S_max: no churn above this sigma")
     churn_noise: float = setting(1.0, "S_noise: standard deviation of the fresh noise")
     guidance: float = setting(1.0, "weight of this model against the guide; 1 = no guide")
 
-    def __post_init__(self):
-        check(self.sigma_data > 0, "method.sigma_data", self.sigma_data, "must be > 0")
-        check(math.isfinite(self.p_mean), "method.p_mean", self.p_mean, "must be finite")
-        check(self.p_std >= 0, "method.p_std", self.p_std, "must be >= 0")
-        check(self.rho > 0, "method.rho", self.rho, "must be > 0")
-        check(
-            0 <= self.label_dropout <= 1,
-            "method.label_dropout",
-            self.label_dropout,
-            "must be in [0, 1]",
-        )
-        check(0 <= self.augment <= 1, "method.augment", self.augment, "must be in [0, 1]")
-        choices = {"precond": PRECONDS, "sigmas": SIGMAS, "schedule": TIME_SCHEDULES}
-        for key, names in choices.items():
-            check(
-                getattr(self, key) in names,
-                f"method.{key}",
-                getattr(self, key),
-                f"choose from {', '.join(names)}",
-            )
-        check(
-            self.sampler in SAMPLERS,
-            "method.sampler",
-            self.sampler,
-            f"choose from {', '.join(SAMPLERS)}",
-        )
-        check(self.steps >= 1, "method.steps", self.steps, "must be >= 1")
-        check(
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(math.isfinite(self.p_mean), "p_mean", "must be finite")
+        self.check(
             0 < self.sigma_min < self.sigma_max,
-            "method.sigma_min",
-            self.sigma_min,
+            "sigma_min",
             f"must be in (0, sigma_max={self.sigma_max})",
         )
-        check(self.churn >= 0, "method.churn", self.churn, "must be >= 0")
-        check(0 < self.alpha <= 1, "method.alpha", self.alpha, "must be in (0, 1]")
-        check(
+        self.check(
             self.alpha == 1 or self.sampler != "euler",
-            "method.alpha",
-            self.alpha,
+            "alpha",
             "euler takes no second-order step; use 1",
         )
         if self.sampler == "dpmpp_2m":
-            check(not self.churn, "method.churn", self.churn, "dpmpp_2m is deterministic; use heun")
-            check(
-                not self.general,
-                "method.sampler",
-                self.sampler,
-                "goes with schedule=linear, scaled=false, alpha=1",
+            self.check(not self.churn, "churn", "dpmpp_2m is deterministic; use heun")
+            self.check(
+                not self.general, "sampler", "goes with schedule=linear, scaled=false, alpha=1"
             )
 
     @property
-    def general(self):
+    def general(self) -> bool:
         """Whether the ODE is not the plain one, dx/dsigma with Heun's weights."""
         return self.schedule != "linear" or self.scaled or self.alpha != 1
 
@@ -138,9 +123,11 @@ class GuideOptions(Section):
 class EDMLikelihoodOptions(Section):
     """What log_prob() takes."""
 
-    steps: int = setting(64, "RK4 steps from sigma_min to sigma_max, 4 evaluations each")
-    trace: str = setting("hutchinson", "divergence: hutchinson, or exact (small images)")
-    probes: int = setting(1, "random sign vectors in Hutchinson's estimate, fresh in each step")
+    steps: int = setting(64, "RK4 steps from sigma_min to sigma_max, 4 evaluations each", ge=1)
+    trace: str = setting("hutchinson", "divergence (exact: small images)", choices=TRACES)
+    probes: int = setting(
+        1, "random sign vectors in Hutchinson's estimate, fresh in each step", ge=1
+    )
     sigma_min: float | None = setting(
         None, "where the image is put on the flow; default: the model's"
     )
@@ -148,33 +135,39 @@ class EDMLikelihoodOptions(Section):
         None, "where the flow meets N(0, sigma_max^2); default: the model's"
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(self.probes == 1 or self.trace != "exact", "probes", "trace=exact draws none")
+
 
 class EDM(GenerativeModule):
     """Elucidated diffusion model.
+
+    The law of the noise in training, ln sigma ~ N(p_mean, p_std^2), is training_sigma() of the
+    preconditioning, genmodels/networks/precond.py: vp, ve and iddpm have laws of their own.
 
     Args:
         cfg: Config whose method is an EDMConfig.
     """
 
     Config = EDMConfig
+    LABEL_DROPOUT = True
+    P_STD = True
     SAMPLE_OPTIONS = settings_of(EDMConfig, *SAMPLING) | settings_of(GuideOptions)
-
     LIKELIHOODS = ("ode",)
     LIKELIHOOD_OPTIONS = settings_of(EDMLikelihoodOptions)
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: config.Config) -> None:
         super().__init__(cfg)
-        check(
+        cfg.method.check(
             not cfg.method.augment or getattr(cfg.network, "augment", False),
-            "method.augment",
-            cfg.method.augment,
+            "augment",
             "needs network.name=edm_unet, network.augment=true",
         )
-        guided = cfg.method.guidance == 1 or self.classes and self.unlabelled
-        check(
-            guided,
-            "method.guidance",
-            cfg.method.guidance,
+        guided = self.classes and self.unlabelled
+        cfg.method.check(
+            cfg.method.guidance == 1 or guided,
+            "guidance",
             "needs a conditional model (data.labels=true, method.label_dropout=0.1)",
         )
         check(
@@ -187,7 +180,7 @@ class EDM(GenerativeModule):
         self.net = PRECONDS[cfg.method.precond](raw, cfg.method.sigma_data)
         self.uncertainty = Uncertainty() if cfg.method.uncertainty else None
 
-    def loss(self, batch):
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (L, {"loss": L per element}) with
 
         L = E_sigma,n [ w(sigma) |D(y + n; sigma) - y|^2 ],  ln sigma ~ N(p_mean, p_std^2),
@@ -195,16 +188,17 @@ class EDM(GenerativeModule):
         summed over pixels, averaged over the batch (equation 2 with the weight of table 1). The
         logged loss is without the learned weights of method.uncertainty.
         """
-        cfg, x, n = self.cfg.method, batch["image"], batch["n"]
-        seed, told = self.cfg.seed, None
+        cfg, seed = self.cfg.method, self.cfg.seed
+        x, n = batch["image"], batch["n"]
+        augmentation = None
         if cfg.augment and self.training:
-            x, told = augment.augment(x, cfg.augment, seed, n)
+            x, augmentation = augment.augment(x, cfg.augment, seed, n)
         noisy, sigma = self._diffuse(x, n)
         labels = batch["label"] if self.classes else None
         if labels is not None and cfg.label_dropout and self.training:
             hidden = seeding.uniform(seed, n, Stream.LABEL_DROP) < cfg.label_dropout
             labels = torch.where(hidden, -1, labels)
-        denoised = self.net(noisy, sigma, labels, told)
+        denoised = self.net(noisy, sigma, labels, augmentation)
         loss = self.net.loss_weight(sigma) * (denoised - x).square().sum(dim=(1, 2, 3))
         logs = {"loss": loss.detach().mean() / math.prod(self.shape)}
         if self.uncertainty is not None:
@@ -212,15 +206,15 @@ class EDM(GenerativeModule):
             loss = loss * (-u).exp() + math.prod(self.shape) * u
         return loss.mean(), logs
 
-    def _diffuse(self, x, n):
+    def _diffuse(self, x: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
         """Return (x + sigma eps, sigma): the noise level and the noise of training images n."""
-        cfg, key, where = self.cfg.method, (self.cfg.seed, n), {"device": x.device}
-        z = philox_normal((), *key, stream=int(Stream.SIGMA), **where)
+        cfg, seed = self.cfg.method, self.cfg.seed
+        z = philox_normal((), seed, n, stream=int(Stream.SIGMA), device=x.device)
         sigma = self.net.training_sigma(z, cfg.p_mean, cfg.p_std)
-        noise = philox_normal(self.shape, *key, stream=int(Stream.NOISE), **where)
-        return x + sigma.reshape(-1, 1, 1, 1) * noise, sigma
+        noise = philox_normal(self.shape, seed, n, stream=int(Stream.NOISE), device=x.device)
+        return x + over_items(sigma, x) * noise, sigma
 
-    def log_ratio(self, batch, reference):
+    def log_ratio(self, batch: Batch, reference: "EDM") -> tuple[Tensor, dict[str, Tensor]]:
         """Return (Delta, {"edm_loss": L per element}), float32 (B,) each; see GenerativeModule.
 
         Delta = -w(sigma) (|D(x + n; sigma) - x|^2 - |D_ref(x + n; sigma) - x|^2), summed over
@@ -238,7 +232,7 @@ class EDM(GenerativeModule):
         loss = weight * (a.detach() - x).square().sum(dim=(1, 2, 3)) / math.prod(self.shape)
         return delta, {"edm_loss": loss}
 
-    def denoise(self, x, sigma, labels=None):
+    def denoise(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """Return D(x; sigma), the expected clean image, float32 (B, C, H, W).
 
         Args:
@@ -252,31 +246,27 @@ class EDM(GenerativeModule):
         self.check_labels(labels)
         return self.net(x, torch.as_tensor(sigma, device=x.device), labels)
 
-    def score(self, x, sigma, labels=None):
+    def score(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """Return the score of the noisy density, (D(x; sigma) - x) / sigma^2 (equation 3)."""
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-        return (self.denoise(x, sigma, labels) - x) / sigma.reshape(-1, 1, 1, 1) ** 2
+        return (self.denoise(x, sigma, labels) - x) / over_items(sigma, x) ** 2
 
     def log_prob(
         self,
-        x,
-        labels=None,
+        x: Tensor,
+        labels: Tensor | None = None,
         *,
-        kind="ode",
-        seeds,
-        steps=64,
-        trace="hutchinson",
-        probes=1,
-        sigma_min=None,
-        sigma_max=None,
-    ):
+        kind: str = "ode",
+        seeds: Tensor | Sequence[int],
+        **options: Any,
+    ) -> Tensor:
         """Return log p(x; sigma_min), float64 (B,), along the probability-flow ODE.
 
             dx/dsigma = (x - D(x; sigma)) / sigma,    x(sigma_max) ~ N(0, sigma_max^2)
 
         in RK4 steps that are even in sigma^(1/rho). See base.log_prob for the arguments and
         LIKELIHOOD_OPTIONS for the others. p(.; sigma_min) is the model's density of the data with
-        noise sigma_min added; keep that below the width of a pixel's level, 1/127.5. Hutchinson's
+        noise sigma_min added; keep that below the width of a grey value, 1/127.5. Hutchinson's
         estimate of log p has no bias.
 
         Raises:
@@ -284,43 +274,49 @@ class EDM(GenerativeModule):
 
         Reference: Song et al. 2021, arXiv 2011.13456, section 4.3; Karras et al. 2022, eq. 1.
         """
-        cfg = self.cfg.method
-        low = max(cfg.sigma_min if sigma_min is None else sigma_min, self.net.sigma_min)
-        high = min(cfg.sigma_max if sigma_max is None else sigma_max, self.net.sigma_max)
+        cfg, flow = self.cfg.method, EDMLikelihoodOptions(**options)
+        low = cfg.sigma_min if flow.sigma_min is None else flow.sigma_min
+        high = cfg.sigma_max if flow.sigma_max is None else flow.sigma_max
+        low, high = max(low, self.net.sigma_min), min(high, self.net.sigma_max)
         check(kind in self.LIKELIHOODS, "kind", kind, f"choose from {', '.join(self.LIKELIHOODS)}")
-        check(steps >= 1, "steps", steps, "must be >= 1")
-        check(trace in TRACES, "trace", trace, f"choose from {', '.join(TRACES)}")
-        check(probes >= 1, "probes", probes, "must be >= 1")
-        check(probes == 1 or trace != "exact", "probes", probes, "trace=exact draws none")
         check(0 < low < high, "sigma_min", low, f"must be in (0, sigma_max={high})")
         self.check_labels(labels)
         seeds = torch.as_tensor(seeds, device=self.device)
         times = torch.linspace(
             low ** (1 / cfg.rho),
             high ** (1 / cfg.rho),
-            steps + 1,
+            flow.steps + 1,
             dtype=state_dtype(self.device),
             device=self.device,
         )
 
-        def velocity(x, t):
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
             sigma = t**cfg.rho
             slope = (x - self.net(x, sigma, labels).to(x.dtype)) / sigma
             return slope * cfg.rho * t ** (cfg.rho - 1)
 
-        def signs(i):
-            return seeding.signs(seeds, i, probes, self.shape)
+        def signs(i: int) -> Tensor:
+            return seeding.signs(seeds, i, flow.probes, self.shape)
 
         return ode_log_prob(
             velocity,
             x,
             times,
             lambda x: log_normal(x, high),
-            signs=None if trace == "exact" else signs,
+            signs=None if flow.trace == "exact" else signs,
         )
 
     @torch.no_grad()
-    def sample(self, seeds, labels=None, *, guide=None, noise="cpu", callback=None, **options):
+    def sample(
+        self,
+        seeds: Sequence[int],
+        labels: Labels = None,
+        *,
+        guide: "EDM | None" = None,
+        noise: str = "cpu",
+        callback: Callback | None = None,
+        **options: Any,
+    ) -> Tensor:
         """Return generated images in [-1, 1] (not clipped), float32 (N, C, H, W).
 
         Image k depends on seeds[k] alone, not on the others.
@@ -338,7 +334,7 @@ class EDM(GenerativeModule):
         Raises:
             ValueError: an option out of range, or labels the model does not have.
         """
-        cfg = self._settings(options, guide)
+        cfg = self._sampling_config(options, guide)
         generators = seeding.ImageGenerators(seeds, noise)
         latents = generators.randn(self.shape, device=self.device)
         denoise = self._denoiser(self.image_labels(generators, labels), cfg.guidance, guide)
@@ -350,7 +346,7 @@ class EDM(GenerativeModule):
         if cfg.sampler == "dpmpp_2m":
             sigmas = torch.unique_consecutive(sigmas)  # its step ratio needs distinct levels
 
-        def randn(shape, dtype):
+        def randn(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             return generators.randn(shape, dtype=dtype, device=self.device)
 
         limits = (cfg.churn, cfg.churn_min, cfg.churn_max, cfg.churn_noise)
@@ -374,9 +370,9 @@ class EDM(GenerativeModule):
             x = SAMPLERS[cfg.sampler](denoise, x, sigmas, callback=callback, **common)
         return x.float()
 
-    def _settings(self, options, guide):
+    def _sampling_config(self, options: dict[str, Any], guide: "EDM | None") -> EDMConfig:
         """Return the method's config with the given options in place of its own."""
-        cfg = self.settings(options, SAMPLING)
+        cfg = self.method_with(options, SAMPLING)
         if guide is None:
             check(
                 cfg.guidance == 1 or self.classes,
@@ -400,10 +396,12 @@ class EDM(GenerativeModule):
             )
         return cfg
 
-    def _denoiser(self, labels, weight, guide):
+    def _denoiser(
+        self, labels: Tensor | None, weight: float, guide: "EDM | None"
+    ) -> Callable[[Tensor, Tensor], Tensor]:
         """Return D(x, sigma) with labels and guidance built in; it counts self.nfe."""
 
-        def denoise(x, sigma):
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             self.nfe += 1 if weight == 1 else 2
             if weight == 1:
                 return self.net(x, sigma, labels)

@@ -13,21 +13,28 @@ non-negative data); Karras et al. 2022, arXiv 2206.00364 (the preconditioning, h
 
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genmodels import seeding
+from genmodels import config, seeding
 from genmodels.config import Section, check, setting, settings_of
+from genmodels.kernels.broadcast import over_items
 from genmodels.kernels.philox import philox_normal, philox_uniform
-from genmodels.methods.base import GenerativeModule
+from genmodels.methods.base import Batch, Callback, GenerativeModule, Labels
 from genmodels.networks import NETWORKS
 from genmodels.networks.precond import LogSpace
 from genmodels.networks.prior import PRIORS, GaussianPrior, fit_to_images
 from genmodels.sampling import divergence, gbm
 from genmodels.sampling.likelihood import TRACES
 from genmodels.seeding import Stream
+
+if TYPE_CHECKING:
+    from genmodels.data import ImageDataModule
 
 SCHEDULES = ("geometric", "constant")
 LOSSES = ("denoising", "explicit", "hutchinson")
@@ -52,85 +59,69 @@ SAMPLING = (
 
 
 @dataclass
-class GBMConfig:
+class GBMConfig(Section):
     """GBM, multiplicative diffusion ("Dale meets Langevin", arXiv 2510.02730)."""
 
-    name: str = setting("gbm", "")
-    offset: float = setting(1.0, "x = pixel in [0, 1] + offset; the paper's is 1")
-    drift: float = setting(0.5, "mu / sigma^2: 0.5 (the paper's) keeps the mean of log x, 0 of x")
-    schedule: str = setting("geometric", "how training draws S: even in log S, or constant: in S")
-    sigma_min: float = setting(0.005, "smallest standard deviation of the noise of log x")
-    sigma_max: float = setting(2.0, "largest one; the paper's 0.8 leaves the image visible")
-    prior: str = setting(
-        "full", "start of sampling, fitted to log x: lognormal (iid, the paper's), lowrank or full"
-    )
-    rank: int = setting(64, "principal components of prior=lowrank")
-    loss: str = setting("denoising", "denoising; explicit or hutchinson: Hyvarinen 2007, no target")
-    weight: str = setting(
-        "edm", "edm: levels alike at first; paper: 1; eps: 1 / S; likelihood: the variational bound"
-    )
-    sampler: str = setting("dls", "dls, ode, ancestral, ums (may flip signs) or paper (annealed)")
-    steps: int = setting(64, "sampling steps")
-    grid: str = setting(
-        "geometric", "levels even in S: uniform; in sqrt(S): quadratic; in log S: geometric"
-    )
-    solver: str = setting("heun", "of sampler=ode: heun or rk4")
-    denoise_last: bool = setting(True, "dls, ums: draw no noise in the last step")
-    delta: float = setting(6.165e-4, "sampler=paper: step in time (1 is the whole process)")
-    inner: int = setting(1, "sampler=paper: steps at each level")
-    anneal: float = setting(0.995, "sampler=paper: factor on the noise from level to level")
-    form: str = setting("dls", "sampler=paper: dls or ums")
-    final: int = setting(0, "sampler=paper: steps without noise at the end")
+    PREFIX = "method."
 
-    def __post_init__(self):
-        choices = {
-            "schedule": SCHEDULES,
-            "prior": PRIORS,
-            "loss": LOSSES,
-            "weight": WEIGHTS,
-            "sampler": gbm.SAMPLERS,
-            "grid": gbm.GRIDS,
-            "solver": gbm.SOLVERS,
-            "form": ("dls", "ums"),
-        }
-        for key, names in choices.items():
-            check(
-                getattr(self, key) in names,
-                f"method.{key}",
-                getattr(self, key),
-                f"choose from {', '.join(names)}",
-            )
-        check(1e-3 <= self.offset <= 2, "method.offset", self.offset, "must be in [0.001, 2]")
-        check(
+    name: str = setting("gbm", "")
+    offset: float = setting(1.0, "x = pixel in [0, 1] + offset; the paper's is 1", ge=1e-3, le=2)
+    drift: float = setting(0.5, "mu / sigma^2: 0.5 (the paper's) keeps the mean of log x, 0 of x")
+    schedule: str = setting(
+        "geometric",
+        "how training draws S (geometric: even in log S, constant: in S)",
+        choices=SCHEDULES,
+    )
+    sigma_min: float = setting(0.005, "smallest standard deviation of the noise of log x")
+    sigma_max: float = setting(  # above 10, x = exp(y) would leave float32
+        2.0, "largest one; the paper's 0.8 leaves the image visible", le=10
+    )
+    prior: str = setting(
+        "full", "start of sampling, fitted to log x (lognormal: iid, the paper's)", choices=PRIORS
+    )
+    rank: int = setting(64, "principal components of prior=lowrank", ge=1)
+    loss: str = setting(
+        "denoising",
+        "explicit and hutchinson are Hyvarinen's of 2007, without target",
+        choices=LOSSES,
+    )
+    weight: str = setting(
+        "edm",
+        "edm: every S alike at first; paper: 1; eps: 1 / S; likelihood: the variational bound",
+        choices=WEIGHTS,
+    )
+    sampler: str = setting("dls", "ums may flip signs, paper is annealed", choices=gbm.SAMPLERS)
+    steps: int = setting(64, "sampling steps", ge=1)
+    grid: str = setting(
+        "geometric",
+        "steps even in S (uniform), sqrt(S) (quadratic) or log S (geometric)",
+        choices=gbm.GRIDS,
+    )
+    solver: str = setting("heun", "of sampler=ode", choices=gbm.SOLVERS)
+    denoise_last: bool = setting(True, "dls, ums: draw no noise in the last step")
+    delta: float = setting(6.165e-4, "sampler=paper: step in time (1 is the whole process)", gt=0)
+    inner: int = setting(1, "sampler=paper: steps at each S", ge=1)
+    anneal: float = setting(
+        0.995, "sampler=paper: factor on the noise from one S to the next", gt=0, le=1
+    )
+    form: str = setting("dls", "sampler=paper: its step", choices=("dls", "ums"))
+    final: int = setting(0, "sampler=paper: steps without noise at the end", ge=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(
             0 < self.sigma_min < self.sigma_max,
-            "method.sigma_min",
-            self.sigma_min,
+            "sigma_min",
             f"must be in (0, sigma_max={self.sigma_max})",
         )
-        check(
-            self.sigma_max <= 10,
-            "method.sigma_max",
-            self.sigma_max,
-            "must be <= 10: x = exp(y) would leave float32",
-        )
-        check(
+        self.check(
             abs(self.drift - 0.5) * self.sigma_max**2 <= 25,
-            "method.drift",
-            self.drift,
+            "drift",
             "|drift - 0.5| sigma_max^2 must be <= 25: x would leave float32",
         )
-        for key, least in (("rank", 1), ("steps", 1), ("inner", 1), ("final", 0)):
-            check(
-                getattr(self, key) >= least,
-                f"method.{key}",
-                getattr(self, key),
-                f"must be >= {least}",
-            )
-        check(self.delta > 0, "method.delta", self.delta, "must be > 0")
-        check(0 < self.anneal <= 1, "method.anneal", self.anneal, "must be in (0, 1]")
 
     @property
-    def ends(self):
+    def ends(self) -> tuple[float, float]:
         """The smallest and the largest variance of the noise of log x."""
         return self.sigma_min**2, self.sigma_max**2
 
@@ -139,9 +130,15 @@ class GBMConfig:
 class GBMLikelihoodOptions(Section):
     """What log_prob() takes."""
 
-    steps: int = setting(64, "ode: RK4 steps, 4 evaluations each; bound: levels averaged over")
-    trace: str = setting("hutchinson", "divergence: hutchinson, or exact (small images)")
-    probes: int = setting(1, "random sign vectors in Hutchinson's estimate, fresh in each step")
+    steps: int = setting(64, "ode: RK4 steps, 4 evaluations each; bound: S averaged over", ge=1)
+    trace: str = setting("hutchinson", "divergence (exact: small images)", choices=TRACES)
+    probes: int = setting(
+        1, "random sign vectors in Hutchinson's estimate, fresh in each step", ge=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(self.probes == 1 or self.trace != "exact", "probes", "trace=exact draws none")
 
 
 class GBM(GenerativeModule):
@@ -149,11 +146,11 @@ class GBM(GenerativeModule):
 
     Config = GBMConfig
     SAMPLE_OPTIONS = settings_of(GBMConfig, *SAMPLING)
-    DENOISE_LAWS = {"lognormal": "standard deviation of the noise of log(pixel + offset)"}
     LIKELIHOODS = ("ode", "bound")
     LIKELIHOOD_OPTIONS = settings_of(GBMLikelihoodOptions)
+    DENOISE_LAWS = {"lognormal": "standard deviation of the noise of log(pixel + offset)"}
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: config.Config) -> None:
         super().__init__(cfg)
         check(
             cfg.method.loss == "denoising" or not cfg.trainer.compile,
@@ -164,16 +161,16 @@ class GBM(GenerativeModule):
         self.net = LogSpace(NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes))
         self.prior = GaussianPrior(cfg.method.prior, self.shape, cfg.method.rank)
 
-    def prepare(self, data):
+    def prepare(self, data: "ImageDataModule") -> str:
         """Fit preconditioning and prior to log x of the training images; return words about it."""
         cfg, flip = self.cfg.method, self.cfg.data.flip
-        found = fit_to_images(self.prior, data.train[0], cfg.offset, cfg.sigma_max**2, flip)
-        check(found["std"] > 0, "data.name", self.cfg.data.name, "all its pixels are the same")
-        self.net.mean.fill_(found["mean"])
-        self.net.sigma_data.fill_(found["std"])
-        return PREPARED.format(prior=cfg.prior, sigma_max=cfg.sigma_max, **found)
+        fit = fit_to_images(self.prior, data.train[0], cfg.offset, cfg.sigma_max**2, flip)
+        self.cfg.data.check(fit["std"] > 0, "name", "all its pixels are the same")
+        self.net.mean.fill_(fit["mean"])
+        self.net.sigma_data.fill_(fit["std"])
+        return PREPARED.format(prior=cfg.prior, sigma_max=cfg.sigma_max, **fit)
 
-    def to_state(self, x, slack=0.0):
+    def to_state(self, x: Tensor, slack: float = 0.0) -> Tensor:
         """Return y = log(u + offset) for images x in [-1, 1], u = (x + 1) / 2.
 
         Raises:
@@ -190,11 +187,11 @@ class GBM(GenerativeModule):
         )  # NaN fails too
         return (u + self.cfg.method.offset).log()
 
-    def from_state(self, y):
+    def from_state(self, y: Tensor) -> Tensor:
         """Return images in [-1, 1], float32: u = exp(y) - offset, clipped to [0, 1]."""
         return ((y.exp() - self.cfg.method.offset).clamp(0, 1) * 2 - 1).float()
 
-    def loss(self, batch):
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (L, {"loss": L per element}), L summed over pixels and averaged over the batch.
 
         L = w(S) |D - y_0|^2, or for loss=explicit and hutchinson the same up to a constant, from
@@ -203,59 +200,66 @@ class GBM(GenerativeModule):
         y0, n = self.to_state(batch["image"]), batch["n"]
         seed, device = self.cfg.seed, y0.device
         t = philox_uniform((), seed, n, stream=int(Stream.SIGMA), device=device)
-        level, rate = self.training_level(t)
+        variance, rate = self.training_variance(t)
         noise = philox_normal(self.shape, seed, n, stream=int(Stream.NOISE), device=device)
-        y = y0 + _column(level.sqrt()) * noise
-        labels, weight = batch["label"] if self.classes else None, self.weight(level, rate)
+        y = y0 + over_items(variance.sqrt(), noise) * noise
+        labels = batch["label"] if self.classes else None
+        weight = self.weight(variance, rate)
         if self.cfg.method.loss == "denoising":
-            error = self.net(y, level.sqrt(), labels) - y0
+            error = self.net(y, variance.sqrt(), labels) - y0
             loss = weight * error.square().sum(dim=(1, 2, 3))
         else:
             signs = seeding.signs(torch.full_like(n, seed), n, 1, self.shape)
             trace = "exact" if self.cfg.method.loss == "explicit" else "hutchinson"
-            terms = self._divergence(labels, trace, signs)(y, level)
-            loss = weight * 2 * level**2 * divergence.nonnegative_objective(*terms)
+            terms = self._divergence(labels, trace, signs)(y, variance)
+            loss = weight * 2 * variance**2 * divergence.nonnegative_objective(*terms)
         return loss.mean(), {"loss": loss.detach().mean() / math.prod(self.shape)}
 
-    def training_level(self, t):
+    def training_variance(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return (S, dS/dt) at t in [0, 1), uniform in training."""
         low, high = self.cfg.method.ends
         if self.cfg.method.schedule == "constant":
             return low + (high - low) * t, torch.full_like(t, high - low)
-        level = low * (high / low) ** t
-        return level, level * math.log(high / low)
+        variance = low * (high / low) ** t
+        return variance, variance * math.log(high / low)
 
-    def weight(self, level, rate):
+    def weight(self, variance: Tensor, rate: Tensor) -> Tensor:
         """Return w(S), (B,): see GBMConfig; likelihood is dS/dt / (2 S^2)."""
         if self.cfg.method.weight == "edm":
-            return self.net.loss_weight(level.sqrt())
-        kinds = {"paper": 1 + 0 * level, "eps": 1 / level, "likelihood": rate / (2 * level**2)}
+            return self.net.loss_weight(variance.sqrt())
+        kinds = {
+            "paper": 1 + 0 * variance,
+            "eps": 1 / variance,
+            "likelihood": rate / (2 * variance**2),
+        }
         return kinds[self.cfg.method.weight]
 
-    def _scorer(self, labels=None):
+    def _scorer(self, labels: Tensor | None = None) -> Callable[[Tensor, float | Tensor], Tensor]:
         """Return s(y, S) for y less its drift, S a number or (B,); it counts self.nfe."""
 
-        def score(y, level):
+        def score(y: Tensor, variance: float | Tensor) -> Tensor:
             self.nfe += 1
-            level = torch.as_tensor(level, dtype=torch.float32, device=y.device)
-            denoised = self.net(y, level.sqrt(), labels)
-            return (denoised - y) / (_column(level) if level.dim() else level)
+            variance = torch.as_tensor(variance, dtype=torch.float32, device=y.device)
+            denoised = self.net(y, variance.sqrt(), labels)
+            return (denoised - y) / (over_items(variance, y) if variance.dim() else variance)
 
         return score
 
-    def _divergence(self, labels, trace, signs):
+    def _divergence(
+        self, labels: Tensor | None, trace: str, signs: Tensor
+    ) -> Callable[[Tensor, float | Tensor], tuple[Tensor, Tensor]]:
         """Return a callable (y, S) -> (s, div s)."""
         signs = None if trace == "exact" else signs
         call = divergence.score_and_divergence(self._scorer(labels), signs)
 
-        def plain(y, level):
+        def plain(y: Tensor, variance: float | Tensor) -> tuple[Tensor, Tensor]:
             # The fused kernels have no second derivative, and bf16 no digits for one.
             with sdpa_kernel(SDPBackend.MATH), torch.autocast(y.device.type, enabled=False):
-                return call(y, level)
+                return call(y, variance)
 
         return plain
 
-    def denoise(self, x, sigma, labels=None):
+    def denoise(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """Return exp E[log x_0 | x] as images in [-1, 1], float32: the geometric mean.
 
         Args:
@@ -271,13 +275,13 @@ class GBM(GenerativeModule):
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         return self.from_state(self.net(self.noisy_state(x), sigma, labels))
 
-    def score(self, x, sigma, labels=None):
+    def score(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """Return h = x grad_x log p(x), the multiplicative score; arguments as for denoise."""
         self.check_labels(labels)
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         return self._scorer(labels)(self.noisy_state(x), sigma**2) - 1
 
-    def noisy_state(self, x):
+    def noisy_state(self, x: Tensor) -> Tensor:
         """Return log(u + offset) of noisy images x; ValueError for a pixel that has none."""
         u, offset = (x + 1) / 2, self.cfg.method.offset
         check(
@@ -289,7 +293,13 @@ class GBM(GenerativeModule):
         return (u + offset).log()
 
     @torch.no_grad()
-    def restore(self, images, law, level=None, labels=None):
+    def restore(
+        self,
+        images: Tensor,
+        law: str,
+        level: float | None = None,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Return (restored images in [-1, 1], their levels (B,)) of noisy ones; see denoise().
 
         Args:
@@ -317,16 +327,24 @@ class GBM(GenerativeModule):
                 level,
                 f"this model knows {cfg.sigma_min} to {cfg.sigma_max}",
             )
-            level = torch.full((len(images),), level)
+            sigma = torch.full((len(images),), level)
         else:
-            levels = gbm.variance_levels(49, *cfg.ends)[-2::-1]
+            variances = gbm.variance_levels(49, *cfg.ends)[-2::-1]
             zeros = torch.zeros(len(images), dtype=torch.int64, device=self.device)
             call = self._divergence(labels, "hutchinson", seeding.signs(zeros, 0, 4, self.shape))
-            level = divergence.likeliest_variance(self.noisy_state(images), levels, call).sqrt()
-        return self.denoise(images, level.to(images), labels), level
+            sigma = divergence.likeliest_variance(self.noisy_state(images), variances, call).sqrt()
+        return self.denoise(images, sigma.to(images), labels), sigma
 
     @torch.no_grad()
-    def sample(self, seeds, labels=None, *, noise="cpu", callback=None, **options):
+    def sample(
+        self,
+        seeds: Sequence[int],
+        labels: Labels = None,
+        *,
+        noise: str = "cpu",
+        callback: Callback | None = None,
+        **options: Any,
+    ) -> Tensor:
         """Return generated images in [-1, 1], float32 (N, C, H, W).
 
         Image k depends on seeds[k] alone: latents and class come from its own torch generator, the
@@ -342,20 +360,20 @@ class GBM(GenerativeModule):
         Raises:
             ValueError: an option out of range, or labels the model does not have.
         """
-        seeds, cfg = list(seeds), self._settings(options)
+        seeds, cfg = list(seeds), self._sampling_config(options)
         generators = seeding.ImageGenerators(seeds, noise)
         latents = generators.randn(self.shape, device=self.device)
         score, shift = self._scorer(self.image_labels(generators, labels)), cfg.drift - 0.5
-        levels = gbm.variance_levels(cfg.steps, *cfg.ends, cfg.grid)
-        y = self.prior.sample(latents, levels[0]) + shift * levels[0]
+        variances = gbm.variance_levels(cfg.steps, *cfg.ends, cfg.grid)
+        y = self.prior.sample(latents, variances[0]) + shift * variances[0]
         keys = torch.tensor([int(seed) % 2**63 for seed in seeds], device=self.device)
         self.nfe = 0
         report = callback and (lambda i, y: callback(i, self.from_state(y)))
         y, flips = gbm.sample(
             cfg,
-            lambda y, level: score(y - shift * level, level),
+            lambda y, variance: score(y - shift * variance, variance),
             y,
-            levels,
+            variances,
             noise=keys,
             callback=report,
         )
@@ -368,15 +386,15 @@ class GBM(GenerativeModule):
             )
         return self.from_state(y)
 
-    def _settings(self, options):
+    def _sampling_config(self, options: dict[str, Any]) -> GBMConfig:
         """Return the method's config with the given options in place of its own."""
-        cfg = self.settings(options, SAMPLING)
+        cfg = self.method_with(options, SAMPLING)
         (low, high), (first, last) = self.cfg.method.ends, cfg.ends
         check(
             low <= first and last <= high,
             "sigma_max",
             cfg.sigma_max,
-            f"and sigma_min={cfg.sigma_min} must be levels it was trained on",
+            f"and sigma_min={cfg.sigma_min} must lie within what it was trained on",
         )
         for key, samplers in gbm.READ_BY.items():
             check(
@@ -389,8 +407,14 @@ class GBM(GenerativeModule):
 
     @torch.no_grad()
     def log_prob(
-        self, x, labels=None, *, kind="ode", seeds, steps=64, trace="hutchinson", probes=1
-    ):
+        self,
+        x: Tensor,
+        labels: Tensor | None = None,
+        *,
+        kind: str = "ode",
+        seeds: Tensor | Sequence[int],
+        **options: Any,
+    ) -> Tensor:
         """Return log p(x) on the [-1, 1] scale in nats, float64 (B,).
 
         log p(x) = log p_Y(y) - sum log(u + offset) - D log 2 with log p_Y by flow_log_prob (ode)
@@ -401,28 +425,26 @@ class GBM(GenerativeModule):
             ValueError: an option out of range; too small an offset; labels it does not have.
         """
         check(kind in self.LIKELIHOODS, "kind", kind, f"choose from {', '.join(self.LIKELIHOODS)}")
-        check(trace in TRACES, "trace", trace, f"choose from {', '.join(TRACES)}")
-        check(steps >= 1, "steps", steps, "must be >= 1")
-        check(probes >= 1, "probes", probes, "must be >= 1")
-        check(probes == 1 or trace != "exact", "probes", probes, "trace=exact draws none")
-        check(
+        flow = GBMLikelihoodOptions(**options)
+        self.cfg.method.check(
             self.cfg.method.offset > 1 / 510,
-            "method.offset",
-            self.cfg.method.offset,
+            "offset",
             "dequantised black reaches -1/510; a density needs a larger offset",
         )
         self.check_labels(labels)
         seeds = torch.as_tensor(seeds, dtype=torch.int64, device=self.device)
         y = self.to_state(x.double(), slack=1 / 510)
         jacobian = y.flatten(1).sum(1) + math.prod(self.shape) * math.log(2)
-        denoised = lambda y, sigma: self.net(y, sigma, labels)  # noqa: E731
+
+        def denoised(y: Tensor, sigma: Tensor) -> Tensor:
+            return self.net(y, sigma, labels)
+
+        def signs(i: int) -> Tensor:
+            return seeding.signs(seeds, i, flow.probes, self.shape)
+
         common = (denoised, y, *self.cfg.method.ends, self.prior)
         if kind == "bound":
-            return gbm.variational_bound(*common, seeds, steps) - jacobian
-        signs = None if trace == "exact" else lambda i: seeding.signs(seeds, i, probes, self.shape)
+            return gbm.variational_bound(*common, seeds, flow.steps) - jacobian
+        estimate = None if flow.trace == "exact" else signs
         with sdpa_kernel(SDPBackend.MATH):
-            return gbm.flow_log_prob(*common, signs, steps) - jacobian
-
-
-def _column(values):
-    return values.reshape(-1, 1, 1, 1)
+            return gbm.flow_log_prob(*common, estimate, flow.steps) - jacobian

@@ -20,118 +20,99 @@ and you should treat it like one", arXiv 1912.03263 (JEM); Manhaeve et al., arXi
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+from genmodels import config
 from genmodels.config import Section, check, setting, settings_of
 from genmodels.data.views import add_noise, view
 from genmodels.kernels.philox import philox_uniform
 from genmodels.methods import gedi_terms as terms
-from genmodels.methods.base import GenerativeModule
+from genmodels.methods.base import Batch, Callback, GenerativeModule, Labels
 from genmodels.networks import NETWORKS
 from genmodels.sampling.langevin import frozen, ula_chain
 from genmodels.sampling.replay import Replay
 from genmodels.seeding import Stream
 
-ENERGIES, STARTS = ("logits", "scalar"), ("fresh", "buffer")
+ENERGIES = ("logits", "scalar")
+STARTS = ("fresh", "buffer")
 
 
 @dataclass
-class GEDIConfig:
+class GEDIConfig(Section):
     """GEDI (Sansone and Manhaeve 2025, arXiv 2401.00873)."""
 
+    PREFIX = "method."
+
     name: str = setting("gedi", "")
-    clusters: int = setting(0, "number of clusters C; 0: as many as the data have classes")
-    tau: float = setting(0.5, "temperature of the logits")
-    head_width: int = setting(0, "hidden units between features and logits; 0: linear head")
-    energy: str = setting("logits", "logits: f = logsumexp(z / tau); scalar: a head of its own")
-    w_gen: float = setting(1.0, "weight of the generative term; 0: no chains are run")
-    w_inv: float = setting(10.0, "weight of the invariance term, a cross-entropy")
+    clusters: int = setting(0, "number of clusters C; 0: as many as the data have classes", ge=0)
+    tau: float = setting(0.5, "temperature of the logits", gt=0)
+    head_width: int = setting(0, "hidden units between features and logits; 0: linear head", ge=0)
+    energy: str = setting(
+        "logits", "logits: f = logsumexp(z / tau); scalar: a head of its own", choices=ENERGIES
+    )
+    w_gen: float = setting(1.0, "weight of the generative term; 0: no chains are run", ge=0)
+    w_inv: float = setting(10.0, "weight of the invariance term, a cross-entropy", ge=0)
     w_prior_mean: float = setting(
         10.0,
         "weight of CE(p(y), mean prediction), a mean over clusters "
         "(a sum, as others write it, is C times as much)",
+        ge=0,
     )
-    w_label: float = setting(0.0, "weight of the cross-entropy of the class labels (JEM)")
+    w_label: float = setting(0.0, "weight of the cross-entropy of the class labels (JEM)", ge=0)
     w_sum: float = setting(
-        0.0, "weight of -log P(sum of the labels of two neighbours); wants data.pairs=true"
+        0.0, "weight of -log P(sum of the labels of two neighbours); wants data.pairs=true", ge=0
     )
     prior: list[float] = setting([], "p(y), C numbers; empty: uniform")
     detach_target: bool = setting(False, "no gradient through p(. | x') in the invariance term")
-    inv_start: int = setting(0, "steps before the invariance term sets in")
-    inv_ramp: int = setting(0, "steps over which its weight then rises")
-    gen_ramp: int = setting(0, "steps over which the weight of the generative term rises from 0.1")
-    marginal_ema: float = setting(0.0, "memory of pbar over batches, in [0, 1); for many clusters")
-    l2: float = setting(0.0, "weight of f(x)^2 + f(fake)^2")
-    data_noise: float = setting(0.03, "standard deviation added to the data of all terms")
+    inv_start: int = setting(0, "steps before the invariance term sets in", ge=0)
+    inv_ramp: int = setting(0, "steps over which its weight then rises", ge=0)
+    gen_ramp: int = setting(
+        0, "steps over which the weight of the generative term rises from 0.1", ge=0
+    )
+    marginal_ema: float = setting(0.0, "memory of pbar over batches, for many clusters", ge=0, lt=1)
+    l2: float = setting(0.0, "weight of f(x)^2 + f(fake)^2", ge=0)
+    data_noise: float = setting(0.03, "standard deviation added to the data of all terms", ge=0)
     two_views: bool = setting(False, "invariance between two views; false: between image and view")
-    view_noise: float = setting(0.03, "views: standard deviation of the noise")
-    view_affine: float = setting(0.0, "views: strength of turns, shears, scales, shifts; 1 is full")
-    view_crop: int = setting(0, "views: shift by up to this many pixels")
+    view_noise: float = setting(0.03, "views: standard deviation of the noise", ge=0)
+    view_affine: float = setting(
+        0.0, "views: strength of turns, shears, scales, shifts; 1 is full", ge=0
+    )
+    view_crop: int = setting(0, "views: shift by up to this many pixels", ge=0)
     view_flip: bool = setting(False, "views: mirror left-right (not for digits)")
-    view_jitter: float = setting(0.0, "views: probability of other brightness, contrast, colour")
-    view_grey: float = setting(0.0, "views: probability of grey")
-    chain_steps: int = setting(20, "Langevin steps of each chain in a training step")
-    step: float = setting(1.0, "step size a: x <- x + a grad f + s z")
-    noise_scale: float = setting(0.01, "noise s; 0: sqrt(2 a), the temperature 1")
-    grad_clip: float = setting(0.0, "largest magnitude of an element of grad f; 0: none")
+    view_jitter: float = setting(
+        0.0, "views: probability of other brightness, contrast, colour", ge=0, le=1
+    )
+    view_grey: float = setting(0.0, "views: probability of grey", ge=0, le=1)
+    chain_steps: int = setting(20, "Langevin steps of each chain in a training step", ge=1)
+    step: float = setting(1.0, "step size a: x <- x + a grad f + s z", gt=0)
+    noise_scale: float = setting(0.01, "noise s; 0: sqrt(2 a), the temperature 1", ge=0)
+    grad_clip: float = setting(0.0, "largest magnitude of an element of grad f; 0: none", ge=0)
     clamp: bool = setting(False, "keep chains within [-1, 1]")
-    buffer: int = setting(10_000, "entries of the replay buffer, over all devices")
-    reinit: float = setting(0.05, "probability that a chain starts afresh when it is visited")
-    max_gap: float = setting(1000.0, "stop when the mean |f(x) - f(fake)| passes this")
-    retry: int = setting(0, "number of restarts after a divergence: other noise, lr halved each")
-    start: str = setting("fresh", "samples: fresh chains, or go on from the buffer")
-    steps: int = setting(1000, "samples: Langevin steps of fresh chains")
+    buffer: int = setting(10_000, "entries of the replay buffer, over all devices", ge=1)
+    reinit: float = setting(
+        0.05, "probability that a chain starts afresh when it is visited", ge=0, le=1
+    )
+    max_gap: float = setting(1000.0, "stop when the mean |f(x) - f(fake)| passes this", gt=0)
+    retry: int = setting(
+        0, "number of restarts after a divergence: other noise, lr halved each", ge=0
+    )
+    start: str = setting(
+        "fresh", "samples: fresh chains, or go on from the buffer's", choices=STARTS
+    )
+    steps: int = setting(1000, "samples: Langevin steps of fresh chains", ge=0)
 
-    def __post_init__(self):
-        for key in (
-            "clusters",
-            "head_width",
-            "inv_start",
-            "inv_ramp",
-            "gen_ramp",
-            "l2",
-            "retry",
-            "data_noise",
-            "view_noise",
-            "view_affine",
-            "view_crop",
-            "noise_scale",
-            "grad_clip",
-            "w_gen",
-            "w_inv",
-            "w_prior_mean",
-            "w_label",
-            "w_sum",
-            "steps",
-            "marginal_ema",
-        ):
-            check(getattr(self, key) >= 0, f"method.{key}", getattr(self, key), "must be >= 0")
-        for key in ("tau", "step", "max_gap", "chain_steps", "buffer"):
-            check(getattr(self, key) > 0, f"method.{key}", getattr(self, key), "must be > 0")
-        for key in ("reinit", "view_jitter", "view_grey"):
-            check(
-                0 <= getattr(self, key) <= 1,
-                f"method.{key}",
-                getattr(self, key),
-                "must be in [0, 1]",
-            )
-        check(self.marginal_ema < 1, "method.marginal_ema", self.marginal_ema, "must be < 1")
-        for key, names in (("energy", ENERGIES), ("start", STARTS)):
-            check(
-                getattr(self, key) in names,
-                f"method.{key}",
-                getattr(self, key),
-                f"choose from {', '.join(names)}",
-            )
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.prior:
-            check(
+            self.check(
                 min(self.prior) > 0 and abs(sum(self.prior) - 1) < 1e-3,
-                "method.prior",
-                self.prior,
+                "prior",
                 "must be positive and sum to 1",
             )
 
@@ -141,7 +122,9 @@ class ChainOptions(Section):
     """What sample() takes beside settings of the config."""
 
     steps: int = setting(
-        0, "Langevin steps; default: the config's of fresh chains, 0 further ones of the buffer's"
+        0,
+        "Langevin steps; default: the config's of fresh chains, 0 further ones of the buffer's",
+        ge=0,
     )
 
 
@@ -153,16 +136,18 @@ class GEDI(GenerativeModule):
     """
 
     Config = GEDIConfig
+    RETRIES = True
     SAMPLE_OPTIONS = settings_of(GEDIConfig, "start") | settings_of(ChainOptions)
+    CLUSTERS = True
+    OOD_SCORES = True
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: config.Config) -> None:
         super().__init__(cfg)
         method, network = cfg.method, NETWORKS[cfg.network.name]
         self.clusters = self.classes = method.clusters or cfg.data.classes
-        check(
+        method.check(
             self.clusters >= 1,
-            "method.clusters",
-            method.clusters,
+            "clusters",
             f"{cfg.data.name} has no classes to count; give the number of clusters",
         )
         check(
@@ -171,17 +156,15 @@ class GEDI(GenerativeModule):
             cfg.network.name,
             "GEDI needs an encoder: resnet8 or perceptron",
         )
-        check(
+        method.check(
             len(method.prior) in (0, self.clusters),
-            "method.prior",
-            method.prior,
+            "prior",
             f"must have {self.clusters} numbers, one for each cluster",
         )
-        for key in ("w_label", "w_sum"):
-            check(
-                not getattr(method, key) or self.clusters == cfg.data.classes,
-                f"method.{key}",
-                getattr(method, key),
+        for name in ("w_label", "w_sum"):
+            method.check(
+                not getattr(method, name) or self.clusters == cfg.data.classes,
+                name,
                 "needs clusters = classes of the data",
             )
         self.net = network(cfg.network, self.shape)
@@ -191,10 +174,10 @@ class GEDI(GenerativeModule):
         self.scalar = nn.Linear(self.net.width, 1) if method.energy == "scalar" else None
         self.replay = Replay(method.buffer, self.shape, method.reinit, cfg.seed, method.retry)
         self.marginal = terms.Marginal(method.marginal_ema)
-        self.mean_gap, self.warned = 0.0, ""
-        self.chains = ""  # where the latest samples came from, in words
+        self.mean_gap = 0.0
+        self.warned = ""
 
-    def outputs(self, x):
+    def outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (z / tau (B, C), f (B,)) of x (B, C, H, W), float32; f = -E, higher = likelier."""
         with torch.autocast(x.device.type, enabled=False):
             features = self.net(x.float())
@@ -202,7 +185,7 @@ class GEDI(GenerativeModule):
             f = z.logsumexp(dim=1) if self.scalar is None else self.scalar(features)[:, 0]
         return z, f
 
-    def energy(self, x, labels=None):
+    def energy(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return E(x) = -f(x), (B,), LOWER = likelier; with labels -log p(x, y) - log Gamma.
 
         Args:
@@ -216,11 +199,11 @@ class GEDI(GenerativeModule):
         return -f - torch.where(labels < 0, 0.0, chosen)
 
     @torch.no_grad()
-    def cluster(self, x):
+    def cluster(self, x: Tensor) -> Tensor:
         """Return p(y | x), float32 (B, C); the largest entry is the assignment."""
         return self.outputs(x)[0].softmax(dim=1)
 
-    def ood_scores(self, x):
+    def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
         """Return scores of how much images belong to the data, each (B,), HIGHER = more so.
 
         f = log p(x) + log Gamma; the largest p(y | x); -|grad f|, small where f is flat or peaks
@@ -233,7 +216,7 @@ class GEDI(GenerativeModule):
         sure = z.detach().softmax(dim=1).amax(dim=1)
         return {"f": f.detach(), "confidence": sure, "grad_norm": -grad.flatten(1).norm(dim=1)}
 
-    def loss(self, batch):
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (scalar to minimise, logs); the equation stands in the module's docstring."""
         cfg, x, n = self.cfg.method, batch["image"], batch["n"]
         seed = self.cfg.seed
@@ -285,7 +268,7 @@ class GEDI(GenerativeModule):
             self._watch(logs)
         return loss, logs
 
-    def _weights(self, step):
+    def _weights(self, step: int) -> tuple[float, float]:
         """Return the weights of the generative and the invariance term at this step."""
         cfg = self.cfg.method
         gen = min(1.0, 0.1 + 0.9 * step / cfg.gen_ramp) if cfg.gen_ramp else 1.0
@@ -297,11 +280,11 @@ class GEDI(GenerativeModule):
     # --------------------------------------------------------------------------------------------
     # Chains
 
-    def _fakes(self, n):
+    def _fakes(self, n: Tensor) -> Tensor:
         """Return samples of p(x), (B, C, H, W): chains of the buffer, moved on while training."""
         cfg = self.cfg.method
         if self.replay.entries is None:
-            self.replay.fill(*self._place(), self.device)
+            self.replay.fill(*self._rank_and_world(), self.device)
         self.replay.to(self.device)  # a checkpoint is read before the model moves to its device
         if not self.training:
             return self.replay.entries[: len(n)]
@@ -312,12 +295,19 @@ class GEDI(GenerativeModule):
             self.replay.put(slots, x)
         return x
 
-    def _place(self):
+    def _rank_and_world(self) -> tuple[int, int]:
         """Return (rank, number of processes)."""
         trainer = self._trainer
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
-    def _chain(self, x, steps, keys, labels=None, callback=None):
+    def _chain(
+        self,
+        x: Tensor,
+        steps: int,
+        keys: int | Tensor,
+        labels: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
         """Return the states after `steps` Langevin steps; keys: see ula_chain."""
         cfg = self.cfg.method
         return ula_chain(
@@ -336,7 +326,16 @@ class GEDI(GenerativeModule):
         ).y
 
     @torch.no_grad()
-    def sample(self, seeds, labels=None, *, start=None, steps=None, noise="cpu", callback=None):
+    def sample(
+        self,
+        seeds: Sequence[int],
+        labels: Labels = None,
+        *,
+        start: str | None = None,
+        steps: int | None = None,
+        noise: str = "cpu",
+        callback: Callback | None = None,
+    ) -> Tensor:
         """Return generated images, float32 (N, C, H, W), in [-1, 1] but for the chains' overshoot.
 
         Image k depends on seeds[k] alone: a chain from uniform noise, or from the entry
@@ -354,11 +353,11 @@ class GEDI(GenerativeModule):
             ValueError: an option out of range, a cluster that is not there or that no step moves
                 to, a model without buffer.
         """
-        cfg, device = self.cfg.method, self.device
-        start = cfg.start if start is None else start
-        check(start in STARTS, "start", start, f"choose from {', '.join(STARTS)}")
-        steps = (cfg.steps if start == "fresh" else 0) if steps is None else steps
-        check(steps >= 0, "steps", steps, "must be >= 0")
+        cfg, device = self.method_with({"start": start}, ("start",)), self.device
+        start = cfg.start
+        if steps is None:
+            steps = cfg.steps if start == "fresh" else 0
+        ChainOptions(steps)  # refuses what is out of its limits
         keys = torch.tensor([int(seed) for seed in seeds], dtype=torch.int64, device=device)
         labels = None if labels is None else self.given_labels(labels, len(keys))
         if start == "buffer":
@@ -376,20 +375,19 @@ class GEDI(GenerativeModule):
             )
             x = self.replay.entries[keys % len(self.replay.entries)].to(device)
         else:
-            x = (
-                2
-                * philox_uniform(self.shape, keys, 0, stream=int(Stream.CHAIN_START), device=device)
-                - 1
-            )
+            u = philox_uniform(self.shape, keys, 0, stream=int(Stream.CHAIN_START), device=device)
+            x = 2 * u - 1
         self.nfe = steps
-        own = f"the replay buffer's chains, {steps} steps on"
-        self.chains = f"fresh chains of {steps} steps" if start == "fresh" else own
+        if start == "fresh":
+            self.chains = f"fresh chains of {steps} steps"
+        else:
+            self.chains = f"the replay buffer's chains, {steps} steps on"
         return self._chain(x, steps, keys, labels, callback)
 
     # --------------------------------------------------------------------------------------------
     # Watching the training, and what a checkpoint has to hold
 
-    def _watch(self, logs):
+    def _watch(self, logs: dict[str, Tensor]) -> None:
         """Stop a run whose chains have run away; every 100 steps say which collapse it sits on.
 
         Raises:
@@ -413,22 +411,22 @@ class GEDI(GenerativeModule):
                 self.print(f"step {self.global_step + 1}: {words}")
             self.warned = words
 
-    def lr_factor(self, step):
+    def lr_factor(self, step: int) -> float:
         """Return the factor on lr: as for every method, halved at each retry."""
         return super().lr_factor(step) * 0.5**self.cfg.method.retry
 
-    def on_save_checkpoint(self, checkpoint):
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the buffer of all processes, the averaged marginal and the mean |gap|."""
         state = self.replay.state()
-        if state and self._place()[1] > 1:
+        if state and self._rank_and_world()[1] > 1:
             gathered = self.all_gather({k: v.to(self.device) for k, v in state.items()})
             state = {key: value.flatten(0, 1).cpu() for key, value in gathered.items()}
         gap = torch.tensor(self.mean_gap, dtype=torch.float64)  # the first process's
         checkpoint["replay"] = state | {"log_ema": self.marginal.log_ema, "mean_gap": gap}
 
-    def on_load_checkpoint(self, checkpoint):
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over this process's share of the buffer, and the averages."""
         state = checkpoint["replay"]
         if "entries" in state:
-            self.replay.load(state, *self._place(), self.device)
+            self.replay.load(state, *self._rank_and_world(), self.device)
         self.marginal.log_ema, self.mean_gap = state["log_ema"], float(state.get("mean_gap", 0.0))

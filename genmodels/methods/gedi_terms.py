@@ -12,6 +12,7 @@ import math
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 
 from genmodels.distributed import world
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 
-def invariance(z, z_view, detach_target=False):
+def invariance(z: Tensor, z_view: Tensor, detach_target: bool = False) -> Tensor:
     """Return CE(p(. | x'), p(. | x)) of each image, (B,); its gradient runs through both.
 
     With detach_target a constant predictor has no gradient here; without, it is pushed to be sure.
@@ -37,7 +38,7 @@ def invariance(z, z_view, detach_target=False):
     return z.logsumexp(dim=1) - (target * z).sum(dim=1)
 
 
-def log_marginal(z):
+def log_marginal(z: Tensor) -> Tensor:
     """Return log pbar, (C,): the log of the mean prediction over the batch of all processes.
 
     A log-mean-exp, without a floor: a cluster that dies out keeps its gradient. The mean over the
@@ -62,17 +63,18 @@ class Marginal:
         log_ema: log of the average so far, or None; a checkpoint has to hold it.
     """
 
-    def __init__(self, memory):
-        self.memory, self.log_ema = memory, None
+    def __init__(self, memory: float) -> None:
+        self.memory = memory
+        self.log_ema: Tensor | None = None
 
-    def __call__(self, z, update=True):
+    def __call__(self, z: Tensor, update: bool = True) -> Tensor:
         """Return log pbar of logits (B, C); the average moves on if `update`.
 
         Its value is the average's; its gradient is the batch's at the average, not scaled down.
         """
         return self.average(log_marginal(z)) if self.memory and update else log_marginal(z)
 
-    def average(self, log_pbar):
+    def average(self, log_pbar: Tensor) -> Tensor:
         """Take in a batch's log pbar and return the average's."""
         with torch.no_grad():
             old = log_pbar if self.log_ema is None else self.log_ema.to(log_pbar)
@@ -82,12 +84,12 @@ class Marginal:
         return self.log_ema + ratio - ratio.detach()
 
 
-def prior_cross_entropy(log_pbar, prior=None):
+def prior_cross_entropy(log_pbar: Tensor, prior: Tensor | None = None) -> Tensor:
     """Return CE(p(y), pbar) >= H(p(y)), a scalar; prior (C,), None = uniform."""
     return -log_pbar.mean() if prior is None else -(prior * log_pbar).sum()
 
 
-def log_sum(log_p, log_q):
+def log_sum(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Return log P(a + b = s) for s = 0..2C-2, (B, 2C-1), of a ~ p, b ~ q, each (B, C)."""
     clusters = log_p.shape[1]
     rest = torch.arange(2 * clusters - 1)[:, None] - torch.arange(clusters)  # b = s - a
@@ -96,7 +98,7 @@ def log_sum(log_p, log_q):
     return joint.masked_fill((rest < 0) | (rest >= clusters), -math.inf).logsumexp(dim=2)
 
 
-def sum_loss(z, labels):
+def sum_loss(z: Tensor, labels: Tensor) -> Tensor:
     """Return -log P(label 2i + label 2i+1) of the pairs of neighbours in the batch, their mean.
 
     Raises:
@@ -111,7 +113,7 @@ def sum_loss(z, labels):
     return F.nll_loss(log_sum(log_p[0::2], log_p[1::2]), labels[0::2] + labels[1::2])
 
 
-def collapse(inv, prior_gap, largest, confidence, clusters):
+def collapse(inv: float, prior_gap: float, largest: float, confidence: float, clusters: int) -> str:
     """Return in words which collapse these numbers are the signature of, or "".
 
     Args:

@@ -15,17 +15,24 @@ References: Kim and Ye 2021, arXiv 2106.07009 (Noise2Score); Lim et al. 2020, ar
 2102.02234 (Recorrupted-to-Recorrupted).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from genmodels import seeding
-from genmodels.config import check, setting
+from genmodels import config, seeding
+from genmodels.config import Section, check, setting
+from genmodels.kernels.broadcast import over_items
 from genmodels.kernels.philox import philox_normal
-from genmodels.methods.base import GenerativeModule
+from genmodels.methods.base import Batch, GenerativeModule, Labels
 from genmodels.networks import NETWORKS
 from genmodels.noise import law_of
 from genmodels.noise.levels import level_from_patches
+
+if TYPE_CHECKING:
+    from genmodels.data.patches import NoisyDataModule
 
 # What each objective learns from: data.noise.target.
 TARGETS = {"score": "none", "r2r": "none", "noise2noise": "second", "supervised": "clean"}
@@ -37,49 +44,50 @@ VIEWS = {
 
 
 @dataclass
-class Noise2ScoreConfig:
+class Noise2ScoreConfig(Section):
     """Noise2Score (arXiv 2106.07009) and its baselines."""
 
+    PREFIX = "method."
+
     name: str = setting("noise2score", "")
-    objective: str = setting("score", "score; baselines: r2r, noise2noise, supervised")
+    objective: str = setting(
+        "score", "what is learned (all but score are baselines)", choices=tuple(TARGETS)
+    )
     form: str = setting(
         "scaled",
         "scaled: sigma_a in units of the noise, F = -sqrt(t) s; "
         "published: sigma_a on [0, 1], and the network is s",
+        choices=("scaled", "published"),
     )
-    sigma_a_min: float = setting(0.0, "smallest perturbation; 0: 0.25, for poisson 0.6")
-    sigma_a_max: float = setting(1.0, "largest perturbation of the noisiest; r2r: the one it uses")
-    anneal: int = setting(0, "images over which sigma_a falls evenly; 0: drawn at random, in log")
-    domain: str = setting("even", "even: w, where the noise is even; pixels: y itself (published)")
-    estimator: str = setting("law", "law: the paper's; corrected: second order (poisson, gamma)")
-    probes: int = setting(8, "draws averaged: of signs for estimator=corrected, of u for r2r")
+    sigma_a_min: float = setting(0.0, "smallest perturbation; 0: 0.25, for poisson 0.6", ge=0)
+    sigma_a_max: float = setting(
+        1.0, "largest perturbation of the noisiest; r2r: the one it uses", gt=0
+    )
+    anneal: int = setting(
+        0, "images over which sigma_a falls evenly; 0: drawn at random, in log", ge=0
+    )
+    domain: str = setting(
+        "even",
+        "even: w, where the noise is even; pixels: y itself (published)",
+        choices=("even", "pixels"),
+    )
+    estimator: str = setting(
+        "law",
+        "law: the paper's; corrected: second order (poisson, gamma)",
+        choices=("law", "corrected"),
+    )
+    probes: int = setting(8, "draws averaged: of signs for estimator=corrected, of u for r2r", ge=1)
 
-    def __post_init__(self):
-        choices = {
-            "objective": tuple(TARGETS),
-            "form": ("scaled", "published"),
-            "domain": ("even", "pixels"),
-            "estimator": ("law", "corrected"),
-        }
-        for key, names in choices.items():
-            check(
-                getattr(self, key) in names,
-                f"method.{key}",
-                getattr(self, key),
-                f"choose from {', '.join(names)}",
-            )
-        check(
-            0 <= self.sigma_a_min <= self.sigma_a_max > 0,
-            "method.sigma_a_min",
-            self.sigma_a_min,
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(
+            self.sigma_a_min <= self.sigma_a_max,
+            "sigma_a_min",
             f"must be in [0, sigma_a_max={self.sigma_a_max}]",
         )
-        check(self.anneal >= 0, "method.anneal", self.anneal, "must be >= 0 images")
-        check(self.probes >= 1, "method.probes", self.probes, "must be >= 1")
-        check(
+        self.check(
             self.form == "scaled" or self.objective == "score",
-            "method.form",
-            self.form,
+            "form",
             "goes with objective=score only",
         )
 
@@ -88,53 +96,49 @@ class Noise2Score(GenerativeModule):
     """Restores noisy pictures of any size; cfg.method is a Noise2ScoreConfig."""
 
     Config = Noise2ScoreConfig
-    ANY_SIZE = True
+    ANY_SIZE = True  # DENOISE_LAWS and ESTIMATORS: those of its one law, see __init__
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: config.Config) -> None:
         super().__init__(cfg)
         noise, method = cfg.data.noise, cfg.method
         self.law = law_of(noise)
         wanted = TARGETS[method.objective]
-        check(
+        noise.check(
             noise.target == wanted,
-            "data.noise.target",
-            noise.target,
+            "target",
             f"method.objective={method.objective} learns from {wanted}",
         )
-        check(
+        cfg.eval.check(
             not cfg.eval.every,
-            "eval.every",
-            cfg.eval.every,
+            "every",
             "scores generated images, of which it makes none; take eval.loss_every",
         )
-        self.sigma_a_min = self.least_perturbation(max(self.told_levels()))
+        self.sigma_a_min = self.least_perturbation(max(self.configured_levels()))
         self.DENOISE_LAWS = {noise.law: self.law.unit}
         self.ESTIMATORS = ("law",)
         if self.law.corrected is not None and method.objective == "score":
             self.ESTIMATORS += ("corrected",)
-        check(
+        method.check(
             method.estimator in self.ESTIMATORS,
-            "method.estimator",
-            method.estimator,
+            "estimator",
             "is for the score of poisson and gamma noise",
         )
         normal = self.law.normal and (method.domain == "even" or noise.law == "gaussian")
-        check(
+        method.check(
             method.objective != "r2r" or normal,
-            "method.objective",
-            "r2r",
+            "objective",
             "averages w, in which the noise must be Gaussian: gaussian, lognormal",
         )
         self.net = NETWORKS[cfg.network.name](cfg.network, self.shape)
         # The levels it was trained on; of given pictures they are estimated, in prepare().
-        self.register_buffer("levels", torch.tensor(self.told_levels()))
+        self.register_buffer("levels", torch.tensor(self.configured_levels()))
 
-    def told_levels(self):
+    def configured_levels(self) -> list[float]:
         """Return [the lowest, the highest level] of the config."""
         noise = self.cfg.data.noise
         return [noise.level, noise.level_max or noise.level]
 
-    def least_perturbation(self, zeta):
+    def least_perturbation(self, zeta: float) -> float:
         """Return the smallest sigma_a; zeta is the highest level, 0 where it is not known yet.
 
         Poisson pixels are multiples of zeta; perturbed by less than half of it, they have the score
@@ -159,22 +163,18 @@ class Noise2Score(GenerativeModule):
                 f"must be >= {bound:.3g}: counts "
                 "are whole, and a smaller perturbation learns their comb",
             )
-        check(
-            least <= method.sigma_a_max,
-            "method.sigma_a_max",
-            method.sigma_a_max,
-            f"must be >= {least}",
-        )
+        method.check(least <= method.sigma_a_max, "sigma_a_max", f"must be >= {least}")
         return least
 
-    def prepare(self, data):
+    def prepare(self, data: "NoisyDataModule") -> str:
         """Note the levels of the training pictures; return what is learned from, in words."""
-        found = data.levels or self.told_levels()  # init= may have brought another model's
-        self.levels.copy_(torch.tensor([min(found), max(found)]))
-        self.least_perturbation(max(found))
+        # init= may have brought another model's.
+        levels = data.levels or self.configured_levels()
+        self.levels.copy_(torch.tensor([min(levels), max(levels)]))
+        self.least_perturbation(max(levels))
         return f"{len(data.numbers['train'])} pictures, {self.learned_from()}"
 
-    def learned_from(self):
+    def learned_from(self) -> str:
         """Return the noise it knows and what it was shown, in words; the model card says it too."""
         noise, (low, high) = self.cfg.data.noise, self.levels.tolist()
         level = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
@@ -186,12 +186,12 @@ class Noise2Score(GenerativeModule):
         objective = f"objective: {self.cfg.method.objective}"
         return f"{noise.law} noise of level {level}; {VIEWS[noise.copies]}; {target}; {objective}"
 
-    def to_state(self, y, level):
+    def to_state(self, y: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """Return (w, sigma (B, 1, 1, 1)) of noisy pixels y; level (B, 1, 1, 1)."""
         w = self.law.to_state(y, level) if self.cfg.method.domain == "even" else y
         return w, self.noise_std(level)
 
-    def noise_std(self, level):
+    def noise_std(self, level: Tensor) -> Tensor:
         """Return sigma, that of the noise in w; of uneven noise, at mid grey."""
         sigma = torch.zeros_like(level) + self.law.state_std(level)
         if self.cfg.method.domain == "even":
@@ -199,18 +199,18 @@ class Noise2Score(GenerativeModule):
         grey = self.law.to_state(torch.full_like(level, 0.5), level)
         return sigma * self.law.state.slopes(grey, level)[0]
 
-    def from_state(self, w, level):
+    def from_state(self, w: Tensor, level: Tensor) -> Tensor:
         """Return pixels y of a state w."""
         return w if self.cfg.method.domain == "pixels" else self.law.from_state(w, level)
 
-    def noise_in(self, z, deviation):
+    def noise_in(self, z: Tensor, deviation: Tensor) -> Tensor:
         """Return F(z; t), the noise in z over its deviation sqrt(t) (B, 1, 1, 1)."""
         if self.cfg.method.form == "published":
             return -deviation * self.net(z, None)
         # 25 of 255 grey levels make about 1.
         return self.net(z, 10 * deviation.flatten())
 
-    def sigma_a(self, n, sigma):
+    def sigma_a(self, n: Tensor, sigma: Tensor) -> Tensor:
         """Return the perturbation of training images n, (B, 1, 1, 1).
 
         Where the noise in w is Gaussian E[x | z] depends on t alone: pictures of less noise are
@@ -218,20 +218,20 @@ class Noise2Score(GenerativeModule):
         """
         cfg = self.cfg.method
         if cfg.objective == "r2r":
-            share = torch.full_like(sigma, cfg.sigma_a_max)
+            perturbation = torch.full_like(sigma, cfg.sigma_a_max)
         elif cfg.anneal:
-            rest = (1 - n.to(sigma) / cfg.anneal).clamp(0, 1).reshape(-1, 1, 1, 1)
-            share = self.sigma_a_min + (cfg.sigma_a_max - self.sigma_a_min) * rest
+            rest = over_items((1 - n.to(sigma) / cfg.anneal).clamp(0, 1), sigma)
+            perturbation = self.sigma_a_min + (cfg.sigma_a_max - self.sigma_a_min) * rest
         else:
-            drawn = seeding.uniform(self.cfg.seed, n, seeding.Stream.SIGMA).reshape(-1, 1, 1, 1)
+            drawn = over_items(seeding.uniform(self.cfg.seed, n, seeding.Stream.SIGMA), sigma)
             most = cfg.sigma_a_max
             if self.law.normal and cfg.domain == "even" and cfg.form == "scaled":
                 noisiest = torch.maximum(self.noise_std(self.levels).max(), sigma)
                 most = ((1 + most**2) * noisiest**2 - sigma**2).sqrt() / sigma
-            share = self.sigma_a_min * (most / self.sigma_a_min) ** drawn
-        return share if cfg.form == "published" else share * sigma
+            perturbation = self.sigma_a_min * (most / self.sigma_a_min) ** drawn
+        return perturbation if cfg.form == "published" else perturbation * sigma
 
-    def loss(self, batch):
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (L, {"loss": L}), the mean square of what is learned, in units of the noise.
 
         score        u + sigma_a s(z; t)                                       (AR-DAE)
@@ -239,7 +239,8 @@ class Noise2Score(GenerativeModule):
         noise2noise  (x(w) - y') / sigma,  y' another noisy copy
         supervised   (x(w) - x) / sigma
         """
-        objective, level = self.cfg.method.objective, batch["level"].reshape(-1, 1, 1, 1)
+        objective = self.cfg.method.objective
+        level = over_items(batch["level"], batch["image"])
         w, sigma = self.to_state((batch["image"] + 1) / 2, level)
         if objective in ("score", "r2r"):
             a, shape = self.sigma_a(batch["n"], sigma), w.shape[1:]
@@ -258,30 +259,31 @@ class Noise2Score(GenerativeModule):
         loss = error.square().mean()
         return loss, {"loss": loss.detach()}
 
-    def score(self, y, level):
+    def score(self, y: Tensor, level: Tensor) -> Tensor:
         """Return s(y) = grad_y log p(y) of noisy pixels y on [0, 1]; level (B,), the law's unit."""
-        level = level.reshape(-1, 1, 1, 1).to(y)
+        level = over_items(level, y).to(y)
         w, sigma = self.to_state(y, level)
         s = -self.noise_in(w, sigma) / sigma
         return s if self.cfg.method.domain == "pixels" else self.law.score(w, s, level)
 
-    def estimate(self, y, level):
+    def estimate(self, y: Tensor, level: Tensor) -> Tensor:
         """Return the restored pixels on [0, 1], not clipped; arguments as for score()."""
-        column = level.reshape(-1, 1, 1, 1).to(y)
+        wide = over_items(level, y).to(y)
         if self.cfg.method.objective == "score":
             s = self.score(y, level)
             if self.cfg.method.estimator == "law" or self.law.corrected is None:
-                return self.law.estimate(y, s, column)
-            return self.law.corrected(y, s, self.diagonal(y, level), column)
-        w, sigma = self.to_state(y, column)
+                return self.law.estimate(y, s, wide)
+            return self.law.corrected(y, s, self.diagonal(y, level), wide)
+        w, sigma = self.to_state(y, wide)
         if self.cfg.method.objective == "r2r":
-            return self.from_state(self.recorrupted(w, sigma), column)
-        return self.from_state(w - sigma * self.noise_in(w, sigma), column)
+            return self.from_state(self.recorrupted(w, sigma), wide)
+        return self.from_state(w - sigma * self.noise_in(w, sigma), wide)
 
-    def recorrupted(self, w, sigma):
+    def recorrupted(self, w: Tensor, sigma: Tensor) -> Tensor:
         """Return the mean of E[x | z] over perturbed z: R2R knows no other level than that of z."""
-        a, total = self.cfg.method.sigma_a_max * sigma, 0
-        n, deviation = torch.zeros(len(w), dtype=torch.int64), (sigma**2 + a**2).sqrt()
+        a = self.cfg.method.sigma_a_max * sigma
+        deviation = (sigma**2 + a**2).sqrt()
+        n, total = torch.zeros(len(w), dtype=torch.int64), 0
         for k in range(self.cfg.method.probes):
             u = philox_normal(
                 w.shape[1:],
@@ -294,7 +296,7 @@ class Noise2Score(GenerativeModule):
             total = total + z - deviation * self.noise_in(z, deviation)
         return total / self.cfg.method.probes
 
-    def diagonal(self, y, level):
+    def diagonal(self, y: Tensor, level: Tensor) -> Tensor:
         """Return ds_i / dy_i, by Hutchinson's signs; see score()."""
         zeros = torch.zeros(len(y), dtype=torch.int64, device=y.device)
         signs = seeding.signs(zeros, 0, self.cfg.method.probes, y.shape[1:])
@@ -303,21 +305,21 @@ class Noise2Score(GenerativeModule):
             total += v * torch.func.jvp(lambda y: self.score(y, level), (y,), (v,))[1]
         return total / len(signs)
 
-    def noisy_state(self, images):
+    def noisy_state(self, images: Tensor) -> None:
         """Raise ValueError for pixels that are not finite numbers."""
         check(torch.isfinite(images).all(), "image", "nan", "its pixels must be finite numbers")
 
-    def noise_level(self, image, law):
+    def noise_level(self, image: Tensor, law: str) -> float:
         """Return the level of the noise in one picture (C, H, W) on [-1, 1], in the law's unit."""
         check(law in self.DENOISE_LAWS, "law", law, f"choose from {', '.join(self.DENOISE_LAWS)}")
         return float(level_from_patches((image.double() + 1) / 2, self.law))
 
-    def nearest_level(self, level):
+    def nearest_level(self, level: float) -> float:
         """Return the level nearest to this one of those that it knows: trained on, or 10 % off."""
         low, high = self.levels.tolist()
         return min(max(level, 0.9 * low), 1.1 * high)
 
-    def check_level(self, level):
+    def check_level(self, level: float) -> None:
         """Raise ValueError for a level that it does not know."""
         low, high = self.levels.tolist()
         check(
@@ -328,7 +330,13 @@ class Noise2Score(GenerativeModule):
         )
 
     @torch.no_grad()
-    def restore(self, images, law, level=None, labels=None):
+    def restore(
+        self,
+        images: Tensor,
+        law: str,
+        level: float | None = None,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Return (restored pictures in [-1, 1], float32, their levels (B,)) of noisy ones.
 
         Args:
@@ -349,14 +357,14 @@ class Noise2Score(GenerativeModule):
         check(law in self.DENOISE_LAWS, "law", law, f"choose from {', '.join(self.DENOISE_LAWS)}")
         self.noisy_state(images)
         if level is None:
-            found = [self.nearest_level(self.noise_level(image, law)) for image in images]
+            levels = [self.nearest_level(self.noise_level(image, law)) for image in images]
         else:
             self.check_level(level)
-            found = [level] * len(images)
-        found = torch.tensor(found, dtype=torch.float32, device=self.device)
+            levels = [level] * len(images)
+        levels = torch.tensor(levels, dtype=torch.float32, device=self.device)
         y = (images.to(self.device) + 1) / 2
-        return (self.estimate(y, found) * 2 - 1).clamp(-1, 1), found
+        return (self.estimate(y, levels) * 2 - 1).clamp(-1, 1), levels
 
-    def sample(self, seeds, labels=None, **options):
+    def sample(self, seeds: Sequence[int], labels: Labels = None, **options: Any) -> Tensor:
         """Raise ValueError: this method restores pictures and generates none."""
         raise ValueError("method.name=noise2score: restores pictures; write denoise=IMAGES law=")

@@ -14,6 +14,7 @@ from genmodels import checkpoint, cli
 from genmodels.config import Config
 from genmodels.distributed import is_first
 from genmodels.evaluation.scorer import expand_metrics
+from genmodels.methods import METHODS
 from genmodels.metrics.features import load_features
 from genmodels.run import Run
 from genmodels.training import callbacks
@@ -183,7 +184,7 @@ def remedies(cfg: Config, run: Run) -> Iterator[None]:
 
 def restart(cfg: Config, run: Run) -> str:
     """Return the command that goes on after a divergence, with half the learning rate."""
-    if hasattr(cfg.method, "retry"):  # chains: their buffer goes on too, with other noise
+    if METHODS[cfg.method.name].RETRIES:  # chains: their buffer goes on too, with other noise
         return f"python train.py resume={run.folder} method.retry={cfg.method.retry + 1}"
     lr = cfg.optim.lr / 2
     return f"python train.py {run.config} init={run.last} optim.lr={lr:g}"

@@ -35,6 +35,7 @@ from genmodels import checkpoint, distributed, generation, images, seeding
 from genmodels.atomic import link, write_bytes
 from genmodels.config import Config, check, save_config, seconds, to_plain
 from genmodels.data.pairs import PairedData
+from genmodels.methods import METHODS
 from genmodels.run import Run
 from genmodels.training.fit import fit
 from genmodels.training.judge import SEEDS, Judge
@@ -142,7 +143,7 @@ class SelfPlay:
     def begin(self, number: int, reference: Any) -> None:
         """Write down what the round consists of; or check that it is still what was begun."""
         cfg, method, digest = self.cfg, self.cfg.method, checkpoint.weights_hash(reference)
-        stds = method.p_stds or [getattr(method, "p_std", 0.0)]
+        stds = method.p_stds or [method.p_std if METHODS[method.name].P_STD else 0.0]
         facts: dict[str, Any] = {
             "round": number,
             "reference": {"model": self.source, "sha256": digest},
@@ -258,7 +259,7 @@ class SelfPlay:
             "betas": [candidate["beta"]],
             "reference": state["reference"]["sha256"],
         }
-        if hasattr(method, "p_std"):
+        if METHODS[method.name].P_STD:
             changed["p_std"] = state["p_std"]
         return replace(
             self.cfg,

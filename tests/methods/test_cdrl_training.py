@@ -98,7 +98,7 @@ def test_divergence_stops_and_names_the_level(tmp_path, monkeypatch, capsys):
     def loss(self, batch):
         result = original(self, batch)
         if self.global_step == 2:
-            self.levels.values[3, 2], self.levels.present[3] = -2e6, True
+            self.rungs.values[3, 2], self.rungs.present[3] = -2e6, True
         return result
 
     monkeypatch.setattr(CDRL, "loss", loss)
@@ -128,8 +128,8 @@ def test_a_level_that_diverges_stops_every_process(elsewhere):
     model._trainer = SimpleNamespace(strategy=Two(), global_step=7)
     values = torch.zeros(6, 6)
     values[3, 2] = 1.0 if elsewhere else -2e6
-    model.levels = RungMeans.__new__(RungMeans)
-    model.levels.values, model.levels.present = values, torch.ones(6, dtype=torch.bool)
+    model.rungs = RungMeans.__new__(RungMeans)
+    model.rungs.values, model.rungs.present = values, torch.ones(6, dtype=torch.bool)
     name = "a level on another process" if elsewhere else "level 4 of 6"
     with pytest.raises(FloatingPointError, match=f"exceeded in step 7 at {name}"):
         model.configure_gradient_clipping(None)
@@ -142,7 +142,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_level_named(tmp_path, monk
     def loss(self, batch):
         value, logs = original(self, batch)
         if self.global_step == 1 and self.nonfinite == 0:
-            self.levels.values[0], self.levels.present[0] = torch.nan, True
+            self.rungs.values[0], self.rungs.present[0] = torch.nan, True
             value = value * torch.nan
         return value, logs
 
