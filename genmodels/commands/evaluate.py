@@ -246,7 +246,8 @@ def score_images(
     model: Any, options: ScoreOptions, extra: dict[str, Any], device: torch.device
 ) -> Result:
     """Return (scores, facts, title) of the images of a model or a folder."""
-    checkpoint.load_guide(extra, device)
+    if model:
+        checkpoint.load_guide(extra, device)
     features = named_features(options, device)
     source = options.reference or options.data or model.cfg.data.name
     reference, meta, sets = scoring.read_reference(
