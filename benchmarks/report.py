@@ -1,6 +1,6 @@
 """Tables from measurements: every number in them can be traced to a JSON file and its machine."""
 
-__all__ = ["markdown", "compare"]
+__all__ = ["compare", "markdown"]
 
 SCHEMA = 2
 

@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
 
@@ -146,7 +147,7 @@ def _cpu_name():
 
 
 def _git(*words):
-    root = os.path.dirname(os.path.abspath(__file__))
+    root = Path(__file__).resolve().parent
     done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=root)
     return done.stdout.strip() if done.returncode == 0 else None
 

@@ -56,7 +56,7 @@ def whole_path(path: Path | str, *, several: bool = False) -> Iterator[Path]:
         _remove(partial)
         try:
             yield partial
-            os.replace(partial, path)
+            partial.replace(path)
         finally:
             _remove(partial)
     except OSError as error:

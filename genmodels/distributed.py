@@ -62,7 +62,7 @@ def is_first() -> bool:
     Unlike rank() it believes a number without a count: under srun every process would otherwise
     take itself for the only one until Lightning joins them, and make a run folder of its own.
     """
-    if _alone.get() or dist.is_available() and dist.is_initialized():
+    if _alone.get() or (dist.is_available() and dist.is_initialized()):
         return rank() == 0
     return _rank_given() == 0
 

@@ -10,8 +10,10 @@ on multiples of 32 from the corner if tile and overlap do, as in the whole pictu
 
 import statistics
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,10 @@ from genmodels.atomic import write_bytes
 from genmodels.config import Section, setting
 from genmodels.config.words import DEVICES, check_choice
 from genmodels.images import pictures
+
+Span = tuple[int, int]  # from a pixel to the one after the last
+Window = tuple[slice, slice]  # rows, columns
+Noise = tuple[str, float]  # law, level
 
 
 @dataclass
@@ -53,7 +59,7 @@ class DenoiseOptions(RestoreOptions):
 SETTINGS = ("tile", "overlap", "ensemble", "precision")  # of restore(), from the command line
 
 
-def planes(model, image):
+def planes(model: Any, image: torch.Tensor) -> torch.Tensor:
     """Return an image (C, H, W) as what the model takes, (B, model's C, H, W).
 
     A grey model takes the channels of a colour picture one by one.
@@ -70,8 +76,8 @@ def planes(model, image):
     return image[None] if len(image) == channels else image[:, None]
 
 
-def cuts(size, tile, overlap):
-    """Return (start, stop) of what each tile sees of `size` pixels, and (start, stop) of its own.
+def cuts(size: int, tile: int, overlap: int) -> list[tuple[Span, Span]]:
+    """Return (start, stop) of what each tile sees of `size` pixels, and of what it restores.
 
     Raises:
         ValueError: nothing is left of a tile without its overlap.
@@ -80,26 +86,27 @@ def cuts(size, tile, overlap):
         raise ValueError(f"overlap={overlap}: must be >= 0")
     if tile <= 2 * overlap:
         raise ValueError(f"tile={tile}: must be larger than twice the overlap, {2 * overlap}")
-    found, own, step = [], 0, tile - 2 * overlap
+    spans: list[tuple[Span, Span]] = []
+    first, step = 0, tile - 2 * overlap
     while True:
-        start, stop = max(0, own - overlap), own + step + overlap
-        if stop >= size or not own and size <= tile:
-            return [*found, ((start, size), (own, size))]
-        found.append(((start, stop), (own, own + step)))
-        own += step
+        start, stop = max(0, first - overlap), first + step + overlap
+        if stop >= size or (not first and size <= tile):
+            return [*spans, ((start, size), (first, size))]
+        spans.append(((start, stop), (first, first + step)))
+        first += step
 
 
-def windows(shape, tile, overlap):
-    """Return [(seen, own)] of the tiles of a picture (..., H, W), both a pair of slices."""
+def windows(shape: Sequence[int], tile: int, overlap: int) -> list[tuple[Window, Window]]:
+    """Return [(seen, restored)] of the tiles of a picture (..., H, W), each a pair of slices."""
     rows, columns = (cuts(size, tile, overlap) for size in shape[-2:])
     return [
         ((slice(*r[0]), slice(*c[0])), (slice(*r[1]), slice(*c[1]))) for r in rows for c in columns
     ]
 
 
-def ensembled(call, x):
+def ensembled(call: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """Return the mean of call over the 8 turned and mirrored x, (B, C, H, W), each put back."""
-    total = 0
+    total = torch.zeros(())
     for k in range(8):
         mirrored = x.flip(-1) if k >= 4 else x
         restored = torch.rot90(call(torch.rot90(mirrored, k, (-2, -1))), -k, (-2, -1))
@@ -109,8 +116,17 @@ def ensembled(call, x):
 
 @torch.no_grad()
 def restore(
-    model, image, law, level, *, tile=512, overlap=32, ensemble=False, precision="fp32", tick=None
-):
+    model: Any,
+    image: torch.Tensor,
+    law: str,
+    level: float,
+    *,
+    tile: int = 512,
+    overlap: int = 32,
+    ensemble: bool = False,
+    precision: str = "fp32",
+    tick: Callable[[], object] | None = None,
+) -> torch.Tensor:
     """Return the restored image in [-1, 1], float32 (C, H, W) on the CPU.
 
     Args:
@@ -134,13 +150,13 @@ def restore(
     too_large = (
         f"tile={tile}: does not fit into memory; try tile={max(2 * overlap + 32, tile // 2)}"
     )
-    for seen, own in windows(noisy.shape, tile, overlap):
+    for seen, kept in windows(noisy.shape, tile, overlap):
         part = noisy[(..., *seen)].to(model.device)
         reduced = generation.autocast(model.device, precision)
         with reduced, generation.tf32(False), cli.fits_memory(too_large):
             done = (ensembled(call, part) if ensemble else call(part)).cpu()
-        inner = [slice(o.start - s.start, o.stop - s.start) for s, o in zip(seen, own)]
-        restored[(..., *own)] = done[(..., *inner)]
+        inner = [slice(k.start - s.start, k.stop - s.start) for s, k in zip(seen, kept)]
+        restored[(..., *kept)] = done[(..., *inner)]
         if tick:
             tick()
     if not torch.isfinite(restored).all():
@@ -148,7 +164,7 @@ def restore(
     return restored.reshape(image.shape)
 
 
-def find_level(model, image, law):
+def find_level(model: Any, image: torch.Tensor, law: str) -> float:
     """Return the model's estimate of a picture's one noise level, in the law's unit.
 
     A grey model's for a colour picture is the median over its channels.
@@ -158,7 +174,7 @@ def find_level(model, image, law):
         return statistics.median(model.noise_level(part, law) for part in planes(model, image))
 
 
-def find_law(model, image, law):
+def find_law(model: Any, image: torch.Tensor, law: str) -> str:
     """Return the law, picked for this image where law is auto.
 
     Raises:
@@ -177,7 +193,7 @@ def find_law(model, image, law):
     return picked
 
 
-def denoise(model, options, out):
+def denoise(model: Any, options: DenoiseOptions, out: Path) -> None:
     """Restore what options.denoise names, each process its share, and write it to `out`."""
     if not model.ANY_SIZE:
         check_choice("law", options.law, tuple(model.DENOISE_LAWS) or ("no law: no denoiser",))
@@ -189,9 +205,9 @@ def denoise(model, options, out):
     (denoise_pictures if model.ANY_SIZE else denoise_images)(model, options, level, out)
 
 
-def denoise_pictures(model, options, level, out):
+def denoise_pictures(model: Any, options: DenoiseOptions, level: float | None, out: Path) -> None:
     """Restore pictures of any size and write each as it came, under its own name."""
-    law = known_law(model, options.law, level)
+    law = asked_law(model, options.law, level)
     choose_estimator(model, options.estimator)
     if level is not None:
         model.check_level(level)
@@ -200,28 +216,29 @@ def denoise_pictures(model, options, level, out):
     settings = {key: getattr(options, key) for key in SETTINGS}
     readers = pictures.find_pictures(Path(options.denoise))
     names = list(readers)
-    check_place(out, Path(options.denoise), names)
+    check_folder(out, Path(options.denoise), names)
     # All are read before the first is written, so that a broken one stops the work at once.
     first = distributed.rank() == 0
     shown = {"delay": 0.5, "disable": None if first else True}  # on a terminal only
-    plans = [
-        plan(model, reader(), law, level, settings, tell=first)
+    work = [
+        noises_and_tiles(model, reader(), law, level, settings, verbose=first)
         for reader in tqdm(readers.values(), desc="reading", unit="img", **shown)
     ]
-    indices, found = distributed.share(len(names)), []
-    tiles = sum(plans[k][1] for k in indices)
+    indices = distributed.share(len(names))
+    noises: list[Noise] = []
+    tiles = sum(work[k][1] for k in indices)
     with tqdm(total=tiles, desc="restoring", unit="tile", **shown) as bar:
         for k in indices:
             picture, restored = readers[names[k]](), []
-            for image, noise in zip(picture.images(), plans[k][0]):
+            for image, noise in zip(picture.images(), work[k][0]):
                 with cli.name_in_errors(picture.name):
                     done = restore(model, image, *noise, **settings, tick=bar.update)
                 restored.append(done)
-                found.append(noise)
+                noises.append(noise)
             (out / names[k]).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(out / names[k], picture.as_file(torch.stack(restored)))
     distributed.barrier()
-    found = [pair for part in distributed.gather_to_all(found) for pair in part]
+    noises = [noise for part in distributed.gather_to_all(noises) for noise in part]
     if first:
         after = [
             pictures.read_picture(name, (out / name).read_bytes, scale_known=True)
@@ -229,10 +246,10 @@ def denoise_pictures(model, options, level, out):
         ]
         before = [readers[name]() for name in names[:4]]
         images.write_png(out / pictures.SHEET, pictures.before_after(zip(before, after)))
-        print(f"{len(found)} pictures restored, {summary(found)}: {out}")
+        print(f"{len(noises)} pictures restored, {noise_summary(noises)}: {out}")
 
 
-def known_law(model, law, level=None):
+def asked_law(model: Any, law: str, level: float | None = None) -> str:
     """Return the law asked for: the model's only one if none is.
 
     Raises:
@@ -246,7 +263,7 @@ def known_law(model, law, level=None):
     return law
 
 
-def choose_estimator(model, name):
+def choose_estimator(model: Any, name: str) -> None:
     """Have the model restore by this estimator, its own if "".
 
     Raises:
@@ -257,29 +274,38 @@ def choose_estimator(model, name):
         model.cfg.method.estimator = name
 
 
-def plan(model, picture, law, level, settings, tell=True):
+def noises_and_tiles(
+    model: Any,
+    picture: pictures.Picture,
+    law: str,
+    level: float | None,
+    settings: dict[str, Any],
+    verbose: bool = True,
+) -> tuple[list[Noise], int]:
     """Return ([(law, level) of each image of a Picture], how many tiles they have together).
 
     Raises:
         ValueError: pixels, channels or a law that the model does not know, no noise to measure.
     """
-    noisy, noises = picture.images(), []
+    noisy = picture.images()
+    noises: list[Noise] = []
     with cli.name_in_errors(picture.name):
         for image in noisy:
             model.noisy_state(planes(model, image))
-            told = find_law(model, image, law)
-            found = find_level(model, image, told) if level is None else level
-            noises.append((told, model.nearest_level(found)))
-            if tell and noises[-1][1] != found:
+            known_law = find_law(model, image, law)
+            measured = find_level(model, image, known_law) if level is None else level
+            nearest = model.nearest_level(measured)
+            noises.append((known_law, nearest))
+            if verbose and nearest != measured:
                 print(
-                    f"{picture.name}: level {found:.4g} found; restored with the nearest that "
-                    f"the model knows, {noises[-1][1]:.4g}",
+                    f"{picture.name}: level {measured:.4g} found; restored with the nearest that "
+                    f"the model knows, {nearest:.4g}",
                     file=sys.stderr,
                 )
     return noises, len(noisy) * len(windows(noisy.shape, settings["tile"], settings["overlap"]))
 
 
-def check_place(out, source, names):
+def check_folder(out: Path, source: Path, names: Sequence[str]) -> None:
     """Raise ValueError if these names written to `out` would mix with other pictures or the source.
 
     A single picture may join others.
@@ -293,8 +319,8 @@ def check_place(out, source, names):
     if pictures.SHEET in names:
         raise ValueError(f"denoise={source}: {pictures.SHEET} will be the sheet; rename it")
     if source.is_dir() or source.suffix.lower() == ".zip":
-        there = [path for path in out.rglob("*") if path.suffix.lower() in pictures.KEPT]
-        there = {str(path.relative_to(out)) for path in there if path.name != pictures.SHEET}
+        kept = [path for path in out.rglob("*") if path.suffix.lower() in pictures.KEPT]
+        there = {str(path.relative_to(out)) for path in kept if path.name != pictures.SHEET}
         strange = sorted(there - set(names))
         if strange:
             raise ValueError(
@@ -303,42 +329,42 @@ def check_place(out, source, names):
             )
 
 
-def summary(found):
+def noise_summary(noises: Sequence[Noise]) -> str:
     """Return a line about the laws and levels of [(law, level)]."""
     lines = []
-    for law in sorted({law for law, _ in found}):
-        levels = [level for name, level in found if name == law]
+    for law in sorted({law for law, _ in noises}):
+        levels = [level for name, level in noises if name == law]
         low, high = f"{min(levels):.3g}", f"{max(levels):.3g}"
         lines.append(f"law {law}, level {low if low == high else f'{low} to {high}'}")
     return "; ".join(lines)
 
 
-def denoise_images(model, options, level, out):
+def denoise_images(model: Any, options: DenoiseOptions, level: float | None, out: Path) -> None:
     """Restore images of the model's own shape and write them as PNGs with numbers."""
     for key, word in (("ensemble", "true"), ("estimator", options.estimator)):
         if getattr(options, key):
             raise ValueError(f"{key}={word}: {type(model).__name__} does not take it; leave it out")
     noisy = read_noisy(Path(options.denoise), model)
     generation.check_folder("out", out, range(len(noisy)))
-    labels = generation.labels_for(range(len(noisy)), options.labels, model.classes)
-    labels = None if labels is None else torch.tensor(labels, device=model.device)
+    given = generation.labels_for(range(len(noisy)), options.labels, model.classes)
+    labels = None if given is None else torch.tensor(given, device=model.device)
     model.check_labels(labels, "give labels=3, or labels=3,5 (image k gets entry k mod 2)")
     indices = torch.tensor(distributed.share(len(noisy)), dtype=torch.int64)
     levels = []
     for part in indices.split(options.batch):
-        told = None if labels is None else labels[part]
-        restored, found = model.restore(noisy[part], options.law, level, told)
+        part_labels = None if labels is None else labels[part]
+        restored, used = model.restore(noisy[part], options.law, level, part_labels)
         out.mkdir(parents=True, exist_ok=True)
         for index, picture in zip(part.tolist(), images.to_uint8(restored)):
             images.write_png(out / f"{index:06d}.png", picture)
-        levels += found.tolist()
+        levels += used.tolist()
     distributed.barrier()
     if distributed.rank() == 0:
         shown = f"{min(levels):.3g}" if level else f"{min(levels):.3g} to {max(levels):.3g} (found)"
         print(f"{len(noisy)} images restored, level {shown}: {out}")
 
 
-def read_noisy(path, model):
+def read_noisy(path: Path, model: Any) -> torch.Tensor:
     """Return noisy images as float32 (N, C, H, W) on the [-1, 1] scale, not clipped."""
     channels = model.shape[0]
     if path.suffix == ".npy" and path.is_file():

@@ -15,11 +15,10 @@ def test_a_file_appears_when_the_block_ends(tmp_path):
     path = tmp_path / "a"
     atomic.write_bytes(path, b"old")
     for flush in (True, False):
-        with pytest.raises(RuntimeError):
-            with atomic.whole_file(path, flush=flush) as file:
-                file.write(b"half")
-                assert path.read_bytes() == b"old"
-                raise RuntimeError
+        with pytest.raises(RuntimeError), atomic.whole_file(path, flush=flush) as file:
+            file.write(b"half")
+            assert path.read_bytes() == b"old"
+            raise RuntimeError
         assert path.read_bytes() == b"old" and names(tmp_path) == ["a"]
     with atomic.whole_file(path) as file:
         file.write(b"new")
@@ -28,18 +27,16 @@ def test_a_file_appears_when_the_block_ends(tmp_path):
 
 def test_a_folder_appears_when_the_block_ends(tmp_path):
     out = tmp_path / "above" / "out"
-    with pytest.raises(RuntimeError):
-        with atomic.new_folder(out) as folder:
-            (folder / "file").write_text("half")
-            raise RuntimeError
+    with pytest.raises(RuntimeError), atomic.new_folder(out) as folder:
+        (folder / "file").write_text("half")
+        raise RuntimeError
     assert names(tmp_path / "above") == []
     with atomic.new_folder(out) as folder:
         (folder / "file").write_text("whole")
         assert not out.exists()
     assert names(out) == ["file"] and names(tmp_path / "above") == ["out"]
-    with pytest.raises(OSError, match="out"):
-        with atomic.new_folder(out) as folder:
-            (folder / "file").write_text("other")
+    with pytest.raises(OSError, match="out"), atomic.new_folder(out) as folder:
+        (folder / "file").write_text("other")
     assert (out / "file").read_text() == "whole" and names(tmp_path / "above") == ["out"]
 
 

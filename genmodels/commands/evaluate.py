@@ -25,8 +25,11 @@ process takes its share.
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from genmodels import checkpoint, cli, generation
 from genmodels.atomic import write_bytes
@@ -64,23 +67,24 @@ from genmodels.evaluation.passes import Store, score_pass
 from genmodels.evaluation.report import versions, write_report
 from genmodels.evaluation.sources import Generated, Pictures, check_shape, reading_options
 from genmodels.metrics.clustering import CLUSTERING
-from genmodels.metrics.features import load_features
+from genmodels.metrics.features import Features, load_features
 from genmodels.metrics.stats import describe, stats_bytes
 
 # What each kind of evaluation takes; a word of this name asks for it, the first one if several do.
-MODES = {
+MODES: dict[str, Any] = {
     "likelihood": LikelihoodOptions,
     "denoise": RestorationOptions,
     "ood": OodOptions,
     "cluster": ClusterOptions,
     "": ScoreOptions,
 }
-COMMANDS = {"stats": StatsOptions, "selftest": SelftestOptions}
+COMMANDS: dict[str, Any] = {"stats": StatsOptions, "selftest": SelftestOptions}
 ALL_KEYS = list(dict.fromkeys(key for cls in MODES.values() for key in settings_of(cls)))
+Result = tuple[dict[str, Any], dict[str, Any], str]  # scores, facts for the report, title
 FILES = ("out", "save_images", "plot")  # what is written; they change no number
 
 
-def evaluate(argv):
+def evaluate(argv: Sequence[str]) -> int:
     """Run one evaluation; see the module's docstring."""
     positionals, words, flags = split_words(joined_flags(argv, "against"))
     check_flags(flags, ("--help",))
@@ -89,8 +93,9 @@ def evaluate(argv):
         return 0
     if positionals[:1] in (["stats"], ["selftest"]):
         return run_command(positionals, words)
+
     mode, clustering, words = read_mode(words)
-    mode, options, extra = read_options(MODES, words, mode)
+    mode, options, rest = read_options(MODES, words, mode)
     check_files(options)
     check_device("device", options.device)
     if positionals:
@@ -104,8 +109,8 @@ def evaluate(argv):
     taken = {}
     if model and mode in ("", "likelihood"):
         taken = model.LIKELIHOOD_OPTIONS if mode else model.SAMPLE_OPTIONS
-    given = {key: getattr(options, key) for key in words if key not in (*extra, *FILES)}
-    extra = typed_words(extra, taken, also=ALL_KEYS)
+    given = {key: getattr(options, key) for key in words if key not in (*rest, *FILES)}
+    extra = typed_words(rest, taken, also=ALL_KEYS)
     given |= extra
     with cli.warnings_as_notes() as warned:
         scores, facts, title = measure(mode, model, options, extra, clustering, device)
@@ -126,7 +131,7 @@ def evaluate(argv):
     return 0
 
 
-def help_page():
+def help_page() -> str:
     """Return the docstring and the keys of every kind of evaluation."""
     keys = [help_text(ScoreOptions, "keys:")]
     for mode, cls in MODES.items():
@@ -138,7 +143,7 @@ def help_page():
     return "\n\n".join([__doc__.strip(), *keys])
 
 
-def read_mode(words):
+def read_mode(words: dict[str, str]) -> tuple[str, list[str], dict[str, str]]:
     """Return (the kind of evaluation, the clustering scores asked for, the words without them).
 
     Beside clusters or ood= images are scored only if metrics= asks for it; then ood= and cluster=
@@ -163,7 +168,7 @@ def read_mode(words):
     return mode, clustering, words
 
 
-def likelihood_word(text):
+def likelihood_word(text: str) -> str:
     """Return likelihood= as "true", "" or the name of a kind."""
     try:
         return "true" if parse_value("likelihood", text or "false", bool) else ""
@@ -171,7 +176,7 @@ def likelihood_word(text):
         return text
 
 
-def check_files(options):
+def check_files(options: Any) -> None:
     """Raise ValueError for a file that could not be written."""
     for key in FILES:
         path = getattr(options, key, "")
@@ -181,7 +186,7 @@ def check_files(options):
             raise ValueError(f"{key}={path}: is a folder; name a file in it")
 
 
-def check_scores(options, has_model):
+def check_scores(options: ScoreOptions, has_model: bool) -> None:
     """Raise ValueError for what can be told of scores of images from the words alone."""
     check_device("noise", options.noise)
     metrics = [scoring.METRICS[name] for name in scoring.expand_metrics(options.metrics)]
@@ -201,7 +206,14 @@ def check_scores(options, has_model):
             )
 
 
-def measure(mode, model, options, extra, clustering, device):
+def measure(
+    mode: str,
+    model: Any,
+    options: Any,
+    extra: dict[str, Any],
+    clustering: list[str],
+    device: torch.device,
+) -> Result:
     """Return (scores, facts, title) of one evaluation.
 
     Args:
@@ -212,7 +224,9 @@ def measure(mode, model, options, extra, clustering, device):
         clustering: clustering scores asked for.
         device: where to compute.
     """
-    scores, facts, title = {}, {}, ""
+    scores: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    title = ""
     if getattr(options, "cluster", ""):
         scores, facts, title = score_clusters(model, options, clustering)
     if mode == "likelihood":
@@ -228,9 +242,12 @@ def measure(mode, model, options, extra, clustering, device):
     return scores, facts, title
 
 
-def score_images(model, options, extra, device):
+def score_images(
+    model: Any, options: ScoreOptions, extra: dict[str, Any], device: torch.device
+) -> Result:
     """Return (scores, facts, title) of the images of a model or a folder."""
-    checkpoint.load_guide(extra, device)
+    if model:
+        checkpoint.load_guide(extra, device)
     features = named_features(options, device)
     source = options.reference or options.data or model.cfg.data.name
     reference, meta, sets = scoring.read_reference(
@@ -239,13 +256,14 @@ def score_images(model, options, extra, device):
         scoring.need_splits(options.metrics),
         **reading_options(options, model),
     )
+    pictures: Generated | Pictures
     if model:
         check_shape(source, meta.get("shape"), model)
         pictures = generated(model, options, extra, meta.get("num"))
     else:
         pictures = Pictures(read_source(options.images, **reading_options(options)).pixels)
         check_sizes(options.images, pictures.shape, meta.get("shape"), features)
-    kept = list(scoring.tables_to_keep(options.metrics, options.equal))
+    kept: list[Any] = list(scoring.tables_to_keep(options.metrics, options.equal))
     scorer = scoring.Scorer(
         options.metrics,
         features,
@@ -263,7 +281,7 @@ def score_images(model, options, extra, device):
         kept += [scorer.moments.mean.tolist(), options.save_images]
         parts = Store.of(options.out, "images", pictures, features, kept)
     scores = scorer(pictures, options.seed, store=parts, curve=bool(options.plot))
-    if model and options.save_images:
+    if isinstance(pictures, Generated) and options.save_images:
         pictures.write_npz()
     facts = {"data": source, "num": len(pictures), "reference_num": meta.get("num")}
     fast = scoring.fast_difference(features, reference, pictures)
@@ -274,16 +292,24 @@ def score_images(model, options, extra, device):
     return scores, facts, title
 
 
-def check_sizes(source, shape, real, features):
+def check_sizes(
+    source: str,
+    shape: tuple[int, ...],
+    reference_shape: Sequence[int] | None,
+    features: Features,
+) -> None:
     """Raise ValueError if pixels are to be compared of images of two shapes (C, H, W)."""
-    if real and features.dim is None and features.resize == "none" and shape != tuple(real):
+    alike = not reference_shape or shape == tuple(reference_shape)
+    if not alike and features.dim is None and features.resize == "none":
         raise ValueError(
-            f"images={source}: have shape {shape}, the reference {tuple(real)}: "
+            f"images={source}: have shape {shape}, the reference {tuple(reference_shape or ())}: "
             f"features={features.name} needs equal ones"
         )
 
 
-def generated(model, options, extra, reference_num):
+def generated(
+    model: Any, options: ScoreOptions, extra: dict[str, Any], reference_num: int | None
+) -> Generated:
     """Return the model's images as a source that makes them when they are read."""
     if not (options.num or options.seeds or reference_num):
         raise ValueError("num=0: this reference does not say how many images it has; give num=")
@@ -293,7 +319,7 @@ def generated(model, options, extra, reference_num):
     return Generated(model, seeds, labels, save=options.save_images, **settings)
 
 
-def named_features(options: FeatureOptions, device: Any):
+def named_features(options: FeatureOptions, device: torch.device) -> Features:
     """Return the features that the options name."""
     return load_features(
         options.features,
@@ -305,7 +331,7 @@ def named_features(options: FeatureOptions, device: Any):
     )
 
 
-def run_command(positionals, words):
+def run_command(positionals: Sequence[str], words: dict[str, str]) -> int:
     """Run stats or selftest; return the exit code."""
     command, *others = positionals
     if others:
@@ -319,7 +345,7 @@ def run_command(positionals, words):
         return (write_stats if command == "stats" else self_test)(options, device)
 
 
-def write_stats(options, device):
+def write_stats(options: StatsOptions, device: torch.device) -> int:
     """Write the statistics file of a data set; return the exit code."""
     features, source = named_features(options, device), options.data or options.images
     pictures = Pictures(read_source(source, **reading_options(options)).pixels)
@@ -335,14 +361,14 @@ def write_stats(options, device):
     return 0
 
 
-def self_test(options, device):
+def self_test(options: SelftestOptions, device: torch.device) -> int:
     """Print the table of the self-test; return 1 if a line of it failed."""
     rows = selftest.checks(named_features(options, device))
     cli.print_table("self-test", ("what", "found", "expected", ""), rows)
     return int(any(row[-1] != "pass" for row in rows))
 
 
-def print_scores(title, scores):
+def print_scores(title: str, scores: dict[str, dict[str, Any]]) -> None:
     """Print the table."""
     rows = [
         (key, f"{score['value']:.5g}", f"{score['stderr']:.2g}" if "stderr" in score else "")
@@ -351,6 +377,6 @@ def print_scores(title, scores):
     cli.print_table(title, ("metric", "value", "standard error"), rows)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0 done, 2 the user's mistake, 1 anything else."""
     return cli.run(evaluate, argv)

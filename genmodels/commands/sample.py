@@ -19,8 +19,10 @@ before_after.png. GBM (law=lognormal) takes images of its own shape, an .npz too
 (N, H, W, C); DIR/000000.png ... follow their order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,12 +84,12 @@ class ClusterOptions(Section):
     ema: bool = setting(True, "the averaged weights; false: the raw ones of a checkpoint")
 
 
-MODES = {"": GenerateOptions, "denoise": DenoiseOptions, "cluster": ClusterOptions}
+MODES: dict[str, Any] = {"": GenerateOptions, "denoise": DenoiseOptions, "cluster": ClusterOptions}
 ALL_KEYS = list(dict.fromkeys(key for cls in MODES.values() for key in settings_of(cls)))
 TITLES = {"": "keys:", "denoise": "keys of denoise=:", "cluster": "keys of cluster=:"}
 
 
-def sample(argv):
+def sample(argv: Sequence[str]) -> None:
     """Generate images; see the module's docstring."""
     positionals, words, flags = split_words(argv)
     check_flags(flags, ("--help",))
@@ -95,14 +97,15 @@ def sample(argv):
         keys = [help_text(cls, TITLES[mode]) for mode, cls in MODES.items()]
         print("\n\n".join([__doc__.strip(), *keys]))
         return
+
     path = one_model(positionals)
     mode, options, extra = read_options(MODES, words)
     check_device("device", options.device)
-    work = {"": generate, "denoise": denoise, "cluster": cluster_images}[mode]
-    work(path, options, extra)
+    run: Any = {"": generate, "denoise": denoise, "cluster": cluster_images}[mode]
+    run(path, options, extra)
 
 
-def generate(path, options, extra):
+def generate(path: str, options: GenerateOptions, extra: dict[str, str]) -> None:
     """Write the images of some seeds."""
     check_device("noise", options.noise)
     seeds, out = seed_list(options.num, options.seed, options.seeds), Path(options.out)
@@ -121,7 +124,7 @@ def generate(path, options, extra):
         print(f"{len(seeds)} images{chains}, {model.nfe} network evaluations each: {out}")
 
 
-def denoise(path, options, extra):
+def denoise(path: str, options: DenoiseOptions, extra: dict[str, str]) -> None:
     """Restore noisy pictures."""
     typed_words(extra, {}, also=ALL_KEYS)  # a method's options mean nothing here
     device = pick_device(options.device)
@@ -129,7 +132,7 @@ def denoise(path, options, extra):
     restoration.denoise(model, options, Path(options.out))
 
 
-def cluster_images(path, options, extra):
+def cluster_images(path: str, options: ClusterOptions, extra: dict[str, str]) -> None:
     """Write which cluster each image belongs to, and the most certain ones of every cluster."""
     typed_words(extra, {}, also=ALL_KEYS)
     out = Path(options.out)
@@ -151,7 +154,7 @@ def cluster_images(path, options, extra):
     print(f"{len(pixels)} images in clusters of {', '.join(map(str, sizes))}: {out}")
 
 
-def known_pixels(model, inpaint, mask):
+def known_pixels(model: Any, inpaint: str, mask: str) -> dict[str, torch.Tensor]:
     """Return sample()'s known= and mask= of inpaint= and mask=, or nothing if neither is given.
 
     Raises:
@@ -163,30 +166,29 @@ def known_pixels(model, inpaint, mask):
         raise ValueError(f"inpaint={inpaint}, mask={mask}: give both")
     if not model.INPAINTS:
         raise ValueError(f"inpaint={inpaint}: {type(model).__name__} does not complete images")
-    known, masks = read_pictures(inpaint, model), read_pictures(mask, model)
+    known, masks = read_alike(inpaint, model), read_alike(mask, model)
     if len(masks) not in (1, len(known)):
         raise ValueError(f"mask={mask}: {len(masks)} pictures for {len(known)}; give 1 or as many")
     return {"known": images.from_uint8(known), "mask": masks >= 128}
 
 
-def read_pictures(path, model):
-    """Return uint8 images (N, C, H, W) of the model's shape.
+def read_alike(path: str, model: Any) -> torch.Tensor:
+    """Return uint8 images (N, C, H, W) of the model's shape; grey ones stand for colour.
 
     Raises:
         ValueError: another size.
     """
-    if Path(path).is_file() and Path(path).suffix.lower() not in (".zip", ".npz"):
-        pixels = images.read_image(Path(path), model.shape[0])[None]
-    else:
-        pixels = images.read_images(path)
-        pixels = pixels.expand(-1, model.shape[0], -1, -1) if pixels.shape[1] == 1 else pixels
+    pixels = read_source(path, channels=model.shape[0]).pixels[:]
+    pixels = pixels.expand(-1, model.shape[0], -1, -1) if pixels.shape[1] == 1 else pixels
     if tuple(pixels.shape[1:]) != tuple(model.shape):
         shapes = f"{tuple(pixels.shape[1:])}, the model makes {tuple(model.shape)}"
         raise ValueError(f"{path}: has images of shape {shapes}")
     return pixels
 
 
-def write_pngs(out, model, seeds, labels, settings):
+def write_pngs(
+    out: Path, model: Any, seeds: list[int], labels: list[int] | None, settings: dict[str, Any]
+) -> None:
     """Write OUT/SEED.png, each process its share, then OUT/grid.png of the first 100."""
     indices = share(len(seeds))
     batches = generation.generate(
@@ -206,7 +208,9 @@ def write_pngs(out, model, seeds, labels, settings):
         images.write_png(out / "grid.png", images.contact_sheet(torch.stack(first)))
 
 
-def write_npz(out, model, seeds, labels, settings):
+def write_npz(
+    out: Path, model: Any, seeds: list[int], labels: list[int] | None, settings: dict[str, Any]
+) -> None:
     """Write OUT/images.npz in the order of the seeds; labels are -1 where they were random."""
     pictures = generation.generate_everywhere(model, seeds, labels, **settings)
     if rank() == 0:
@@ -216,6 +220,6 @@ def write_npz(out, model, seeds, labels, settings):
         images.write_npz(out / "images.npz", images=nhwc, seeds=np.array(seeds), labels=known)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0 done, 2 the user's mistake, 1 anything else."""
     return cli.run(sample, argv)

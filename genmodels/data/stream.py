@@ -32,7 +32,7 @@ class Batches:
             return error
 
 
-def _ignore_signals(worker: int) -> None:
+def _ignore_signals(worker: int) -> None:  # noqa: ARG001
     # Ctrl-C and a cluster's SIGTERM go to every process; the trainer's alone saves and ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -17,11 +17,10 @@ from genmodels.metrics.clustering import clustering_scores
 
 if TYPE_CHECKING:
     from genmodels.evaluation.options import ClusterOptions
-    from genmodels.images import OnDisk
 
 
 @torch.no_grad()
-def assign(model: Any, pixels: "torch.Tensor | OnDisk", batch: int = 64) -> torch.Tensor:
+def assign(model: Any, pixels: torch.Tensor | images.OnDisk, batch: int = 64) -> torch.Tensor:
     """Return p(y | x) of images, float32 (N, C) on the CPU; the batch changes nothing but rounding.
 
     Args:
@@ -49,7 +48,7 @@ def exemplars(probabilities: torch.Tensor, count: int) -> list[list[int]]:
 
 def write_clusters(
     out: Path,
-    pixels: "torch.Tensor | OnDisk",
+    pixels: torch.Tensor | images.OnDisk,
     names: Sequence[str],
     probabilities: torch.Tensor,
     per_cluster: int = 10,

@@ -39,7 +39,7 @@ def score_restoration(
     for name in names:  # all of them, before the work
         x = clean_picture(name, readers[name]())
         with cli.name_in_errors(name):
-            restoration.planes(model, x.transpose(2, 0, 1))
+            restoration.planes(model, torch.from_numpy(x).movedim(2, 0))
     if device.type == "cuda":  # the first call is slower and would count
         restore_one(model, 0, names[0], readers[names[0]](), options, law, level)
     for k in tqdm(
@@ -69,7 +69,7 @@ def law_and_level(model: Any, options: "RestorationOptions") -> tuple[str, float
     """
     if model is None or not model.ANY_SIZE:
         raise ValueError(f"denoise={options.denoise}: needs a MODEL that restores pictures")
-    law = restoration.known_law(model, options.law)
+    law = restoration.asked_law(model, options.law)
     if law == "auto" or law not in LAWS:
         raise ValueError(f"law={law}: name the law of the noise to add")
     if options.level == "auto":

@@ -3,17 +3,14 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from genmodels import generation
 from genmodels.distributed import gather
-from genmodels.images import as_bytes, write_npz, write_png
-
-if TYPE_CHECKING:
-    from genmodels.images import OnDisk
+from genmodels.images import OnDisk, as_bytes, write_npz, write_png
 
 
 class ImageSource(Protocol):
@@ -34,7 +31,7 @@ class Pictures:
     Points in the plane, float32 in [-1, 1], are read as bytes too, as a model's are.
     """
 
-    def __init__(self, pixels: "torch.Tensor | OnDisk"):
+    def __init__(self, pixels: torch.Tensor | OnDisk):
         self.pixels = pixels
         self.shape = tuple(pixels.shape[1:])
 

@@ -27,8 +27,8 @@ from genmodels.images.read import (
 
 __all__ = [
     "CROPS",
-    "OnDisk",
     "SUFFIXES",
+    "OnDisk",
     "Tree",
     "as_bytes",
     "contact_sheet",

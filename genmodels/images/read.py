@@ -264,7 +264,7 @@ class Tree:
 
 
 @functools.lru_cache(maxsize=8)
-def _archive(path: Path, process: int, *version: int) -> zipfile.ZipFile:
+def _archive(path: Path, process: int, *version: int) -> zipfile.ZipFile:  # noqa: ARG001
     """Return the open zip; each process has its own, for a file position cannot be shared."""
     return zipfile.ZipFile(path)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning as L
 import torch
@@ -53,7 +53,7 @@ class GenerativeModule(L.LightningModule):
     # SAMPLE_OPTIONS       sample() takes these beyond seeds and labels: see settings_of
     # INPAINTS             sample() takes known= and mask=
     # LIKELIHOODS          log_prob() of these kinds: "ode" first where there is one, then bounds
-    # LIKELIHOOD_OPTIONS   log_prob() takes these beyond its own, as SAMPLE_OPTIONS
+    # LIKELIHOOD_OPTIONS   log_prob() takes these beyond kind and seeds, as SAMPLE_OPTIONS
     # CLUSTERS             cluster(x) -> p(cluster | x), (B, C)
     # OOD_SCORES           ood_scores(x) -> {name: (B,)}, higher = more like the training data
     # DENOISE_LAWS         restore() of noise of these laws: {law: what its level is}
@@ -65,22 +65,20 @@ class GenerativeModule(L.LightningModule):
     LABEL_DROPOUT: bool = False
     P_STD: bool = False
     RETRIES: bool = False
-    SAMPLE_OPTIONS: dict[str, dataclasses.Field] = {}
+    SAMPLE_OPTIONS: ClassVar[dict[str, dataclasses.Field]] = {}
     INPAINTS: bool = False
     LIKELIHOODS: tuple[str, ...] = ()
-    LIKELIHOOD_OPTIONS: dict[str, dataclasses.Field] = {}
+    LIKELIHOOD_OPTIONS: ClassVar[dict[str, dataclasses.Field]] = {}
     CLUSTERS: bool = False
     OOD_SCORES: bool = False
-    DENOISE_LAWS: dict[str, str] = {}
+    DENOISE_LAWS: ClassVar[dict[str, str]] = {}
     ANY_SIZE: bool = False
     ESTIMATORS: tuple[str, ...] = ()
 
     def __init__(self, cfg: config.Config) -> None:
         super().__init__()
         kind = "an energy" if self.ENERGY else "a denoiser"
-        fitting = [
-            name for name, net in NETWORKS.items() if getattr(net, "ENERGY", False) == self.ENERGY
-        ]
+        fitting = [name for name, net in NETWORKS.items() if net.ENERGY == self.ENERGY]
         check(
             cfg.network.name in fitting,
             "network.name",

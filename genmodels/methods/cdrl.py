@@ -234,10 +234,7 @@ class CDRL(GenerativeModule):
         def network(x: Tensor, rung: Rung, labels: Tensor | None) -> Tensor:
             return self.initializer(x, rung.noise, labels)
 
-        if blend is None:
-            change = network(x_t, rung, labels)
-        else:
-            change = blend.map(network, x_t, rung)
+        change = network(x_t, rung, labels) if blend is None else blend.map(network, x_t, rung)
         return x_t + change.float() + over_items(rung.v.sqrt(), noise) * noise
 
     def _labels(self, labels: Tensor, n: Tensor) -> Tensor | None:

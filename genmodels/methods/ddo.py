@@ -105,7 +105,7 @@ class Discriminative:
         precision, tf32 = cfg.trainer.precision, cfg.trainer.tf32
         check(precision == "32-true", "trainer.precision", precision, f"{why}; use 32-true")
         check(not tf32, "trainer.tf32", "true", f"{why}; use false")
-        dropout = getattr(cfg.network, "dropout", 0)
+        dropout = cfg.network.dropout
         check(not dropout, "network.dropout", dropout, f"{why}; use 0")
         self.frozen = None if reference is None else Frozen(reference)
 

@@ -160,7 +160,7 @@ class EDM(GenerativeModule):
     def __init__(self, cfg: config.Config) -> None:
         super().__init__(cfg)
         cfg.method.check(
-            not cfg.method.augment or getattr(cfg.network, "augment", False),
+            not cfg.method.augment or cfg.network.augment,
             "augment",
             "needs network.name=edm_unet, network.augment=true",
         )
@@ -171,7 +171,7 @@ class EDM(GenerativeModule):
             "needs a conditional model (data.labels=true, method.label_dropout=0.1)",
         )
         check(
-            not getattr(NETWORKS[cfg.network.name], "ENCODER", False),
+            not NETWORKS[cfg.network.name].ENCODER,
             "network.name",
             cfg.network.name,
             "needs a network that makes images: unet, edm_unet",

@@ -19,6 +19,7 @@ TMLR 2025, arXiv 2401.00873; Grathwohl et al., "Your classifier is secretly an e
 and you should treat it like one", arXiv 1912.03263 (JEM); Manhaeve et al., arXiv 1805.10872 (sums).
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,7 +152,7 @@ class GEDI(GenerativeModule):
             f"{cfg.data.name} has no classes to count; give the number of clusters",
         )
         check(
-            getattr(network, "ENCODER", False),
+            network.ENCODER,
             "network.name",
             cfg.network.name,
             "GEDI needs an encoder: resnet8 or perceptron",
@@ -169,7 +170,7 @@ class GEDI(GenerativeModule):
             )
         self.net = network(cfg.network, self.shape)
         sizes = [self.net.width] + [method.head_width] * bool(method.head_width) + [self.clusters]
-        layers = [nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:])]
+        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
         self.head = nn.Sequential(layers[0], *(nn.Sequential(nn.SiLU(), x) for x in layers[1:]))
         self.scalar = nn.Linear(self.net.width, 1) if method.energy == "scalar" else None
         self.replay = Replay(method.buffer, self.shape, method.reinit, cfg.seed, method.retry)

@@ -1,7 +1,7 @@
 """Noise2Score: restore noisy pictures with the score of noisy pictures alone.
 
     y        noisy pixels on [0, 1], not clipped; x the clean ones; s(y) = grad_y log p(y)
-    w        y where its noise is nearly even: y, sqrt or log of it (noise.py); deviation sigma
+    w        y where its noise is nearly even: y, sqrt or log of it (noise/laws.py); deviation sigma
     z        w + sigma_a u,  u ~ N(0, I),  t = sigma^2 + sigma_a^2
     learned  AR-DAE: E |u + sigma_a s(z; t)|^2, least at the score;  s(z; t) = -F(z; t) / sqrt(t)
     restored x = the law's estimate from y and s(y), e.g. y + sigma^2 s for Gaussian noise

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from genmodels.images import from_uint8
+from genmodels.images import OnDisk, from_uint8
 
 __all__ = [
     "SYNTHETIC",
@@ -94,7 +94,7 @@ def synthetic(name: str, images: torch.Tensor, seed: int = 0) -> torch.Tensor:
     return ((one + other + 1) // 2).to(torch.uint8)
 
 
-def first_images(images: Any, num: int) -> Any:
+def first_images(images: torch.Tensor | OnDisk, num: int) -> Any:
     """Return the first num of a tensor of images, or of OnDisk; all of them where num is 0."""
     return images[:num] if num else images
 

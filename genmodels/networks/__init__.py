@@ -1,5 +1,6 @@
 """Networks: one file each. NETWORKS maps network.name to its class."""
 
+from genmodels.networks.base import Network
 from genmodels.networks.denoiser import Denoiser, N2SUNet
 from genmodels.networks.ebm import EBM
 from genmodels.networks.edm_unet import EDMUNet
@@ -7,12 +8,14 @@ from genmodels.networks.encoder import Perceptron, ResNet8
 from genmodels.networks.mlp import MLP
 from genmodels.networks.unet import UNet
 
-# A class here has `Config`, `__init__(cfg, shape, classes)` and
+__all__ = ["NETWORKS"]
+
+# A class here is a Network with `Config` (a NetworkConfig), `__init__(cfg, shape, classes)` and
 # `forward(x, noise, labels=None, augment=None) -> (B, C, H, W)`: x (B, C, H, W), noise (B,) the
 # encoded noise level, labels int64 (B,) with -1 = none, augment (B, 9) where supported. Energies
 # (ENERGY = True) return f = -E, (B,), higher = likelier. Encoders (ENCODER = True) have
 # `forward(x) -> (B, width)` and the attribute width.
-NETWORKS = {
+NETWORKS: dict[str, type[Network]] = {
     "unet": UNet,
     "edm_unet": EDMUNet,
     "ebm": EBM,

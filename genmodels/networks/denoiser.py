@@ -1,34 +1,37 @@
 """Networks of Noise2Score: a small U-Net that knows the noise level, and the paper's own."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-from genmodels.config import check, setting
+from genmodels.config import setting
+from genmodels.kernels.broadcast import over_items
+from genmodels.networks.base import Network, NetworkConfig
 from genmodels.networks.unet import pad_to_multiple
+
+__all__ = ["Denoiser", "DenoiserConfig", "N2SUNet", "N2SUNetConfig"]
 
 
 @dataclass
-class DenoiserConfig:
+class DenoiserConfig(NetworkConfig):
     """A U-Net of residual blocks without normalisation, from half the resolution down."""
 
     name: str = setting("denoiser", "")
-    channels: list[int] = setting([64, 96, 128], "channels at 1/2, 1/4, 1/8 ... of the resolution")
-    blocks: list[int] = setting([1, 1, 2], "residual blocks on each side of each level")
+    channels: list[int] = setting(
+        [64, 96, 128], "channels at 1/2, 1/4, 1/8 ... of the resolution", ge=1
+    )
+    blocks: list[int] = setting([1, 1, 2], "residual blocks on each side of each scale", ge=1)
 
     def __post_init__(self):
-        check(
-            self.channels and min(self.channels) >= 1,
-            "network.channels",
-            self.channels,
-            "must be positive whole numbers, one for each level",
-        )
-        check(
-            len(self.blocks) == len(self.channels) and min(self.blocks) >= 1,
-            "network.blocks",
-            self.blocks,
+        super().__post_init__()
+        self.check(self.channels, "channels", "must be positive whole numbers, one for each scale")
+        self.check(
+            len(self.blocks) == len(self.channels),
+            "blocks",
             f"must be {len(self.channels)} positive whole numbers",
         )
 
@@ -36,19 +39,19 @@ class DenoiserConfig:
 class Residual(nn.Module):
     """x + conv(relu(conv(x))), 3x3; the second convolution starts small."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int):
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         with torch.no_grad():
             self.second.weight.mul_(0.1)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Return features like x."""
         return x + self.second(functional.relu(self.first(x)))
 
 
-class Denoiser(nn.Module):
+class Denoiser(Network):
     """F(x; noise) of pictures of any size, noise being one more input channel.
 
     Two by two pixels become channels first: at a quarter of the places a convolution costs a
@@ -64,7 +67,7 @@ class Denoiser(nn.Module):
 
     Config = DenoiserConfig
 
-    def __init__(self, cfg, shape, classes=0):
+    def __init__(self, cfg: DenoiserConfig, shape: Sequence[int], classes: int = 0):
         super().__init__()
         channels, pairs = cfg.channels, list(zip(cfg.channels, cfg.channels[1:]))
         self.multiple = 2 ** len(channels)
@@ -77,12 +80,18 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.exit.weight)  # F = 0 at first: the estimate is the noisy picture
         nn.init.zeros_(self.exit.bias)
 
-    def forward(self, x, noise, labels=None, augment=None):
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Return F, (B, C, H, W); noise (B,) of order one."""
         height, width = x.shape[-2:]
         h = functional.pixel_unshuffle(pad_to_multiple(x, self.multiple), 2)
-        level = noise.reshape(-1, 1, 1, 1).expand(-1, 1, *h.shape[-2:])
-        h = self.entry(torch.cat([h, level.to(h)], dim=1))
+        noise_map = over_items(noise, h).expand(-1, 1, *h.shape[-2:])
+        h = self.entry(torch.cat([h, noise_map.to(h)], dim=1))
         kept = []
         for block, down in zip(self.before, self.down):
             kept.append(block(h))
@@ -93,18 +102,18 @@ class Denoiser(nn.Module):
         return functional.pixel_shuffle(self.exit(h), 2)[..., :height, :width]
 
 
-def _blocks(channels, count):
+def _blocks(channels: int, count: int) -> nn.Sequential:
     return nn.Sequential(*(Residual(channels) for _ in range(count)))
 
 
 @dataclass
-class N2SUNetConfig:
+class N2SUNetConfig(NetworkConfig):
     """The U-Net of Noise2Score's authors: blocks shared across scales, blind to the level."""
 
     name: str = setting("n2s_unet", "")
 
 
-class N2SUNet(nn.Module):
+class N2SUNet(Network):
     """The paper's network, 0.70 M parameters: five poolings, blocks of one width used again.
 
     Leaky ReLU 0.1; normal initialisation with deviation 0.02 (as its released training does).
@@ -120,7 +129,7 @@ class N2SUNet(nn.Module):
     Config = N2SUNetConfig
     multiple = 32
 
-    def __init__(self, cfg, shape, classes=0):
+    def __init__(self, cfg: N2SUNetConfig, shape: Sequence[int], classes: int = 0):
         super().__init__()
         channels, up = shape[0], {"stride": 2, "padding": 1, "output_padding": 1}
         self.first = _convs(channels, 48, 48)
@@ -138,7 +147,13 @@ class N2SUNet(nn.Module):
                 nn.init.normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, x, noise=None, labels=None, augment=None):
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor | None = None,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Return R, (B, C, H, W), of pictures of any size; the level is not used."""
         height, width = x.shape[-2:]
         x = pad_to_multiple(x, self.multiple)
@@ -151,8 +166,8 @@ class N2SUNet(nn.Module):
         return self.last(torch.cat([h, x], dim=1))[..., :height, :width]
 
 
-def _convs(*channels):
+def _convs(*channels: int) -> nn.Sequential:
     layers = []
-    for a, b in zip(channels, channels[1:]):
+    for a, b in itertools.pairwise(channels):
         layers += [nn.Conv2d(a, b, 3, padding=1), nn.LeakyReLU(0.1)]
     return nn.Sequential(*layers)

@@ -15,57 +15,18 @@ al. 2018, arXiv 1802.05957 (spectral norm).
 """
 
 import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from genmodels.config import check, setting
+from genmodels.config import setting
+from genmodels.networks.base import Network, NetworkConfig
 
 __all__ = ["EBM", "EBMConfig", "EnergyEmbedding", "Linear", "fixed_weights", "power_iteration"]
-
-KINDS = ("cdrl", "drl")
-
-
-@dataclass
-class EBMConfig:
-    """Residual energy network (Zhu et al. 2024); the defaults are CIFAR-10's, 34.8 M parameters."""
-
-    name: str = setting("ebm", "")
-    kind: str = setting(
-        "cdrl",
-        "cdrl, or drl: the second convolutions start at 0, weights are "
-        "divided by max(sigma, 1), no activation of the level's shift",
-    )
-    channels: int = setting(128, "channels of the finest stage")
-    multipliers: list[int] = setting([1, 2, 2, 2], "channels of each stage / channels")
-    blocks: int = setting(8, "residual blocks for each stage")
-    activation: str = setting("leaky", "leaky (as released) or silu (smooth)")
-    spectral_norm: bool = setting(True, "divide weights by their largest singular value")
-
-    def __post_init__(self):
-        check(self.kind in KINDS, "network.kind", self.kind, f"choose from {', '.join(KINDS)}")
-        check(
-            self.channels >= 2 and self.channels % 2 == 0,
-            "network.channels",
-            self.channels,
-            "must be even and >= 2",
-        )
-        check(
-            self.multipliers and min(self.multipliers) > 0,
-            "network.multipliers",
-            self.multipliers,
-            "must be positive whole numbers, one for each stage",
-        )
-        check(self.blocks >= 1, "network.blocks", self.blocks, "must be >= 1")
-        check(
-            self.activation in ENERGY_ACTIVATIONS,
-            "network.activation",
-            self.activation,
-            f"choose from {', '.join(ENERGY_ACTIVATIONS)}",
-        )
-
 
 # name -> (activation, activation of the head)
 ENERGY_ACTIVATIONS = {
@@ -74,7 +35,32 @@ ENERGY_ACTIVATIONS = {
 }
 
 
-class EBM(nn.Module):
+@dataclass
+class EBMConfig(NetworkConfig):
+    """Residual energy network (Zhu et al. 2024); the defaults are CIFAR-10's, 34.8 M parameters."""
+
+    name: str = setting("ebm", "")
+    kind: str = setting(
+        "cdrl",
+        "drl: the second convolutions start at 0, weights are divided by max(sigma, 1), no "
+        "activation of the level's shift",
+        choices=("cdrl", "drl"),
+    )
+    channels: int = setting(128, "channels of the finest stage", ge=2)
+    multipliers: list[int] = setting([1, 2, 2, 2], "channels of each stage / channels", ge=1)
+    blocks: int = setting(8, "residual blocks for each stage", ge=1)
+    activation: str = setting("leaky", "leaky as released, silu smooth", choices=ENERGY_ACTIVATIONS)
+    spectral_norm: bool = setting(True, "divide weights by their largest singular value")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(self.channels % 2 == 0, "channels", "must be even")
+        self.check(
+            self.multipliers, "multipliers", "must be positive whole numbers, one for each stage"
+        )
+
+
+class EBM(Network):
     """f(x, level), (B, C, H, W) -> (B,). Any H and W: the means ignore what lies outside.
 
     Args:
@@ -86,7 +72,7 @@ class EBM(nn.Module):
     Config = EBMConfig
     ENERGY = True
 
-    def __init__(self, cfg, shape, classes=0):
+    def __init__(self, cfg: EBMConfig, shape: Sequence[int], classes: int = 0):
         super().__init__()
         options = {"norm": cfg.spectral_norm, "bounded": cfg.kind == "drl"}
         self.act, self.head_act = ENERGY_ACTIVATIONS[cfg.activation]
@@ -102,7 +88,15 @@ class EBM(nn.Module):
             self.stages.append(nn.ModuleList(blocks))
         self.head = nn.Linear(dim, width, bias=False)
 
-    def forward(self, x, noise, labels=None, augment=None, *, dtype=torch.float32):
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
         """Return f, (B,), in `dtype`; the sum over pixels and channels is made in it.
 
         Args:
@@ -130,9 +124,13 @@ class EBM(nn.Module):
 class EnergyEmbedding(nn.Module):
     """Activated embedding of level and label, (B,), (B,) -> (B, 4 * channels)."""
 
-    def __init__(self, channels, classes, act, **options):
+    def __init__(
+        self, channels: int, classes: int, act: Callable[[Tensor], Tensor], **options: bool
+    ):
         super().__init__()
-        self.classes, self.act, self.dim = classes, act, 4 * channels
+        self.classes = classes
+        self.act = act
+        self.dim = 4 * channels
         self.memo = None  # (noise, labels, value) of the latest call inside fixed_weights()
         half = channels // 2
         self.register_buffer(
@@ -143,7 +141,7 @@ class EnergyEmbedding(nn.Module):
         # The last column stands for "no label".
         self.label = Linear(classes + 1, self.dim, bias=False, **options) if classes else None
 
-    def forward(self, noise, labels=None):
+    def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return (B, dim); noise (B,), labels int64 (B,) with -1 = none, or None."""
         if self.memo is None:
             return self._embed(noise, labels)
@@ -151,7 +149,7 @@ class EnergyEmbedding(nn.Module):
             self.memo = (noise, labels, self._embed(noise, labels).detach())
         return self.memo[2]
 
-    def _embed(self, noise, labels):
+    def _embed(self, noise: Tensor, labels: Tensor | None) -> Tensor:
         angles = noise.float()[:, None] * self.frequencies
         x = self.outer(self.act(self.hidden(torch.cat([angles.sin(), angles.cos()], dim=1))))
         if self.label is not None:
@@ -164,7 +162,9 @@ class EnergyEmbedding(nn.Module):
 class EnergyBlock(nn.Module):
     """Residual block; the embedding shifts the channels between the two convolutions."""
 
-    def __init__(self, inputs, outputs, dim, cfg, options):
+    def __init__(
+        self, inputs: int, outputs: int, dim: int, cfg: EBMConfig, options: dict[str, bool]
+    ):
         super().__init__()
         self.act = ENERGY_ACTIVATIONS[cfg.activation][0]
         self.shift_act = self.act if cfg.kind == "cdrl" else nn.Identity()
@@ -179,7 +179,7 @@ class EnergyBlock(nn.Module):
             nn.init.zeros_(self.conv_out.weight)
             nn.init.zeros_(self.conv_out.bias)
 
-    def forward(self, x, embedding):
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Return (B, outputs, H, W) for x (B, inputs, H, W)."""
         h = self.conv_in(self.act(x))
         h = h + self.shift_act(self.shift(embedding))[..., None, None].to(h.dtype)
@@ -202,14 +202,16 @@ class Spectral:
         bounded: divide by max(sigma, 1): weights may shrink.
     """
 
-    def _prepare(self, norm, bounded):
-        self.norm, self.bounded, self.used = norm, bounded, None
+    def _prepare(self, norm: bool, bounded: bool) -> None:
+        self.norm = norm
+        self.bounded = bounded
+        self.used = None
         if norm:
             self.register_buffer("u", F.normalize(torch.randn(self.weight.shape[0]), dim=0))
             self.iterate(15)
 
     @torch.no_grad()
-    def iterate(self, times=1):
+    def iterate(self, times: int = 1) -> None:
         """Do power iterations on W W'."""
         rows = self.weight.flatten(1)
         for _ in range(times):
@@ -218,7 +220,7 @@ class Spectral:
             # from u = 0 no iteration would ever come back.
             self.u.copy_(torch.where(u.norm() > 0.5, u, self.u))
 
-    def effective_weight(self):
+    def effective_weight(self) -> Tensor:
         """Return W / sigma, or the weight that fixed_weights() has laid ready."""
         if self.used is not None or not self.norm:
             return self.weight if self.used is None else self.used
@@ -233,11 +235,11 @@ class Spectral:
 class Conv(Spectral, nn.Conv2d):
     """nn.Conv2d with the weight of Spectral."""
 
-    def __init__(self, *args, norm=True, bounded=False, **kwargs):
+    def __init__(self, *args: Any, norm: bool = True, bounded: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._prepare(norm, bounded)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Return the convolution."""
         return self._conv_forward(x, self.effective_weight(), self.bias)
 
@@ -245,16 +247,16 @@ class Conv(Spectral, nn.Conv2d):
 class Linear(Spectral, nn.Linear):
     """nn.Linear with the weight of Spectral."""
 
-    def __init__(self, *args, norm=True, bounded=False, **kwargs):
+    def __init__(self, *args: Any, norm: bool = True, bounded: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._prepare(norm, bounded)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Return the product."""
         return F.linear(x, self.effective_weight(), self.bias)
 
 
-def power_iteration(net):
+def power_iteration(net: nn.Module) -> None:
     """Do one power iteration in every layer with a spectral norm; once per optimizer step."""
     for layer in net.modules():
         if isinstance(layer, Spectral) and layer.norm:
@@ -262,7 +264,7 @@ def power_iteration(net):
 
 
 @contextlib.contextmanager
-def fixed_weights(net):
+def fixed_weights(net: nn.Module) -> Iterator[None]:
     """Compute every W / sigma once, without gradient, for all calls inside: for chains.
 
     The embedding too is computed once for a chain, as long as the very same tensors come in.

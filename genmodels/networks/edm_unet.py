@@ -14,61 +14,21 @@ References: Song et al. 2021, arXiv 2011.13456, appendix H (DDPM++, NCSN++); Dha
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from genmodels.config import check, setting
+from genmodels.networks.base import Network, NetworkConfig
 from genmodels.networks.unet import pad_to_multiple
 
 __all__ = ["FAMILIES", "EDMUNet", "EDMUNetConfig"]
 
 AUGMENT_DIM = 9  # width of the augmentation vector, see genmodels/data/augment.py
-
-
-@dataclass
-class EDMUNetConfig:
-    """DDPM++, NCSN++ or ADM; the defaults are EDM's CIFAR-10 network, 55.7 M parameters."""
-
-    name: str = setting("edm_unet", "")
-    kind: str = setting("ddpmpp", "ddpmpp, ncsnpp or adm")
-    channels: int = setting(128, "channels of the finest level, a multiple of 32")
-    multipliers: list[int] = setting([2, 2, 2], "channels of each level / channels, finest first")
-    blocks: int = setting(4, "residual blocks for each encoder level; the decoder has one more")
-    attention: list[int] = setting([16], "heights of the levels with self-attention")
-    dropout: float = setting(0.13, "dropout in the residual blocks")
-    augment: bool = setting(True, "take the 9 augmentation values as an input")
-
-    def __post_init__(self):
-        check(
-            self.kind in FAMILIES, "network.kind", self.kind, f"choose from {', '.join(FAMILIES)}"
-        )
-        check(
-            self.multipliers and min(self.multipliers) > 0,
-            "network.multipliers",
-            self.multipliers,
-            "must be positive whole numbers, one for each level",
-        )
-        check(self.channels >= 4, "network.channels", self.channels, "must be >= 4")
-        check(self.blocks >= 1, "network.blocks", self.blocks, "must be >= 1")
-        check(0 <= self.dropout < 1, "network.dropout", self.dropout, "must be in [0, 1)")
-        for width in [self.channels * multiplier for multiplier in self.multipliers]:
-            check(
-                width % 4 == 0 and width % min(32, width // 4) == 0,
-                "network.channels",
-                self.channels,
-                f"a level gets {width} channels, which do not divide into groups; "
-                "take a multiple of 32",
-            )
-            check(
-                self.kind != "adm" or width % 64 == 0,
-                "network.channels",
-                self.channels,
-                f"a level gets {width} channels; adm has heads of 64",
-            )
 
 
 class _Family(NamedTuple):
@@ -92,7 +52,43 @@ FAMILIES = {
 }
 
 
-class EDMUNet(nn.Module):
+@dataclass
+class EDMUNetConfig(NetworkConfig):
+    """DDPM++, NCSN++ or ADM; the defaults are EDM's CIFAR-10 network, 55.7 M parameters."""
+
+    name: str = setting("edm_unet", "")
+    kind: str = setting("ddpmpp", "which of the three networks", choices=FAMILIES)
+    channels: int = setting(128, "channels of the finest level, a multiple of 32", ge=4)
+    multipliers: list[int] = setting(
+        [2, 2, 2], "channels of each level / channels, finest first", ge=1
+    )
+    blocks: int = setting(
+        4, "residual blocks for each encoder level; the decoder has one more", ge=1
+    )
+    attention: list[int] = setting([16], "heights of the levels with self-attention")
+    dropout: float = setting(0.13, "dropout in the residual blocks", ge=0, lt=1)
+    augment: bool = setting(True, "take the 9 augmentation values as an input")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(
+            self.multipliers, "multipliers", "must be positive whole numbers, one for each level"
+        )
+        for width in [self.channels * multiplier for multiplier in self.multipliers]:
+            self.check(
+                width % 4 == 0 and width % min(32, width // 4) == 0,
+                "channels",
+                f"a level gets {width} channels, which do not divide into groups; "
+                "take a multiple of 32",
+            )
+            self.check(
+                self.kind != "adm" or width % 64 == 0,
+                "channels",
+                f"a level gets {width} channels; adm has heads of 64",
+            )
+
+
+class EDMUNet(Network):
     """Raw network F of the preconditioned denoiser, (B, C, H, W) -> (B, C, H, W).
 
     Any H and W: reflected at the right and bottom to the multiple that the levels need, and
@@ -110,7 +106,7 @@ class EDMUNet(nn.Module):
 
     Config = EDMUNetConfig
 
-    def __init__(self, cfg, shape, classes=0):
+    def __init__(self, cfg: EDMUNetConfig, shape: Sequence[int], classes: int = 0):
         super().__init__()
         family = FAMILIES[cfg.kind]
         widths = [cfg.channels * multiplier for multiplier in cfg.multipliers]
@@ -127,11 +123,15 @@ class EDMUNet(nn.Module):
         self.embedding = UNetEmbedding(cfg.kind, cfg.channels, classes, cfg.augment)
         dim = self.embedding.dim
 
-        def block(inputs, outputs, attention=False, resample=""):
+        def block(
+            inputs: int, outputs: int, attention: bool = False, resample: str = ""
+        ) -> UNetBlock:
             return UNetBlock(inputs, outputs, dim, family, cfg.dropout, attention, resample)
 
         self.stem = nn.Conv2d(shape[0], cfg.channels, 3, padding=1)
-        self.encoder, self.pyramid, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.encoder = nn.ModuleList()
+        self.pyramid = nn.ModuleList()
+        self.decoder = nn.ModuleList()
         width, skips, image = cfg.channels, [cfg.channels], shape[0]
         for level, outputs in enumerate(widths):
             if level > 0:
@@ -159,7 +159,7 @@ class EDMUNet(nn.Module):
         self._initialise(cfg.kind)
 
     @torch.no_grad()
-    def _initialise(self, kind):
+    def _initialise(self, kind: str) -> None:
         """Set the weights as Karras et al. 2022, table 7, do; ADM keeps PyTorch's defaults."""
         last = [self.output]
         for module in self.modules():
@@ -177,7 +177,13 @@ class EDMUNet(nn.Module):
                 if isinstance(module, Attention):
                     module.qkv.weight.mul_(math.sqrt(0.2))
 
-    def forward(self, x, noise, labels=None, augment=None):
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Return the network's output.
 
         Args:
@@ -214,9 +220,11 @@ class UNetEmbedding(nn.Module):
     one-hot vector has unit variance; ADM adds it after the second linear layer.
     """
 
-    def __init__(self, kind, channels, classes, augment):
+    def __init__(self, kind: str, channels: int, classes: int, augment: bool):
         super().__init__()
-        self.adm, self.classes, self.dim = kind == "adm", classes, 4 * channels
+        self.adm = kind == "adm"
+        self.classes = classes
+        self.dim = 4 * channels
         features = channels * (2 if FAMILIES[kind].fourier else 1)
         half = features // 2
         if FAMILIES[kind].fourier:
@@ -237,7 +245,7 @@ class UNetEmbedding(nn.Module):
             if self.adm:
                 nn.init.zeros_(self.augment.weight)
 
-    def forward(self, noise, labels, augment):
+    def forward(self, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         """Return (B, dim); noise (B,), labels int64 (B,) or None, augment (B, 9) or None."""
         angles = noise[:, None] * self.frequencies
         waves = (angles.cos(), angles.sin())
@@ -255,7 +263,7 @@ class UNetEmbedding(nn.Module):
             x = x + self.label(label)
         return F.silu(x)
 
-    def _one_hot(self, labels, like):
+    def _one_hot(self, labels: Tensor | None, like: Tensor) -> Tensor:
         """Return (B, classes), a row of zeros where there is no label."""
         if labels is None:
             return like.new_zeros(len(like), self.classes)
@@ -265,9 +273,20 @@ class UNetEmbedding(nn.Module):
 class UNetBlock(nn.Module):
     """Residual block with an optional change of resolution and optional attention at its end."""
 
-    def __init__(self, inputs, outputs, dim, family, dropout, attention, resample):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        dim: int,
+        family: _Family,
+        dropout: float,
+        attention: bool,
+        resample: str,
+    ):
         super().__init__()
-        self.scale, self.adaptive, self.dropout = family.scale, family.adaptive, dropout
+        self.scale = family.scale
+        self.adaptive = family.adaptive
+        self.dropout = dropout
         self.resample = Resample(resample, family.filter) if resample else None
         self.norm_in = _group_norm(inputs, family.eps)
         self.conv_in = nn.Conv2d(inputs, outputs, 3, padding=1)
@@ -278,7 +297,7 @@ class UNetBlock(nn.Module):
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if project else nn.Identity()
         self.attention = Attention(outputs, family) if attention else None
 
-    def forward(self, x, embedding):
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Return (B, outputs, H', W') for x (B, inputs, H, W) and embedding (B, dim)."""
         y = F.silu(self.norm_in(x))
         if self.resample is not None:
@@ -302,14 +321,14 @@ class Attention(nn.Module):
     are then views, and SDPA needs no copy. Its softmax is in float32 for half-precision inputs.
     """
 
-    def __init__(self, channels, family):
+    def __init__(self, channels: int, family: _Family):
         super().__init__()
         self.heads = max(1, channels // family.head) if family.head else 1
         self.norm = _group_norm(channels, family.eps)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Return the projected average of the values, (B, C, H, W)."""
         batch, channels, height, width = x.shape
         # Fused SDPA wants the channels last in memory; in channels-last format this is free.
@@ -327,13 +346,13 @@ class PyramidConv(nn.Module):
     convolution with the composed kernel would do; the bias comes last.
     """
 
-    def __init__(self, inputs, outputs, filter):
+    def __init__(self, inputs: int, outputs: int, filter: tuple[int, ...]):
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, 3, padding=1 + (len(filter) - 1) // 2, bias=False)
         self.halve = Resample("down", filter, padding=0)
         self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Return (B, outputs, H/2, W/2)."""
         x = self.halve(self.conv(x))
         return x + self.bias[:, None, None].to(x.dtype)
@@ -342,15 +361,17 @@ class PyramidConv(nn.Module):
 class Resample(nn.Module):
     """Halve ("down") or double ("up") a map with a separable filter, depthwise."""
 
-    def __init__(self, mode, filter, padding=1):
+    def __init__(self, mode: str, filter: tuple[int, ...], padding: int = 1):
         super().__init__()
-        self.mode, self.padding, self.box = mode, padding, filter == (1, 1)
+        self.mode = mode
+        self.padding = padding
+        self.box = filter == (1, 1)
         taps = torch.tensor(filter, dtype=torch.float32)
         kernel = taps[:, None] * taps / taps.sum() ** 2
         # Doubling spreads the samples over four times as many positions.
         self.register_buffer("kernel", kernel * (4 if mode == "up" else 1), persistent=False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Return (B, C, H/2, W/2) or (B, C, 2H, 2W)."""
         if self.box and self.mode == "down":
             return F.avg_pool2d(x, 2)
@@ -361,5 +382,5 @@ class Resample(nn.Module):
         return convolve(x, kernel, stride=2, padding=self.padding, groups=x.shape[1])
 
 
-def _group_norm(channels, eps):
+def _group_norm(channels: int, eps: float) -> nn.GroupNorm:
     return nn.GroupNorm(min(32, channels // 4), channels, eps)

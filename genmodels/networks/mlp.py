@@ -11,54 +11,46 @@ Reference: Salimans and Ho 2021, "Should EBMs model the energy or the score?" (f
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from genmodels.config import check, setting
+from genmodels.config import setting
+from genmodels.networks.base import Network, NetworkConfig
 from genmodels.networks.ebm import ENERGY_ACTIVATIONS, EnergyEmbedding, Linear
 
 __all__ = ["MLP", "MLPConfig"]
 
 
 @dataclass
-class MLPConfig:
+class MLPConfig(NetworkConfig):
     """Residual multilayer perceptron over the flattened image."""
 
     name: str = setting("mlp", "")
-    width: int = setting(128, "hidden units")
-    layers: int = setting(2, "residual layers")
-    activation: str = setting("silu", "leaky or silu")
-    form: str = setting("dot", "the energy: dot (linear in the last layer) or distance (squared)")
+    width: int = setting(128, "hidden units", ge=2)
+    layers: int = setting(2, "residual layers", ge=1)
+    activation: str = setting("silu", "of the hidden units", choices=ENERGY_ACTIVATIONS)
+    form: str = setting(
+        "dot",
+        "the energy: dot linear in the last layer, distance squared",
+        choices=("dot", "distance"),
+    )
     stem_scale: float = setting(
         1.0,
-        "factor on the first layer's weights at the start: above 1, "
-        "finer structure (without spectral norm)",
+        "factor on the first layer's weights at the start: above 1, finer structure (without "
+        "spectral norm)",
+        gt=0,
     )
     spectral_norm: bool = setting(False, "divide weights by their largest singular value")
 
     def __post_init__(self):
-        check(
-            self.width >= 2 and self.width % 2 == 0,
-            "network.width",
-            self.width,
-            "must be even and >= 2",
-        )
-        check(self.layers >= 1, "network.layers", self.layers, "must be >= 1")
-        check(
-            self.activation in ENERGY_ACTIVATIONS,
-            "network.activation",
-            self.activation,
-            f"choose from {', '.join(ENERGY_ACTIVATIONS)}",
-        )
-        check(self.stem_scale > 0, "network.stem_scale", self.stem_scale, "must be > 0")
-        check(
-            self.form in ("dot", "distance"), "network.form", self.form, "choose from dot, distance"
-        )
+        super().__post_init__()
+        self.check(self.width % 2 == 0, "width", "must be even")
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """f(x, level), (B, C, H, W) -> (B,); with energy=False the map M (B, C, H, W), at first zero.
 
     Args:
@@ -71,10 +63,11 @@ class MLP(nn.Module):
     Config = MLPConfig
     ENERGY = True
 
-    def __init__(self, cfg, shape, classes=0, energy=True):
+    def __init__(self, cfg: MLPConfig, shape: Sequence[int], classes: int = 0, energy: bool = True):
         super().__init__()
         options = {"norm": cfg.spectral_norm}
-        self.act, self.form = ENERGY_ACTIVATIONS[cfg.activation][0], cfg.form if energy else "map"
+        self.act = ENERGY_ACTIVATIONS[cfg.activation][0]
+        self.form = cfg.form if energy else "map"
         self.embedding = EnergyEmbedding(max(2, cfg.width // 8 * 2), classes, self.act, **options)
         dim, size = self.embedding.dim, math.prod(shape)
         self.stem = Linear(size, cfg.width, **options)
@@ -96,7 +89,15 @@ class MLP(nn.Module):
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
 
-    def forward(self, x, noise, labels=None, augment=None, *, dtype=torch.float32):
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
         """Return f (B,) in `dtype`, or the map's value like x; arguments as for EBM."""
         if augment is not None:
             raise ValueError("network.name=mlp: takes no augmentation values")

@@ -15,7 +15,22 @@ arXiv 2206.00364, table 1 and appendices B.6 (edm) and C (the others).
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from genmodels.kernels.broadcast import over_items
+
+__all__ = [
+    "IDDPM",
+    "PRECONDS",
+    "VE",
+    "VP",
+    "LogSpace",
+    "Precond",
+    "Uncertainty",
+    "iddpm_levels",
+]
+
+Coefficients = tuple[Tensor, Tensor, Tensor, Tensor]  # c_skip, c_out, c_in, c_noise
 
 
 class Precond(nn.Module):
@@ -31,11 +46,12 @@ class Precond(nn.Module):
 
     sigma_min, sigma_max = 0.0, math.inf  # the noise levels the network is trained for
 
-    def __init__(self, net, sigma_data=0.5):
+    def __init__(self, net: nn.Module, sigma_data: float = 0.5):
         super().__init__()
-        self.net, self.sigma_data = net, sigma_data
+        self.net = net
+        self.sigma_data = sigma_data
 
-    def coefficients(self, sigma):
+    def coefficients(self, sigma: Tensor) -> Coefficients:
         """Return (c_skip, c_out, c_in, c_noise), each of sigma's shape; sigma > 0."""
         variance = sigma**2 + self.sigma_data**2
         c_skip = self.sigma_data**2 / variance
@@ -44,11 +60,11 @@ class Precond(nn.Module):
         c_noise = sigma.log() / 4
         return c_skip, c_out, c_in, c_noise
 
-    def loss_weight(self, sigma):
+    def loss_weight(self, sigma: Tensor) -> Tensor:
         """Return 1 / c_out^2, the weight of |D - x|^2 that makes all sigma equal at first."""
         return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
 
-    def training_sigma(self, z, p_mean, p_std):
+    def training_sigma(self, z: Tensor, p_mean: float, p_std: float) -> Tensor:
         """Return the noise levels of training images, of z's shape.
 
         Args:
@@ -57,11 +73,17 @@ class Precond(nn.Module):
         """
         return (p_mean + p_std * z).exp()
 
-    def known_sigma(self, sigma):
+    def known_sigma(self, sigma: Tensor) -> Tensor:
         """Return the nearest noise levels that the network knows, in sigma's dtype."""
         return sigma
 
-    def forward(self, x, sigma, labels=None, augment=None):
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Return the denoised image, float32 (B, C, H, W).
 
         Args:
@@ -72,7 +94,7 @@ class Precond(nn.Module):
         """
         x, sigma = x.float(), sigma.float().expand(len(x))
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
-        c_skip, c_out, c_in = (c.reshape(-1, 1, 1, 1) for c in (c_skip, c_out, c_in))
+        c_skip, c_out, c_in = (over_items(c, x) for c in (c_skip, c_out, c_in))
         raw = self.net(c_in * x, c_noise, labels, augment)
         return c_skip * x + c_out * raw.float()
 
@@ -85,30 +107,32 @@ class VP(Precond):
 
     beta_d, beta_min, first = 19.9, 0.1, 1e-5
 
-    def __init__(self, net, sigma_data=0.5):
+    def __init__(self, net: nn.Module, sigma_data: float = 0.5):
         super().__init__(net, sigma_data)
         exponents = [self.beta_d * t**2 / 2 + self.beta_min * t for t in (self.first, 1.0)]
         self.sigma_min, self.sigma_max = (math.sqrt(math.expm1(e)) for e in exponents)
 
-    def sigma(self, t):
+    def sigma(self, t: Tensor) -> Tensor:
         """Return the noise level at time t."""
         return (self.beta_d * t**2 / 2 + self.beta_min * t).expm1().sqrt()
 
-    def time(self, sigma):
+    def time(self, sigma: Tensor) -> Tensor:
         """Return the time of a noise level, the inverse of sigma()."""
         root = self.beta_min**2 + 2 * self.beta_d * (sigma**2).log1p()
         return (root.sqrt() - self.beta_min) / self.beta_d
 
-    def coefficients(self, sigma):
+    def coefficients(self, sigma: Tensor) -> Coefficients:
         """Return (c_skip, c_out, c_in, c_noise); c_noise is on the scale of 1000 steps."""
         c_in = (sigma**2 + 1).rsqrt()
         return torch.ones_like(sigma), -sigma, c_in, 999 * self.time(sigma)
 
-    def loss_weight(self, sigma):
+    def loss_weight(self, sigma: Tensor) -> Tensor:
         """Return 1 / sigma^2: the squared error of the predicted noise."""
         return 1 / sigma**2
 
-    def training_sigma(self, z, p_mean=None, p_std=None):
+    def training_sigma(
+        self, z: Tensor, p_mean: float | None = None, p_std: float | None = None
+    ) -> Tensor:
         """Return sigma(t) for t uniform in [1e-5, 1]."""
         return self.sigma(self.first + (1 - self.first) * torch.special.ndtr(z))
 
@@ -118,16 +142,18 @@ class VE(Precond):
 
     sigma_min, sigma_max = 0.02, 100.0
 
-    def coefficients(self, sigma):
+    def coefficients(self, sigma: Tensor) -> Coefficients:
         """Return (c_skip, c_out, c_in, c_noise)."""
         one = torch.ones_like(sigma)
         return one, sigma, one, (sigma / 2).log()
 
-    def loss_weight(self, sigma):
+    def loss_weight(self, sigma: Tensor) -> Tensor:
         """Return 1 / sigma^2: the squared error of the predicted noise."""
         return 1 / sigma**2
 
-    def training_sigma(self, z, p_mean=None, p_std=None):
+    def training_sigma(
+        self, z: Tensor, p_mean: float | None = None, p_std: float | None = None
+    ) -> Tensor:
         """Return sigma for ln sigma uniform over the range."""
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** torch.special.ndtr(z)
 
@@ -138,38 +164,40 @@ class IDDPM(Precond):
     F predicts the noise; the variance that the original network predicts as well is left out.
     """
 
-    def __init__(self, net, sigma_data=0.5):
+    def __init__(self, net: nn.Module, sigma_data: float = 0.5):
         super().__init__(net, sigma_data)
         levels = iddpm_levels()
         self.sigma_min, self.sigma_max = levels[-1], levels[0]
         # Importing released weights replaces the table by theirs, which has rounding errors.
         self.register_buffer("levels", torch.tensor(levels, dtype=torch.float32))
 
-    def index(self, sigma):
+    def index(self, sigma: Tensor) -> Tensor:
         """Return the index of the nearest level, int64 of sigma's shape."""
         return (sigma.float()[..., None] - self.levels).abs().argmin(dim=-1)
 
-    def known_sigma(self, sigma):
+    def known_sigma(self, sigma: Tensor) -> Tensor:
         """Return the nearest of the levels; 0 stays 0, the end of sampling."""
         nearest = self.levels[self.index(sigma)].to(sigma.dtype)
         return torch.where(sigma == 0, sigma, nearest)
 
-    def coefficients(self, sigma):
+    def coefficients(self, sigma: Tensor) -> Coefficients:
         """Return (c_skip, c_out, c_in, c_noise); c_noise counts the steps of the forward chain."""
         c_in = (sigma**2 + 1).rsqrt()
         return torch.ones_like(sigma), -sigma, c_in, (999 - self.index(sigma)).to(sigma.dtype)
 
-    def loss_weight(self, sigma):
+    def loss_weight(self, sigma: Tensor) -> Tensor:
         """Return 1 / sigma^2: the squared error of the predicted noise."""
         return 1 / sigma**2
 
-    def training_sigma(self, z, p_mean=None, p_std=None):
+    def training_sigma(
+        self, z: Tensor, p_mean: float | None = None, p_std: float | None = None
+    ) -> Tensor:
         """Return one of the levels, each as likely."""
         index = (torch.special.ndtr(z) * len(self.levels)).long()
         return self.levels[index.clamp(max=len(self.levels) - 1)]
 
 
-def iddpm_levels(count=1000, c1=0.001, c2=0.008):
+def iddpm_levels(count: int = 1000, c1: float = 0.001, c2: float = 0.008) -> list[float]:
     """Return improved DDPM's noise levels u_0 > ... > u_{count - 1} > 0, a list.
 
     u_count = 0,  u_{j-1}^2 = (u_j^2 + 1) / max(abar(j-1) / abar(j), c1) - 1,
@@ -191,13 +219,13 @@ class LogSpace(Precond):
     training data, so that they travel with the weights.
     """
 
-    def __init__(self, net):
+    def __init__(self, net: nn.Module):
         nn.Module.__init__(self)
         self.net = net
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("sigma_data", torch.ones(()))
 
-    def forward(self, y, sigma, labels=None):
+    def forward(self, y: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return E[log x_0 | y], float32 (B, C, H, W); arguments as for Precond.forward."""
         return self.mean + super().forward(y.float() - self.mean, sigma, labels)
 
@@ -212,13 +240,13 @@ class Uncertainty(nn.Module):
     models", arXiv 2312.02696, equations 14 and 15 (Kendall et al. 2018).
     """
 
-    def __init__(self, features=128):
+    def __init__(self, features: int = 128):
         super().__init__()
         self.register_buffer("frequencies", 2 * math.pi * torch.randn(features))
         self.register_buffer("phases", 2 * math.pi * torch.rand(features))
         self.weight = nn.Parameter(torch.zeros(features))
 
-    def forward(self, log_sigma):
+    def forward(self, log_sigma: Tensor) -> Tensor:
         """Return u, float32 (B,), for log_sigma = ln(sigma) / 4, (B,)."""
         waves = (log_sigma[:, None].float() * self.frequencies + self.phases).cos()
         return math.sqrt(2 / len(self.weight)) * (waves * self.weight).sum(dim=1)

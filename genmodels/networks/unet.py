@@ -1,58 +1,55 @@
 """The default network: diffusers' UNet2DModel behind this package's contract."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from genmodels.config import check, setting
+from genmodels.config import setting
+from genmodels.networks.base import Network, NetworkConfig
+
+__all__ = ["UNet", "UNetConfig", "pad_to_multiple"]
 
 
 @dataclass
-class UNetConfig:
+class UNetConfig(NetworkConfig):
     """diffusers UNet2DModel: residual blocks, attention, up and down by two at each level."""
 
     name: str = setting("unet", "")
-    channels: list[int] = setting([64, 128, 128], "channels of each level, finest first")
-    layers: int = setting(2, "residual blocks for each level")
+    channels: list[int] = setting([64, 128, 128], "channels of each level, finest first", ge=1)
+    layers: int = setting(2, "residual blocks for each level", ge=1)
     attention: list[int] = setting(
         [1], "levels with self-attention, 0 = finest; empty: none at all"
     )
-    head_dim: int = setting(32, "channels of one attention head")
-    norm_groups: int = setting(32, "groups of each group norm; divides every entry of channels")
-    dropout: float = setting(0.0, "dropout in the residual blocks")
+    head_dim: int = setting(32, "channels of one attention head", ge=1)
+    norm_groups: int = setting(
+        32, "groups of each group norm; divides every entry of channels", ge=1
+    )
+    dropout: float = setting(0.0, "dropout in the residual blocks", ge=0, lt=1)
 
     def __post_init__(self):
-        check(
-            self.channels and min(self.channels) > 0,
-            "network.channels",
-            self.channels,
-            "must be positive whole numbers, one for each level",
-        )
-        check(self.layers >= 1, "network.layers", self.layers, "must be >= 1")
-        check(
+        super().__post_init__()
+        self.check(self.channels, "channels", "must be positive whole numbers, one for each level")
+        self.check(
             all(0 <= level < len(self.channels) for level in self.attention),
-            "network.attention",
-            self.attention,
+            "attention",
             f"must be levels 0..{len(self.channels) - 1}",
         )
-        check(
-            self.norm_groups >= 1 and not any(c % self.norm_groups for c in self.channels),
-            "network.norm_groups",
-            self.norm_groups,
+        self.check(
+            not any(channels % self.norm_groups for channels in self.channels),
+            "norm_groups",
             f"must divide network.channels={self.channels}",
         )
         attended = [self.channels[level] for level in self.attention] + self.channels[-1:]
-        check(
-            self.head_dim >= 1 and not any(c % self.head_dim for c in attended),
-            "network.head_dim",
-            self.head_dim,
+        self.check(
+            not any(channels % self.head_dim for channels in attended),
+            "head_dim",
             f"must divide the channels with attention (and the last): {attended}",
         )
-        check(0 <= self.dropout < 1, "network.dropout", self.dropout, "must be in [0, 1)")
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """UNet2DModel for images of any size: reflect-padded to what its levels need, then cropped.
 
     Args:
@@ -63,9 +60,9 @@ class UNet(nn.Module):
 
     Config = UNetConfig
 
-    def __init__(self, cfg, shape, classes=0):
+    def __init__(self, cfg: UNetConfig, shape: Sequence[int], classes: int = 0):
         super().__init__()
-        from diffusers import UNet2DModel
+        from diffusers import UNet2DModel  # takes seconds, and not every network needs it
 
         levels = range(len(cfg.channels))
         attention = [level in cfg.attention for level in levels]
@@ -89,7 +86,13 @@ class UNet(nn.Module):
         nn.init.zeros_(self.unet.conv_out.weight)
         nn.init.zeros_(self.unet.conv_out.bias)
 
-    def forward(self, x, noise, labels=None, augment=None):
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Return F(x; noise), (B, C, H, W); see NETWORKS for the arguments."""
         if augment is not None:
             raise ValueError("network.name=unet: takes no augmentation values; use edm_unet")
@@ -102,7 +105,7 @@ class UNet(nn.Module):
         return self.unet(x, noise, labels if self.classes else None).sample[..., :height, :width]
 
 
-def pad_to_multiple(x, multiple):
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Return x (B, C, H, W) reflect-padded at the right and bottom to multiples of `multiple`."""
     right, bottom = -x.shape[-1] % multiple, -x.shape[-2] % multiple
     if not right and not bottom:

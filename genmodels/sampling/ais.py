@@ -15,6 +15,7 @@ References: Neal 2001, "Annealed importance sampling"; Grosse, Ghahramani and Ad
 arXiv 1511.02543 (both directions); Burda, Grosse and Salakhutdinov 2015, arXiv 1412.8566.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -208,7 +209,7 @@ def _anneal(
 ) -> Bound:
     """Return the Bound of one direction: forwards from y ~ q, in reverse from y ~ exp(g) / Z."""
     betas = [float(b) for b in betas]
-    rising = all(a < b for a, b in zip(betas, betas[1:]))
+    rising = all(a < b for a, b in itertools.pairwise(betas))
     if len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or not rising:
         raise ValueError(f"betas must rise from 0 to 1, got {betas[0]} .. {betas[-1]}")
     steps = [float(step)] * len(betas) if isinstance(step, (int, float)) else list(step)

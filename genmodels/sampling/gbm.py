@@ -16,6 +16,7 @@ Reference: "Dale meets Langevin", arXiv 2510.02730 (forward process, the two upd
 1982 (reverse SDE); Song et al. 2021, arXiv 2011.13456 (probability-flow ODE).
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -113,7 +114,7 @@ def sample_dls(
         denoise: draw no noise in a step to 0: it then ends at the posterior mean of log x.
         callback: called as callback(i, y) after each step.
     """
-    for i, (variance, after) in enumerate(zip(variances, variances[1:])):
+    for i, (variance, after) in enumerate(itertools.pairwise(variances)):
         v = variance - after
         scale = 0.0 if denoise and after == 0 else math.sqrt(v)
         y = log_step(y, score(y, variance), v, scale, drift, **_draw(noise, i, y))
@@ -135,7 +136,7 @@ def sample_ancestral(
 
     Arguments as for sample_dls; a step to 0 draws no noise.
     """
-    for i, (variance, after) in enumerate(zip(variances, variances[1:])):
+    for i, (variance, after) in enumerate(itertools.pairwise(variances)):
         v = variance - after
         scale = math.sqrt(v * after / variance)
         y = log_step(y, score(y, variance), v, scale, drift, **_draw(noise, i, y))
@@ -161,7 +162,7 @@ def sample_ums(
     """
     x = y.exp()
     flips = torch.zeros(len(y), dtype=torch.int32, device=y.device)
-    for i, (variance, after) in enumerate(zip(variances, variances[1:])):
+    for i, (variance, after) in enumerate(itertools.pairwise(variances)):
         v = variance - after
         scale = 0.0 if denoise and after == 0 else math.sqrt(v)
         x = _ums_step(score, x, variance, v, scale, drift, flips, noise, i)
@@ -201,7 +202,7 @@ def sample_ode(
         sigmas = torch.tensor(variances, dtype=torch.float64).sqrt()
         z = sample_heun(denoised, z, sigmas.to(z), callback=report)
         return z + shift * variances[-1]
-    for i, (variance, after) in enumerate(zip(variances, variances[1:])):
+    for i, (variance, after) in enumerate(itertools.pairwise(variances)):
         if after == 0:
             z = denoised(z, math.sqrt(variance))
         else:

@@ -293,7 +293,7 @@ def mala_chain(
             at = {**extra, "step": a, "noise_scale": s, "counter": counter + i}
             proposal = mala_propose(y, grad, stream=stream, **at)
             new_value, new_grad = _score(energy, proposal)
-            y, grad, log_prob, accepted, _ = mala_accept(
+            y, grad, _log_prob, accepted, _ = mala_accept(
                 y,
                 proposal,
                 grad,

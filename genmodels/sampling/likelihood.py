@@ -9,6 +9,7 @@ References: Chen et al. 2018, arXiv 1806.07366, theorem 1; Grathwohl et al. 2019
 equation 6; Song et al. 2021, arXiv 2011.13456, section 4.3.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -54,7 +55,7 @@ def ode_log_prob(
 
     total = torch.zeros(len(x), dtype=times.dtype, device=x.device)
     x = x.to(times.dtype)
-    for i, (t, end) in enumerate(zip(times[:-1], times[1:])):
+    for i, (t, end) in enumerate(itertools.pairwise(times)):
         h = end - t
         probes = None if signs is None else signs(i)
         k1, d1 = slope(x, t, probes)

@@ -4,6 +4,7 @@ References: Karras et al. 2022, arXiv 2206.00364, equation 1 and algorithms 1, 2
 2022, "DPM-Solver++", arXiv 2211.01095, algorithm 2.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def sample_euler(
         randn: callable shape, dtype -> noise (B, *shape); needed with churn.
         callback: called as callback(i, x) after each step.
     """
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:])):
+    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
         x, sigma = _churned(x, sigma, len(sigmas) - 1, churn, randn)
         x = x + (following - sigma) * _slope(denoise, x, sigma)
         if callback:
@@ -87,7 +88,7 @@ def sample_heun(
     The slope of each Euler step is averaged with the slope at its end, except in a step to 0.
     Arguments as for sample_euler.
     """
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:])):
+    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
         x, sigma = _churned(x, sigma, len(sigmas) - 1, churn, randn)
         slope = _slope(denoise, x, sigma)
         ahead = x + (following - sigma) * slope
@@ -121,7 +122,7 @@ def sample_dpmpp_2m(
     if churn is not None and churn.amount:
         raise ValueError(f"churn={churn.amount}: dpmpp_2m is deterministic; use heun or euler")
     previous = None
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:])):
+    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
         denoised = denoise(x, sigma).to(x.dtype)
         direction = denoised
         if previous is not None and following > 0:
@@ -159,7 +160,7 @@ def sample_general(
         alpha: 1 Heun, 2/3 Ralston, 1/2 midpoint; 0 Euler.
         denoise, churn, randn, callback: as for sample_euler; callback gets the unscaled state.
     """
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:])):
+    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
         x, sigma = _churned(x, sigma, len(sigmas) - 1, churn, randn)
         t, end = schedule.time(sigma), schedule.time(following)
         state = x * _scale(sigma, scaled)

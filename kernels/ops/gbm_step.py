@@ -78,7 +78,7 @@ def gbm_kernel(
     PACKED: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    item, group, element, offset, inside = locate(
+    item, group, _element, offset, inside = locate(
         items, numel, groups, tiles, GROUPS, ROW, PACKED, WIDE
     )
     state = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)

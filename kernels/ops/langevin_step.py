@@ -164,7 +164,7 @@ def langevin_kernel(
     PACKED: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    item, group, element, offset, inside = locate(
+    item, group, _element, offset, inside = locate(
         items, numel, groups, tiles, GROUPS, ROW, PACKED, WIDE
     )
     old = tl.load(y + offset, mask=inside, other=0.0)

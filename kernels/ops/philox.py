@@ -274,7 +274,7 @@ def fill_kernel(
     PACKED: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    item, group, element, offset, mask = locate(
+    item, group, _element, offset, mask = locate(
         items, numel, groups, tiles, GROUPS, ROW, PACKED, WIDE
     )
     if UNIFORM:

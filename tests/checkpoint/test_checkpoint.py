@@ -42,7 +42,7 @@ def test_state_dict_is_the_ema_and_raw_weights_are_there_too(tiny_run):
 
 def test_half_export_is_half_the_size_and_close(tiny_run, exported, tmp_path):
     half = checkpoint.export(tiny_run, tmp_path / "half", half=True)
-    sizes = [os.path.getsize(path / "model.safetensors") for path in (half, exported)]
+    sizes = [(path / "model.safetensors").stat().st_size for path in (half, exported)]
     assert 0.4 < sizes[0] / sizes[1] < 0.7
     images = [genmodels.load(path).sample(range(2), steps=3) for path in (half, exported)]
     torch.testing.assert_close(*images, rtol=0, atol=0.02)

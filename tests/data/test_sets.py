@@ -436,7 +436,7 @@ def test_hf_from_a_folder(tmp_path):
     split = datasets.DatasetDict({"train": whole, "validation": whole.select([3, 4])})
     split.save_to_disk(str(tmp_path / "two"))
     cfg = DataConfig(name="hf", root=str(tmp_path / "two"), device="disk", resolution=4)
-    held_out, labels = load_split(cfg, "test")
+    held_out, _labels = load_split(cfg, "test")
     assert held_out[:].shape == (2, 3, 4, 4) and held_out[:][:, 0, 0, 0].tolist() == [3, 4]
     stream = TrainStream(*load_split(cfg, "train"), 0, 4, lambda: 0, workers=1)
     again = TrainStream(*load_split(cfg, "train"), 0, 4, lambda: 0)

@@ -6,16 +6,19 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import evaluate
+from genmodels import images
 from genmodels.config import Config, EvalConfig
 from genmodels.data.source import read_source
 from genmodels.evaluation import scorer
 from genmodels.evaluation.scorer import METRICS, Metric, Scorer, expand_metrics, metrics_help
 from genmodels.metrics.features import extract, load_features
 from genmodels.training.judge import Judge
+from tests.helpers.paths import ROOT
 
 
 def cosine(rows, reference):
@@ -125,17 +128,19 @@ def test_every_row_states_what_its_function_takes():
         assert metric.doc, name
 
 
-def test_scores_of_images_load_no_trainer():
-    """Importing lightning and diffusers takes seconds that a score of two folders need not wait."""
+def test_scores_of_images_load_no_trainer(tmp_path):
+    """Importing lightning and diffusers takes seconds that a score of two files need not wait."""
+    images.write_npz(tmp_path / "a.npz", images=np.zeros((8, 4, 4, 1), np.uint8))
+    words = [f"images={tmp_path}/a.npz", f"reference={tmp_path}/a.npz", f"out={tmp_path}/r.json"]
     code = (
-        "import sys; from genmodels.evaluation import report, scorer, sources\n"
-        "assert report.versions()['lightning'] and report.versions()['diffusers']\n"
-        "scores = scorer.Scorer(['nn1', 'fd'], 'digits', reference=pixels)(pixels)\n"
-        "heavy = {'lightning', 'diffusers', 'scipy', 'matplotlib', 'torchmetrics', 'rich'}\n"
+        "import sys, evaluate\n"
+        "assert evaluate.main([*sys.argv[1:], 'metrics=nn1', 'resamples=2']) == 0\n"
+        "heavy = {'lightning', 'diffusers', 'scipy', 'sklearn', 'matplotlib', 'torchmetrics'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    code = (
-        "import torch; pixels = torch.arange(64).repeat(8, 1).reshape(8, 1, 8, 8).byte()\n" + code
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "[]\n", done.stderr
+    assert done.stdout.endswith("\n[]\n"), done.stdout + done.stderr
+    versions = json.loads((tmp_path / "r.json").read_text())["versions"]
+    assert list(versions) == ["genmodels", "torch", "lightning", "diffusers", "numpy"]

@@ -28,10 +28,7 @@ def locate_kernel(
     )
     lane = tl.arange(0, 4 * GROUPS)
     zero = tl.zeros((4 * GROUPS,), dtype=tl.int64)
-    if ROW:
-        item = zero + item
-    else:
-        item = groups_of.spread(item, GROUPS).to(tl.int64)
+    item = zero + item if ROW else groups_of.spread(item, GROUPS).to(tl.int64)
     tl.store(out + lane, item)
     tl.store(out + 4 * GROUPS + lane, groups_of.spread(group, GROUPS).to(tl.int64))
     tl.store(out + 8 * GROUPS + lane, element.to(tl.int64))

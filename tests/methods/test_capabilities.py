@@ -16,6 +16,7 @@ from genmodels.methods.ddo import DiscriminativeConfig
 from genmodels.methods.edm import EDMLikelihoodOptions, GuideOptions
 from genmodels.methods.gbm import GBMLikelihoodOptions
 from genmodels.methods.gedi import ChainOptions
+from genmodels.networks import NETWORKS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 UNET = (
@@ -77,6 +78,7 @@ OPTIONS = (
     GBMLikelihoodOptions,
     GuideOptions,
     *(method.Config for method in METHODS.values()),
+    *(network.Config for network in NETWORKS.values()),
 )
 
 
@@ -122,7 +124,7 @@ def test_a_method_defines_what_it_declares_and_declares_what_it_defines(name):
     for attribute, setting in SETTINGS.items():
         assert bool(getattr(method, attribute)) == (setting in settings), attribute
     keywords = inspect.signature(method.sample).parameters
-    assert method.INPAINTS == ({"known", "mask"} <= set(keywords))
+    assert ({"known", "mask"} <= set(keywords)) == method.INPAINTS
     assert ("reference" in method.NEEDS) == (
         "reference" in inspect.signature(method.__init__).parameters
     )
@@ -198,6 +200,13 @@ def test_sample_takes_the_declared_options_and_no_others(name, build):
     assert model.nfe > 0 and isinstance(model.chains, str)
     with pytest.raises((ValueError, TypeError)):
         model.sample([3], stepps=2)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_methods_may_ask_these_of_every_network(name):
+    network = NETWORKS[name]
+    assert not (network.ENERGY and network.ENCODER)
+    assert 0 <= network.Config().dropout < 1 and network.Config().augment in (False, True)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -658,7 +658,7 @@ def test_energy_and_likelihood_of_a_gaussian(gaussian):
     with pytest.raises(ValueError, match="kind=ode: choose from ais_lower, ais_upper"):
         gaussian.log_prob(x, kind="ode", seeds=torch.arange(3))
     for options, message in (
-        ({"ais_steps": 0}, "ais_steps=0: must be > 0"),
+        ({"ais_steps": 0}, "ais_steps=0: must be >= 1"),
         ({"ais_chains": 1}, "ais_chains=1: must be >= 2"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -278,7 +278,7 @@ def test_held_out_images_get_the_plain_loss():
     reference = trained()
     model, data = against(reference).eval(), batch()
     rows = {key: data[key] for key in ("image", "label", "n")}
-    loss, logs = model.loss(rows)
+    _loss, logs = model.loss(rows)
     assert set(logs) == {"loss"}
     _, told = model.log_ratio(rows, reference)
     torch.testing.assert_close(logs["loss"], told["edm_loss"].mean())
@@ -354,7 +354,9 @@ def test_the_optimum_on_a_line_of_points_is_the_one_of_the_paper():
     trainer = SimpleNamespace(precision="32-true", tf32=False)
     for alpha, beta in itertools.product((1.0, 4.0), (0.5, 1.0, 2.0)):
         method = SimpleNamespace(alphas=[alpha], betas=[beta], beta_unit="nats", normalize=False)
-        cfg = SimpleNamespace(trainer=trainer, network=None, method=method, points=6)
+        cfg = SimpleNamespace(
+            trainer=trainer, network=SimpleNamespace(dropout=0), method=method, points=6
+        )
         reference = Table(cfg)
         reference.energy.data = -p_reference.log()
         model = TableDDO(cfg, reference)

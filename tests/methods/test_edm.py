@@ -1,5 +1,6 @@
 """The method EDM: loss, samples, guidance, and its options."""
 
+import itertools
 import math
 
 import numpy as np
@@ -144,7 +145,7 @@ def test_order_of_convergence(sampler, order):
         sigmas = karras_sigmas(steps + 1, low, high)[:-1]  # stop at low: the solution is smooth
         x = sampler(Gaussian(c), torch.ones(1, 1, 1, 1).double(), sigmas)
         errors.append(abs(float(x) - exact))
-    for coarse, fine in zip(errors, errors[1:]):
+    for coarse, fine in itertools.pairwise(errors):
         assert abs(math.log2(coarse / fine) - order) < 0.1
 
 

@@ -340,7 +340,7 @@ def test_restore_is_the_posterior_mean_of_the_log(exact):
     z = torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))
     sigma = 0.2
     noisy = 2 * (((clean + 1) / 2 + 1) * (sigma * z).exp() - 1) - 1
-    restored, level = exact.restore(noisy, "lognormal", sigma)
+    restored, _level = exact.restore(noisy, "lognormal", sigma)
     y = ((noisy + 1) / 2 + 1).log()
     expected = exact.from_state(M + V / (V + sigma**2) * (y - M))
     torch.testing.assert_close(restored, expected, rtol=0, atol=1e-5)

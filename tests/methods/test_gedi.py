@@ -1,5 +1,6 @@
 """GEDI: the terms of the loss put together, settings, chains and samples."""
 
+import itertools
 import math
 
 import pytest
@@ -225,7 +226,7 @@ def test_jem_is_a_setting(x):
     label = torch.arange(32) % 2
     words = ("method.w_inv=0", "method.w_prior_mean=0", "method.w_label=1")
     model = build(*words)
-    loss, logs = model.loss(batch_of(x, label))
+    loss, _logs = model.loss(batch_of(x, label))
     real, _, fake = seen_by(model, x)
     cross = torch.nn.functional.cross_entropy(model.outputs(real)[0], label)
     gap = model.energy(fake).mean() - model.energy(real).mean()
@@ -283,7 +284,7 @@ def test_weights_rise_as_told():
         (("method.marginal_ema=1",), "method.marginal_ema=1.0"),
         (("method.clusters=3", "method.w_label=1"), "needs clusters = classes"),
         (("method.clusters=-1",), "must be >= 0"),
-        (("method.buffer=0",), "must be > 0"),
+        (("method.buffer=0",), "must be >= 1"),
     ],
 )
 def test_config_errors(words, message):
@@ -363,7 +364,7 @@ def test_every_step_has_noise_of_its_own():
     for batch in range(3):
         model._fakes(torch.arange(32 * batch, 32 * batch + 32))
         states.append(model.replay.entries.clone())
-    moves = [(b - a).flatten(1) for a, b in zip(states, states[1:])]
+    moves = [(b - a).flatten(1) for a, b in itertools.pairwise(states)]
     orders = [model.replay.slots(32, batch) for batch in (1, 2)]
     first, second = (move[order].flatten() for move, order in zip(moves, orders))
     assert torch.stack([first, second]).corrcoef()[0, 1].abs() < 0.6  # 5 of 1 / sqrt(64)

@@ -149,7 +149,7 @@ def test_perturbations_are_a_function_of_n_and_stay_in_range():
         "data.noise.level=5",
         "data.noise.level_max=50",
     )
-    assert 0.001 <= plain.sigma_a(n, sigma).min() and plain.sigma_a(n, sigma).max() <= 0.05
+    assert plain.sigma_a(n, sigma).min() >= 0.001 and plain.sigma_a(n, sigma).max() <= 0.05
     published = build(
         "method.form=published",
         "method.sigma_a_max=0.05",
@@ -289,7 +289,7 @@ def test_restore_says_what_it_cannot_do(call, message):
     ("more", "message"),
     [
         (["data.noise.law=salt"], "data.noise.law=salt: choose from gaussian"),
-        (["data.noise.level=-3"], "data.noise.level=-3.0: must be > 0"),
+        (["data.noise.level=-3"], "data.noise.level=-3.0: must be >= 0"),
         (["data.noise.law=poisson"], "level=25.0: must be 0.0001 to 1"),
         (["method.objective=supervised"], "data.noise.target=none: method.objective=supervised le"),
         (

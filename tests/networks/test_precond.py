@@ -1,5 +1,6 @@
 """Preconditionings against their definitions, schedules and solvers against closed forms."""
 
+import itertools
 import math
 
 import numpy as np
@@ -263,13 +264,13 @@ def test_order_of_convergence(name):
     for steps in (40, 80, 160):
         sigmas = karras_sigmas(steps + 1, 0.4, 3.0, 3.0)[:-1]
         errors.append(float((solver(two_points, START, sigmas) - truth).abs().max()))
-    rates = [math.log2(a / b) for a, b in zip(errors, errors[1:])]
+    rates = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert order - 0.25 < rates[-1] < order + 0.6, (rates, errors)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_all_end_at_the_data(name):
-    solver, order = SOLVERS[name]
+    solver, _order = SOLVERS[name]
     seen = []
     x = solver(
         two_points, START, karras_sigmas(40, 0.01, 3.0), callback=lambda i, x: seen.append(i)

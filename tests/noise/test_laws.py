@@ -286,7 +286,7 @@ def test_a_level_for_each_image():
         entry = LAWS[law]
         two = torch.tensor([level, 0.7 * level if len(LEVELS[law]) == 2 else level])
         each = two.double()[:, None, None, None]
-        functions = [entry.estimate, entry.score] + [lambda y, s, v, e=entry: e.to_state(y, v)]
+        functions = [entry.estimate, entry.score, lambda y, s, v, e=entry: e.to_state(y, v)]
         if entry.corrected:
             functions.append(lambda y, s, v, e=entry: e.corrected(y, s, -s.square(), v))
         for function in functions:

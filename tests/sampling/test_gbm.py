@@ -1,5 +1,6 @@
 """Geometric Brownian motion against closed forms: samplers, drift errors, divergence, levels."""
 
+import itertools
 import math
 
 import pytest
@@ -125,7 +126,7 @@ def test_drift_errors_shift_the_mean_by_the_law():
     """
     levels, draw = gbm.variance_levels(250, S / 250, S, "uniform"), normal(6)
     x = {name: start().exp() for name in MUTATIONS}
-    for level, after in zip(levels, levels[1:]):
+    for level, after in itertools.pairwise(levels):
         z, v = draw(0, x["right"]), level - after
         for name, (_, mutate) in MUTATIONS.items():
             h, m = mutate(lognormal()(x[name].log(), level) - 1, 0.5 * v, v)
@@ -140,7 +141,7 @@ def test_dls_is_ve_diffusion_in_log_space_to_the_bit():
     """Euler's method on the reverse SDE of y, dy = s dS + dW, with the same noise."""
     levels, seeds = gbm.variance_levels(200, 1e-4, 4.0), torch.arange(6) + 40
     y = ve = start(level=4.0, count=(6, 7))
-    for i, (level, after) in enumerate(zip(levels, levels[1:])):
+    for i, (level, after) in enumerate(itertools.pairwise(levels)):
         v = level - after
         z = philox_normal((7,), seeds, i, stream=int(Stream.SAMPLER))
         ve = ve + (v * mixture(ve, level) + math.sqrt(v) * z)
@@ -153,7 +154,7 @@ def test_dls_is_the_kernel_in_h():
     levels = gbm.variance_levels(100, 1e-3, 1.0)
     y = start(level=1.0, count=(4, 9)).double()
     x, draw = y.exp(), normal(7)
-    for i, (level, after) in enumerate(zip(levels, levels[1:])):
+    for i, (level, after) in enumerate(itertools.pairwise(levels)):
         h, v = mixture(x.log(), level) - 1, level - after
         x = gbm_step(x, h, variance=v, drift=0.5 * v, form="dls", noise=draw(i, x))
     y = gbm.sample_dls(mixture, y, levels, noise=normal(7), denoise=False)
@@ -236,7 +237,7 @@ def test_levels(grid):
     power = {"uniform": lambda s: s, "quadratic": math.sqrt, "geometric": math.log}[grid]
     even = [power(level) for level in levels[:-1]]
     assert levels[0] == pytest.approx(1.0) and levels[-2:] == [pytest.approx(0.01), 0.0]
-    assert all(b - a == pytest.approx(even[1] - even[0]) for a, b in zip(even, even[1:]))
+    assert all(b - a == pytest.approx(even[1] - even[0]) for a, b in itertools.pairwise(even))
     assert gbm.variance_levels(1, 0.01, 1.0, grid) == [pytest.approx(1.0), 0.0]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Features:
     dim: int | None
     net: Callable[[torch.Tensor], Any]
     shapes: tuple[tuple[int, ...], ...] = ()
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     batch: int = 256
     outputs: tuple[str, ...] = ("features",)
     mode: str = "exact"

@@ -1,0 +1,23 @@
+"""What methods ask of every network, with what holds where a network does not say otherwise."""
+
+from torch import nn
+
+from genmodels.config import Section
+
+__all__ = ["Network", "NetworkConfig"]
+
+
+class Network(nn.Module):
+    """A network of NETWORKS: see there for what it defines."""
+
+    ENERGY: bool = False  # its output is f = -E, (B,), higher = likelier
+    ENCODER: bool = False  # its output is features, (B, width)
+
+
+class NetworkConfig(Section):
+    """The settings of a network; those here are no settings unless a network has them as such."""
+
+    PREFIX = "network."
+
+    dropout = 0.0
+    augment = False
