@@ -7,6 +7,7 @@ import math
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import textwrap
 import types
@@ -122,6 +123,16 @@ def test_every_recipe_of_the_page_is_performed():
     here = Path(__file__).read_text()
     assert len(RECIPES) == 6
     assert [title for title in RECIPES if f'recipe("{title}")' not in here] == []
+
+
+def test_the_new_files_are_written_as_the_package_is():
+    blocks = re.findall(r"^```python\n(# (genmodels/\S+)\n\"{3}.*?)^```", PAGE, re.S | re.M)
+    assert len(blocks) == 3
+    for text, path in blocks:
+        for words in (["check", "-q"], ["format", "--check", "-q"]):
+            command = [sys.executable, "-m", "ruff", *words, "--stdin-filename", path, "-"]
+            done = subprocess.run(command, input=text, capture_output=True, text=True, cwd=ROOT)
+            assert done.returncode == 0, (path, done.stdout, done.stderr)
 
 
 def test_a_method(recipe):

@@ -78,6 +78,10 @@ def power_mean(weights, order):
     return (weights @ X**order) ** (1 / order)
 
 
+def test_every_law_has_a_density_and_an_order_here():
+    assert LEVELS.keys() == ORDER.keys() == LAWS.keys()
+
+
 @pytest.mark.parametrize(("law", "level"), CASES)
 def test_estimate_is_the_posterior_power_mean(law, level):
     y = pixels(law, level)
