@@ -100,6 +100,32 @@ CASES = [
 ]
 
 
+OPEN = """
+import sys
+sys.meta_path = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
+from importlib import import_module, resources
+from omegaconf import OmegaConf
+import genmodels
+from genmodels.metrics.features import load_features
+from genmodels.metrics.features.grey_nets import GREY_NETS
+for name in GREY_NETS:
+    load_features(name)
+for name in {kernels}:
+    import_module("genmodels.kernels." + name)
+texts = {{p.name: p.read_text() for p in resources.files("genmodels.configs").iterdir()}}
+assert all(OmegaConf.create(text) for text in texts.values())
+print(*sorted(name for name in texts if name.endswith(".yaml")))
+"""
+
+
+def test_the_wheel_opens_every_net_config_and_kernel(wheel, tmp_path):
+    kernels = sorted(p.stem for p in (ROOT / "kernels/ops").glob("*.py") if p.stem != "__init__")
+    code = OPEN.replace("{kernels}", repr(kernels))
+    done = run(tmp_path, [wheel], True, code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == sorted(p.name for p in (ROOT / "configs").glob("*.yaml"))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_import(case, wheel, hugging_face, tmp_path):
     if case.startswith("editable") and not editable():
