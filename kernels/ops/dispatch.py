@@ -220,9 +220,12 @@ def check_chain(
         raise ValueError(f"{op}: mask must be on {y.device}, got {mask.device}")
 
 
-def chunks(items: int, numel: int, limit: int = 1 << 18) -> Iterator[slice]:
-    """Yield slices of items of about `limit` elements together: what a CPU's cache holds."""
-    rows = max(1, limit // max(numel, 1))
+def chunks(items: int, numel: int, device: torch.device, limit: int = 1 << 18) -> Iterator[slice]:
+    """Yield slices of items of about `limit` elements together: what a CPU's cache holds.
+
+    On another device each slice costs some eighty launches: there only its memory is a bound.
+    """
+    rows = max(1, (limit if device.type == "cpu" else 1 << 26) // max(numel, 1))
     for first in range(0, items, rows):
         yield slice(first, min(first + rows, items))
 

@@ -273,7 +273,7 @@ def _in_chunks(
     """Return what _kernel returns, by _terms over some items at a time."""
     work = torch.float64 if torch.float64 in (y.dtype, acc) else torch.float32
     sums = torch.empty(len(y), dtype=torch.float64, device=y.device)
-    for part in chunks(len(y), y[:1].numel()):
+    for part in chunks(len(y), y[:1].numel(), y.device):
         a, s, k = (column(value, part, y) for value in coefficients)
         pieces = [None if x is None else x[part].to(work) for x in (y, y2, g, g2, tether, mask)]
         sums[part] = _terms(*pieces[:4], a, s, pieces[4], k, pieces[5], acc).double()

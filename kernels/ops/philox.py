@@ -38,7 +38,7 @@ __all__ = [
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
-_CHUNK = 1 << 15  # groups a CPU works on at a time: the temporaries stay in its cache
+_GROUPS = 1 << 15  # a CPU works on at a time: the temporaries stay in its cache
 
 
 def philox(
@@ -68,22 +68,41 @@ def philox(
 
 
 def _words(seed, step, stream, group):
-    """Return four (B, G) tensors: the random words of groups (B or 1, G) under keys (B, 1)."""
-    stream = torch.full_like(group, stream)
-    return philox(seed, group, step & _MASK, (step >> 32) & _MASK, stream)
+    """Return four (B, G) tensors: the random words of groups (B or 1, G) under keys (B, 1).
+
+    What `philox` computes, with fewer masks and in place: a low word is cut to 32 bits only where
+    it becomes a factor, after two keys and a high word have been mixed in.
+    """
+    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
+    c0 = group.expand(len(seed), -1).clone()
+    c1, c2 = (step & _MASK).expand_as(c0).clone(), ((step >> 32) & _MASK).expand_as(c0).clone()
+    c3 = torch.full_like(c0, stream)
+    high = torch.empty_like(c0)
+    for _ in range(10):
+        c0.mul_(_MULTIPLIERS[0])
+        c2.mul_(_MULTIPLIERS[1])
+        torch.bitwise_right_shift(c2, 32, out=high)
+        c1.bitwise_xor_(high).bitwise_xor_(k0).bitwise_and_(_MASK)
+        torch.bitwise_right_shift(c0, 32, out=high)
+        c3.bitwise_xor_(high).bitwise_xor_(k1).bitwise_and_(_MASK)
+        c0, c1, c2, c3 = c1, c2, c3, c0
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1.bitwise_and_(_MASK), c2, c3.bitwise_and_(_MASK)
 
 
-def _uniforms(words):
-    return torch.stack([(word >> 8).to(torch.float32) * 2**-24 for word in words], dim=-1)
+def _uniforms(words, out):
+    """Write uniforms on a grid of 2^-24 into out (B, G, 4)."""
+    for lane, word in enumerate(words):
+        torch.mul(word.bitwise_right_shift_(8).to(torch.float32), 2**-24, out=out[..., lane])
 
 
-def _normals(words):
-    normals = []
-    for radius_word, angle_word in (words[:2], words[2:]):
-        radius = ((radius_word.to(torch.float32) + 1) * 2**-32).log().mul(-2).sqrt()
-        angle = angle_word.to(torch.float32) * (2 * math.pi * 2**-32)
-        normals += [radius * angle.cos(), radius * angle.sin()]
-    return torch.stack(normals, dim=-1)
+def _normals(words, out):
+    """Write normals by Box-Muller into out (B, G, 4)."""
+    for lane, radius_word, angle_word in ((0, *words[:2]), (2, *words[2:])):
+        radius = radius_word.to(torch.float32).add_(1).mul_(2**-32).log_().mul_(-2).sqrt_()
+        angle = angle_word.to(torch.float32).mul_(2 * math.pi * 2**-32)
+        torch.mul(radius, angle.cos(), out=out[..., lane])
+        torch.mul(radius, angle.sin_(), out=out[..., lane + 1])
 
 
 def _reference(convert, shape, seed, step, stream, device, base=None):
@@ -97,16 +116,16 @@ def _reference(convert, shape, seed, step, stream, device, base=None):
     base = torch.zeros_like(seed) if base is None else base
     items, groups = max(len(seed), len(step), len(base)), (numel + 3) // 4
     seed, step, base = (x.expand(items, 1) for x in (seed, step, base))
-    out = torch.empty(items, 4 * groups, dtype=torch.float32, device=device)
-    rows, columns = max(1, _CHUNK // max(groups, 1)), min(groups, _CHUNK)
+    out = torch.empty(items, groups, 4, dtype=torch.float32, device=device)
+    limit = _GROUPS if out.device.type == "cpu" else _GROUPS << 9
+    rows, columns = max(1, limit // max(groups, 1)), min(groups, limit)
     for row in range(0, items, rows):
         part = slice(row, row + rows)
         for first in range(0, groups, columns or 1):
             last = min(first + columns, groups)
             group = base[part] + torch.arange(first, last, device=seed.device)
-            words = _words(seed[part], step[part], stream, group)
-            out[part, 4 * first : 4 * last] = convert(words).flatten(1)
-    return out[:, :numel].reshape(-1, *shape)
+            convert(_words(seed[part], step[part], stream, group), out[part, first:last])
+    return out.reshape(items, 4 * groups)[:, :numel].reshape(-1, *shape)
 
 
 def _chain_base(chains, per_chain, seed, counter, first, device):
@@ -174,7 +193,8 @@ def by_items(
     tensors = [x for x in (y, *arguments.values()) if isinstance(x, torch.Tensor)]
     whole = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     out = torch.empty_like(y) if out is None else out
-    for part in [slice(0, len(y))] if whole else chunks(len(y), y[:1].numel()):
+    parts = chunks(len(y), y[:1].numel(), y.device)
+    for part in [slice(0, len(y))] if whole else parts:
         some = {
             name: x[part]
             if isinstance(x, torch.Tensor) and x.shape == y.shape

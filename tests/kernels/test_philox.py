@@ -1,5 +1,6 @@
 """Counter-based noise against numpy and its published answers; which implementation runs."""
 
+import math
 import os
 import subprocess
 import sys
@@ -73,6 +74,55 @@ def test_normals_agree_with_the_formula_in_float64():
     angle = words[1::2] / 2**32 * 2 * np.pi
     expected = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1).ravel()
     assert np.abs(got.numpy() - expected).max() < 2e-6
+
+
+OLD_UNIFORMS = {  # (shape, seed, step, stream)
+    ((5,), 0, 0, 0): [6694888, 14772677, 12343212, 10158299, 16311500],
+    ((2, 3), -7, 1099511627777, 6): [745329, 8997811, 11691738, 4981421, 1558713, 8727722],
+    ((1,), 4611686018427387909, 9, 4294967295): [1036208],
+    ((9,), 11, -3, 17): [
+        9959165,
+        7491941,
+        13448939,
+        1648208,
+        1872155,
+        6295088,
+        12768708,
+        6077138,
+        7627010,
+    ],
+}
+
+
+def first_form(shape, seed, step, stream):
+    """The normals as they were first written: `philox` with every mask, nothing in place."""
+    groups = -(-math.prod(shape) // 4)
+    step = torch.as_tensor(step).reshape(-1, 1)
+    counter = (torch.arange(groups)[None], step & 0xFFFFFFFF, step >> 32 & 0xFFFFFFFF)
+    words = philox(torch.as_tensor(seed).reshape(-1, 1), *counter, torch.tensor(stream))
+    normals = []
+    for radius_word, angle_word in (words[:2], words[2:]):
+        radius = ((radius_word.to(torch.float32) + 1) * 2**-32).log().mul(-2).sqrt()
+        angle = angle_word.to(torch.float32) * (2 * math.pi * 2**-32)
+        normals += [radius * angle.cos(), radius * angle.sin()]
+    flat = torch.stack(normals, dim=-1).flatten(1)
+    return flat[:, : math.prod(shape)].reshape(-1, *shape)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (5,), (3, 7, 11), (1, 28, 28), (3, 32, 32)])
+def test_normals_are_those_of_the_first_form_to_the_bit(shape):
+    seeds, steps = torch.tensor([3, -4, 2**55 + 1]), torch.tensor([0, 2**33 + 7, -5])
+    for seed, step, stream in ((7, 2**40, 0), (seeds, 9, 2**31), (seeds, steps, 2**32 - 1)):
+        got = philox_normal(shape, seed, step, stream=stream)
+        assert torch.equal(got, first_form(shape, seed, step, stream))
+
+
+def test_uniforms_of_an_earlier_version():
+    """Seeds keep their numbers: uniforms times 2^24, drawn before the reference was rewritten."""
+    for arguments, expected in OLD_UNIFORMS.items():
+        shape, seed, step, stream = arguments
+        got = philox_uniform(shape, seed, step, stream=stream)
+        assert [int(u * 2**24) for u in got.flatten().tolist()] == expected
 
 
 def test_noise_is_normal_and_uncorrelated():

@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 from scipy.spatial.distance import cdist
 
+from genmodels.kernels.dispatch import chunks
 from genmodels.kernels.gbm_step import gbm_step
 from genmodels.kernels.langevin_chain import DoubleWell, Gaussian, Mixture, langevin_chain
 from genmodels.kernels.langevin_step import langevin_step
@@ -526,3 +527,10 @@ def test_resize_matches_its_reference(source, target, mode):
     assert torch.allclose(normal, scaled, atol=1e-5)
     with pytest.raises(ValueError, match=r"mean must be a number or one per channel \(3\), got 2"):
         resize_normalize(images, target, mean=[1.0, 2.0])
+
+
+def test_references_are_cut_for_the_cache_of_a_cpu_and_not_on_another_device():
+    size = (64, 3 * 512 * 512)
+    assert len(list(chunks(*size, torch.device("cuda")))) == 1
+    parts = list(chunks(*size, torch.device("cpu")))
+    assert len(parts) == 64 and parts[-1] == slice(63, 64)
