@@ -1,8 +1,9 @@
 """Which implementation runs: the torch reference or the Triton kernel; and Triton where it exists.
 
 GENMODELS_KERNELS=auto (default) takes Triton when every tensor is on a CUDA device, of a supported
-dtype, and none of them needs a gradient; else the reference. torch always takes the reference;
-triton insists on the kernel and says why when that cannot be.
+dtype, and none of them needs a gradient; else the reference, in which compiled C makes the noise
+of a CPU where there is such a library (native.py). torch always takes the reference alone; triton
+insists on the kernel, native on the library, and says why when that cannot be.
 """
 
 import functools
@@ -75,8 +76,8 @@ def use_triton(
         ValueError: for an unknown GENMODELS_KERNELS, or =triton where the kernel cannot run.
     """
     mode = os.environ.get("GENMODELS_KERNELS", "auto")
-    if mode not in ("auto", "torch", "triton"):
-        raise ValueError(f"GENMODELS_KERNELS must be auto, torch or triton, got {mode!r}")
+    if mode not in ("auto", "torch", "triton", "native"):
+        raise ValueError(f"GENMODELS_KERNELS must be auto, torch, triton or native, got {mode!r}")
     if mode == "torch":
         return False
     tensors = [x for x in tensors if isinstance(x, torch.Tensor)]
@@ -90,7 +91,7 @@ def use_triton(
         reason = f"the kernel does not take {bad[0]}"
     elif not INTERPRETING and not all(tensor.is_cuda for tensor in tensors):
         reason = "a tensor is not on a CUDA device (TRITON_INTERPRET=1 runs kernels on the CPU)"
-    elif INTERPRETING and mode == "auto":
+    elif INTERPRETING and mode != "triton":
         return False  # the interpreter is for tests, which ask for it by name
     if mode == "triton" and reason:
         raise ValueError(f"{op}: GENMODELS_KERNELS=triton, but {reason}")

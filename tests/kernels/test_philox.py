@@ -191,7 +191,7 @@ def test_everything_imports_and_runs_without_triton():
 
 def test_dispatch_says_why(monkeypatch):
     monkeypatch.setenv("GENMODELS_KERNELS", "cuda")
-    with pytest.raises(ValueError, match="GENMODELS_KERNELS must be auto, torch or triton"):
+    with pytest.raises(ValueError, match="GENMODELS_KERNELS must be auto, torch, triton or native"):
         philox_normal((3,), 1)
     monkeypatch.setenv("GENMODELS_KERNELS", "triton")
     with pytest.raises(ValueError, match="GENMODELS_KERNELS=triton, but"):

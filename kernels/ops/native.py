@@ -1,0 +1,145 @@
+"""The compiled C of native.c, where setup.py could build it: noise and steps on a CPU.
+
+GENMODELS_KERNELS=native insists on it, torch does without it; see dispatch.py. The library lies
+beside this file after `pip install`, editable or not. In a clone that was not installed, or where
+there was no compiler, there is none, and the references do the work.
+"""
+
+import ctypes
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["LEVELS", "Task", "combine", "key_fields", "library", "number", "run", "use_native"]
+
+VERSION = 1  # of the structure below: as in native.c
+LEVELS = ("plain", "avx2", "avx512")  # instruction sets; all give the same bits
+OPS = (
+    "normals",
+    "uniforms",
+    "planes",
+    "langevin_step",
+    "log",
+    "ums",
+    "dls",
+    "DoubleWell",
+    "Gaussian",
+)
+_WORK = 1 << 17  # numbers that are worth a thread of their own
+
+
+class Number(ctypes.Structure):
+    """One float32 for all items (stride 0) or one per item (stride 1)."""
+
+    _fields_ = [("at", ctypes.c_void_p), ("stride", ctypes.c_int64)]
+
+
+class Task(ctypes.Structure):
+    """`task` of native.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("op", "threads", "items", "numel")),
+        ("seed", ctypes.c_void_p),
+        ("seed_stride", ctypes.c_int64),
+        ("counter", ctypes.c_void_p),
+        ("counter_stride", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("stream", "first", "serial")),
+        *((name, ctypes.c_void_p) for name in ("out", "y", "grad", "tether", "known", "mask")),
+        *((name, Number) for name in ("step", "noise", "pull", "clip")),
+        ("low", ctypes.c_float),
+        ("high", ctypes.c_float),
+        ("flips", ctypes.c_void_p),
+        ("steps", ctypes.c_int64),
+        ("shape", Number),
+        ("place", Number),
+    ]
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Return the compiled library, or None where there is none of this version."""
+    for path in sorted(Path(__file__).parent.glob("_native*.so")):
+        try:
+            found = ctypes.CDLL(str(path))
+            if found.genmodels_version() == VERSION:
+                found.genmodels_run.argtypes = [ctypes.POINTER(Task), ctypes.c_int]
+                found.genmodels_run.restype = None
+                found.genmodels_combine.argtypes = [
+                    ctypes.c_void_p,
+                    ctypes.c_void_p,
+                    ctypes.c_int64,
+                ]
+                found.genmodels_combine.restype = None
+                return found
+        except (OSError, AttributeError):  # built for another system, or of another age
+            continue
+    return None
+
+
+def use_native(op: str, device: torch.device) -> bool:
+    """Return whether native.c makes the numbers of `op` on this device.
+
+    Raises:
+        ValueError: GENMODELS_KERNELS=native where the library is missing.
+    """
+    mode = os.environ.get("GENMODELS_KERNELS", "auto")
+    if mode == "native" and library() is None:
+        raise ValueError(
+            f"{op}: GENMODELS_KERNELS=native, but there is no compiled library: "
+            "install a C compiler and run pip install again"
+        )
+    return mode in ("auto", "native") and device.type == "cpu" and library() is not None
+
+
+def run(
+    op: str, numbers: int, level: str = LEVELS[-1], *, owners: Sequence[Any] = (), **fields: Any
+) -> None:
+    """Do a task of native.c.
+
+    Args:
+        op: of OPS.
+        numbers: how many it draws: few are not worth threads.
+        level: the widest instruction set that may be taken; less where the machine has less.
+        owners: the tensors whose addresses are among the fields: they must not be freed before.
+        fields: of Task; a tensor gives its address.
+    """
+    threads = max(1, min(torch.get_num_threads(), numbers // _WORK))
+    fields = {n: v.data_ptr() if isinstance(v, Tensor) else v for n, v in fields.items()}
+    task = Task(op=OPS.index(op), threads=threads, **fields)
+    library().genmodels_run(ctypes.byref(task), LEVELS.index(level))
+
+
+def number(value: float | Tensor, items: int, owners: list[Any]) -> Number:
+    """Return a float or a float32 tensor of one or `items` numbers for Task; owners gets it."""
+    value = torch.as_tensor(value, dtype=torch.float32).detach().reshape(-1).contiguous()
+    owners.append(value)
+    return Number(value.data_ptr(), int(value.numel() == items and items > 1))
+
+
+def key_fields(
+    seed: int | Tensor,
+    counter: int | Tensor,
+    stream: int,
+    items: int,
+    owners: list[Any],
+    first: int = 0,
+    serial: int = 0,
+) -> dict[str, Any]:
+    """Return a Task's fields for a key; item b's first group is first + b * serial."""
+    fields = {"stream": stream, "first": first, "serial": serial}
+    for name, value in (("seed", seed), ("counter", counter)):
+        value = torch.as_tensor(value, dtype=torch.int64, device="cpu").reshape(-1).contiguous()
+        owners.append(value)
+        fields[name] = value.data_ptr()
+        fields[f"{name}_stride"] = int(value.numel() == items and items > 1)
+    return fields
+
+
+def combine(planes: Tensor, out: Tensor) -> None:
+    """Write normals into contiguous out, N groups of four, from planes (6, N): see native.c."""
+    library().genmodels_combine(planes.data_ptr(), out.data_ptr(), planes.shape[1])
