@@ -438,15 +438,14 @@ void genmodels_run(const task *t, int level) {
     for (int64_t i = 0; i < made; i++) pthread_join(parts[i].thread, 0);
 }
 
-/* What PLANES left, after torch's functions: logarithm, sine, logarithm, sine, cosine, cosine
+/* What PLANES left, after torch's functions: radius, sine, radius, sine, cosine, cosine
    (6, n) -> out (n, 4) normals. */
 void genmodels_combine(const float *planes, float *out, int64_t n) {
     const float *cosine = planes + 4 * n;
     for (int64_t i = 0; i < n; i++) {
-        float r = sqrtf(-2.0f * planes[i]), r2 = sqrtf(-2.0f * planes[2 * n + i]);
-        out[4 * i] = r * cosine[i];
-        out[4 * i + 1] = r * planes[n + i];
-        out[4 * i + 2] = r2 * cosine[n + i];
-        out[4 * i + 3] = r2 * planes[3 * n + i];
+        out[4 * i] = planes[i] * cosine[i];
+        out[4 * i + 1] = planes[i] * planes[n + i];
+        out[4 * i + 2] = planes[2 * n + i] * cosine[n + i];
+        out[4 * i + 3] = planes[2 * n + i] * planes[3 * n + i];
     }
 }

@@ -142,8 +142,9 @@ def _parts(items, groups, device):
 def _native(convert, shape, seed, step, stream, chains, exact):
     """Return _reference's result, made by native.c: normals to the bit with `exact`, else to 2e-6.
 
-    Whole numbers, their scaling and square roots have one answer, and C makes them; logarithms,
-    cosines and sines are torch's own with `exact`, over the same chunks.
+    Whole numbers, their scaling and products have one answer, and C makes them; logarithms, roots
+    (torch's are not always the nearest float), cosines and sines are torch's own with `exact`,
+    over the same chunks.
     """
     numel = math.prod(shape)
     groups = (numel + 3) // 4
@@ -169,7 +170,7 @@ def _native(convert, shape, seed, step, stream, chains, exact):
         key = native.key_fields(*keys, stream, here, owners, start, serial)
         native.run("planes", 4 * here * width, items=here, numel=4 * width, out=room, **key)
         for radius, angle, cosine in ((0, 1, 4), (2, 3, 5)):
-            room[radius].log_()
+            room[radius].log_().mul_(-2).sqrt_()
             torch.cos(room[angle], out=room[cosine])
             room[angle].sin_()
         native.combine(room, part)
