@@ -15,7 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["LEVELS", "Task", "combine", "key_fields", "library", "number", "run", "use_native"]
+__all__ = [
+    "LEVELS",
+    "Number",
+    "Task",
+    "combine",
+    "key_fields",
+    "library",
+    "number",
+    "run",
+    "run_step",
+    "takes",
+    "use_native",
+]
 
 VERSION = 1  # of the structure below: as in native.c
 LEVELS = ("plain", "avx2", "avx512")  # instruction sets; all give the same bits
@@ -96,22 +108,71 @@ def use_native(op: str, device: torch.device) -> bool:
     return mode in ("auto", "native") and device.type == "cpu" and library() is not None
 
 
-def run(
-    op: str, numbers: int, level: str = LEVELS[-1], *, owners: Sequence[Any] = (), **fields: Any
-) -> None:
+def takes(
+    op: str, tensors: Sequence[Tensor | None], numbers: Sequence[float | Tensor | None]
+) -> bool:
+    """Return whether native.c does a step: float32 throughout, and nothing needs a gradient.
+
+    Args:
+        op: name of the op, for the error message.
+        tensors: states, of which the first tells the device; None is skipped.
+        numbers: floats, or tensors of one or one per item, or None.
+    """
+    if not use_native(op, tensors[0].device):
+        return False
+    given = [x for x in (*tensors, *numbers) if isinstance(x, Tensor)]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+        return False
+    return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in given)
+
+
+def run_step(
+    op: str,
+    y: Tensor,
+    *,
+    key: tuple[Any, Any, int],
+    out: Tensor | None,
+    numbers: dict[str, float | Tensor],
+    steps: int = 1,
+    **fields: Any,
+) -> Tensor:
+    """Return out after one step, or a chain of steps, of the contiguous float32 state y (B, ...).
+
+    Args:
+        op: of OPS.
+        y: the state.
+        key: (seed, counter, stream), as for the steps.
+        out: where to write, or None for a new tensor.
+        numbers: {field of Task: one number or one per item}.
+        steps: of a chain, which works in place.
+        fields: other fields of Task.
+    """
+    items, numel = len(y), y[:1].numel()
+    seed, counter, stream = key
+    several = any(isinstance(x, Tensor) and x.numel() > 1 for x in (seed, counter))
+    groups = (numel + 3) // 4
+    target = out if out is not None and out.is_contiguous() else torch.empty_like(y)
+    owners: list[Any] = []
+    fields |= {name: number(value, items, owners) for name, value in numbers.items()}
+    fields |= key_fields(seed, counter, stream, items, owners, serial=0 if several else groups)
+    sizes = {"items": items, "numel": numel, "steps": steps}
+    run(op, 4 * items * groups * steps, y=y, out=target, **sizes, **fields)
+    return target if out is None or target is out else out.copy_(target)
+
+
+def run(op: str, numbers: int, level: str | None = None, **fields: Any) -> None:
     """Do a task of native.c.
 
     Args:
         op: of OPS.
         numbers: how many it draws: few are not worth threads.
-        level: the widest instruction set that may be taken; less where the machine has less.
-        owners: the tensors whose addresses are among the fields: they must not be freed before.
+        level: of LEVELS, default the widest; less where the machine has less.
         fields: of Task; a tensor gives its address.
     """
     threads = max(1, min(torch.get_num_threads(), numbers // _WORK))
     fields = {n: v.data_ptr() if isinstance(v, Tensor) else v for n, v in fields.items()}
     task = Task(op=OPS.index(op), threads=threads, **fields)
-    library().genmodels_run(ctypes.byref(task), LEVELS.index(level))
+    library().genmodels_run(ctypes.byref(task), LEVELS.index(level or LEVELS[-1]))
 
 
 def number(value: float | Tensor, items: int, owners: list[Any]) -> Number:
