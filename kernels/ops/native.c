@@ -56,9 +56,9 @@ typedef struct {
 typedef struct {
     int64_t groups, begin, count; /* groups of an item; first flat group; how many */
     int64_t item, group;          /* of the first */
-    int one;                      /* whether one key serves all lanes */
-    uint32_t c0[LANES];
-    uint64_t seed[LANES], counter[LANES];
+    enum { ONE, KEYS, ALL } varies; /* nothing in the lanes; their keys; their counters too */
+    uint32_t c0[LANES], k0[LANES], k1[LANES];
+    uint64_t counter[LANES];
 } block;
 
 INLINE float as_float(uint32_t bits) {
@@ -88,24 +88,22 @@ INLINE float to_float(uint32_t word) {
     }
 
 /* w[j][i]: word j of lane i, at `step` counts after each lane's counter. */
-INLINE void words(const block *at, uint32_t stream, uint64_t step, uint32_t w[4][LANES]) {
-    if (at->one) {
-        uint64_t seed = at->seed[0], counter = at->counter[0] + step;
-        for (int i = 0; i < LANES; i++) {
-            uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-            uint32_t a = at->c0[i], b = (uint32_t)counter, c = (uint32_t)(counter >> 32), d = stream;
-            ROUND ROUND ROUND ROUND ROUND ROUND ROUND ROUND ROUND ROUND
-            w[0][i] = a, w[1][i] = b, w[2][i] = c, w[3][i] = d;
-        }
-    } else {
-        for (int i = 0; i < LANES; i++) {
-            uint64_t counter = at->counter[i] + step;
-            uint32_t k0 = (uint32_t)at->seed[i], k1 = (uint32_t)(at->seed[i] >> 32);
-            uint32_t a = at->c0[i], b = (uint32_t)counter, c = (uint32_t)(counter >> 32), d = stream;
-            ROUND ROUND ROUND ROUND ROUND ROUND ROUND ROUND ROUND ROUND
-            w[0][i] = a, w[1][i] = b, w[2][i] = c, w[3][i] = d;
-        }
+INLINE void words_of(const block *at, uint32_t stream, uint64_t step, uint32_t w[4][LANES],
+                     int keys, int counters) {
+    uint64_t counter = at->counter[0] + step;
+    for (int i = 0; i < LANES; i++) {
+        if (counters) counter = at->counter[i] + step;
+        uint32_t k0 = at->k0[keys ? i : 0], k1 = at->k1[keys ? i : 0];
+        uint32_t a = at->c0[i], b = (uint32_t)counter, c = (uint32_t)(counter >> 32), d = stream;
+        ROUND ROUND ROUND ROUND ROUND ROUND ROUND ROUND ROUND ROUND
+        w[0][i] = a, w[1][i] = b, w[2][i] = c, w[3][i] = d;
     }
+}
+
+INLINE void words(const block *at, uint32_t stream, uint64_t step, uint32_t w[4][LANES]) {
+    if (at->varies == ONE) words_of(at, stream, step, w, 0, 0);
+    else if (at->varies == KEYS) words_of(at, stream, step, w, 1, 0);
+    else words_of(at, stream, step, w, 1, 1);
 }
 
 /* Natural logarithm of x in [2^-32, 1], to about one unit in the last place (Cephes logf). */
@@ -192,16 +190,19 @@ INLINE void locate(const task *t, int64_t index, block *at) {
     at->item = at->begin / groups;
     at->group = at->begin - at->item * groups;
     int serial = !t->seed_stride && !t->counter_stride && t->serial == groups;
-    at->one = serial || at->group + at->count <= groups;
-    if (at->one) {
-        at->seed[0] = (uint64_t)t->seed[at->item * t->seed_stride];
+    at->varies = t->counter_stride ? ALL : KEYS;
+    if (serial || at->group + at->count <= groups) at->varies = ONE;
+    if (at->varies == ONE) {
+        uint64_t seed = (uint64_t)t->seed[at->item * t->seed_stride];
+        at->k0[0] = (uint32_t)seed, at->k1[0] = (uint32_t)(seed >> 32);
         at->counter[0] = (uint64_t)t->counter[at->item * t->counter_stride];
         uint32_t first = (uint32_t)(t->first + at->item * t->serial + at->group);
         for (int i = 0; i < LANES; i++) at->c0[i] = first + (uint32_t)i;
     } else {
         int64_t item = at->item, group = at->group;
         for (int i = 0; i < LANES; i++) {
-            at->seed[i] = (uint64_t)t->seed[item * t->seed_stride];
+            uint64_t seed = (uint64_t)t->seed[item * t->seed_stride];
+            at->k0[i] = (uint32_t)seed, at->k1[i] = (uint32_t)(seed >> 32);
             at->counter[i] = (uint64_t)t->counter[item * t->counter_stride];
             at->c0[i] = (uint32_t)(t->first + item * t->serial + group);
             /* lanes past the end repeat the last item's key */

@@ -22,7 +22,6 @@ __all__ = [
     "combine",
     "key_fields",
     "library",
-    "number",
     "run",
     "run_step",
     "takes",
@@ -153,7 +152,8 @@ def run_step(
     groups = (numel + 3) // 4
     target = out if out is not None and out.is_contiguous() else torch.empty_like(y)
     owners: list[Any] = []
-    fields |= {name: number(value, items, owners) for name, value in numbers.items()}
+    for name, value in numbers.items():
+        fields[name] = Number(*_address(value, torch.float32, items, owners))
     fields |= key_fields(seed, counter, stream, items, owners, serial=0 if several else groups)
     sizes = {"items": items, "numel": numel, "steps": steps}
     run(op, 4 * items * groups * steps, y=y, out=target, **sizes, **fields)
@@ -175,11 +175,17 @@ def run(op: str, numbers: int, level: str | None = None, **fields: Any) -> None:
     library().genmodels_run(ctypes.byref(task), LEVELS.index(level or LEVELS[-1]))
 
 
-def number(value: float | Tensor, items: int, owners: list[Any]) -> Number:
-    """Return a float or a float32 tensor of one or `items` numbers for Task; owners gets it."""
-    value = torch.as_tensor(value, dtype=torch.float32).detach().reshape(-1).contiguous()
+def _address(
+    value: float | Tensor, dtype: torch.dtype, items: int, owners: list[Any]
+) -> tuple[int, int]:
+    """Return (address, stride) of a number or a tensor of one or `items`; owners keeps it alive."""
+    if not isinstance(value, Tensor):
+        owners.append((ctypes.c_float if dtype.is_floating_point else ctypes.c_int64)(value))
+        return ctypes.addressof(owners[-1]), 0
+    if value.dtype != dtype or not value.is_cpu or not value.is_contiguous():
+        value = value.detach().to("cpu", dtype).contiguous()
     owners.append(value)
-    return Number(value.data_ptr(), int(value.numel() == items and items > 1))
+    return value.data_ptr(), int(value.numel() == items and items > 1)
 
 
 def key_fields(
@@ -194,10 +200,7 @@ def key_fields(
     """Return a Task's fields for a key; item b's first group is first + b * serial."""
     fields = {"stream": stream, "first": first, "serial": serial}
     for name, value in (("seed", seed), ("counter", counter)):
-        value = torch.as_tensor(value, dtype=torch.int64, device="cpu").reshape(-1).contiguous()
-        owners.append(value)
-        fields[name] = value.data_ptr()
-        fields[f"{name}_stride"] = int(value.numel() == items and items > 1)
+        fields[name], fields[f"{name}_stride"] = _address(value, torch.int64, items, owners)
     return fields
 
 
