@@ -22,6 +22,7 @@ __all__ = [
     "combine",
     "key_fields",
     "library",
+    "opened",
     "run",
     "run_step",
     "takes",
@@ -74,22 +75,23 @@ class Task(ctypes.Structure):
 @cache
 def library() -> ctypes.CDLL | None:
     """Return the compiled library, or None where there is none of this version."""
-    for path in sorted(Path(__file__).parent.glob("_native*.so")):
-        try:
-            found = ctypes.CDLL(str(path))
-            if found.genmodels_version() == VERSION:
-                found.genmodels_run.argtypes = [ctypes.POINTER(Task), ctypes.c_int]
-                found.genmodels_run.restype = None
-                found.genmodels_combine.argtypes = [
-                    ctypes.c_void_p,
-                    ctypes.c_void_p,
-                    ctypes.c_int64,
-                ]
-                found.genmodels_combine.restype = None
-                return found
-        except (OSError, AttributeError):  # built for another system, or of another age
-            continue
-    return None
+    found = (opened(path) for path in sorted(Path(__file__).parent.glob("_native*.so")))
+    return next((one for one in found if one is not None), None)
+
+
+def opened(path: Path) -> ctypes.CDLL | None:
+    """Return a compiled library, or None: built for another system, or from another version."""
+    try:
+        found = ctypes.CDLL(str(path))
+        if found.genmodels_version() != VERSION:
+            return None
+    except (OSError, AttributeError):
+        return None
+    found.genmodels_run.argtypes = [ctypes.POINTER(Task), ctypes.c_int]
+    found.genmodels_run.restype = None
+    found.genmodels_combine.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    found.genmodels_combine.restype = None
+    return found
 
 
 def use_native(op: str, device: torch.device) -> bool:
