@@ -84,7 +84,9 @@ def test_langevin_step_noise_belongs_to_the_chain():
         some = langevin_step(y[part], grad[part], seed=seeds[part], **options)
         assert torch.equal(some, whole[part])
     big = torch.zeros(3, 200_000)  # chunked by the reference
-    assert torch.equal(langevin_step(big, big, step=0.5, seed=1), chain_normals(big, 1))
+    for exact in (True, False):
+        got = langevin_step(big, big, step=0.5, seed=1, exact=exact)
+        assert torch.equal(got, chain_normals(big, 1, exact=exact))
 
 
 def test_langevin_step_keeps_nan_and_gradients():
