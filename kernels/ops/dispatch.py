@@ -57,6 +57,19 @@ _LARGEST = 1 << 30  # elements of an item: kernels count them in 32 bits
 INTERPRETING = HAS_TRITON and bool(triton.knobs.runtime.interpret)
 
 
+# Tried in tests/kernels/test_compile.py, of which gfx1030 failed.
+_AMD = ("gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
+_NVIDIA = (7, 5)
+
+
+@functools.cache
+def _compiles(device: torch.device) -> bool:
+    """Return whether Triton compiles the kernels for this GPU."""
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(device).gcnArchName.startswith(_AMD)
+    return torch.cuda.get_device_capability(device) >= _NVIDIA
+
+
 def use_triton(
     op: str,
     *tensors: Tensor | None,
@@ -91,6 +104,8 @@ def use_triton(
         reason = f"the kernel does not take {bad[0]}"
     elif not INTERPRETING and not all(tensor.is_cuda for tensor in tensors):
         reason = "a tensor is not on a CUDA device (TRITON_INTERPRET=1 runs kernels on the CPU)"
+    elif not INTERPRETING and not _compiles(next(x.device for x in tensors)):
+        reason = "the kernels do not compile for this GPU"
     elif INTERPRETING and mode != "triton":
         return False  # the interpreter is for tests, which ask for it by name
     if mode == "triton" and reason:

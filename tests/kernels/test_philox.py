@@ -4,12 +4,14 @@ import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from genmodels.kernels import dispatch, tiles
 from genmodels.kernels.philox import chain_normals, philox, philox_normal, philox_uniform
 
 
@@ -187,6 +189,37 @@ def test_everything_imports_and_runs_without_triton():
     )
     assert done.returncode == 0, done.stderr
     assert "triton is not installed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arch, capability, fine",
+    [
+        (None, (9, 0), True),
+        (None, (7, 5), True),
+        (None, (7, 0), False),
+        ("gfx942:sramecc+", (9, 4), True),
+        ("gfx1030", (10, 3), False),
+    ],
+)
+def test_auto_picks_no_kernel_that_does_not_compile(monkeypatch, arch, capability, fine):
+    gpu = SimpleNamespace(gcnArchName=arch)
+    monkeypatch.setattr(torch.version, "hip", arch and "6.4")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    dispatch._compiles.cache_clear()
+    try:
+        assert dispatch._compiles(torch.device("cuda", 0)) is fine
+    finally:
+        dispatch._compiles.cache_clear()
+
+
+def test_products_are_as_accurate_as_float32_on_each_backend(monkeypatch):
+    """tf32x3 is refused for AMD's GPUs."""
+    x = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 4))
+    for hip, precision in ((None, "tf32x3"), ("6.4", "ieee")):
+        monkeypatch.setattr(torch.version, "hip", hip)
+        assert tiles._tuning(x)[1] == precision
 
 
 def test_dispatch_says_why(monkeypatch):
