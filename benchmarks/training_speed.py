@@ -4,9 +4,9 @@ python -m benchmarks.training_speed out=OUT.json [before=REVISION] [rounds=3] [d
                                     [cdrl=STEPS]
 
 Each round trains configs/edm_digits.yaml (the demo's) and configs/cdrl_digits.yaml for some steps,
-in a process of its own on one thread: with the code of `before` (by default the last before noise was
-made in C), with the code of today without its compiled library (GENMODELS_KERNELS=torch), and with
-it. Times are CPU and wall seconds of the training call, imports left out.
+in a process of its own on one thread: with the code of `before` (by default the last before noise
+was made in C), with the code of today without its compiled library (GENMODELS_KERNELS=torch), and
+with it. Times are CPU and wall seconds of the training call, imports left out.
 """
 
 import json
