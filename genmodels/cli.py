@@ -33,7 +33,8 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     one line on stderr; one raised elsewhere is a defect and keeps its traceback.
     """
     try:
-        code = main(sys.argv[1:] if argv is None else list(argv))
+        with warnings_as_notes():
+            code = main(sys.argv[1:] if argv is None else list(argv))
     except Stopped as stopped:
         return 128 + stopped.signal
     except BrokenPipeError:
@@ -124,7 +125,7 @@ def warnings_as_notes() -> Iterator[list[str]]:
             print(f"note: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
+        warnings.filterwarnings("always", category=UserWarning, module="genmodels|benchmarks")
         warnings.showwarning = show  # type: ignore[assignment]
         yield notes
 

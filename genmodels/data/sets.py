@@ -345,12 +345,12 @@ BY_HAND = {
     "imagenet": ByHand(
         url="https://image-net.org/download.php (ILSVRC2012)",
         terms="non-commercial research; an account is needed",
-        convert="convert TRAIN_FOLDER out=imagenet64.zip resolution=64 crop=adm",
+        convert="convert TRAIN_FOLDER out=imagenet64.zip resolution=64 crop=lanczos",
     ),
     "ffhq": ByHand(
         url="https://github.com/NVlabs/ffhq-dataset",
         terms="CC BY-NC-SA 4.0",
-        convert="convert FOLDER out=ffhq64.zip resolution=64",
+        convert="convert FOLDER out=ffhq64.zip resolution=64 crop=lanczos",
     ),
 }
 

@@ -263,7 +263,7 @@ def test_broken_files_are_named(tmp_path):
     cfg = DataConfig(name="imagefolder", root=str(tmp_path), resolution=8)
     with pytest.raises(ValueError, match="a.png: cannot be read"):
         load_split(cfg, "train")
-    np.savez(tmp_path / "a.npz", images=np.zeros((3, 8, 8, 3)))
+    np.savez(tmp_path / "a.npz", images=np.full((3, 8, 8, 3), 0.3))
     with pytest.raises(ValueError, match="float64.*must be uint8"):
         load_split(DataConfig(name="npz", root=str(tmp_path / "a.npz")), "train")
     np.savez(tmp_path / "b.npz", images=np.zeros((3, 8, 8, 3), np.uint8), labels=np.zeros(2))
