@@ -100,8 +100,8 @@ def read_values(data: bytes, name: Path | str) -> np.ndarray:
             with Image.open(handle, formats=FORMATS) as picture:
                 if _is_deep_ppm(picture):
                     raise tiff.Refused("is a PPM of 16-bit colour; save it as PNG or TIFF")
-                turned = picture.getexif().get(ORIENTATION)
-                array = UPRIGHT.get(turned, lambda a: a)(_pillow_values(picture, handle))
+                array = _pillow_values(picture, handle)
+                array = UPRIGHT.get(picture.getexif().get(ORIENTATION), lambda a: a)(array)
         if array.dtype not in (np.uint8, np.uint16, np.float32):
             _to_8_bits(array)  # which refuses it
     return array
@@ -118,8 +118,10 @@ def _pillow_values(picture: Image.Image, file: BinaryIO) -> np.ndarray:
     else:
         from torchvision.io import ImageReadMode, decode_png
 
+        place = file.tell()
         file.seek(0)
         tensor = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+        file.seek(place)  # where Pillow goes on
         array = decode_png(tensor, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
     array = array.reshape(*array.shape[:2], -1)
     return array[..., : 3 if array.shape[-1] > 2 else 1]  # alpha is dropped
@@ -172,6 +174,8 @@ def _reading(file: Path | str | BinaryIO, name: Path | str | None) -> Iterator[B
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
     """Return values of 16 bits as 8; Pillow's own conversion clips grey ones at 255."""
+    if values.dtype.itemsize <= 2 and values.dtype.kind == "i":
+        raise tiff.Refused(f"holds {values.dtype}, signed levels; convert it to uint8 or uint16")
     if values.dtype != np.uint16:
         raise tiff.Refused(
             f"has more than 16 bits a pixel; convert it to 8 or 16 bits (it holds {values.dtype})"
@@ -228,8 +232,8 @@ class Tree:
             (stacks, f"{_files(stacks)} TIFF of several pages; each of the {pages} is a picture"),
             (moving, f"{_files(moving)} .gif; of an animation the first frame is read"),
         ):
-            if count:
-                warnings.warn(f"{self.key}={self.path}: {note}", stacklevel=2)
+            if count and names:
+                warnings.warn(f"{self.key}={self.path}: {note}", stacklevel=1)
         return names
 
     def _count_pages(self, name: str) -> int:

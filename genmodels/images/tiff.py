@@ -13,7 +13,7 @@ from PIL import Image
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 GREY_INVERTED, GREY, RGB = 0, 1, 2  # PhotometricInterpretation
-PLAIN, PREMULTIPLIED = (0, 2), 1  # ExtraSamples
+UNNAMED, PREMULTIPLIED = 0, 1  # ExtraSamples: anything, alpha that the colours are multiplied by
 NOT_A_PICTURE = 1 | 4  # NewSubfileType: a smaller copy of another page, or a mask
 LARGEST_PAGE = 1 << 30  # bytes
 
@@ -165,7 +165,9 @@ def _channels_last(array: np.ndarray, page: Any) -> np.ndarray:
         raise Refused(f"has the axes {axes}; save each plane as a page or a file")
     array = array[..., None] if "S" not in axes else np.moveaxis(array, axes.index("S"), -1)
     colours = 3 if page.photometric == RGB else 1
-    if array.shape[-1] - len(page.extrasamples) != colours:
+    # Beside grey an unnamed channel is data; beside RGB it is alpha, as programs write it.
+    unnamed = colours == 1 and UNNAMED in page.extrasamples
+    if unnamed or array.shape[-1] - len(page.extrasamples) != colours:
         raise Refused(
             f"has {array.shape[-1]} channels that are no colours; save each as a page or a file"
         )
