@@ -33,8 +33,7 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     one line on stderr; one raised elsewhere is a defect and keeps its traceback.
     """
     try:
-        with warnings_as_notes():
-            code = main(sys.argv[1:] if argv is None else list(argv))
+        code = main(sys.argv[1:] if argv is None else list(argv))
     except Stopped as stopped:
         return 128 + stopped.signal
     except BrokenPipeError:
@@ -125,7 +124,7 @@ def warnings_as_notes() -> Iterator[list[str]]:
             print(f"note: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("always", category=UserWarning, module="genmodels|benchmarks")
+        warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show  # type: ignore[assignment]
         yield notes
 

@@ -150,6 +150,7 @@ def _edm_labels(tree: Tree, names: list[str]) -> torch.Tensor:
         raise ValueError(f'{source} is not {{"labels": [[NAME, LABEL], ...]}} ({error})') from None
     if not labels:
         return torch.full((len(names),), -1)
+    names = [images.split_page(name)[0] for name in names]  # the pages of a file have its label
     missing = [name for name in names if name not in labels]
     strange = sorted(set(labels) - tree.entries, key=str)
     if pairs != len(labels):

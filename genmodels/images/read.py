@@ -279,7 +279,8 @@ class Tree:
             ) from None
 
     def read_bytes(self, name: str) -> bytes:
-        """Return what the entry holds."""
+        """Return what the entry holds; of a page of a TIFF, the whole file."""
+        name = split_page(name)[0]
         if not self.path.is_dir():
             with self._in_one_line():
                 info = self._archive().getinfo(self.prefix + name)
