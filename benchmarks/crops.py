@@ -120,7 +120,7 @@ def draw(path, rows):
     right.set_xlabel("frequency (cycles per pixel), originals to 64x64")
     right.set_ylabel("power, lanczos = 1")
     right.set_ylim(0)
-    right.legend()
+    right.legend(loc="lower left")
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 

@@ -226,5 +226,5 @@ def test_crops_are_measured_and_drawn(tmp_path, monkeypatch, capsys):
     assert [row["count"] for row in committed] == [1000] * 3 + [41] * 3
     page = (ROOT / "docs" / "data.md").read_text()
     for row in committed:
-        cells = (f"`{row['crop']}`", f"{row['mean']:.3f}", f"{row['std']:.3f}")
-        assert " | ".join((*cells, f"{row['gradient_power']:.0f}")) in page
+        cells = (f"`{row['crop']}`", f"{row['mean']:.4f}", f"{row['std']:.4f}")
+        assert " | ".join((*cells, f"{row['gradient_power']:.1f}")) in page
