@@ -94,11 +94,12 @@ def test_the_same_images_of_the_other_network(old):
 
 @pytest.mark.parametrize("method", SAMPLED)
 def test_sampling_by_command(old, method):
-    options = {key: ",".join(map(str, value)) if key == "labels" else value
-               for key, value in SAMPLED[method].items()}  # fmt: skip
+    options = {
+        key: ",".join(map(str, value)) if key == "labels" else value
+        for key, value in SAMPLED[method].items()
+    }
     words = [f"{key}={value}" for key, value in options.items()]
-    done("sample.py", old / method / "run", "num=4", *words, "format=npz", "out=made",
-         "device=cpu")  # fmt: skip
+    done("sample.py", old / method / "run", "num=4", *words, "format=npz", "out=made", "device=cpu")
     with np.load(old / "made/images.npz") as file:
         pixels, seeds, labels = file["images"], file["seeds"], file["labels"]
     wanted = expected(method)["images"].clip(-1, 1).transpose(0, 2, 3, 1)
@@ -108,8 +109,15 @@ def test_sampling_by_command(old, method):
 
 
 def test_restoring_by_command(old):
-    done("sample.py", old / "noise2score/run", "denoise=noisy.npy", "law=gaussian", "level=25",
-         "out=made", "device=cpu")  # fmt: skip
+    done(
+        "sample.py",
+        old / "noise2score/run",
+        "denoise=noisy.npy",
+        "law=gaussian",
+        "level=25",
+        "out=made",
+        "device=cpu",
+    )
     found = np.load(old / "made/noisy.npy") / 127.5 - 1
     close(found, expected("noise2score")["images"][0, 0], atol=5e-4)
 
