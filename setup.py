@@ -80,6 +80,7 @@ setup(
         "scikit-learn",  # the embedded digits; clustering scores
         "scipy",  # matching clusters with classes
         "pillow",
+        "tifffile",
         "numpy",
         "rich",
         "tqdm",

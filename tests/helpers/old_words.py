@@ -116,16 +116,24 @@ def refusals(old):
     edm, out = ROOT / "configs/edm_digits.yaml", "out=nowhere"
     noisy = ROOT / "configs/noise2score_bsd400.yaml"
     # Of a key that no method has, the nearest is guessed and all are named.
-    asked = {f"sample options of {method}": ("sample.py", old / method / "run", "zzz=1", out)
-             for method in SAMPLED}  # fmt: skip
+    asked = {
+        f"sample options of {method}": ("sample.py", old / method / "run", "zzz=1", out)
+        for method in SAMPLED
+    }
     for method in ("edm", "cdrl", "gbm"):
         words = ("evaluate.py", old / method / "run", "likelihood=true", "zzz=1")
         asked[f"likelihood options of {method}"] = words
     return asked | {
         "methods": ("train.py", edm, "method.name=zzz"),
         "networks": ("train.py", edm, "network.name=zzz"),
-        "laws": ("train.py", noisy, "data.noise.law=zzz", f"data.root={old / 'pictures'}",
-                 "data.name=imagefolder", "data.patch=16"),
+        "laws": (
+            "train.py",
+            noisy,
+            "data.noise.law=zzz",
+            f"data.root={old / 'pictures'}",
+            "data.name=imagefolder",
+            "data.patch=16",
+        ),
         "data sets": ("genmodels.data", "info", "zzz"),
         "subcommands of genmodels.data": ("genmodels.data", "zzz"),
         "metrics": ("evaluate.py", "images=a", "reference=b", "metrics=zzz"),
@@ -133,7 +141,7 @@ def refusals(old):
         "formats": ("sample.py", old / "edm" / "run", "format=zzz", out),
         "starts of gedi": ("sample.py", old / "gedi" / "run", "start=zzz", out),
         "laws of gbm": ("sample.py", old / "gbm" / "run", f"denoise={old}", "law=zzz", out),
-    }  # fmt: skip
+    }
 
 
 def choices(name, *argv):
@@ -201,10 +209,21 @@ def sampled(old, out):
     done("sample.py", edm, "num=2", "steps=1", f"out={digits}")
     done("sample.py", edm, "num=2", "steps=1", "format=npz", f"out={out / 'npz'}")
     done("sample.py", gedi, "cluster=digits:test", f"out={out / 'cluster'}")
-    done("sample.py", cdrl, "num=1", f"inpaint={digits / '000000.png'}",
-         f"mask={digits / '000001.png'}", f"out={out / 'inpaint'}")  # fmt: skip
-    done("sample.py", noise2score, f"denoise={old / 'pictures'}", "level=25",
-         f"out={out / 'denoise'}")  # fmt: skip
+    done(
+        "sample.py",
+        cdrl,
+        "num=1",
+        f"inpaint={digits / '000000.png'}",
+        f"mask={digits / '000001.png'}",
+        f"out={out / 'inpaint'}",
+    )
+    done(
+        "sample.py",
+        noise2score,
+        f"denoise={old / 'pictures'}",
+        "level=25",
+        f"out={out / 'denoise'}",
+    )
     done("genmodels.checkpoint", edm, f"out={out / 'export'}")
     kinds = {"png": "digits"} | {k: k for k in ("npz", "cluster", "inpaint", "denoise", "export")}
     return {kind: tree(out / name) for kind, name in kinds.items()}
@@ -216,16 +235,32 @@ def evaluated(old, out, kinds=("images", "model", "denoise", "likelihood", "clus
     pixels = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), dtype=np.uint8)
     np.savez(out / "images.npz", images=pixels)
     asked = {
-        "images": (f"images={out / 'images.npz'}", f"reference={old / 'stats.npz'}",
-                   "features=digits", "metrics=fd"),
-        "model": (edm, "data=digits:test", "num=16", "steps=1", "resamples=2",
-                  "metrics=fd,nn1,memorised,prc"),
-        "denoise": (noise2score, f"denoise={old / 'pictures'}", "law=gaussian", "level=25",
-                    "blind=true", "num=1"),
+        "images": (
+            f"images={out / 'images.npz'}",
+            f"reference={old / 'stats.npz'}",
+            "features=digits",
+            "metrics=fd",
+        ),
+        "model": (
+            edm,
+            "data=digits:test",
+            "num=16",
+            "steps=1",
+            "resamples=2",
+            "metrics=fd,nn1,memorised,prc",
+        ),
+        "denoise": (
+            noise2score,
+            f"denoise={old / 'pictures'}",
+            "law=gaussian",
+            "level=25",
+            "blind=true",
+            "num=1",
+        ),
         "likelihood": (edm, "likelihood=true", "data=digits:test", "num=2", "steps=2"),
         "cluster": (gedi, "cluster=digits:test"),
         "ood": (gedi, "ood=noise", "num=20"),
-    }  # fmt: skip
+    }
     found = {}
     for kind in kinds:
         done("evaluate.py", *asked[kind], f"out={out / kind}.json", "device=cpu")
