@@ -294,6 +294,7 @@ INLINE void chain(const task *t, const block *at, int both) {
     float y[4][LANES], z[4][LANES], q[4][LANES], m[4][LANES], a[LANES], s[LANES];
     uint32_t w[4][LANES];
     int width = both ? 4 : 2, gaussian = t->op == CHAIN_GAUSSIAN;
+    float height = of(t->shape, 0), centre = of(t->place, 0);
     memset(y, 0, sizeof y), memset(q, 0, sizeof q), memset(m, 0, sizeof m);
     for (int store = 0; store < 2; store++) {
         int64_t item = at->item, group = at->group;
@@ -320,7 +321,7 @@ INLINE void chain(const task *t, const block *at, int both) {
                 for (int i = 0; i < LANES; i++) {
                     float x = y[j][i];
                     float score = gaussian ? q[j][i] * (m[j][i] - x)
-                                           : q[j][i] * x * (x * x - m[j][i]);
+                                           : height * x * (x * x - centre);
                     y[j][i] = x + a[i] * score + s[i] * z[j][i];
                 }
         }
