@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers.paths import ROOT
-from tests.helpers.tiny import TINY
+from tests.helpers.tiny import TINY, last_words
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def train_tiny(tmp_path_factory):
             *TINY,
             *words,
         ]
-        assert train.main(argv) == 0
+        assert train.main(last_words(argv)) == 0
         (folder,) = Path(out).glob("*/*")
         return folder
 

@@ -15,7 +15,7 @@ from genmodels.checkpoint import diffusers
 from genmodels.checkpoint.exports import main as export_main
 from genmodels.data import commands
 from tests.helpers.paths import ROOT
-from tests.helpers.tiny import TINY
+from tests.helpers.tiny import TINY, last_words
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.S | re.M)
@@ -107,6 +107,7 @@ def test_command(command, things, tmp_path, monkeypatch):
         ]
         if "ddo" in argv[0]:
             argv += ["method.steps=2", "method.pool=16", "eval.num=40", "method.label_dropout=0"]
+        argv = last_words(argv)
     if script is sample:
         argv = [f"out={tmp_path}" if word.startswith("out=") else word for word in argv]
         argv = [re.sub(r"^num=\d+", "num=4", word) for word in argv]

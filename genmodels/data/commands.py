@@ -96,7 +96,9 @@ def read_config(source: str, options: InfoOptions) -> DataConfig:
         settings["root"] = source
         source = kind_of_files(path)
     cfg = DataConfig(name=source, **settings)
-    check_settings(cfg, "")
+    nothing = type(options)()
+    plain = DataConfig(**{key: getattr(nothing, key) for key in settings_of(InfoOptions)})
+    check_settings(cfg, "", plain)
     return cfg
 
 

@@ -380,18 +380,25 @@ BY_HAND = {
 }
 
 
-def check_settings(cfg: DataConfig, prefix: str = "data.") -> None:
-    """Raise ValueError for a setting that would be ignored; `prefix` stands before its key.
+def check_settings(
+    cfg: DataConfig, prefix: str = "data.", plain: DataConfig | None = None
+) -> None:
+    """Raise ValueError for a setting that would be ignored.
 
     Only what is asked for anew is checked: a model of an older version may hold such settings.
+
+    Args:
+        cfg: what is asked for.
+        prefix: stands before the keys in an error.
+        plain: what is not asked for; None: the defaults.
     """
     row = data_set(cfg.name)
-    plain = DataConfig()
+    plain = plain or DataConfig()
     for key in SETTINGS_OF_SETS:
         value = getattr(cfg, key)
         if key not in row.takes and value != getattr(plain, key):
             remedy = f"leave it out (or set {prefix}{key}={getattr(plain, key)})"
-            if key == "root":
+            if key == "root" and prefix:
                 remedy = f"leave it out, or name the kind: data.name={kind_of_files(value)}"
             raise ValueError(f"{prefix}{key}={value}: {cfg.name} does not take it; {remedy}")
     if cfg.crop != "none":
