@@ -380,9 +380,7 @@ BY_HAND = {
 }
 
 
-def check_settings(
-    cfg: DataConfig, prefix: str = "data.", plain: DataConfig | None = None
-) -> None:
+def check_settings(cfg: DataConfig, prefix: str = "data.", plain: DataConfig | None = None) -> None:
     """Raise ValueError for a setting that would be ignored.
 
     Only what is asked for anew is checked: a model of an older version may hold such settings.
