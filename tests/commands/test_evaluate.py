@@ -20,7 +20,7 @@ from tests.helpers.tiny import last_words
 
 
 def scores(argv, tmp_path):
-    assert evaluate.main([*argv, f"out={tmp_path}/r.json"]) == 0
+    assert evaluate.main(last_words([*argv, f"out={tmp_path}/r.json"])) == 0
     return json.loads((tmp_path / "r.json").read_text())
 
 
