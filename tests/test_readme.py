@@ -97,6 +97,7 @@ def test_command(command, things, tmp_path, monkeypatch):
     )
     if script is train and not any(word.startswith(("resume=", "--")) for word in argv):
         tiny = [*TINY, "data.labels=true"] if "noise2score" not in argv[0] else SMALL
+        tiny = TINY if "folder64" in argv[0] else tiny
         argv = [
             argv[0],
             "configs/debug.yaml",

@@ -203,7 +203,7 @@ def test_a_quoted_tilde_is_the_home(tmp_path, monkeypatch, capsys):
     stats = ["stats", "data=digits:test", "features=digits", "out=~/stats.npz"]
     assert evaluate.main(stats) == 0 and (home / "stats.npz").is_file()
     assert cli.run(export_main, [run, "out=~/model"]) == 0
-    assert cli.run(commands.main, ["convert", "~/made", "out=~/a.zip"]) == 0
+    assert cli.run(commands.main, ["convert", "~/made", "out=~/a.zip", "resolution=8"]) == 0
     assert cli.run(commands.main, ["info", "~/a.zip"]) == 0
     genmodels.load("~/model")
     again = ["~/own.yaml", DEBUG, *words, "init=~/model"]
