@@ -1,6 +1,6 @@
 """Train a model from a config.
 
-    python train.py CONFIG.yaml [MORE.yaml ...] [key=value ...]     later words win
+    python train.py CONFIG.yaml [MORE.yaml ...] [key=value ...]     later files win, then words
     python train.py resume=RUN_DIR [trainer.max_steps=...]          go on where it stopped
     python train.py CONFIG.yaml --print                             show the resolved config
     python train.py --help                                          show every key
