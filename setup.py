@@ -56,6 +56,7 @@ setup(
         "scikit-learn",  # the embedded digits; clustering scores
         "scipy",  # matching clusters with classes
         "pillow",
+        "tifffile",
         "numpy",
         "rich",
         "tqdm",

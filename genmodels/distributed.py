@@ -5,6 +5,7 @@ them they know themselves by the environment. Those of sampling and evaluation a
 accelerate's (torchrun), joined by pick_device or by the first thing that they hand each other.
 """
 
+import atexit
 import contextlib
 import os
 import time
@@ -42,7 +43,7 @@ def rank() -> int:
     """Return the number of this process among world() of them, 0 for the first."""
     if _alone.get():
         return 0
-    if dist.is_available() and dist.is_initialized():
+    if _joined():
         return dist.get_rank()
     return _rank_given() if world() > 1 else 0
 
@@ -51,7 +52,7 @@ def world() -> int:
     """Return how many processes work together."""
     if _alone.get():
         return 1
-    if dist.is_available() and dist.is_initialized():
+    if _joined():
         return dist.get_world_size()
     return int(os.environ.get("WORLD_SIZE", 1))
 
@@ -62,7 +63,7 @@ def is_first() -> bool:
     Unlike rank() it believes a number without a count: under srun every process would otherwise
     take itself for the only one until Lightning joins them, and make a run folder of its own.
     """
-    if _alone.get() or (dist.is_available() and dist.is_initialized()):
+    if _alone.get() or _joined():
         return rank() == 0
     return _rank_given() == 0
 
@@ -150,8 +151,12 @@ def process_state() -> "PartialState":
     """
     from accelerate import PartialState
 
+    before = _joined()
     # Without cpu= every CPU rank takes itself for the only one.
-    return PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if _joined() and not before:
+        atexit.register(_leave)
+    return state
 
 
 def pick_device(name: str) -> torch.device:
@@ -162,8 +167,19 @@ def pick_device(name: str) -> torch.device:
 
 def _join() -> None:
     """Join the processes of torchrun, unless Lightning or accelerate has."""
-    if not dist.is_initialized():
+    if not _joined():
         process_state()
+
+
+def _leave() -> None:
+    """Leave the group: threads of it that still run when Python ends would abort the process."""
+    if _joined():
+        dist.destroy_process_group()
+
+
+def _joined() -> bool:
+    """Return whether the processes are joined, by Lightning or by accelerate."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def _rank_given() -> int:

@@ -367,12 +367,13 @@ def denoise_images(model: Any, options: DenoiseOptions, level: float | None, out
 def read_noisy(path: Path, model: Any) -> torch.Tensor:
     """Return noisy images as float32 (N, C, H, W) on the [-1, 1] scale, not clipped."""
     channels = model.shape[0]
-    if path.suffix == ".npy" and path.is_file():
+    if path.suffix.lower() == ".npy" and path.is_file():
         array = np.load(path, allow_pickle=False)
         if array.ndim != 4 or array.dtype.kind != "f":
             raise ValueError(f"denoise={path}: {array.dtype} {array.shape}; must be (N, H, W, C)")
         pictures.check_scale(array, path)
-        noisy = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        noisy = torch.from_numpy(native).permute(0, 3, 1, 2).float() / 127.5 - 1
     else:
         noisy = images.from_uint8(images.read_images(path, channels))
     if noisy.shape[1:] != model.shape or not len(noisy):

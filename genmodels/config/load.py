@@ -93,8 +93,9 @@ def _name_of_root(plain: dict) -> None:
 
 def kind_of_files(path: str | Path) -> str:
     """Return the data.name that reads a path: npz, npy, zip, else imagefolder."""
-    suffix = Path(path).suffix.lower().removeprefix(".")
-    return suffix if suffix in ("npz", "npy", "zip") else "imagefolder"
+    path = Path(path).expanduser()
+    suffix = path.suffix.lower().removeprefix(".")
+    return suffix if suffix in ("npz", "npy", "zip") and not path.is_dir() else "imagefolder"
 
 
 def _read_yaml(path: str | Path) -> DictConfig:

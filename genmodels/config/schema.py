@@ -170,7 +170,9 @@ class DataConfig(Section):
         0, "pictures: crop and resize to this side; 0: all have one size", ge=0
     )
     crop: str = setting(
-        "center", "pictures: adm is as published sets", choices=("center", "adm", "none")
+        "center",
+        "pictures: lanczos is as EDM's sets, adm as ADM's and EDM2's",
+        choices=("center", "lanczos", "adm", "none"),
     )
     channels: int = setting(0, "pictures: 1 grey, 3 colour; 0 means 3")
     pad: int = setting(0, "background pixels added on each side (MNIST to 32x32: 2)", ge=0)

@@ -2,7 +2,7 @@
 
 python -m genmodels.data info digits                          shape, counts, mean and std of a set
 python -m genmodels.data info SRC [resolution=64]             of a folder, .zip, .npz or .npy
-python -m genmodels.data convert SRC out=X.zip resolution=64 crop=adm     or out=X.npy
+python -m genmodels.data convert SRC out=X.zip resolution=64 crop=lanczos     or out=X.npy
 python -m genmodels.data get [NAME root=DIR]                  public sets: what they are, fetch one
 """
 
@@ -140,7 +140,7 @@ def convert(sources: list[str], words: dict[str, str]) -> None:
         ValueError: what is read or asked for is wrong; nothing is written then.
     """
     options = ConvertOptions(**typed_words(words, settings_of(ConvertOptions)))
-    source = _only(sources, "convert SRC out=X.zip [resolution=64 crop=adm]")
+    source = _only(sources, "convert SRC out=X.zip [resolution=64 crop=lanczos]")
     out = Path(options.out).expanduser()
     if out.suffix not in (".zip", ".npy"):
         raise ValueError(f"out={options.out}: name a file that ends in .zip or .npy")

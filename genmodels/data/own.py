@@ -95,7 +95,7 @@ def fit_pictures(
             asked = "data.crop=none" if side else "data.resolution=0"
             raise ValueError(
                 f"{asked}: {name} is {tuple(image.shape[1:])}, not {shape[1:]} as others; give "
-                "data.resolution=SIDE (and data.crop=center or adm) to crop and resize"
+                "data.resolution=SIDE (and data.crop=center, lanczos or adm) to crop and resize"
             )
         pixels[row] = images.fit(image, side, crop)
     return pixels
@@ -166,6 +166,7 @@ def _edm_labels(tree: Tree, names: list[str], folder: str) -> torch.Tensor:
         raise ValueError(f'{source} is not {{"labels": [[NAME, LABEL], ...]}} ({error})') from None
     if not labels:
         return torch.full((len(names),), -1)
+    names = [images.split_page(name)[0] for name in names]  # the pages of a file have its label
     missing = [name for name in names if name not in labels]
     strange = sorted(set(labels) - tree.entries, key=str)
     if pairs != len(labels):
@@ -182,13 +183,13 @@ def _edm_labels(tree: Tree, names: list[str], folder: str) -> torch.Tensor:
 
 
 def read_npz(cfg: DataConfig, split: str) -> Split:
-    """Return the images of a split in an npz, uint8 NHWC there, with or without a test part."""
+    """Return the images of a split in an npz, with or without a test part; see npz_images."""
     path = data_root(cfg)
     if not path.is_file():
         raise ValueError(f"data.root={path}: no such file; npz wants the path of the .npz itself")
-    names = arrays.npz_names(path)
-    has_test = "test_images" in names
-    if has_test and not {"train_images", "images"} & {*names}:
+    parts = arrays.npz_splits(path)
+    has_test = "test" in parts
+    if parts == {"test"}:
         raise ValueError(f"data.root={path}: has test_images alone; add train_images")
     # Without a test part both splits are shares of the same images.
     pixels, labels = arrays.npz_images(path, split if has_test else "train")
@@ -198,7 +199,7 @@ def read_npz(cfg: DataConfig, split: str) -> Split:
 
 
 def read_npy(cfg: DataConfig, split: str) -> Split:
-    """Return the images of a split of X.npy, uint8 NHWC there, as OnDisk; labels X_labels.npy."""
+    """Return the images of a split of X.npy as OnDisk, labels X_labels.npy; see npy_images."""
     path = data_root(cfg)
     if not path.is_file():
         raise ValueError(f"data.root={path}: no such file; npy wants the path of the .npy itself")

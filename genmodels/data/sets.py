@@ -101,8 +101,33 @@ def read_idx_files(cfg: DataConfig, split: str, kind: str) -> Split:
                 f"data.root={root}: {name}[.gz] is not in {folder}; "
                 f"{row.how_to_get(cfg.name, root)}"
             )
-        parts.append(arrays.read_idx(path))
-    return parts[0][:, None], parts[1].to(torch.int64)
+        parts.append((path, arrays.read_idx(path)))
+    _check_idx(row, *parts)
+    (_, pixels), (_, labels) = parts
+    return pixels[:, None], labels.to(torch.int64)
+
+
+def _check_idx(
+    row: DataSet, images: tuple[Path, torch.Tensor], labels: tuple[Path, torch.Tensor]
+) -> None:
+    """Raise ValueError, which names the file, unless both hold what belongs to this data set.
+
+    Args:
+        row: the data set.
+        images, labels: where each was read, and what is in it.
+    """
+    (path, pixels), (label_path, numbers) = images, labels
+    _, height, width = row.shape
+    shape, label_shape = list(pixels.shape), list(numbers.shape)
+    if pixels.ndim != 3 or shape[1:] != [height, width] or not len(pixels):
+        problem = f"data={path}: holds an array {shape}, not images (N, {height}, {width})"
+    elif numbers.ndim != 1 or len(numbers) != len(pixels):
+        problem = f"data={label_path}: holds an array {label_shape} for {len(pixels)} images"
+    elif int(numbers.max()) >= row.classes:
+        problem = f"data={label_path}: holds a label {int(numbers.max())} of {row.classes} classes"
+    else:
+        return
+    raise ValueError(f"{problem}; fetch it again")
 
 
 def _plain_or_gz(path: Path) -> Path | None:
@@ -370,12 +395,12 @@ BY_HAND = {
     "imagenet": ByHand(
         url="https://image-net.org/download.php (ILSVRC2012)",
         terms="non-commercial research; an account is needed",
-        convert="convert TRAIN_FOLDER out=imagenet64.zip resolution=64 crop=adm",
+        convert="convert TRAIN_FOLDER out=imagenet64.zip resolution=64 crop=lanczos",
     ),
     "ffhq": ByHand(
         url="https://github.com/NVlabs/ffhq-dataset",
         terms="CC BY-NC-SA 4.0",
-        convert="convert FOLDER out=ffhq64.zip resolution=64",
+        convert="convert FOLDER out=ffhq64.zip resolution=64 crop=lanczos",
     ),
 }
 

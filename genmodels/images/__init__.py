@@ -1,4 +1,4 @@
-"""Images: as tensors (pixels), from files (read, arrays), and pictures of any size and depth."""
+"""Images: as tensors (pixels), from files (read, tiff, arrays), pictures of any size and depth."""
 
 from genmodels.images.arrays import OnDisk
 from genmodels.images.pixels import (
@@ -23,6 +23,7 @@ from genmodels.images.read import (
     read_image,
     read_images,
     read_values,
+    split_page,
 )
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "read_image",
     "read_images",
     "read_values",
+    "split_page",
     "to_uint8",
     "write_npz",
     "write_png",

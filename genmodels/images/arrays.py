@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import math
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,24 @@ import torch
 
 LARGEST_IDX = 1 << 30  # bytes of an idx file, unpacked
 LARGEST_CLASS = 1 << 20  # a larger number is an identity or a mistake, not a class
+
+# Names of images and of their labels in an npz, whatever their case: ours, Keras', scikit-learn's.
+PARTS = {
+    "train": (("train_images", "train_labels"), ("x_train", "y_train")),
+    "test": (("test_images", "test_labels"), ("x_test", "y_test")),
+}
+WHOLE = (("images", "labels"), ("x", "y"))
+NAMES = {name for pairs in (*PARTS.values(), WHOLE) for pair in pairs for name in pair}
+
+MUST_BE = "must be uint8 (N, H, W, 1 or 3), values 0..255"
+
+# What the numbers of an array mean, and how they become levels 0..255.
+SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "0..255": lambda values: values,
+    "0..1": lambda values: values * 255,
+    "-1..1": lambda values: (values + 1) * 127.5,
+    "0..65535": lambda values: values / 257,
+}
 
 
 @dataclass(frozen=True)
@@ -92,37 +111,60 @@ def npz_images(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return (images uint8 (N, C, H, W), labels int64 (N,) or None) of an npz file.
 
-    Looks for `{split}_images` and `{split}_labels` if a split is named, then for `images` and
-    `labels`, then takes the first array.
+    Looks for `{split}_images` and `{split}_labels`, or Keras' `x_{split}` and `y_{split}`, if a
+    split is named, then for `images` and `labels`, or `x` and `y`, then takes the first array.
+
+    A warning names images and labels that are not read.
 
     Raises:
-        ValueError: not an npz, or not uint8 NHWC / NHW images with a whole number for each.
+        ValueError: not an npz, or not images as read_levels takes them with a whole number for
+            each.
     """
     with _npz(path) as file:
-        names = [f"{split}_images", "images", *file.files[:1]]
-        name = next((name for name in names if name in file.files), None)
-        if name is None:
+        known = {name.lower(): name for name in file.files}
+        pairs = [*PARTS[split], *WHOLE] if split else [*WHOLE, *PARTS["train"]]
+        pairs += [(name.lower(), "labels") for name in file.files[:1]]
+        pair = next((pair for pair in pairs if pair[0] in known), None)
+        if pair is None:
             raise OSError("no array in it")
+        name = known[pair[0]]
+        label_name = known.get(pair[1])
         size = sum(i.file_size for i in file.zip.infolist() if i.filename == f"{name}.npy")
         if size > memory_size():
             raise OSError(f"{name} unpacks to {size / 1e9:.0f} GB, more than this machine has")
         images = file[name]
-        label_name = f"{split}_labels" if name == f"{split}_images" else "labels"
-        labels = file[label_name] if label_name in file.files else None
-    images = _check_pixels(images, f"npz={path}: {name}")
+        labels = file[label_name] if label_name else None
+        unread = [] if split and pair[0] in NAMES else _not_read(known, pair)
+    if unread:
+        beside = "" if labels is None else f" with {label_name}"
+        warnings.warn(f"npz={path}: {name} is read{beside}, {', '.join(unread)} not", stacklevel=2)
+    images = read_levels(images, f"npz={path}: {name}")
     if labels is not None:
         labels = class_numbers(labels, len(images), f"npz={path}: {label_name}")
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
 
 
-def npz_names(path: Path | str) -> list[str]:
-    """Return the names of the arrays in an npz file.
+def _not_read(known: dict[str, str], pair: tuple[str, str]) -> list[str]:
+    """Return the arrays that a user may believe read: images and labels, or any where we guess.
+
+    Args:
+        known: the names in the file by their small letters.
+        pair: what is read.
+    """
+    others = [key for key in known if key not in pair]
+    return [known[key] for key in others if key in NAMES or pair[0] not in NAMES]
+
+
+def npz_splits(path: Path | str) -> set[str]:
+    """Return which of "train" and "test" an npz has images for; `images` are for training.
 
     Raises:
         ValueError: not an npz.
     """
     with _npz(path) as file:
-        return file.files
+        known = {name.lower() for name in file.files}
+    pairs = {"train": (*PARTS["train"], *WHOLE), "test": PARTS["test"]}
+    return {split for split, names in pairs.items() if any(pair[0] in known for pair in names)}
 
 
 @contextlib.contextmanager
@@ -142,28 +184,35 @@ def memory_size() -> int:
 def npy_images(path: Path | str) -> tuple[OnDisk, torch.Tensor | None]:
     """Return (images as OnDisk, by a memory map, labels int64 (N,) or None) of X.npy.
 
-    Labels are in X_labels.npy beside it.
+    Labels are in X_labels.npy beside it. An array that is not of bytes is read once from end to
+    end, to see what scale it is on.
 
     Raises:
-        ValueError: not an npy, or not uint8 NHWC / NHW images with a whole number for each.
+        ValueError: not an npy, or not images as read_levels takes them with a whole number for
+            each.
     """
     path = Path(path)
-    count, height, width, channels = _map_npy(path).shape
+    array, scale = _map_npy(path), None
+    if array.dtype != np.uint8:
+        scale = find_scale(array, f"npy={path}: it")
+    count, height, width, channels = array.shape
     labels = None
     beside = path.with_name(f"{path.stem}_labels.npy")
     if beside.is_file():
         labels = class_numbers(_load_npy(beside), count, f"npy={beside}: it")
     shape = (channels, height, width)
-    return OnDisk(partial(_read_npy_rows, path), shape, torch.arange(count)), labels
+    return OnDisk(partial(_read_npy_rows, path, scale), shape, torch.arange(count)), labels
 
 
-def _read_npy_rows(path: Path, numbers: list[int]) -> torch.Tensor:
-    return torch.from_numpy(_map_npy(path)[numbers]).permute(0, 3, 1, 2).contiguous()
+def _read_npy_rows(path: Path, scale: str | None, numbers: list[int]) -> torch.Tensor:
+    rows = _map_npy(path)[numbers]
+    rows = rows if scale is None else _to_bytes(rows, scale)
+    return torch.from_numpy(np.ascontiguousarray(rows)).permute(0, 3, 1, 2).contiguous()
 
 
 def _map_npy(path: Path) -> np.ndarray:
-    """Return the memory-mapped images, uint8 (N, H, W, C)."""
-    return _check_pixels(_load_npy(path, "r"), f"npy={path}: it")
+    """Return the memory-mapped images, (N, H, W, C)."""
+    return _channels_last(_load_npy(path, "r"), f"npy={path}: it")
 
 
 def _load_npy(path: Path, mode: str | None = None) -> np.ndarray:
@@ -173,24 +222,90 @@ def _load_npy(path: Path, mode: str | None = None) -> np.ndarray:
         raise ValueError(f"npy={path}: cannot be read ({error}); make it again") from None
 
 
-def _check_pixels(images: np.ndarray, what: str) -> np.ndarray:
-    """Return the images as (N, H, W, C)."""
+def read_levels(images: np.ndarray, what: str) -> np.ndarray:
+    """Return images as uint8 (N, H, W, C), C = 1 or 3.
+
+    Args:
+        images: (N, H, W), (N, H, W, C) or (N, C, H, W) of bytes; of 16 bits (uint16), which become
+            round(v / 257); of whole numbers 0..255; or of floats that are such bytes, or bytes
+            divided by 255, or by 127.5 less 1.
+        what: begins the line of an error.
+
+    Raises:
+        ValueError: anything else: its meaning would be a guess.
+    """
+    images = _channels_last(images, what)
+    if images.dtype == np.uint8:
+        return images
+    scale = find_scale(images, what)
+    levels = np.empty(images.shape, np.uint8)
+    for start in range(0, len(images), 256):
+        levels[start : start + 256] = _to_bytes(images[start : start + 256], scale)
+    return levels
+
+
+def _to_bytes(values: np.ndarray, scale: str) -> np.ndarray:
+    return np.rint(SCALES[scale](values.astype(np.float64))).astype(np.uint8)
+
+
+def _channels_last(images: np.ndarray, what: str) -> np.ndarray:
+    """Return a view of the images as (N, H, W, C); (N, C, H, W) where it cannot be the former."""
     if not isinstance(images, np.ndarray):
         raise ValueError(f"{what} is no array; save it with numpy.save")
+    shape = images.shape
     if images.ndim == 3:
         images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise ValueError(
-            f"{what} is {images.dtype} {images.shape}; must be uint8 (N, H, W, 1 or 3), values "
-            "0..255"
-        )
+    elif images.ndim == 4 and shape[-1] not in (1, 3) and shape[1] in (1, 3):
+        images = images.transpose(0, 2, 3, 1)
+    if images.dtype.kind not in "uif" or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ValueError(f"{what} is {images.dtype} {shape}; {MUST_BE}")
     if not images.size:
-        raise ValueError(f"{what} has shape {images.shape}: holds no picture")
+        raise ValueError(f"{what} has shape {shape}: holds no picture")
     return images
+
+
+def find_scale(images: np.ndarray, what: str) -> str:
+    """Return the key of SCALES of numbers that are not bytes, whose meaning has to be certain.
+
+    Floats are taken only where all of them are levels: k, k / 255 or k / 127.5 - 1.
+
+    Raises:
+        ValueError: it is not; `what` begins the line.
+    """
+    lowest, highest = np.inf, -np.inf
+    whole = {"0..255": True, "0..1": True, "-1..1": True}
+    near = 0.1 if images.dtype.itemsize == 2 else 0.01  # what rounding to half floats costs
+    for start in range(0, len(images), 256):
+        values = images[start : start + 256].astype(np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError(f"{what} is {images.dtype} with NaN or infinite values; {MUST_BE}")
+        lowest = min(lowest, values.min())
+        highest = max(highest, values.max())
+        for scale in whole:
+            levels = SCALES[scale](values)
+            whole[scale] &= bool(np.abs(levels - np.rint(levels)).max() <= near)
+    if (images.dtype.kind, images.dtype.itemsize) == ("u", 2):
+        if highest > 255:
+            return "0..65535"
+        raise ValueError(
+            f"{what} is {images.dtype} up to {highest:.0f}, so bytes or very dark; {MUST_BE}"
+        )
+    scale = "-1..1" if lowest < 0 else "0..1" if highest <= 1 else "0..255"
+    if images.dtype.kind != "f":
+        scale = "0..255"
+    least, most = {"-1..1": (-1.001, 1.001)}.get(scale, (0, 255))
+    if whole[scale] and least <= lowest and highest <= most:
+        return scale
+    raise ValueError(
+        f"{what} is {images.dtype} from {lowest:.4g} to {highest:.4g}, and not all are levels, "
+        f"nor levels divided by 255 or by 127.5 less 1; {MUST_BE}"
+    )
 
 
 def class_numbers(labels: np.ndarray, count: int, what: str) -> torch.Tensor:
     """Return labels as int64 (count,): whole numbers >= -1 (none), or rows that are one-hot.
+
+    Whole numbers may stand in a column, (count, 1).
 
     A vector that is no one-hot (soft labels, attributes) names no class and is refused.
 
@@ -198,6 +313,9 @@ def class_numbers(labels: np.ndarray, count: int, what: str) -> torch.Tensor:
         ValueError: another number of labels, or other values; `what` begins the line.
     """
     labels = np.asarray(labels)
+    # Keras has a column of numbers; a column of ones is one-hot, of a single class.
+    if labels.ndim == 2 and labels.shape[1] == 1 and not (labels == 1).all():
+        labels = labels[:, 0]
     if labels.ndim not in (1, 2) or len(labels) != count:
         raise ValueError(
             f"{what} has shape {labels.shape} for {count} images; give one whole number for each"

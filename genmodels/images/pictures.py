@@ -1,10 +1,10 @@
 """Pictures of any size to restore: 8 and 16 bits and floats, read and written without loss.
 
     PNG, TIFF   8 and 16 bits, grey or colour; alpha is dropped; TIFF also floats, grey, on the
-                scale 0..255
+                scale 0..255, and either order of bytes
     npy         (H, W), (H, W, C) or (N, H, W, C), C = 1 or 3, floats on the scale 0..255, uint8 or
                 uint16 (0..65535); written as float32 on the same scale
-    others      JPEG, WebP, BMP: written as PNG
+    others      JPEG, WebP, GIF, BMP, PPM: written as PNG
 
 Floats may leave 0..255: nothing is clipped on the way in.
 """
@@ -148,7 +148,9 @@ def _array_values(name: str, data: bytes, key: str) -> np.ndarray:
     fits = isinstance(array, np.ndarray) and (
         array.ndim == 2 or (array.ndim in (3, 4) and array.shape[-1] in (1, 3))
     )
-    if not fits or not (array.dtype.kind == "f" or array.dtype in (np.uint8, np.uint16)):
+    if not fits or not (
+        array.dtype.kind == "f" or array.dtype.newbyteorder("=") in (np.uint8, np.uint16)
+    ):
         what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "no array"
         raise ValueError(
             f"{key}={name}: is {what}; must be (H, W), (H, W, 1 or 3) or (N, H, W, 1 or 3) of "
@@ -156,7 +158,7 @@ def _array_values(name: str, data: bytes, key: str) -> np.ndarray:
         )
     if not array.size:
         raise ValueError(f"{key}={name}: has shape {array.shape}: holds no picture")
-    return array
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def before_after(pairs: Iterable[tuple[Picture, Picture]], side: int = 256) -> torch.Tensor:

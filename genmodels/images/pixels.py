@@ -11,7 +11,6 @@ from PIL import Image
 
 from genmodels.atomic import write_bytes
 from genmodels.images.arrays import OnDisk
-from genmodels.images.read import import_tifffile
 
 
 def to_uint8(x: torch.Tensor) -> torch.Tensor:
@@ -42,7 +41,7 @@ def mean_and_std(pixels: torch.Tensor | OnDisk) -> tuple[torch.Tensor, torch.Ten
     return mean, ((counts * (values - mean) ** 2).sum() / (counts.sum() - 1)).sqrt()
 
 
-CROPS = ("center", "adm", "none")
+CROPS = ("center", "lanczos", "adm", "none")
 
 
 def fit(image: torch.Tensor, side: int, crop: str = "center") -> torch.Tensor:
@@ -51,38 +50,56 @@ def fit(image: torch.Tensor, side: int, crop: str = "center") -> torch.Tensor:
     Args:
         image: uint8 (C, H, W).
         side: pixels.
-        crop: "center": the largest central square, then antialiased bilinear; "adm": halved with a
-            box filter while the short side is >= 2 side, then bicubic, then the central square, as
-            the published ImageNet and EDM data were made; "none": has to have that size already.
+        crop: how. "center": the largest central square, then antialiased bilinear. "lanczos": the
+            same square, then Pillow's Lanczos filter, as EDM's ImageNet-64 and FFHQ-64 were made.
+            "adm": halved with a box filter while the short side is >= 2 side, then bicubic, then
+            the central square, as the ImageNet of ADM and EDM2 was made. "none": has to have that
+            size already.
 
     Raises:
         ValueError: crop="none" and another size.
 
-    Reference: Dhariwal and Nichol 2021, arXiv 2105.05233 (adm).
+    Reference: Dhariwal and Nichol 2021, arXiv 2105.05233 (adm); Karras et al. 2022, arXiv
+    2206.00364 (lanczos).
     """
     if not side or image.shape[1:] == (side, side):
         return image
     if crop == "none":
-        raise ValueError(f"crop=none: {tuple(image.shape)} is not {side} x {side}; write crop=adm")
+        raise ValueError(
+            f"crop=none: {tuple(image.shape)} is not {side} x {side}; write crop=center, lanczos "
+            "or adm"
+        )
     if crop == "adm":
         return _fit_adm(image, side)
+    short = min(image.shape[-2:])
+    if crop == "lanczos":
+        top, left = ((size - short) // 2 for size in image.shape[-2:])
+        square = image[:, top : top + short, left : left + short]
+        return _of_pillow(_as_pillow(square).resize((side, side), Image.Resampling.LANCZOS))
     from torchvision.transforms.v2 import functional
 
-    short = min(image.shape[-2:])
     return functional.resize(functional.center_crop(image, [short, short]), [side, side])
 
 
 def _fit_adm(image: torch.Tensor, side: int) -> torch.Tensor:
-    channels = image.permute(1, 2, 0).numpy()
-    picture = Image.fromarray(channels[..., 0] if channels.shape[-1] == 1 else channels)
+    picture = _as_pillow(image)
     while min(picture.size) >= 2 * side:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
     scale = side / min(picture.size)
     size = (round(picture.width * scale), round(picture.height * scale))
-    array = np.array(picture.resize(size, Image.Resampling.BICUBIC))
-    top, left = (array.shape[0] - side) // 2, (array.shape[1] - side) // 2
-    array = array[top : top + side, left : left + side].reshape(side, side, -1)
-    return torch.from_numpy(array).permute(2, 0, 1)
+    resized = _of_pillow(picture.resize(size, Image.Resampling.BICUBIC))
+    top, left = ((length - side) // 2 for length in resized.shape[-2:])
+    return resized[:, top : top + side, left : left + side]
+
+
+def _as_pillow(image: torch.Tensor) -> Image.Image:
+    array = image.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[..., 0] if len(image) == 1 else array)
+
+
+def _of_pillow(picture: Image.Image) -> torch.Tensor:
+    array = np.array(picture)
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
 
 
 def grid(images: torch.Tensor, columns: int | None = None) -> torch.Tensor:
@@ -154,7 +171,9 @@ def picture_bytes(values: np.ndarray, kind: str) -> bytes:
     if values.dtype == np.uint16 and kind == "png":
         return _deep_png(values)
     if values.dtype == np.uint16 and not grey:
-        import_tifffile("picture").imwrite(buffer, values, photometric="rgb")
+        import tifffile
+
+        tifffile.imwrite(buffer, values, photometric="rgb")
     else:
         Image.fromarray(values[..., 0] if grey else values).save(buffer, kind.upper())
     return buffer.getvalue()

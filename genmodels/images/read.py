@@ -1,7 +1,7 @@
 """Images from a path: a picture, a folder or zip of them, an npz or npy.
 
-Pictures are PNG, JPEG, WebP, TIFF and BMP. Nothing in a file is executed, and nothing is unpacked
-to disk. The formats of arrays are in images/arrays.py.
+Pictures are PNG, JPEG, WebP, GIF, BMP, PPM and TIFF, whose pages are pictures each. Nothing in a
+file is executed, and nothing is unpacked to disk. TIFF is in images/tiff.py, arrays in arrays.py.
 """
 
 import contextlib
@@ -11,161 +11,175 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
-from types import ModuleType
 from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from genmodels.images import tiff
 from genmodels.images.arrays import OnDisk, npy_images, npz_images
+from genmodels.images.tiff import ORIENTATION, UPRIGHT
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+# What is a picture by its name, and which decoders of Pillow may look at one ("JPEG" is also MPO).
+# Others are left out, among them those that start programs (PostScript).
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"),
+)
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
 LARGEST_ENTRY = 1 << 30  # bytes of one unpacked entry of a zip
-ORIENTATION = 0x0112  # of EXIF: how the stored rows and columns lie in the upright picture
-UPRIGHT = {
-    2: np.fliplr,
-    3: lambda a: np.rot90(a, 2),
-    4: np.flipud,
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
-    8: np.rot90,
-}
+PAGE = re.compile(r"(.+\.tiff?)\[(\d+)\]", re.IGNORECASE)
 
 
 def read_image(
-    file: Path | str | BinaryIO, channels: int | None = None, name: Path | str | None = None
+    file: Path | str | BinaryIO,
+    channels: int | None = None,
+    name: Path | str | None = None,
+    page: int = 0,
 ) -> torch.Tensor:
     """Return one picture as uint8 (C, H, W).
 
     Palettes become their colours. Alpha is dropped, not composited, as in the published protocols:
-    a transparent pixel shows the colour stored under it. 16-bit grey v (0..65535) becomes
-    round(v / 257); of 16-bit colour Pillow keeps the high byte. Of an animation it is the first
-    frame. A camera's rotation flag (EXIF) is not applied, as in the published protocols.
+    a transparent pixel shows the colour stored under it. 16 bits, v in 0..65535, become
+    round(v / 257). Of an animation it is the first frame. A camera's rotation flag (EXIF) is not
+    applied, as in the published protocols; that of a TIFF is.
 
     Args:
         file: path or open binary file.
         channels: 1 or 3 converts; None keeps grey as 1 channel and makes anything else 3.
         name: what errors call the file.
+        page: which page of a TIFF.
 
     Raises:
         ValueError: not a picture, truncated, of more than 16 bits, or of over 89 million pixels
             (Pillow's guard against decompression bombs).
     """
-    name = name or file
-    try:
-        with _no_bombs(), Image.open(file) as picture:
-            if picture.mode.startswith(("I", "F")):
-                array = np.array(picture)
-                # Older Pillows call a PNG of 16 bits I too.
-                wide = picture.mode == "I" and picture.format != "PNG"
-                array = array.astype(np.float32) if wide else array
-            else:
-                grey = channels == 1 or (channels is None and picture.mode in ("1", "L", "LA"))
-                array = np.array(picture.convert("L" if grey else "RGB"))
-    except Exception as error:  # at a broken file Pillow raises nearly anything
-        raise ValueError(_unreadable(name, error)) from None
-    if array.dtype != np.uint8:
-        array = _to_8_bits(array, name)
-        array = np.stack([array] * 3, -1) if channels == 3 else array
-    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+    with _reading(file, name) as handle:
+        if tiff.is_tiff(handle):
+            array = tiff.read_page(handle, page)
+        else:
+            with Image.open(handle, formats=FORMATS) as picture:
+                if channels == 1 and not _is_deep(picture):
+                    array = np.array(picture.convert("L"))[..., None]
+                else:
+                    array = _pillow_values(picture, handle)
+        array = array if array.dtype == np.uint8 else _to_8_bits(array)
+        if channels == 1 and array.shape[-1] == 3:
+            array = np.array(Image.fromarray(array).convert("L"))[..., None]
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    return tensor.expand(3, -1, -1).contiguous() if channels == 3 and len(tensor) == 1 else tensor
 
 
 def read_values(data: bytes, name: Path | str) -> np.ndarray:
     """Return a picture's values (H, W, C), C = 1 or 3: uint8, uint16, or float32 of a TIFF.
 
-    As read_image, but 16 bits stay 16 bits, in colour too, and a picture that its EXIF data call
-    turned or mirrored is put upright.
+    As read_image, but 16 bits stay 16 bits, and a picture that its EXIF data call turned or
+    mirrored is put upright.
 
     Args:
         data: the bytes of the file.
         name: what errors call it.
 
     Raises:
-        ValueError: as read_image; a TIFF of several pages; one of 16 bits in colour where tifffile
-            is not installed.
+        ValueError: as read_image; a TIFF of several pages.
     """
-    try:
-        with _no_bombs(), Image.open(io.BytesIO(data)) as picture:
-            mode, kind = picture.mode, picture.format
-            pages = getattr(picture, "n_frames", 1) if kind == "TIFF" else 1
-            # Pillow keeps the high byte of 16-bit colour; only its plan of the file tells.
-            deep = mode in ("LA", "RGB", "RGBA") and ";16" in str(picture.tile)
-            if deep:
-                array = _deep_colour(data, kind, name)
-            elif mode.startswith(("I", "F")):
-                array = np.array(picture)
-                # Older Pillows call a PNG of 16 bits I too.
-                array = array.astype(np.uint16) if mode == "I" and kind == "PNG" else array
-            else:
-                array = np.array(picture.convert("L" if mode in ("1", "L", "LA") else "RGB"))
-            array = UPRIGHT.get(picture.getexif().get(ORIENTATION), lambda a: a)(array)
-    except ImportError as error:
-        raise ValueError(str(error)) from None
-    except Exception as error:  # at a broken file Pillow and the others raise nearly anything
-        raise ValueError(_unreadable(name, error)) from None
-    if pages > 1:
-        raise ValueError(
-            f"{name}: holds {pages} pages; save each as a file, or all as an .npy (N, H, W, C)"
-        )
-    if array.dtype not in (np.uint8, np.uint16, np.float32):
-        array = array.astype(np.float64)  # which _to_8_bits refuses
-        _to_8_bits(array, name)
+    with _reading(io.BytesIO(data), name) as handle:
+        if tiff.is_tiff(handle):
+            pages = tiff.count_pages(handle)
+            if pages > 1:
+                raise tiff.Refused(
+                    f"holds {pages} pages; save each as a file, or all as an .npy (N, H, W, C)"
+                )
+            array = tiff.read_page(handle)
+            array = array.astype(np.float32) if array.dtype.kind == "f" else array
+        else:
+            with Image.open(handle, formats=FORMATS) as picture:
+                if _is_deep_ppm(picture):
+                    raise tiff.Refused("is a PPM of 16-bit colour; save it as PNG or TIFF")
+                array = _pillow_values(picture, handle)
+                array = UPRIGHT.get(picture.getexif().get(ORIENTATION), lambda a: a)(array)
+        if array.dtype not in (np.uint8, np.uint16, np.float32):
+            _to_8_bits(array)  # which refuses it
+    return array
+
+
+def _pillow_values(picture: Image.Image, file: BinaryIO) -> np.ndarray:
+    """Return the values of an open picture, (H, W, C), C = 1 or 3: uint8 or uint16."""
+    if not _is_deep(picture):
+        array = np.array(picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB"))
+    elif picture.mode.startswith("I"):
+        array = np.array(picture).astype(np.uint16)  # older Pillows call 16 bits I too
+    elif picture.mode == "F":
+        array = _to_8_bits(np.array(picture))  # which refuses it
+    else:
+        from torchvision.io import ImageReadMode, decode_png
+
+        place = file.tell()
+        file.seek(0)
+        tensor = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+        file.seek(place)  # where Pillow goes on
+        array = decode_png(tensor, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
     array = array.reshape(*array.shape[:2], -1)
     return array[..., : 3 if array.shape[-1] > 2 else 1]  # alpha is dropped
 
 
-def _deep_colour(data: bytes, kind: str, name: Path | str) -> np.ndarray:
-    """Return a picture of 16 bits with more than one channel, (H, W, 2 to 4) uint16."""
-    if kind == "PNG":
-        from torchvision.io import ImageReadMode, decode_png
-
-        tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return decode_png(tensor, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
-    return import_tifffile(name).imread(io.BytesIO(data))
+def _is_deep(picture: Image.Image) -> bool:
+    """Return whether a picture has more than 8 bits; in colour Pillow keeps the high byte alone."""
+    if picture.mode.startswith(("I", "F")):
+        return True
+    return picture.format == "PNG" and ";16" in str(picture.tile)  # only its plan of the file tells
 
 
-def import_tifffile(name: Path | str) -> ModuleType:
-    """Return the package tifffile; ImportError, with a line for the user, where it is missing."""
-    try:
-        import tifffile
-    except ImportError:
-        raise ImportError(
-            f"image={name}: is a TIFF of 16-bit colour; pip install tifffile, or save it as PNG"
-        ) from None
-    return tifffile
+def _is_deep_ppm(picture: Image.Image) -> bool:
+    """Return whether a picture is a PPM of 16-bit colour, which Pillow scales to 8."""
+    args = picture.tile[0].args if picture.format == "PPM" and picture.mode == "RGB" else ()
+    return isinstance(args, tuple) and len(args) == 2 and args[1] > 255
 
 
-def picture_size(file: Path | str | BinaryIO, name: Path | str | None = None) -> tuple[int, int]:
+def picture_size(
+    file: Path | str | BinaryIO, name: Path | str | None = None, page: int = 0
+) -> tuple[int, int]:
     """Return (H, W) of a picture from its header; see read_image."""
-    try:
-        with _no_bombs(), Image.open(file) as picture:
+    with _reading(file, name) as handle:
+        if tiff.is_tiff(handle):
+            return tiff.page_size(handle, page)
+        with Image.open(handle, formats=FORMATS) as picture:
             return picture.height, picture.width
-    except Exception as error:  # as in read_image
-        raise ValueError(_unreadable(name or file, error)) from None
-
-
-def _unreadable(name: object, error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        error = "it is no picture, or one that Pillow does not know"
-    return f"image={name}: cannot be read ({error}); remove it"
 
 
 @contextlib.contextmanager
-def _no_bombs() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # odd metadata; the pixels are what counts
-        warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-        yield
+def _reading(file: Path | str | BinaryIO, name: Path | str | None) -> Iterator[BinaryIO]:
+    """Give the open file; turn what goes wrong with it into one line that names it."""
+    name = name or file
+    try:
+        with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+            # Odd metadata; the pixels are what counts.
+            warnings.filterwarnings("ignore", module="PIL")
+            warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+            named = isinstance(file, (str, Path))
+            yield stack.enter_context(open(file, "rb")) if named else file
+    except tiff.Refused as error:
+        raise ValueError(f"image={name}: {error}") from None
+    except ImportError:
+        raise
+    except Exception as error:  # at a broken file Pillow and the others raise nearly anything
+        if isinstance(error, UnidentifiedImageError):
+            error = ValueError("it is no picture, or of a format that is not read")
+        raise ValueError(f"image={name}: cannot be read ({error}); remove it") from None
 
 
-def _to_8_bits(values: np.ndarray, name: object) -> np.ndarray:
-    """Return grey values of 16 bits as 8; Pillow's own conversion clips them at 255."""
-    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"image={name}: has more than 16 bits a pixel; convert it to 8 or 16 bits")
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Return values of 16 bits as 8; Pillow's own conversion clips grey ones at 255."""
+    if values.dtype.itemsize <= 2 and values.dtype.kind == "i":
+        raise tiff.Refused(f"holds {values.dtype}, signed levels; convert it to uint8 or uint16")
+    if values.dtype != np.uint16:
+        raise tiff.Refused(
+            f"has more than 16 bits a pixel; convert it to 8 or 16 bits (it holds {values.dtype})"
+        )
     return np.rint(values / 257).astype(np.uint8)
 
 
@@ -181,7 +195,6 @@ class Tree:
 
     Attributes:
         entries: paths of all files with forward slashes.
-        names: those of the pictures, sorted part by part.
 
     Raises:
         ValueError: neither folder nor zip, broken, or with an entry that is unsafe to unpack.
@@ -199,8 +212,38 @@ class Tree:
         else:
             raise ValueError(f"{key}={path}: no such folder or .zip")
         self.entries = {name for name in entries if not _is_hidden(name)}
-        pictures = [name for name in self.entries if name.lower().endswith(SUFFIXES)]
-        self.names = sorted(pictures, key=lambda name: name.split("/"))
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The names of the pictures, sorted part by part; of a TIFF with pages a.tif[0], a.tif[1].
+
+        A warning counts the files that are none, and the pages.
+        """
+        files = [name for name in self.entries if name.lower().endswith(SUFFIXES)]
+        names, stacks = [], 0
+        for name in sorted(files, key=lambda name: name.split("/")):
+            pages = self._count_pages(name) if name.lower().endswith((".tif", ".tiff")) else 1
+            names += [name] if pages == 1 else [f"{name}[{page}]" for page in range(pages)]
+            stacks += pages > 1
+        unread = self.entries.difference(files, {"dataset.json"})
+        pages = len(names) - len(files) + stacks
+        moving = sum(name.lower().endswith(".gif") for name in files)
+        for count, note in (
+            (len(unread), f"{_files(len(unread))} not read, being no pictures ({_kinds(unread)})"),
+            (stacks, f"{_files(stacks)} TIFF of several pages; each of the {pages} is a picture"),
+            (moving, f"{_files(moving)} .gif; of an animation the first frame is read"),
+        ):
+            if count and names:
+                warnings.warn(f"{self.key}={self.path}: {note}", stacklevel=1)
+        return names
+
+    def _count_pages(self, name: str) -> int:
+        if not self.path.is_dir():
+            with _reading(*self._file(name)) as file:
+                return tiff.count_pages(file) if tiff.is_tiff(file) else 1
+        path = self.path / name
+        status = path.stat() if path.is_file() else None
+        return _count_pages(path, *((status.st_mtime_ns, status.st_size) if status else ()))
 
     def _zip_entries(self) -> list[str]:
         with self._in_one_line():
@@ -242,7 +285,8 @@ class Tree:
             ) from None
 
     def read_bytes(self, name: str) -> bytes:
-        """Return what the entry holds."""
+        """Return what the entry holds; of a page of a TIFF, the whole file."""
+        name = split_page(name)[0]
         if not self.path.is_dir():
             with self._in_one_line():
                 inside = (self.prefix + name).replace("/", self.separator)
@@ -256,18 +300,43 @@ class Tree:
 
     def read(self, name: str, channels: int | None = None) -> torch.Tensor:
         """Return one picture as uint8 (C, H, W); see read_image."""
-        file, shown = self._file(name)
-        return read_image(file, channels, shown)
+        entry, page = split_page(name)
+        file, shown = self._file(entry)
+        return read_image(file, channels, shown, page)
 
     def size(self, name: str) -> tuple[int, int]:
         """Return (H, W) of one picture from its header."""
-        return picture_size(*self._file(name))
+        entry, page = split_page(name)
+        return picture_size(*self._file(entry), page)
 
-    def _file(self, name: str) -> tuple[Path | io.BytesIO, str | None]:
-        """Return (what Pillow opens, what errors call it)."""
+    def _file(self, entry: str) -> tuple[Path | io.BytesIO, str | None]:
+        """Return (what is opened, what errors call it)."""
         if self.path.is_dir():
-            return self.path / name, None
-        return io.BytesIO(self.read_bytes(name)), f"{self.path}/{name}"
+            return self.path / entry, None
+        return io.BytesIO(self.read_bytes(entry)), f"{self.path}/{entry}"
+
+
+def split_page(name: str) -> tuple[str, int]:
+    """Return (file, page) of a picture's name: ("a.tif", 3) of "a.tif[3]", else page 0."""
+    page = PAGE.fullmatch(name)
+    return (page[1], int(page[2])) if page else (name, 0)
+
+
+def _files(count: int) -> str:
+    return "1 file is" if count == 1 else f"{count} files are"
+
+
+def _kinds(names: Iterable[str]) -> str:
+    """Return how many files have which ending: "2 .txt, 1 without ending"."""
+    counts = Counter(PurePath(name).suffix.lower() or "without ending" for name in names)
+    return ", ".join(f"{counts[kind]} {kind}" for kind in sorted(counts))
+
+
+@functools.lru_cache(maxsize=1 << 20)
+def _count_pages(path: Path, *version: int) -> int:  # noqa: ARG001
+    """Return how many pictures a TIFF holds; kept, for both splits of a set ask."""
+    with _reading(path, None) as file:
+        return tiff.count_pages(file) if tiff.is_tiff(file) else 1
 
 
 @functools.lru_cache(maxsize=8)
@@ -349,12 +418,16 @@ def open_images(
         ValueError: nothing there, or a broken file; mixed sizes when they are read.
     """
     path = Path(path)
-    if path.suffix in (".npz", ".npy") and path.is_file():
-        pixels = (npz_images if path.suffix == ".npz" else npy_images)(path)[0]
+    suffix = path.suffix.lower()
+    if suffix in (".npz", ".npy") and path.is_file():
+        pixels = (npz_images if suffix == ".npz" else npy_images)(path)[0]
         return pixels, [str(number) for number in range(len(pixels))]
-    if path.suffix.lower() in SUFFIXES and path.is_file():
-        return read_image(path, channels)[None], [path.name]
-    if not path.is_dir() and not (path.suffix.lower() == ".zip" and path.is_file()):
+    if suffix in SUFFIXES and path.is_file():
+        pages = _count_pages(path, path.stat().st_mtime_ns, path.stat().st_size)
+        if pages == 1:
+            return read_image(path, channels)[None], [path.name]
+        return _read_pages(path, channels, pages), [f"{path.name}[{k}]" for k in range(pages)]
+    if not path.is_dir() and not (suffix == ".zip" and path.is_file()):
         raise ValueError(f"images={path}: no such folder, .zip or .npz (or .npy)")
     tree = Tree(path)
     names = [name for name in tree.names if PurePath(name).name != "grid.png"]
@@ -363,6 +436,18 @@ def open_images(
     shape = tuple(tree.read(names[0], channels).shape)
     read = functools.partial(_read_alike, tree, names, shape, channels)
     return OnDisk(read, shape, torch.arange(len(names))), names
+
+
+def _read_pages(path: Path, channels: int | None, pages: int) -> torch.Tensor:
+    """Return the pages of a TIFF, which must have one size, uint8 (N, C, H, W)."""
+    pictures = [read_image(path, channels, f"{path}[{k}]", k) for k in range(pages)]
+    for number, picture in enumerate(pictures):
+        if picture.shape != pictures[0].shape:
+            raise ValueError(
+                f"images={path}: mixed sizes, page {number} is {tuple(picture.shape)} but page 0 "
+                f"is {tuple(pictures[0].shape)}; save them as files of one size"
+            )
+    return torch.stack(pictures)
 
 
 def read_images(path: Path | str, channels: int | None = None) -> torch.Tensor:

@@ -46,7 +46,7 @@ def stats_bytes(moments: Moments, features: Features, **facts: Any) -> bytes:
 def is_stats(path: Path | str) -> bool:
     """Return whether a path is an npz of statistics (`mu` and `sigma`) rather than of images."""
     path = Path(path)
-    if path.suffix != ".npz" or not path.is_file():
+    if path.suffix.lower() != ".npz" or not path.is_file():
         return False
     with _open_npz(path) as file:
         return {"mu", "sigma"} <= set(file.files)

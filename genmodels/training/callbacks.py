@@ -69,15 +69,22 @@ class MatrixPrecision(Callback):
     """
 
     def __init__(self, tf32: bool) -> None:
-        self.context = generation.tf32(tf32)
+        self.tf32 = tf32
+        self.before = contextlib.ExitStack()  # puts back what was there before
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Set it."""
-        self.context.__enter__()
+        self.before.enter_context(generation.tf32(self.tf32))
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        """Set back what was there before."""
-        self.context.__exit__(None, None, None)
+        """Put back what was there before."""
+        self.before.close()
+
+    def on_exception(
+        self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Put it back too: a fit that fails is not torn down, and the next one sets its own."""
+        self.before.close()
 
 
 class SampleGrid(Callback):

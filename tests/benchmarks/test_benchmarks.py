@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 import genmodels
-from benchmarks import cdrl, ddo, demo, gbm, gedi, gedi_mnist, record
+from benchmarks import cdrl, crops, ddo, demo, gbm, gedi, gedi_mnist, record
 from benchmarks.gedi_ablation import Runs
-from genmodels import images
+from genmodels import cli, images
 from tests.helpers.gedi_models import batch_of, build, points
 from tests.helpers.paths import ROOT
 
@@ -201,3 +202,29 @@ def test_runs_trained_at_once_are_those_trained_alone(monkeypatch):
             optimizer.step()
         for own, stacked in zip(model.parameters(), runs.parameters):
             torch.testing.assert_close(own, stacked[i], atol=2e-5, rtol=1e-3)
+
+
+def test_crops_are_measured_and_drawn(tmp_path, monkeypatch, capsys):
+    """On pictures whose power is known: stripes of one pixel, which no crop to half keeps."""
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    sample = tmp_path / "imagenet_sample"
+    (sample / "jpeg").mkdir(parents=True)
+    images.write_png(sample / "jpeg" / "a.png", torch.from_numpy(stripes).permute(2, 0, 1))
+    np.savez(sample / "imagenet_sample_64.npz", images=np.full((3, 64, 64, 3), 100, np.uint8))
+    assert cli.run(crops.main, [f"root={tmp_path}", f"out={tmp_path}/a.json"]) == 0
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert [row["crop"] for row in rows] == ["center", "adm", "lanczos"] * 2
+    for row in rows[:3]:
+        assert row["mean"] == round(100 / 127.5 - 1, 4) and row["gradient_power"] == 0 == row["std"]
+    for row in rows[3:]:  # as it is: each neighbour is 255 away, and all power at frequency 32
+        assert row["gradient_power"] == 255**2 and row["off_lanczos"] == 0
+        assert row["spectrum"].index(max(row["spectrum"])) == 31
+    words = [f"read={RESULTS}/crops.json", f"plot={tmp_path}/a.png"]
+    assert cli.run(crops.main, words) == 0 and images.read_image(tmp_path / "a.png").shape[-1] > 800
+    committed = json.loads((RESULTS / "crops.json").read_text())["rows"]
+    assert [row["count"] for row in committed] == [1000] * 3 + [41] * 3
+    page = (ROOT / "docs" / "data.md").read_text()
+    for row in committed:
+        cells = (f"`{row['crop']}`", f"{row['mean']:.4f}", f"{row['std']:.4f}")
+        assert " | ".join((*cells, f"{row['gradient_power']:.1f}")) in page

@@ -94,6 +94,30 @@ def test_a_spoilt_idx_is_one_line(tmp_path, suffix, spoil, capsys):
     assert "fetch it again" in errors and errors.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("shape", "labels", "message"),
+    [
+        ((5, 28, 28), np.zeros(4), "labels-idx1-ubyte: holds an array [4] for 5 images"),
+        ((5, 28, 28), np.zeros((5, 1)), "labels-idx1-ubyte: holds an array [5, 1] for 5 images"),
+        ((5, 28, 28), [0, 9, 10, 1, 1], "labels-idx1-ubyte: holds a label 10 of 10 classes"),
+        ((5, 28, 27), np.zeros(5), "images-idx3-ubyte: holds an array [5, 28, 27], not images (N,"),
+        ((5, 1, 28, 28), np.zeros(5), "images-idx3-ubyte: holds an array [5, 1, 28, 28], not ima"),
+        ((5,), np.zeros(5), "images-idx3-ubyte: holds an array [5], not images (N, 28, 28)"),
+        ((0, 28, 28), np.zeros(0), "images-idx3-ubyte: holds an array [0, 28, 28], not images (N"),
+    ],
+)
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_idx_files_that_do_not_belong_together(tmp_path, capsys, shape, labels, message, name):
+    raw = tmp_path / {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[name] / "raw"
+    raw.mkdir(parents=True)
+    write_idx(raw / "train-images-idx3-ubyte", np.zeros(shape, np.uint8))
+    write_idx(raw / "train-labels-idx1-ubyte", np.asarray(labels, np.uint8))
+    assert cli.run(commands.main, ["info", name, f"root={tmp_path}"]) == 2
+    errors = capsys.readouterr().err
+    assert f"error: data={raw}/train-{message}" in errors and errors.count("\n") == 1
+    assert errors.endswith("; fetch it again\n")
+
+
 @pytest.mark.parametrize("shape", [(5, 28, 28), (1 << 20, 1 << 15, 1)])
 def test_an_idx_that_unpacks_to_more_than_it_says(tmp_path, shape):
     """40 MB of zeros in 40 kB: no more is unpacked than the header promises, and not too much."""
@@ -269,7 +293,7 @@ def test_broken_files_are_named(tmp_path):
     cfg = DataConfig(name="imagefolder", root=str(tmp_path), resolution=8)
     with pytest.raises(ValueError, match="a.png: cannot be read"):
         load_split(cfg, "train")
-    np.savez(tmp_path / "a.npz", images=np.zeros((3, 8, 8, 3)))
+    np.savez(tmp_path / "a.npz", images=np.full((3, 8, 8, 3), 0.3))
     with pytest.raises(ValueError, match="float64.*must be uint8"):
         load_split(DataConfig(name="npz", root=str(tmp_path / "a.npz")), "train")
     np.savez(tmp_path / "b.npz", images=np.zeros((3, 8, 8, 3), np.uint8), labels=np.zeros(2))

@@ -225,9 +225,9 @@ def array_case(name, array, *parts, labels=None):
 
 
 GOOD = np.zeros((4, 8, 8, 3), np.uint8)
-array_case("nan", np.full((4, 8, 8, 3), np.nan), "npy={dir}/a.npy: it is float64", "must be uint8")
+array_case("nan", np.full((4, 8, 8, 3), np.nan), "it is float64 with NaN", "must be uint8")
 array_case(
-    "nchw", np.zeros((4, 3, 8, 8), np.uint8), "is uint8 (4, 3, 8, 8); must be uint8 (N, H, W"
+    "planes", np.zeros((4, 5, 8, 8), np.uint8), "is uint8 (4, 5, 8, 8); must be uint8 (N, H, W"
 )
 array_case("channels", np.zeros((4, 8, 8, 4), np.uint8), "must be uint8 (N, H, W, 1 or 3)")
 array_case("flat", np.zeros((4, 64), np.uint8), "is uint8 (4, 64); must be uint8 (N, H, W")
@@ -273,7 +273,10 @@ npz_case(
 npz_case("none", npz_of(), "npz={dir}/a.npz: cannot be read (no array in it)")
 npz_case("test", npz_of(test_images=np.zeros((4, 8, 8, 3), np.uint8)), "test_images alone; add")
 npz_case(
-    "float", npz_of(images=np.zeros((4, 8, 8, 3))), "images is float64 (4, 8, 8, 3); must be uint"
+    "float",
+    npz_of(images=np.full((4, 8, 8, 3), 0.3)),
+    "npz={dir}/a.npz: images is float64 from 0.3 to 0.3, and not all are levels, nor levels divid",
+    "must be uint8 (N, H, W, 1 or 3), values 0..255",
 )
 npz_case("object", npz_of(images=np.array([{}], object)), "npz={dir}/a.npz: cannot be read (")
 npz_case(

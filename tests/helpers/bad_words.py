@@ -35,7 +35,7 @@ for word, *parts in [
     ("data.device=tpu", "data.device=tpu: choose from auto, cpu, cuda, disk"),
     ("data.device=disk", "data.device=disk: digits is read whole; convert it"),
     ("data.resolution=-8", "data.resolution=-8: must be >= 0"),
-    ("data.crop=square", "data.crop=square: choose from center, adm, none"),
+    ("data.crop=square", "data.crop=square: choose from center, lanczos, adm, none"),
     ("data.workers=-1", "data.workers=-1: must be >= 0"),
     ("data.points=0", "data.points=0: must be >= 1"),
     ("data.classes=3", "data.classes=3: digits has 10; leave it out"),

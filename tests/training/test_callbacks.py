@@ -1,4 +1,5 @@
 import csv
+import pickle
 
 import pytest
 import torch
@@ -56,6 +57,11 @@ def test_ema_leaves_frozen_weights_alone():
     for _ in range(500):
         average.update_parameters(model)
     assert torch.equal(average.module.weight, model.weight)
+
+
+def test_the_matrix_precision_can_be_sent_to_a_spawned_process():
+    """trainer.strategy=ddp_spawn pickles the callbacks."""
+    assert pickle.loads(pickle.dumps(callbacks.MatrixPrecision(True))).tf32
 
 
 def test_sampling_restores_the_matrix_precision(tiny_run):

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 import genmodels
+import train
 from genmodels import generation
 from genmodels.checkpoint import read_checkpoint
 from genmodels.methods.edm import EDM
@@ -266,6 +267,21 @@ def math_settings():
     yield
     torch.set_float32_matmul_precision(before[0])
     torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def test_a_fit_that_fails_puts_the_matrix_precision_back(math_settings, monkeypatch, tmp_path):
+    """At once, and not whenever what is left of it is collected, in the middle of the next one."""
+
+    def loss(self, batch):
+        assert torch.get_float32_matmul_precision() == "highest"
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(EDM, "loss", loss)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    words = [str(ROOT / "configs/edm_digits.yaml"), str(ROOT / "configs/debug.yaml"), *TINY]
+    assert train.main([*words, f"out_dir={tmp_path}", "trainer.tf32=false"]) == 1
+    assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("tf32", [True, False])

@@ -1,0 +1,188 @@
+"""TIFF files: each page is a picture, of any depth and either order of bytes.
+
+tifffile reads the pages. Pillow reads those that tifffile cannot unpack without the package
+imagecodecs (LZW, JPEG, fax) and those that are neither grey nor RGB (palettes, CMYK, YCbCr, Lab).
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
+GREY_INVERTED, GREY, RGB = 0, 1, 2  # PhotometricInterpretation
+UNNAMED, PREMULTIPLIED = 0, 1  # ExtraSamples: anything, alpha that the colours are multiplied by
+NOT_A_PICTURE = 1 | 4  # NewSubfileType: a smaller copy of another page, or a mask
+LARGEST_PAGE = 1 << 30  # bytes
+
+ORIENTATION = 0x0112  # of EXIF and TIFF: how the stored rows and columns lie in the upright picture
+UPRIGHT = {
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+class Refused(ValueError):
+    """A picture that is whole but not taken; its text says what to do."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page that is a picture.
+
+    Attributes:
+        index: among all pages of the file.
+        page: tifffile's.
+        size: (H, W), upright.
+    """
+
+    index: int
+    page: Any
+    size: tuple[int, int]
+
+
+def is_tiff(file: BinaryIO) -> bool:
+    """Return whether a file, open at its beginning, is a TIFF; it is left there."""
+    start = file.read(4)
+    file.seek(0)
+    return start in MAGIC
+
+
+def count_pages(file: BinaryIO) -> int:
+    """Return how many pictures a TIFF holds.
+
+    Raises:
+        Exception: any kind, where the file is broken.
+    """
+    with _opened(file) as tiff:
+        return 1 if len(tiff.pages) == 1 else len(_pages(tiff))
+
+
+def page_size(file: BinaryIO, number: int = 0) -> tuple[int, int]:
+    """Return (H, W) of a page, upright; see read_page."""
+    with _opened(file) as tiff:
+        return _pages(tiff)[number].size
+
+
+def read_page(file: BinaryIO, number: int = 0) -> np.ndarray:
+    """Return a page upright, (H, W, C), C = 1 or 3; alpha is dropped.
+
+    uint8, or of more bits what is stored, in this machine's order of bytes.
+
+    Args:
+        file: open TIFF.
+        number: which of the pages that are pictures.
+
+    Raises:
+        Refused: a form that is not read.
+        Exception: any kind, where the file is broken.
+    """
+    with _opened(file) as tiff:
+        found = _pages(tiff)[number]
+        page = found.page
+        if page.photometric not in (GREY_INVERTED, GREY, RGB) or page.bitspersample % 8:
+            return _by_pillow(file, found.index)
+        if page.bitspersample == 8 and PREMULTIPLIED in page.extrasamples:
+            return _by_pillow(file, found.index)
+        _check_whole(tiff, page)
+        try:
+            array = page.asarray()
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            if page.bitspersample > 8 and page.samplesperpixel > 1:
+                raise Refused(
+                    f"16-bit colour packed as {page.compression.name} needs another package; "
+                    "pip install imagecodecs, or save it as PNG or unpacked"
+                ) from None
+            return _by_pillow(file, found.index)
+    array = _channels_last(array, page)
+    if page.photometric == GREY_INVERTED and array.dtype.kind == "u":
+        array = np.iinfo(array.dtype).max - array
+    return np.ascontiguousarray(UPRIGHT.get(_orientation(page), lambda a: a)(array))
+
+
+def _opened(file: BinaryIO) -> Any:
+    """Return tifffile's TiffFile of an open file, from its beginning."""
+    import tifffile
+
+    # It tells of odd metadata; what counts here is whether the pixels can be had.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    file.seek(0)
+    return tifffile.TiffFile(file)
+
+
+def _pages(tiff: Any) -> list[Page]:
+    """Return the pages that are pictures, all of them where none says so."""
+    pages = list(enumerate(tiff.pages))
+    if not pages:
+        raise ValueError("it holds no page, or is cut off")
+    planes = (tiff.imagej_metadata or {}).get("images", 1) if tiff.is_imagej else 1
+    if len(pages) == 1 and planes > 1:
+        raise Refused(f"holds {planes} planes under the header of one; save them as single files")
+    pages = [pair for pair in pages if not pair[1].subfiletype & NOT_A_PICTURE] or pages
+    found = []
+    for index, page in pages:
+        turned = _orientation(page) > 4
+        size = (page.imagelength, page.imagewidth)
+        found.append(Page(index, page, size[::-1] if turned else size))
+    return found
+
+
+def _orientation(page: Any) -> int:
+    tag = page.tags.get(ORIENTATION)
+    return tag.value if tag is not None and isinstance(tag.value, int) else 1
+
+
+def _check_whole(tiff: Any, page: Any) -> None:
+    """Raise ValueError for a page that is too large, or not all there: tifffile pads with zeros."""
+    if page.imagelength * page.imagewidth > (Image.MAX_IMAGE_PIXELS or np.inf):
+        raise Image.DecompressionBombError(
+            f"Image size ({page.imagelength * page.imagewidth} pixels) exceeds limit of "
+            f"{Image.MAX_IMAGE_PIXELS} pixels"
+        )
+    if page.nbytes > LARGEST_PAGE:
+        raise ValueError(f"it unpacks to {page.nbytes >> 20} MB, more than {LARGEST_PAGE >> 20}")
+    counts = page.databytecounts
+    ends = [start + count for start, count in zip(page.dataoffsets, counts)]
+    if not ends or 0 in counts or max(ends) > tiff.filehandle.size:
+        raise ValueError("it is cut off, or a part of it is missing")
+    if page.compression == 1 and sum(counts) < page.nbytes:
+        raise ValueError(f"it holds {sum(counts)} bytes where its header promises {page.nbytes}")
+
+
+def _channels_last(array: np.ndarray, page: Any) -> np.ndarray:
+    """Return (H, W, C), C = 1 or 3, without alpha and in this machine's order of bytes."""
+    axes = page.axes
+    if sorted(axes) not in (["X", "Y"], ["S", "X", "Y"]):
+        raise Refused(f"has the axes {axes}; save each plane as a page or a file")
+    array = array[..., None] if "S" not in axes else np.moveaxis(array, axes.index("S"), -1)
+    colours = 3 if page.photometric == RGB else 1
+    # Beside grey an unnamed channel is data; beside RGB it is alpha, as programs write it.
+    unnamed = colours == 1 and UNNAMED in page.extrasamples
+    if unnamed or array.shape[-1] - len(page.extrasamples) != colours:
+        raise Refused(
+            f"has {array.shape[-1]} channels that are no colours; save each as a page or a file"
+        )
+    array = array[..., :colours]
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _by_pillow(file: BinaryIO, index: int) -> np.ndarray:
+    """Return a page as Pillow reads it, upright: (H, W, 1) or (H, W, 3) of 8 bits or 16 grey."""
+    file.seek(0)
+    with Image.open(file, formats=["TIFF"]) as picture:
+        picture.seek(index)
+        if picture.mode.startswith(("I", "F")):
+            array = np.array(picture)
+            array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        else:
+            array = np.array(picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB"))
+    return array.reshape(*array.shape[:2], -1)
