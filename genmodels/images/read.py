@@ -225,7 +225,8 @@ class Tree:
             pages = self._count_pages(name) if name.lower().endswith((".tif", ".tiff")) else 1
             names += [name] if pages == 1 else [f"{name}[{page}]" for page in range(pages)]
             stacks += pages > 1
-        unread = self.entries.difference(files, {"dataset.json"})
+        unread = self.entries.difference(files)
+        unread -= {name for name in unread if PurePath(name).name == "dataset.json"}
         pages = len(names) - len(files) + stacks
         moving = sum(name.lower().endswith(".gif") for name in files)
         for count, note in (

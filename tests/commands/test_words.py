@@ -245,13 +245,15 @@ def test_the_kind_of_data_by_its_root(tmp_path, capsys):
         with pytest.warns(UserWarning, match=f"^data.name={kind}: by data.root={root}$"):
             assert name(root) == kind
     assert name("pictures", name="hf") == "hf" and name("") == "digits"
+    pictures = tmp_path / "set"
+    pictures.mkdir()
     for number in range(20):
-        (tmp_path / f"{number}.png").write_bytes(png(number))
+        (pictures / f"{number}.png").write_bytes(png(number))
     config = tmp_path / "own.yaml"
     config.write_text("method: {name: edm}\nnetwork: {name: unet}\n")
-    words = [str(config), DEBUG, *TINY, f"data.root={tmp_path}", "data.resolution=8"]
+    words = [str(config), DEBUG, *TINY, f"data.root={pictures}", "data.resolution=8"]
     assert train.main([*words, f"out_dir={tmp_path}/runs", "sample.every=0"]) == 0
-    assert capsys.readouterr().err == f"note: data.name=imagefolder: by data.root={tmp_path}\n"
+    assert capsys.readouterr().err == f"note: data.name=imagefolder: by data.root={pictures}\n"
 
 
 def test_the_config_for_ones_own_folder(tmp_path):
