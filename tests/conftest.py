@@ -7,7 +7,6 @@ import torch
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import TINY
 
-
 # Small tensors run faster, and sums come out alike everywhere, on one thread: of the commands that
 # tests start too, and of the fixtures that are made before any test's.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -109,7 +109,8 @@ def evaluate(argv: Sequence[str]) -> int:
     taken = {}
     if model and mode in ("", "likelihood"):
         taken = model.LIKELIHOOD_OPTIONS if mode else model.SAMPLE_OPTIONS
-    given = {key: getattr(options, key) for key in words if key not in (*rest, *FILES)}
+    # An empty word of another kind of evaluation is no field of these options.
+    given = {key: getattr(options, key, "") for key in words if key not in (*rest, *FILES)}
     extra = typed_words(rest, taken, also=ALL_KEYS)
     given |= extra
     with cli.warnings_as_notes() as warned:
@@ -157,10 +158,10 @@ def read_mode(words: dict[str, str]) -> tuple[str, list[str], dict[str, str]]:
     asked = [name for name in MODES if name and words.get(name)]
     mode = asked[0] if asked else ""
     if mode not in ("ood", "cluster"):
-        return mode, [], {key: text for key, text in words.items() if text or key != "likelihood"}
+        return mode, [], words
     metrics = parse_value("metrics", words.get("metrics", ""), list[str])
-    clustering = [name for name in metrics or CLUSTERING if name in CLUSTERING]
-    clustering = clustering if words.get("cluster") else []
+    wanted = metrics if "metrics" in words else CLUSTERING
+    clustering = [name for name in wanted if name in CLUSTERING and words.get("cluster")]
     others = [name for name in metrics if name not in clustering]
     if others or ("metrics" in words and not clustering):
         words = words | {"metrics": ",".join(others)}
@@ -237,8 +238,8 @@ def measure(
         more, facts, title = score_images(model, options, dict(extra), device)
         scores |= more
     if getattr(options, "ood", []):
-        more, facts, title = score_ood(model, options)
-        scores |= more
+        more, ood_facts, title = score_ood(model, options)
+        scores, facts = scores | more, facts | ood_facts
     return scores, facts, title
 
 

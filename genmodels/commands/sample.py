@@ -74,7 +74,7 @@ class GenerateOptions(Section):
 
 
 @dataclass
-class ClusterOptions(Section):
+class AssignOptions(Section):
     """What cluster= takes."""
 
     cluster: str = setting("", "assign these images to the model's clusters")
@@ -84,7 +84,7 @@ class ClusterOptions(Section):
     ema: bool = setting(True, "the averaged weights; false: the raw ones of a checkpoint")
 
 
-MODES: dict[str, Any] = {"": GenerateOptions, "denoise": DenoiseOptions, "cluster": ClusterOptions}
+MODES: dict[str, Any] = {"": GenerateOptions, "denoise": DenoiseOptions, "cluster": AssignOptions}
 ALL_KEYS = list(dict.fromkeys(key for cls in MODES.values() for key in settings_of(cls)))
 TITLES = {"": "keys:", "denoise": "keys of denoise=:", "cluster": "keys of cluster=:"}
 
@@ -132,16 +132,18 @@ def denoise(path: str, options: DenoiseOptions, extra: dict[str, str]) -> None:
     restoration.denoise(model, options, Path(options.out))
 
 
-def cluster_images(path: str, options: ClusterOptions, extra: dict[str, str]) -> None:
+def cluster_images(model_path: str, options: AssignOptions, extra: dict[str, str]) -> None:
     """Write which cluster each image belongs to, and the most certain ones of every cluster."""
     typed_words(extra, {}, also=ALL_KEYS)
     out = Path(options.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out}: is a file; name a folder")
-    model = checkpoint.load(path, ema=options.ema, device=pick_device(options.device))
+    model = checkpoint.load(model_path, ema=options.ema, device=pick_device(options.device))
     if not model.CLUSTERS:
         raise ValueError(f"cluster={options.cluster}: {type(model).__name__} has no clusters")
-    source = read_source(with_split(options.cluster, "test"), trained_on=model.cfg.data)
+    path = Path(options.cluster)  # a folder here goes before a data set of its name
+    name = str(path.absolute()) if path.exists() else with_split(options.cluster, "test")
+    source = read_source(name, trained_on=model.cfg.data)
     pixels, names = source.pixels, source.names
     if tuple(pixels.shape[1:]) != model.shape:
         raise ValueError(
@@ -178,7 +180,7 @@ def read_alike(path: str, model: Any) -> torch.Tensor:
     Raises:
         ValueError: another size.
     """
-    pixels = read_source(path, channels=model.shape[0]).pixels[:]
+    pixels = images.read_images(path, model.shape[0])
     pixels = pixels.expand(-1, model.shape[0], -1, -1) if pixels.shape[1] == 1 else pixels
     if tuple(pixels.shape[1:]) != tuple(model.shape):
         shapes = f"{tuple(pixels.shape[1:])}, the model makes {tuple(model.shape)}"

@@ -167,11 +167,13 @@ def read_options(
             values |= typed_words({key: text}, taken)
         elif not others:
             rest[key] = text
-        elif text and mode:
+        elif mode and (text or key not in modes):
             asked = f"{mode}=" if mode in settings_of(modes[mode]) else mode
             raise ValueError(f"{key}={text}: {asked} does not take it; leave it out")
         elif text:
             raise ValueError(f"{key}={text}: needs {others[0]}=; leave it out")
+        else:  # `denoise=$EMPTY` asks for nothing, but has to be of its type all the same
+            typed_words({key: text}, settings_of(modes[others[0]]))
     return mode, modes[mode](**values), rest
 
 

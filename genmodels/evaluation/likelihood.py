@@ -66,9 +66,8 @@ def likelihood_scores(
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
     """Return ({metric: {"value", "stderr"}}, one dict for each image) of the kinds asked for.
 
-    The standard error is over images. Arguments as for kinds_of_likelihood and
-    bits_per_dim; "bpd" is the kind
-    "ode", "bpd_KIND" any other.
+    The standard error is over images. Arguments as for kinds_of_likelihood and bits_per_dim;
+    "bpd" is the kind "ode", "bpd_KIND" any other.
     """
     scores = {}
     rows: list[dict[str, Any]] = [{"index": i} for i in range(len(pixels))]
@@ -151,7 +150,7 @@ def score_likelihood(
     num = min(options.num or len(pixels), len(pixels))
     labels = labels[:num] if model.classes and labels is not None else None
     model.check_labels(labels, f"{source} has images without; name others by data=")
-    settings = {key: value for key, value in extra.items() if value is not None}
+    settings = dict(extra)
     settings |= {"seed": options.seed, "batch": options.batch}
     settings |= {"word": options.likelihood}
     scores, rows = likelihood_scores(model, pixels[:num], labels, **settings)

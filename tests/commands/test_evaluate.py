@@ -419,3 +419,29 @@ def test_features_that_fail_are_one_line_and_exit_2(tmp_path, capsys, digits):
         assert evaluate.main(words) == 2, words
         errors = capsys.readouterr().err
         assert message in errors and not list(tmp_path.glob("r.json*")), errors
+
+
+def test_empty_words_of_another_kind_ask_for_nothing(tiny_run, tmp_path, capsys):
+    """As a script writes them: denoise=$NOISY with nothing in it."""
+    words = [str(tiny_run), "steps=1", "num=8", "resamples=0", f"out={tmp_path}/r.json"]
+    empty = ["denoise=", "law=", "against=", "likelihood=", "ood=", "cluster="]
+    assert evaluate.main([*words, *empty]) == 0
+    options = json.loads((tmp_path / "r.json").read_text())["options"]
+    assert options["denoise"] == options["likelihood"] == "" and options["num"] == 8
+    capsys.readouterr()
+    for more, line in (
+        (["tile="], "tile=: must be a whole number"),  # of its type all the same
+        (["likelihood=true", "features="], "features=: likelihood= does not take it"),
+        (["denoise=x", "law=gaussian", "metrics="], "metrics=: denoise= does not take it"),
+        (["ood=constant", "features="], "features=: ood= does not take it"),
+    ):
+        assert evaluate.main([str(tiny_run), "num=8", *more]) == 2, more
+        error = capsys.readouterr().err
+        assert line in error and error.count("\n") == 1, error
+
+
+def test_false_is_no_likelihood(tiny_run, tmp_path):
+    words = [str(tiny_run), "steps=1", "num=8", "resamples=0", f"out={tmp_path}/r.json"]
+    assert evaluate.main([*words, "likelihood=false"]) == 0
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["options"]["likelihood"] == "" and set(report["metrics"]) == {"fd"}

@@ -1,5 +1,6 @@
 """GEDI through the scripts: training, resuming, sampling, clusters, evaluation."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -201,6 +202,25 @@ def test_exports_cluster_but_hold_no_buffer(digits_run, tmp_path, capsys):
     )
     assert sample.main([str(out), "num=1", "start=buffer", f"out={tmp_path / 'a'}"]) == 2
     assert "only a run or its .ckpt holds a buffer" in capsys.readouterr().err
+
+
+def test_a_folder_goes_before_the_data_set_of_its_name(digits_run, tmp_path, capsys, monkeypatch):
+    sample.main([str(digits_run), "num=3", "steps=1", f"out={tmp_path / 'digits'}"])
+    run = digits_run.absolute()
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert sample.main([str(run), "cluster=digits", "out=made"]) == 0
+    assert "3 images in clusters" in capsys.readouterr().out
+
+
+def test_a_plot_beside_ood(digits_run, tmp_path):
+    """The facts of the images, and with them the plot, are kept beside those of ood=."""
+    words = ["ood=constant", "metrics=prc", "num=20", "steps=1", "resamples=0"]
+    words += [f"plot={tmp_path}/p.png", f"out={tmp_path}/r.json"]
+    assert evaluate.main([str(digits_run), *words]) == 0
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (tmp_path / "p.png").exists() and report["features"]["name"] == "pixels"
+    assert {"precision", "recall"} < set(report["metrics"])
 
 
 def test_clusters_as_csv_and_exemplars(digits_run, tmp_path, capsys):
