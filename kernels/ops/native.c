@@ -87,23 +87,24 @@ INLINE float to_float(uint32_t word) {
         k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;              \
     }
 
-/* w[j][i]: word j of lane i, at `step` counts after each lane's counter. */
+/* w[j][i]: word j of lane i, at `step` counts after each lane's counter; two words, or all. */
 INLINE void words_of(const block *at, uint32_t stream, uint64_t step, uint32_t w[4][LANES],
-                     int keys, int counters) {
+                     int all, int keys, int counters) {
     uint64_t counter = at->counter[0] + step;
     for (int i = 0; i < LANES; i++) {
         if (counters) counter = at->counter[i] + step;
         uint32_t k0 = at->k0[keys ? i : 0], k1 = at->k1[keys ? i : 0];
         uint32_t a = at->c0[i], b = (uint32_t)counter, c = (uint32_t)(counter >> 32), d = stream;
         ROUND ROUND ROUND ROUND ROUND ROUND ROUND ROUND ROUND ROUND
-        w[0][i] = a, w[1][i] = b, w[2][i] = c, w[3][i] = d;
+        w[0][i] = a, w[1][i] = b;
+        if (all) w[2][i] = c, w[3][i] = d;
     }
 }
 
-INLINE void words(const block *at, uint32_t stream, uint64_t step, uint32_t w[4][LANES]) {
-    if (at->varies == ONE) words_of(at, stream, step, w, 0, 0);
-    else if (at->varies == KEYS) words_of(at, stream, step, w, 1, 0);
-    else words_of(at, stream, step, w, 1, 1);
+INLINE void words(const block *at, uint32_t stream, uint64_t step, uint32_t w[4][LANES], int all) {
+    if (at->varies == ONE) words_of(at, stream, step, w, all, 0, 0);
+    else if (at->varies == KEYS) words_of(at, stream, step, w, all, 1, 0);
+    else words_of(at, stream, step, w, all, 1, 1);
 }
 
 /* Natural logarithm of x in [2^-32, 1], to about one unit in the last place (Cephes logf). */
@@ -313,7 +314,7 @@ INLINE void chain(const task *t, const block *at, int both) {
         if (store) return;
         for (int i = (int)at->count; i < LANES; i++) a[i] = s[i] = 0.0f;
         for (int64_t step = 0; step < t->steps; step++) {
-            words(at, (uint32_t)t->stream, (uint64_t)step, w);
+            words(at, (uint32_t)t->stream, (uint64_t)step, w, both);
             planar_normals(w, both, z);
             for (int j = 0; j < width; j++)
                 for (int i = 0; i < LANES; i++) {
@@ -348,7 +349,7 @@ INLINE void blocks(const task *t, int64_t first, int64_t last) {
         }
         uint32_t w[4][LANES];
         float z[4][LANES], numbers[4 * LANES];
-        words(&at, (uint32_t)t->stream, 0, w);
+        words(&at, (uint32_t)t->stream, 0, w, 1);
         if (t->op == PLANES) {
             planes(t, &at, w);
             continue;
