@@ -7,7 +7,7 @@ READY := .venv/.ready
 
 .PHONY: demo test test-slow test-gpu gpu lint format clean
 
-$(READY): setup.py constraints.txt
+$(READY): setup.py constraints.txt kernels/ops/native.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "genmodels needs Python >= 3.11, $(PYTHON) is $$($(PYTHON) -V 2>&1); try: make PYTHON=python3.11" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
@@ -43,4 +43,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf .venv kernels/ops/_native*.so build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -1,17 +1,39 @@
-"""Packaging. The Triton kernels live in kernels/ops and install as genmodels.kernels.
+"""Packaging. The kernels live in kernels/ops and install as genmodels.kernels.
 
 A top-level package called "kernels" would overwrite Hugging Face's package of that name, and a
 kernels/__init__.py would shadow it for scripts run from the root; so the folder has none, and the
 mapping below is the only place that knows where the code lies (tests/test_packaging.py).
+
+kernels/ops/native.c is compiled where there is a compiler. Without one the package is whole all the
+same, and slower on a CPU; on Windows it is not tried.
 """
 
+import os
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "genmodels/version.py").read_text())[1]
+NATIVE = Extension(
+    "genmodels.kernels._native",
+    ["kernels/ops/native.c"],
+    # No contraction, no -march: the bits are the same on every machine, see the file.
+    extra_compile_args=["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"],
+    extra_link_args=["-pthread"],
+    optional=True,
+)
+
+
+class Wheel(bdist_wheel):
+    """A wheel for any Python 3 of a platform: the library knows nothing of Python."""
+
+    def get_tag(self):
+        """Return the tags of Python, its interface and the platform."""
+        return ("py3", "none", super().get_tag()[2])
+
 
 setup(
     name="genmodels",
@@ -37,6 +59,8 @@ setup(
         "genmodels.configs",
         "genmodels.kernels",
     ],
+    ext_modules=[NATIVE] if os.name == "posix" else [],
+    cmdclass={"bdist_wheel": Wheel},
     package_dir={"genmodels.configs": "configs", "genmodels.kernels": "kernels/ops"},
     package_data={
         "genmodels.configs": ["*.yaml"],

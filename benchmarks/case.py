@@ -5,12 +5,15 @@ of ours against the formula in float64, made before anything is timed: the error
 largest difference over the largest magnitude of the result, given the same random numbers.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["Case", "compiled_form", "error_of", "state"]
+from genmodels.kernels import native
+
+__all__ = ["Case", "compiled_form", "error_of", "state", "ways"]
 
 
 @dataclass
@@ -43,6 +46,33 @@ def compiled_form(function, device):
 
         config.fallback_random = True
     return torch.compile(function, dynamic=False)
+
+
+def ways(call, device):
+    """Return {"ours": ...} and, on a CPU with the compiled library, the other ways of ours.
+
+    Args:
+        call: function of `exact`, the ops' keyword.
+        device: "cuda" or "cpu".
+    """
+    variants = {"ours": lambda: call(exact=False)}
+    if device == "cpu" and native.library() is not None:
+        variants["ours, exact bits"] = lambda: call(exact=True)
+        variants["ours, reference"] = lambda: _reference(call)
+    return variants
+
+
+def _reference(call):
+    """Call without the compiled library."""
+    mode = os.environ.get("GENMODELS_KERNELS")
+    os.environ["GENMODELS_KERNELS"] = "torch"
+    try:
+        return call(exact=True)
+    finally:
+        if mode is None:
+            del os.environ["GENMODELS_KERNELS"]
+        else:
+            os.environ["GENMODELS_KERNELS"] = mode
 
 
 def state(size, device, dtype=torch.float32, seed=0):

@@ -13,8 +13,8 @@ from genmodels.kernels.mala import mala_accept
 from genmodels.kernels.philox import philox, philox_normal
 from genmodels.sampling.langevin import GraphedChain, ula_chain
 
-from . import eval_cases
-from .case import Case, compiled_form, error_of, state
+from . import eval_cases, torchebm
+from .case import Case, compiled_form, error_of, state, ways
 
 __all__ = ["SIZES", "SUITES", "cases"]
 
@@ -33,24 +33,26 @@ def _langevin(size, label, device, dtype, tether):
         return (new + k * (x - y) if tether else new).clamp(-4.0, 4.0)
 
     def error():
-        z = state(size, device, seed=3)
-        got = langevin_step(y, grad, step=a, noise=z, clamp=(-4, 4), **extra)
+        z = philox_normal(y.shape[1:], seeds, exact=False)
+        got = langevin_step(y, grad, step=a, seed=seeds, clamp=(-4, 4), **extra)
         new = y.double() + a * grad.double() + s * z.double()
         new = new + k * (x.double() - y.double()) if tether else new
         return error_of(got, new.clamp(-4, 4))
 
+    def ours(exact):
+        options = {"clamp": (-4, 4), "out": out, "exact": exact, **extra}
+        return langevin_step(y, grad, step=a, seed=seeds, **options)
+
     compiled, out = compiled_form(eager, device), torch.empty_like(y)
+    variants = ways(ours, device)
+    variants |= {"eager": lambda: eager(y, grad, x), "compile": lambda: compiled(y, grad, x)}
+    if not tether and dtype == torch.float32:  # it has no tether, and float32 alone
+        variants["torchebm"] = torchebm.step(y, grad, a, (-4.0, 4.0))
     return Case(
         "langevin_step" + (" + tether" if tether else ""),
         label,
         str(dtype).removeprefix("torch."),
-        {
-            "ours": lambda: langevin_step(
-                y, grad, step=a, seed=seeds, clamp=(-4, 4), out=out, **extra
-            ),
-            "eager": lambda: eager(y, grad, x),
-            "compile": lambda: compiled(y, grad, x),
-        },
+        variants,
         bytes=y.numel() * y.element_size() * (4 if tether else 3),
         error=error,
         tolerance=1e-6 if dtype == torch.float32 else 0.01,
@@ -65,14 +67,16 @@ def _gbm(size, label, device):
         return x * torch.exp(v * h - (m - 1.5 * v) + v**0.5 * torch.randn_like(x))
 
     def error():
-        z = state(size, device, seed=3)
-        got = gbm_step(x, h, variance=v, drift=m, noise=z)
+        z = philox_normal(x.shape[1:], seeds, exact=False)
+        got = gbm_step(x, h, variance=v, drift=m, seed=seeds)
         exponent = v * h.double() - (m - 1.5 * v) + v**0.5 * z.double()
         return error_of(got, x.double() * exponent.exp())
 
     compiled, out = compiled_form(eager, device), torch.empty_like(x)
-    variants = {
-        "ours": lambda: gbm_step(x, h, variance=v, drift=m, seed=seeds, out=out),
+    variants = ways(
+        lambda exact: gbm_step(x, h, variance=v, drift=m, seed=seeds, out=out, exact=exact), device
+    )
+    variants |= {
         "eager": lambda: eager(x, h),
         "compile": lambda: compiled(x, h),
     }
@@ -114,13 +118,11 @@ def _mala(size, label, device):
 
 def _normals(size, label, device):
     seeds = torch.arange(size[0], device=device)
-    variants = {
-        "ours": lambda: philox_normal(size[1:], seeds),
-        "eager": lambda: torch.randn(size, device=device),
-    }
+    variants = ways(lambda exact: philox_normal(size[1:], seeds, exact=exact), device)
+    variants["eager"] = lambda: torch.randn(size, device=device)
 
     def error():  # Box-Muller on the same words
-        z = philox_normal(size[1:], seeds[:4])
+        z = philox_normal(size[1:], seeds[:4], exact=False)
         group = torch.arange(z[0].numel() // 4, device=device)[None]
         zero = torch.zeros_like(group)
         words = [w.double() for w in philox(seeds[:4, None], group, zero, zero, zero)]
@@ -160,15 +162,16 @@ def _toy_chain(chains, steps, device):
         got = langevin_chain(y[:64], energy, steps=20, step=a, seed=seeds[:64])
         x = y[:64].double()
         for i in range(20):
-            z = philox_normal((2,), seeds[:64], i).double()
+            z = philox_normal((2,), seeds[:64], i, exact=False).double()
             x = x + a * energy.score(x) + (2 * a) ** 0.5 * z
         return error_of(got, x)
 
-    variants = {
-        "ours": lambda: langevin_chain(y, energy, steps=steps, step=a, seed=seeds),
-        "eager": eager,
-        "compile": compiled,
-    }
+    variants = ways(
+        lambda exact: langevin_chain(y, energy, steps=steps, step=a, seed=seeds, exact=exact),
+        device,
+    )
+    variants |= {"eager": eager, "compile": compiled}
+    variants["torchebm"] = torchebm.double_well(y, energy, steps, a)
     size = f"{chains} x 2, {steps} steps"
     # Thousands of launches make a graph of the eager loop slow to capture.
     return Case(
@@ -208,12 +211,14 @@ def _network_chain(images, channels, steps, device):
         for i in range(steps):
             x = x.detach().requires_grad_(True)
             (grad,) = torch.autograd.grad(exact(x).sum(), x)
-            z = philox_normal(y.shape[1:], options["seed"][:2], i)
+            z = philox_normal(y.shape[1:], options["seed"][:2], i, exact=False)
             x = x.detach() - a * grad + (2 * a) ** 0.5 * z
         part = {**options, "seed": options["seed"][:2]}
         return error_of(ula_chain(energy, y[:2], **part).y, x)
 
-    variants = {"ours": lambda: ula_chain(energy, y, **options), "eager": eager}
+    variants = ways(lambda exact: ula_chain(energy, y, exact=exact, **options), device)
+    variants["eager"] = eager
+    variants["torchebm"] = torchebm.chain(energy, y, steps, a)
     if device == "cuda":
         variants["ours, one graph"] = GraphedChain(energy, y, **options)
     size = f"{images} images, {channels} channels, {steps} steps"

@@ -40,7 +40,7 @@ def _cells(row, peak, gpu):
     part = share(row, peak)
     cells = [row["name"], row["size"], row["dtype"], f"{_time(result['median'])} +-{spread:.0f}%"]
     cells.append("-" if part is None else f"{100 * part:.0f} %")
-    cells += [_times(ratio(row, name)) for name in ("eager", "compile")]
+    cells += [_times(ratio(row, name)) for name in ("eager", "compile", "torchebm")]
     if gpu:
         graphed = row["variants"].get(_ours(row) + " (graph)", {})
         cells.append(_time(graphed["median"]) if "median" in graphed else "-")
@@ -48,6 +48,13 @@ def _cells(row, peak, gpu):
         extra = [row["variants"].get(name, {}).get("extra_mb") for name in (_ours(row), "eager")]
         cells.append(" / ".join("-" if mb is None else f"{mb:.0f}" for mb in extra))
     return [*cells, f"{row['error']:.1e}"]
+
+
+def _library(info):
+    """Return what of the compiled library was used, and how busy the machine was, as text."""
+    words = [f"C with {info['native']}"] if info.get("native") else []
+    words += [f"load {info['load']}"] if "load" in info else []
+    return "".join(f", {word}" for word in words)
 
 
 def _times(value):
@@ -58,7 +65,8 @@ def markdown(record):
     """Return the table of a record (the JSON of one run) with its machine, as text."""
     info, peak, gpu = record["machine"], record["roofline"], record["device"] == "cuda"
     where = info.get("gpu") or f"{info['cpu']}, {info['threads']} thread"
-    names = ["case", "size", "dtype", "ours", "of roofline", "eager / ours", "compile / ours"]
+    names = ["case", "size", "dtype", "ours", "of roofline"]
+    names += ["eager / ours", "compile / ours", "torchebm / ours"]
     if gpu:
         names += [
             "ours, graph",
@@ -68,7 +76,8 @@ def markdown(record):
         ]
     names.append("error")
     lines = [
-        f"Measured {info['date']} on {where}; torch {info['torch']}, triton {info['triton']}, "
+        f"Measured {info['date']} on {where}{_library(info)}; torch {info['torch']}, "
+        f"triton {info['triton']}, torchebm {info.get('torchebm')}, "
         f"Python {info['python']}, commit {info['commit']}"
         f"{' with uncommitted changes' if info['uncommitted'] else ''}.",
         f"Command: `{record['command']}` ({record['seconds']:.0f} s). Copy "

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import torch
 
+from genmodels.kernels import native
+
+from .torchebm import version as torchebm_version
+
 __all__ = ["machine", "measure", "roofline"]
 
 
@@ -174,7 +178,12 @@ def machine(device):
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "GENMODELS_KERNELS": os.environ.get("GENMODELS_KERNELS", "auto"),
+        "torchebm": torchebm_version(),
     }
+    if device == "cpu":
+        library = native.library()
+        info["native"] = None if library is None else native.LEVELS[library.genmodels_level()]
+        info["load"] = round(os.getloadavg()[0], 1)  # ours is in it: 1.0 is a quiet machine
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         info |= {

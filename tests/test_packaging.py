@@ -51,10 +51,11 @@ def hugging_face(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, unpacked: a pure-Python wheel is installed by unpacking it."""
-    folder = tmp_path_factory.mktemp("wheel")
+def build_wheel(folder, root=ROOT, **environment):
+    """Build the wheel of a clone and unpack it, which is how one is installed; return (site, name).
+
+    environment: further variables of the build.
+    """
     subprocess.run(
         [
             sys.executable,
@@ -66,22 +67,30 @@ def wheel(tmp_path_factory):
             "--no-build-isolation",
             "-w",
             folder,
-            ROOT,
+            root,
         ],
         check=True,
         capture_output=True,
         timeout=300,
+        env=os.environ | environment,
     )
     (built,) = folder.glob("genmodels-*.whl")
     with zipfile.ZipFile(built) as archive:
-        names = archive.namelist()
         archive.extractall(folder / "site")
+    return folder / "site", built.name
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, unpacked."""
+    site, _ = build_wheel(tmp_path_factory.mktemp("wheel"))
+    names = [str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()]
     assert "genmodels/kernels/philox.py" in names
     nets = {f"genmodels/metrics/features/{name}_net.safetensors" for name in GREY_NETS}
     assert nets <= set(names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"genmodels"}
-    return folder / "site"
+    return site
 
 
 def editable():
@@ -136,6 +145,47 @@ def test_import(case, wheel, hugging_face, tmp_path):
     assert done.returncode == 0, done.stderr
     used = done.stdout.split()[0]
     assert used.startswith(str(wheel if case == "wheel elsewhere" else ROOT)), used
+
+
+NATIVE = """
+import os, sys
+sys.meta_path = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
+import genmodels
+from genmodels.kernels import native
+from genmodels.kernels.philox import philox_normal
+library = native.library()
+print(library._name if library else None, *philox_normal((3,), 1)[0].tolist())
+"""
+
+
+def clone_without_library(folder):
+    """Copy what a build needs into the folder, without what was compiled."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.so")
+    for name in ("genmodels", "kernels", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the C is not built there")
+def test_the_library_is_found_where_it_was_built_and_not_missed_elsewhere(tmp_path):
+    """In a wheel, in a clone after a build in place, in a clone without, in a wheel without cc."""
+    clone = clone_without_library(tmp_path / "clone")
+    (tmp_path / "none").mkdir()
+    without, name = build_wheel(tmp_path / "none", clone, CC="/bin/false")
+    assert "-py3-none-" in name
+    outputs = [run(tmp_path, [site], True, NATIVE).stdout.split() for site in (without, clone)]
+    if shutil.which("cc") or shutil.which("gcc"):
+        (tmp_path / "some").mkdir()
+        site, _ = build_wheel(tmp_path / "some", clone)
+        build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        subprocess.run(build, cwd=clone, check=True, capture_output=True, timeout=300)
+        for place in (site, clone):
+            outputs.append(run(tmp_path, [place], True, NATIVE).stdout.split())
+            assert outputs[-1][0].startswith(str(place)), outputs[-1]
+    assert [output[0] for output in outputs[:2]] == ["None", "None"]
+    assert all(output[1:] == outputs[0][1:] for output in outputs)  # the same bits
 
 
 def test_diffusers_imports_beside_our_folder(hugging_face):

@@ -190,6 +190,7 @@ class CDRL(GenerativeModule):
                 steps=self.cfg.method.steps,
                 seed=seeding.keys(seed, n, Stream.CHAIN),
                 freeze=(self.net,),
+                exact=True,
             )
         twice = Rung(*(value.repeat(2) for value in rung))
         f = self.f(torch.cat([data, chain.y]), twice, None if labels is None else labels.repeat(2))

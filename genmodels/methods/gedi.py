@@ -292,7 +292,7 @@ class GEDI(GenerativeModule):
             return self.replay.entries[: len(n)]
         batch = int(n[0]) // len(n)  # its number in the stream: of the step, micro-batch and rank
         slots, x = self.replay.draw(len(n), batch)
-        x = self._chain(x, cfg.chain_steps, self.replay.keys(batch)[1])
+        x = self._chain(x, cfg.chain_steps, self.replay.keys(batch)[1], exact=True)
         if torch.isfinite(x).all():
             self.replay.put(slots, x)
         return x
@@ -309,8 +309,9 @@ class GEDI(GenerativeModule):
         keys: int | Tensor,
         labels: Tensor | None = None,
         callback: Callback | None = None,
+        exact: bool = False,
     ) -> Tensor:
-        """Return the states after `steps` Langevin steps; keys: see ula_chain."""
+        """Return the states after `steps` Langevin steps; keys, exact: see ula_chain."""
         cfg = self.cfg.method
         return ula_chain(
             lambda y: self.energy(y, labels),
@@ -322,6 +323,7 @@ class GEDI(GenerativeModule):
             stream=int(Stream.CHAIN_NOISE),
             clamp=(-1.0, 1.0) if cfg.clamp else None,
             grad_clip=cfg.grad_clip or None,
+            exact=exact,
             freeze=(self,),
             diagnostics=False,
             callback=callback,

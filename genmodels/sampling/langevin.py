@@ -130,6 +130,11 @@ def _start(x: Tensor, steps: int, seed: Seed) -> tuple[Tensor, int | Tensor]:
     return x.detach().to(dtype, memory_format=torch.contiguous_format, copy=True), seed
 
 
+def _spread(mask: Tensor | None, y: Tensor) -> Tensor | None:
+    """Return the mask in y's shape and memory order: once, where each step would copy it."""
+    return None if mask is None else mask.expand_as(y).contiguous()
+
+
 def _norm(x: Tensor) -> Tensor:
     """Return the L2 norm of each item, float32 (B,)."""
     return torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1, dtype=torch.float32)
@@ -177,13 +182,14 @@ def ula_chain(
         diagnostics: whether to keep grad_norm and displacement (one more pass per step).
         freeze: modules whose parameters need no gradient; an energy that is a module is included.
         options: langevin_step's own: tether, tether_scale, mask, known, clamp, grad_clip,
-            grad_norm.
+            grad_norm, exact.
 
     Raises:
         ValueError: for schedules or energies of the wrong shape, and as langevin_step does.
     Reference: Roberts and Tweedie 1996, section 1.4.1; module docstring.
     """
     y, seed = _start(y, steps, seed)
+    options["mask"] = _spread(options.get("mask"), y)
     start, norms = y.clone() if diagnostics else None, []
     with frozen(energy, *freeze):
         for i in range(steps):
@@ -283,7 +289,8 @@ def mala_chain(
     y, seed = _start(y, steps, seed)
     start, norms = y.clone() if diagnostics else None, []
     decisions = []
-    extra = {"tether": tether, "tether_scale": tether_scale, "mask": mask, "seed": seed}
+    extra = {"tether": tether, "tether_scale": tether_scale, "seed": seed}
+    extra["mask"] = _spread(mask, y)
     with frozen(energy, *freeze):
         value, grad = _score(energy, y)
         for i in range(steps):

@@ -197,7 +197,7 @@ def recovery_chain(
             root, so that the chain's total time stays.
         noise_scale: factor on the noise.
         mask: bool like y, True where y moves.
-        options: seed, counter, stream, callback, diagnostics, freeze of ula_chain.
+        options: seed, counter, stream, callback, diagnostics, freeze, exact of ula_chain.
     """
     return ula_chain(
         lambda y: -f(y),

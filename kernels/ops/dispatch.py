@@ -1,8 +1,9 @@
 """Which implementation runs: the torch reference or the Triton kernel; and Triton where it exists.
 
 GENMODELS_KERNELS=auto (default) takes Triton when every tensor is on a CUDA device, of a supported
-dtype, and none of them needs a gradient; else the reference. torch always takes the reference;
-triton insists on the kernel and says why when that cannot be.
+dtype, and none of them needs a gradient; else the reference, in which compiled C makes the noise
+of a CPU where there is such a library (native.py). torch always takes the reference alone; triton
+insists on the kernel, native on the library, and says why when that cannot be.
 """
 
 import functools
@@ -56,6 +57,19 @@ _LARGEST = 1 << 30  # elements of an item: kernels count them in 32 bits
 INTERPRETING = HAS_TRITON and bool(triton.knobs.runtime.interpret)
 
 
+# Tried in tests/kernels/test_compile.py, of which gfx1030 failed.
+_AMD = ("gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
+_NVIDIA = (7, 5)
+
+
+@functools.cache
+def _compiles(device: torch.device) -> bool:
+    """Return whether Triton compiles the kernels for this GPU."""
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(device).gcnArchName.startswith(_AMD)
+    return torch.cuda.get_device_capability(device) >= _NVIDIA
+
+
 def use_triton(
     op: str,
     *tensors: Tensor | None,
@@ -75,8 +89,8 @@ def use_triton(
         ValueError: for an unknown GENMODELS_KERNELS, or =triton where the kernel cannot run.
     """
     mode = os.environ.get("GENMODELS_KERNELS", "auto")
-    if mode not in ("auto", "torch", "triton"):
-        raise ValueError(f"GENMODELS_KERNELS must be auto, torch or triton, got {mode!r}")
+    if mode not in ("auto", "torch", "triton", "native"):
+        raise ValueError(f"GENMODELS_KERNELS must be auto, torch, triton or native, got {mode!r}")
     if mode == "torch":
         return False
     tensors = [x for x in tensors if isinstance(x, torch.Tensor)]
@@ -90,7 +104,9 @@ def use_triton(
         reason = f"the kernel does not take {bad[0]}"
     elif not INTERPRETING and not all(tensor.is_cuda for tensor in tensors):
         reason = "a tensor is not on a CUDA device (TRITON_INTERPRET=1 runs kernels on the CPU)"
-    elif INTERPRETING and mode == "auto":
+    elif not INTERPRETING and not _compiles(next(x.device for x in tensors)):
+        reason = "the kernels do not compile for this GPU"
+    elif INTERPRETING and mode != "triton":
         return False  # the interpreter is for tests, which ask for it by name
     if mode == "triton" and reason:
         raise ValueError(f"{op}: GENMODELS_KERNELS=triton, but {reason}")
@@ -220,9 +236,12 @@ def check_chain(
         raise ValueError(f"{op}: mask must be on {y.device}, got {mask.device}")
 
 
-def chunks(items: int, numel: int, limit: int = 1 << 18) -> Iterator[slice]:
-    """Yield slices of items of about `limit` elements together: what a CPU's cache holds."""
-    rows = max(1, limit // max(numel, 1))
+def chunks(items: int, numel: int, device: torch.device, limit: int = 1 << 18) -> Iterator[slice]:
+    """Yield slices of items of about `limit` elements together: what a CPU's cache holds.
+
+    On another device each slice costs some eighty launches: there only its memory is a bound.
+    """
+    rows = max(1, (limit if device.type == "cpu" else 1 << 26) // max(numel, 1))
     for first in range(0, items, rows):
         yield slice(first, min(first + rows, items))
 

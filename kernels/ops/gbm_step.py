@@ -15,6 +15,7 @@ of g^2 = sigma^2 x^2 is 2 sigma^2 x); Ito's correction -sigma^2 / 2 turns 2 into
 import torch
 from torch import Tensor
 
+from . import native
 from .dispatch import (
     arrange,
     check_chain,
@@ -133,6 +134,15 @@ def _kernel(x, *, key, out, form, block=None, **arguments):
     return target if out is None or target is out else out.copy_(target)
 
 
+def _native(x, *, key, out, form, score, variance, drift, noise_scale, flips):
+    """Do the step in native.c, noise included: arguments as for _kernel."""
+    x, score = arrange(x, score, ordered=True)
+    ito = 2.0 if form == "ums" else 1.5
+    numbers = {"step": variance, "noise": noise_scale, "pull": ito * variance - drift}
+    fields = {"grad": score} if flips is None else {"grad": score, "flips": flips}
+    return native.run_step(form, x, key=key, out=out, numbers=numbers, **fields)
+
+
 def gbm_step(
     x: Tensor,
     score: Tensor,
@@ -147,6 +157,7 @@ def gbm_step(
     stream: int = 0,
     flips: Tensor | None = None,
     out: Tensor | None = None,
+    exact: bool = False,
 ) -> Tensor:
     """Return the state after one multiplicative step, of x's shape (B, ...) and dtype.
 
@@ -161,6 +172,7 @@ def gbm_step(
         seed, counter, stream: as for langevin_step.
         flips: contiguous int32 (B,); counts the elements of each item whose ums factor was <= 0.
         out: where to write, x itself for in place; default a new tensor.
+        exact: as for philox_normal.
 
     Raises:
         ValueError: for shapes that differ, an unknown form, a noise without a seed, an out= beside
@@ -190,4 +202,10 @@ def gbm_step(
         "key": None if quiet or noise is not None else (seed, counter, stream),
         "out": out,
     }
-    return _kernel(x, **arguments) if kernel else by_items(_reference, x, **arguments)
+    if kernel:
+        return _kernel(x, **arguments)
+    compiled = not exact and arguments["key"] is not None and x.numel() > 0
+    if compiled and native.takes(op, (x, score, out), numbers):
+        del arguments["noise"]
+        return _native(x, **arguments)
+    return by_items(_reference, x, exact=exact, **arguments)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import native
 from .dispatch import (
     INTERPRETING,
     check_chain,
@@ -103,14 +104,30 @@ class DoubleWell:
         return -4 * self.height * y * (y**2 - self.centre**2)
 
 
-def _reference(y, energy, *, steps, a, s, seed, counter, stream):
+def _reference(y, energy, *, steps, a, s, seed, counter, stream, exact=False):
     """The formula above, as `steps` calls of langevin_step in place on the state y."""
     for i in range(steps):
         score = energy.score(y)
-        langevin_step(
-            y, score, step=a, noise_scale=s, seed=seed, counter=counter + i, stream=stream, out=y
-        )
+        key = {"seed": seed, "counter": counter + i, "stream": stream, "exact": exact}
+        langevin_step(y, score, step=a, noise_scale=s, out=y, **key)
     return y
+
+
+def _native(y, energy, *, steps, a, s, seed, counter, stream):
+    """Do the whole chain in native.c, in place on the contiguous float32 state y."""
+    if isinstance(energy, Gaussian):
+        parameters = {"shape": energy.precision, "place": energy.mean}
+    else:
+        parameters = {"shape": -4 * energy.height, "place": energy.centre**2}
+    each = {}
+    for name, value in parameters.items():  # one for all, or one per element of an item
+        value = torch.as_tensor(value, dtype=torch.float32)
+        value = value.expand(y.shape[1:]) if value.dim() else value
+        parameters[name] = value = value.contiguous()
+        each[name] = native.Number(value.data_ptr(), int(value.dim() > 0))
+    key, numbers = (seed, counter, stream), {"step": a, "noise": s}
+    kind = type(energy).__name__
+    return native.run_step(kind, y, key=key, out=y, numbers=numbers, steps=steps, **each)
 
 
 @triton.jit
@@ -304,6 +321,7 @@ def langevin_chain(
     counter: int | Tensor = 0,
     stream: int = 0,
     out: Tensor | None = None,
+    exact: bool = False,
 ) -> Tensor:
     """Return the state after `steps` Langevin steps on a closed-form energy, like y (B, ...).
 
@@ -317,6 +335,7 @@ def langevin_chain(
         noise_scale: s, a number or (B,); default sqrt(2 step).
         seed, counter, stream: as for langevin_step; step i draws at counter + i.
         out: where to write, y itself for in place; default a new tensor.
+        exact: as for philox_normal.
 
     Raises:
         ValueError: for another energy, a negative number of steps, a mixture of another dimension.
@@ -338,14 +357,24 @@ def langevin_chain(
     kernel = use_triton(op, y, out) and y.numel() > 0
     dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
     state = y.detach().to(dtype, memory_format=torch.contiguous_format, copy=True)
-    (_kernel if kernel else _reference)(
-        state,
-        energy,
-        steps=steps,
-        a=step,
-        s=(2 * step) ** 0.5 if noise_scale is None else noise_scale,
-        seed=seed,
-        counter=counter,
-        stream=stream,
-    )
+    arguments = {
+        "steps": steps,
+        "a": step,
+        "s": (2 * step) ** 0.5 if noise_scale is None else noise_scale,
+        "seed": seed,
+        "counter": counter,
+        "stream": stream,
+    }
+    closed = () if isinstance(energy, Mixture) else tuple(vars(energy).values())
+    if kernel:
+        _kernel(state, energy, **arguments)
+    elif (
+        closed
+        and not exact
+        and y.numel() > 0
+        and native.takes(op, (state,), (arguments["a"], arguments["s"], *closed))
+    ):
+        _native(state, energy, **arguments)
+    else:
+        _reference(state, energy, exact=exact, **arguments)
     return state.to(y.dtype) if out is None else out.copy_(state)

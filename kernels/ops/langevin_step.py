@@ -11,9 +11,12 @@ Sources: Welling and Teh, ICML 2011, equation 4 (with a = eps/2); Gao, Song, Poo
 "Learning energy-based models by diffusion recovery likelihood", arXiv 2012.08125, algorithm 2.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
+from . import native
 from .broadcast import over_items
 from .dispatch import (
     INTERPRETING,
@@ -276,6 +279,26 @@ def _kernel(y, *, key, out, clamp, block=None, **arguments):
     return target if out is None or target is out else out.copy_(target)
 
 
+def _native(y, *, key, out, clamp, **arguments):
+    """Do the step in native.c, noise included: arguments as for _kernel, without a grad_norm."""
+    names = ("grad", "tether", "mask", "known")
+    y, *states = arrange(y, *(arguments[name] for name in names), ordered=True)
+    fields = {name: x for name, x in zip(names, states) if x is not None}
+    fields.setdefault("known", y)
+    clip, pull = arguments["grad_clip"], arguments["tether_scale"]
+    numbers = {
+        "step": arguments["step"],
+        "noise": arguments["noise_scale"],
+        "pull": 0.0 if pull is None else pull,
+        "clip": math.inf if clip is None else clip,
+    }
+    low, high = (-math.inf, math.inf) if clamp is None else clamp
+    limits = {"low": float(low), "high": float(high)}
+    return native.run_step(
+        "langevin_step", y, key=key, out=out, numbers=numbers, **limits, **fields
+    )
+
+
 def langevin_step(
     y: Tensor,
     grad: Tensor,
@@ -294,6 +317,7 @@ def langevin_step(
     counter: int | Tensor = 0,
     stream: int = 0,
     out: Tensor | None = None,
+    exact: bool = False,
 ) -> Tensor:
     """Return the state after one Langevin step, of y's shape (B, ...) and dtype.
 
@@ -316,6 +340,7 @@ def langevin_step(
         counter: number of this step in the stream: an int, or int64 of one number or (B,).
         stream: which stream under the key, an int.
         out: where to write, y itself for in place; default a new tensor.
+        exact: as for philox_normal: training asks for it.
 
     Raises:
         ValueError: for shapes that differ, a step that is not positive, a noise without a seed,
@@ -351,4 +376,14 @@ def langevin_step(
     }
     numbers = [arguments[name] for name in _FLAGS]
     kernel = use_triton(op, y, grad, tether, known, noise, out, numbers=numbers) and y.numel() > 0
-    return _kernel(y, **arguments) if kernel else by_items(_reference, y, **arguments)
+    if kernel:
+        return _kernel(y, **arguments)
+    states = (y, grad, tether, known, out)
+    if exact or not arguments["key"] or grad_norm is not None:
+        compiled = False
+    else:
+        compiled = native.takes(op, states, numbers) and y.numel() > 0
+    if compiled:
+        del arguments["grad_norm"], arguments["noise"]
+        return _native(y, **arguments)
+    return by_items(_reference, y, exact=exact, **arguments)

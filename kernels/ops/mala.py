@@ -51,19 +51,22 @@ def mala_propose(
     step: float | Tensor,
     noise_scale: float | Tensor | None = None,
     out: Tensor | None = None,
+    exact: bool = True,
     **options: Any,
 ) -> Tensor:
     """Return the proposal y' of every chain, y's shape (B, ...): a Langevin step without clamps.
 
-    Args: as for langevin_step (tether, tether_scale, mask, noise, seed, counter, stream). Clamping
-    and gradient clipping are not offered: the ratio in mala_accept would not know of them.
+    Args: as for langevin_step (tether, tether_scale, mask, noise, seed, counter, stream, exact; a
+    decision may hang on the last bit, so exact is on here). Clamping and gradient clipping are not
+    offered: the ratio in mala_accept would not know of them.
 
     Raises:
         ValueError: for an option that would break detailed balance.
     """
     if wrong := {"clamp", "grad_clip", "grad_norm", "known"} & set(options):
         raise ValueError(f"mala_propose: {min(wrong)} breaks detailed balance: use langevin_step")
-    return langevin_step(y, grad, step=step, noise_scale=noise_scale, out=out, **options)
+    options |= {"noise_scale": noise_scale, "out": out, "exact": exact}
+    return langevin_step(y, grad, step=step, **options)
 
 
 def _terms(y, y2, g, g2, a, s, tether, k, mask, dtype):
@@ -273,7 +276,7 @@ def _in_chunks(
     """Return what _kernel returns, by _terms over some items at a time."""
     work = torch.float64 if torch.float64 in (y.dtype, acc) else torch.float32
     sums = torch.empty(len(y), dtype=torch.float64, device=y.device)
-    for part in chunks(len(y), y[:1].numel()):
+    for part in chunks(len(y), y[:1].numel(), y.device):
         a, s, k = (column(value, part, y) for value in coefficients)
         pieces = [None if x is None else x[part].to(work) for x in (y, y2, g, g2, tether, mask)]
         sums[part] = _terms(*pieces[:4], a, s, pieces[4], k, pieces[5], acc).double()

@@ -119,7 +119,8 @@ def _kernel(x, y, *, kind, k, **arguments):
     if kind == "ball":
         return out.sum(0)
     kept = out[:, :, :k].permute(1, 0, 2).reshape(len(x), -1)
-    return kept.topk(k, dim=1, largest=False).values.amax(1).sqrt()
+    squares = kept.topk(k, dim=1, largest=False).values.amax(1)
+    return squares.double().sqrt().float()  # rounded once, as square_limit takes it to be
 
 
 def _squares(x, centre):
@@ -146,6 +147,7 @@ def _prepare(op, x, y, centred):
     centre, x2, y2 = None if kernel else torch.zeros((), dtype=work, device=x.device), None, None
     if centred:
         centre = y.mean(0, dtype=torch.float64).to(work)
+        centre = torch.where(centre.isfinite(), centre, 0)  # any shift: a NaN row is no other's
         y2 = _squares(y, centre)
         x2 = y2 if within else _squares(x, centre)
     return x, y, within, kernel, {"centre": centre, "x2": x2, "y2": y2}

@@ -100,7 +100,8 @@ def _reference(images, size, mode, quantize, mean, std, dtype):
     work = torch.float64 if quantize else torch.float32  # the integers need more than 24 bits
     down = _matrix(height, size[0], mode, quantize).to(images.device, work)
     right = _matrix(width, size[1], mode, quantize).T.to(images.device, work)
-    for part in chunks(batch, channels * max(height * width, size[0] * size[1]), 1 << 20):
+    largest = channels * max(height * width, size[0] * size[1])
+    for part in chunks(batch, largest, images.device, 1 << 20):
         pixels = images[part].to(work) @ right
         pixels = down @ (_to_bytes(pixels) if quantize else pixels)
         pixels = _to_bytes(pixels) if quantize else pixels

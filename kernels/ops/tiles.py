@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .dispatch import INTERPRETING, launch_options, tl, triton
 
-__all__ = ["launch", "pairwise_kernel", "tile_shape", "tuning"]
+__all__ = ["launch", "pairwise_kernel", "square_limit", "tile_shape", "tuning"]
 
 
 @triton.jit
@@ -15,7 +15,7 @@ def pairwise_kernel(
     centre,
     x2,
     y2,
-    radius,
+    radius2,
     out,
     by_column,
     start_row,
@@ -94,14 +94,15 @@ def pairwise_kernel(
                 value = tl.exp(-scale * squared)
             elif KIND == "ball":
                 if OWNER == "x":
-                    limit = tl.load(radius + row, mask=row < n, other=0.0)[:, None]
+                    limit = tl.load(radius2 + row, mask=row < n, other=0.0)[:, None]
                 else:
-                    limit = tl.load(radius + column, mask=column < last, other=0.0)[None, :]
-                hit = valid & (tl.sqrt(squared) <= limit)
+                    limit = tl.load(radius2 + column, mask=column < last, other=0.0)[None, :]
+                hit = valid & (squared <= limit)
                 total += tl.sum(hit.to(tl.int32), axis=1).to(tl.int64)
             else:
                 if WITHIN:
                     valid = valid & (row[:, None] != column[None, :])
+                valid = valid & (squared == squared)  # a NaN would take a round of its own
                 squared = tl.where(valid, squared, float("inf"))
                 for _ in tl.static_range(K):
                     # Move the row's smallest entry into the slot of the largest kept one.
@@ -127,9 +128,29 @@ def pairwise_kernel(
         tl.store(out + entry, total, mask=row < n)
 
 
-def tuning(capability: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return (rows, columns, depth, stages) of a tile that the registers hold without spills."""
-    return (128, 128, 32, 3) if capability >= (9, 0) else (128, 64, 16, 4)
+def tuning(capability: tuple[int, int] | None) -> tuple[tuple[int, int, int, int], str]:
+    """Return ((rows, columns, depth, stages), precision) for a GPU; None: one of AMD's.
+
+    The registers hold the tile without spills. Products are as accurate as float32 either way:
+    three TF32 products, which AMD does not have, or its matrix cores' own float32.
+    """
+    if capability is None:
+        return (128, 64, 16, 2), "ieee"
+    return (128, 128, 32, 3) if capability >= (9, 0) else (128, 64, 16, 4), "tf32x3"
+
+
+def square_limit(radius: Tensor) -> Tensor:
+    """Return the largest float32 whose rounded square root is at most the radius, like it.
+
+    So that squares can be compared, with the answers of distances: radii are distances of the same
+    pairs, equality is usual, and a kernel's square root is an approximation.
+    """
+    above = torch.nextafter(radius, torch.full_like(radius, float("inf")))
+    middle = ((radius.double() + above.double()) / 2).square()  # exact; roots below round down
+    square = middle.float()
+    lower = torch.nextafter(square, torch.full_like(square, -float("inf")))
+    square = torch.where(square.double() > middle, lower, square)
+    return torch.where(radius < 0, -1.0, square)
 
 
 def launch(
@@ -150,7 +171,7 @@ def launch(
     y2: Tensor | None = None,
     radius: Tensor | None = None,
     owner: str = "y",
-    precision: str = "tf32x3",
+    precision: str | None = None,
     tile: tuple[int, int, int, int] | None = None,
     splits: int | None = None,
 ) -> Tensor:
@@ -177,7 +198,7 @@ def launch(
         centre=centre,
         x2=x2,
         y2=y2,
-        radius=radius,
+        radius2=None if radius is None else square_limit(radius),
         out=out,
         by_column=by_column,
         start_row=start_row,
@@ -193,7 +214,7 @@ def launch(
         DEGREE=degree,
         K=k,
         SLOTS=slots,
-        PRECISION=precision,
+        PRECISION=precision or _tuning(x)[1],
         UPCAST=x.dtype != torch.float32 and (centre is not None or INTERPRETING),
         ROWS=rows,
         COLUMNS=columns,
@@ -203,9 +224,16 @@ def launch(
     return out
 
 
+def _tuning(x: Tensor) -> tuple[tuple[int, int, int, int], str]:
+    """Return tuning's result for the tensor's GPU."""
+    if not x.is_cuda:  # the interpreter
+        return tuning((9, 0))
+    return tuning(None if torch.version.hip else torch.cuda.get_device_capability(x.device))
+
+
 def tile_shape(x: Tensor, y: Tensor) -> tuple[int, int, int, int]:
     """Return (rows, columns, depth, stages); the interpreter pays per program and gets one."""
     if INTERPRETING:
         rows, columns = (max(16, triton.next_power_of_2(len(z))) for z in (x, y))
         return rows, columns, 64, 1
-    return tuning(torch.cuda.get_device_capability(x.device))
+    return _tuning(x)[0]

@@ -17,7 +17,8 @@ def check(record, table, rows):
     assert {"torch", "cpu", "date", "commit", "triton"} <= set(record["machine"])
     assert len(record["rows"]) == rows
     for row in record["rows"]:
-        assert all(len(v["samples"]) >= 3 for v in row["variants"].values()), row["name"]
+        ran = {name: v for name, v in row["variants"].items() if name != "torchebm"}
+        assert all(len(v["samples"]) >= 3 for v in ran.values()), row["name"]
         assert row["name"] in table and 0 < row["error"] < 1e-2
     lines = [line for line in table.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
@@ -75,7 +76,7 @@ def test_what_only_a_gpu_does(tmp_path, quick, monkeypatch):
     record = json.loads(json_file.read_text())
     check(record, table.read_text(), 11)
     step = record["rows"][0]["variants"]
-    assert set(step) == {f"{n}{g}" for n in ("ours", "eager", "compile") for g in ("", " (graph)")}
+    assert set(step) >= {f"{n}{g}" for n in ("ours", "eager", "compile") for g in ("", " (graph)")}
     assert step["ours"]["extra_mb"] == 1.0
     assert "compile / ours, graphs | extra MB, ours / eager | error" in table.read_text()
 

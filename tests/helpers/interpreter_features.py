@@ -85,8 +85,28 @@ def check_pairwise_keeps_nan():
             close(a, b, rtol=1e-6)
         for arguments in ((x, y), (y,)):
             assert torch.allclose(*both(pairwise.knn_radius, *arguments, k=3), rtol=1e-5)
+        clean = torch.cat([sets[1][:3], sets[1][4:]]) if which else sets[1]  # without the NaN row
+        rows = torch.arange(20) != 3 if not which else torch.arange(20) >= 0
+        for radii in both(pairwise.knn_radius, x, y, k=3):
+            expected = torch.cdist(x[rows].double(), clean.double()).topk(3, largest=False).values
+            assert torch.allclose(radii[rows].double(), expected[:, 2], atol=1e-3)
         a, b = both(pairwise.ball_count, x, y, torch.full((30,), 3.0))
-        assert torch.equal(a, b) and b[3] == 0
+        assert torch.equal(a, b)
+        if which == 0:
+            assert b[3] == 0
+        else:
+            assert torch.equal(b, pairwise.ball_count(x, clean, torch.full((29,), 3.0)))
+
+
+def check_balls_compare_squares():
+    """Radii that are distances of these very pairs: each ball holds its own k neighbours."""
+    x = draw(60, 8)
+
+    def count():
+        return pairwise.ball_count(x, x, pairwise.knn_radius(x, k=3), owner="x")
+
+    for counts in both(count):
+        assert torch.equal(counts, torch.full((60,), 4))  # itself and three others
 
 
 def check_resize_normalize():

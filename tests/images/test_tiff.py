@@ -255,3 +255,17 @@ def test_16_bit_colour_that_needs_a_package(monkeypatch):
         images.read_image(io.BytesIO(data), name="a.tif")
     # Grey of 16 bits is Pillow's then.
     assert np.array_equal(images.read_values(tiff_of(DEEP), "a.tif")[..., 0], DEEP)
+
+
+def test_a_page_that_points_to_itself_ends():
+    """Of a file of 200 bytes; tifffile goes round for ever."""
+    data = bytearray(tiff_of(GREY, metadata=None))
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages[0]
+        link = page.offset + 2 + 12 * len(page.tags)
+        data += bytes(2) + link.to_bytes(4, "little")  # a page without tags, the next is there too
+    place = len(data) - 6
+    data[link : link + 4] = place.to_bytes(4, "little")
+    data[place + 2 :] = place.to_bytes(4, "little")
+    with pytest.raises(ValueError, match="image=a.tif: cannot be read .it holds no page, an empty"):
+        images.read_image(io.BytesIO(data), name="a.tif")

@@ -1,5 +1,7 @@
 """Each Triton kernel compiled for sm_80 and sm_90 with no GPU present; what ptxas made of it.
 
+For other GPUs, AMD's among them, some kernels are (all of them in the slow tests).
+
 Run as a script in one subprocess per target (TRITON_INTERPRET unset; an assertion inside LLVM would
 take the process down), the script prints registers, stack, shared memory and instructions.
 """
@@ -26,7 +28,20 @@ from genmodels.kernels import (
 )
 from genmodels.kernels.dispatch import HAS_TRITON, tl, triton
 
-SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block can have
+# Bytes of shared memory that a block can have.
+SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
+OTHERS = {
+    "sm_75": 64 * 1024,
+    "sm_86": 99 * 1024,
+    "sm_89": 99 * 1024,
+    "sm_100": 227 * 1024,
+    "sm_120": 99 * 1024,
+    "gfx90a": 64 * 1024,
+    "gfx942": 64 * 1024,
+    "gfx950": 160 * 1024,
+    "gfx1100": 64 * 1024,
+    "gfx1201": 64 * 1024,
+}
 
 # Types by argument name; a name that is nowhere here is a constant.
 TYPES = {
@@ -94,9 +109,8 @@ PAIR = {
     "DEGREE": 3,
     "K": 1,
     "SLOTS": 2,
-    "PRECISION": "tf32x3",
     "UPCAST": False,
-    **dict.fromkeys(("centre", "x2", "y2", "radius", "by_column")),
+    **dict.fromkeys(("centre", "x2", "y2", "radius2", "by_column")),
 }
 NORMS = dict.fromkeys(("centre", "x2", "y2"), "*fp32")
 RESIZE = {
@@ -124,9 +138,21 @@ MAIN = (
     "pairwise nearest",
     "resize_normalize quantized",
 )
+# One of each kind, for OTHERS.
+FEW = (
+    "philox_normal",
+    "langevin_step all",
+    "gbm_step ums flat",
+    "mala_accept stage 1",
+    "langevin_chain mixture",
+    "pairwise polynomial within",
+    "pairwise nearest",
+    "pairwise ball",
+    "resize_normalize quantized",
+)
 
 
-def cases(sm):
+def cases(target):
     """Yield (name, kernel, types, constants, options) of every kernel in its main shapes."""
     four = {"num_warps": 4}
     eight = {"num_warps": 8}
@@ -174,8 +200,9 @@ def cases(sm):
     ):
         constants = {**CHAIN, "KIND": kind, "FIRST": tensors, "SECOND": tensors}
         yield f"langevin_chain {kind}", kernel, types, constants, four
-    rows, columns, depth, stages = tiles.tuning((sm // 10, 0))
-    tile = {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth}
+    capability = (int(target[3:]) // 10, 0) if target.startswith("sm_") else None
+    (rows, columns, depth, stages), precision = tiles.tuning(capability)
+    tile = {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth, "PRECISION": precision}
     options = {"num_warps": 8, "num_stages": stages}
     both = {"out": "*fp64", "by_column": "*fp32"}
     for name, types, constants in (
@@ -185,7 +212,7 @@ def cases(sm):
         ("polynomial bf16", {"out": "*fp64", "x": "*bf16", "y": "*bf16"}, {}),
         ("rbf both", {**both, **NORMS}, {}),
         ("nearest", {"out": "*fp32", **NORMS}, {"K": 5, "SLOTS": 8, "WITHIN": True}),
-        ("ball", {"out": "*i64", **NORMS, "radius": "*fp32"}, {}),
+        ("ball", {"out": "*i64", **NORMS, "radius2": "*fp32"}, {}),
     ):
         constants = {**PAIR, **tile, **constants, "KIND": name.split()[0]}
         yield f"pairwise {name}", tiles.pairwise_kernel, types, constants, options
@@ -195,7 +222,7 @@ def cases(sm):
     yield "resize_normalize quantized", resize_normalize.resize_kernel, weights, quantized, four
 
 
-def compile_one(sm, kernel, types, constants, options):
+def compile_one(target, kernel, types, constants, options):
     """Return {registers, stack, shared, instructions} of a kernel compiled for a target."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -207,11 +234,24 @@ def compile_one(sm, kernel, types, constants, options):
         if kind.startswith("*") or (name in ALIGNED and kind != "constexpr"):
             attributes[(i,)] = [["tt.divisibility", 16]]
     values = {name: constants[name] for name, kind in signature.items() if kind == "constexpr"}
+    amd = target.startswith("gfx")
+    gpu = GPUTarget("hip", target, 64 if target.startswith("gfx9") else 32)
     binary = triton.compile(
         ASTSource(kernel, signature, values, attributes),
-        target=GPUTarget("cuda", sm, 32),
+        target=gpu if amd else GPUTarget("cuda", int(target[3:]), 32),
         options={"enable_fp_fusion": True, **options},
     )
+    if amd:
+        text = binary.asm["amdgcn"]
+        numbers = {
+            "registers": "vgpr_count",
+            "spills": "vgpr_spill_count",
+            "stack": "private_segment_fixed_size",
+        }
+        found = {
+            name: int(re.search(rf"\.{key}:\s+(\d+)", text)[1]) for name, key in numbers.items()
+        }
+        return {**found, "shared": binary.metadata.shared, "matrix": "mfma" in text}
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
@@ -236,46 +276,46 @@ def compile_one(sm, kernel, types, constants, options):
     }
 
 
-def run(sm, names):
+def run(target, names):
     """Print {case: result or error} as JSON."""
     results = {}
-    for name, *case in cases(sm):
+    for name, *case in cases(target):
         if name not in names:
             continue
         try:
-            results[name] = compile_one(sm, *case)
+            results[name] = compile_one(target, *case)
         except Exception as error:
             results[name] = {"error": repr(error)[-2000:]}
     print(json.dumps(results))
 
 
-def compile_all(names, folder):
-    """Return {target: what run prints} for sm_80 and sm_90."""
+def compile_all(names, folder, targets=tuple(SHARED)):
+    """Return {target: what run prints}."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = os.pathsep.join(sys.path)
     env["TRITON_CACHE_DIR"] = str(folder)
     results = {}
-    for sm in (80, 90):
+    for target in targets:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", __file__, str(sm), *names],
+            [sys.executable, "-W", "ignore", __file__, target, *names],
             capture_output=True,
             text=True,
             env=env,
             timeout=600,
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        results[sm] = json.loads(done.stdout.splitlines()[-1])
+        results[target] = json.loads(done.stdout.splitlines()[-1])
     return results
 
 
-def check_limits(sm, name, result):
+def check_limits(target, name, result):
     """Assert what a compiled kernel must keep to: registers, stack, shared memory, wide loads."""
     assert "error" not in result, result["error"]
     instructions = result["instructions"]
     products = name.startswith("pairwise")
     assert result["registers"] <= (255 if products else 128)
     assert result["stack"] <= 64
-    assert result["shared"] <= SHARED[sm]
+    assert result["shared"] <= SHARED[target]
 
     def has(pattern):
         return any(re.match(pattern, instruction) for instruction in instructions)
@@ -291,7 +331,7 @@ def check_limits(sm, name, result):
     if name == "mala_accept stage 1":
         assert has("DADD")  # compiled with accumulate=torch.float64
     if products:
-        assert has(r"HGMMA" if sm == 90 else r"HMMA")
+        assert has(r"HGMMA" if target == "sm_90" else r"HMMA")
         assert has(r"LDGSTS\.E\.BYPASS\.128")  # tiles arrive by 128-bit asynchronous copies
 
 
@@ -300,33 +340,52 @@ def compiled(tmp_path_factory):
     return compile_all(MAIN, tmp_path_factory.mktemp("triton"))
 
 
-NAMES = [name for name, *_ in cases(90)] if HAS_TRITON else []
+NAMES = [name for name, *_ in cases("sm_90")] if HAS_TRITON else []
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 @pytest.mark.parametrize("name", MAIN)
-@pytest.mark.parametrize("sm", [80, 90])
-def test_kernel_compiles_within_limits(compiled, sm, name):
-    check_limits(sm, name, compiled[sm][name])
+@pytest.mark.parametrize("target", SHARED)
+def test_kernel_compiles_within_limits(compiled, target, name):
+    check_limits(target, name, compiled[target][name])
+
+
+def check_other(target, name, result):
+    """Assert that a kernel can run on a target: it compiles, and its memory fits."""
+    assert "error" not in result, (target, name, result["error"])
+    assert result["shared"] <= OTHERS[target], (target, name)
+    if target.startswith("gfx9"):  # the matrix cores' own float32, and registers for all
+        assert result["spills"] == 0 and result["registers"] <= 256
+        assert result["matrix"] == name.startswith("pairwise")
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+@pytest.mark.parametrize("target", OTHERS)
+def test_kernels_compile_for_other_gpus(tmp_path, target):
+    results = compile_all(FEW, tmp_path, [target])[target]
+    assert set(results) == set(FEW)
+    for name, result in results.items():
+        check_other(target, name, result)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 def test_every_shape_compiles_within_limits(tmp_path):
     assert set(MAIN) < set(NAMES)
-    for sm, results in compile_all(NAMES, tmp_path).items():
+    for target, results in compile_all(NAMES, tmp_path, (*SHARED, *OTHERS)).items():
         assert set(results) == set(NAMES)
+        check = check_limits if target in SHARED else check_other
         for name, result in results.items():
-            check_limits(sm, name, result)
+            check(target, name, result)
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
-@pytest.mark.parametrize("sm", [80, 90])
-def test_noise_is_cheap_enough_for_the_memory(compiled, sm):
+@pytest.mark.parametrize("target", SHARED)
+def test_noise_is_cheap_enough_for_the_memory(compiled, target):
     """Instructions per element, everything counted: 80 still keep pace with 12 bytes on an H200."""
     for name, limit in (("langevin_step", 65), ("langevin_step bf16", 70), ("philox_normal", 60)):
-        assert compiled[sm][name]["length"] / 8 <= limit  # 8 elements a thread, no loops
+        assert compiled[target][name]["length"] / 8 <= limit  # 8 elements a thread, no loops
 
 
 if __name__ == "__main__":
-    run(int(sys.argv[1]), sys.argv[2:])
+    run(sys.argv[1], sys.argv[2:])

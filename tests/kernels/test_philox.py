@@ -1,14 +1,17 @@
 """Counter-based noise against numpy and its published answers; which implementation runs."""
 
+import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from genmodels.kernels import dispatch, tiles
 from genmodels.kernels.philox import chain_normals, philox, philox_normal, philox_uniform
 
 
@@ -75,6 +78,55 @@ def test_normals_agree_with_the_formula_in_float64():
     assert np.abs(got.numpy() - expected).max() < 2e-6
 
 
+OLD_UNIFORMS = {  # (shape, seed, step, stream)
+    ((5,), 0, 0, 0): [6694888, 14772677, 12343212, 10158299, 16311500],
+    ((2, 3), -7, 1099511627777, 6): [745329, 8997811, 11691738, 4981421, 1558713, 8727722],
+    ((1,), 4611686018427387909, 9, 4294967295): [1036208],
+    ((9,), 11, -3, 17): [
+        9959165,
+        7491941,
+        13448939,
+        1648208,
+        1872155,
+        6295088,
+        12768708,
+        6077138,
+        7627010,
+    ],
+}
+
+
+def first_form(shape, seed, step, stream):
+    """The normals as they were first written: `philox` with every mask, nothing in place."""
+    groups = -(-math.prod(shape) // 4)
+    step = torch.as_tensor(step).reshape(-1, 1)
+    counter = (torch.arange(groups)[None], step & 0xFFFFFFFF, step >> 32 & 0xFFFFFFFF)
+    words = philox(torch.as_tensor(seed).reshape(-1, 1), *counter, torch.tensor(stream))
+    normals = []
+    for radius_word, angle_word in (words[:2], words[2:]):
+        radius = ((radius_word.to(torch.float32) + 1) * 2**-32).log().mul(-2).sqrt()
+        angle = angle_word.to(torch.float32) * (2 * math.pi * 2**-32)
+        normals += [radius * angle.cos(), radius * angle.sin()]
+    flat = torch.stack(normals, dim=-1).flatten(1)
+    return flat[:, : math.prod(shape)].reshape(-1, *shape)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (5,), (3, 7, 11), (1, 28, 28), (3, 32, 32)])
+def test_normals_are_those_of_the_first_form_to_the_bit(shape):
+    seeds, steps = torch.tensor([3, -4, 2**55 + 1]), torch.tensor([0, 2**33 + 7, -5])
+    for seed, step, stream in ((7, 2**40, 0), (seeds, 9, 2**31), (seeds, steps, 2**32 - 1)):
+        got = philox_normal(shape, seed, step, stream=stream)
+        assert torch.equal(got, first_form(shape, seed, step, stream))
+
+
+def test_uniforms_of_an_earlier_version():
+    """Seeds keep their numbers: uniforms times 2^24, drawn before the reference was rewritten."""
+    for arguments, expected in OLD_UNIFORMS.items():
+        shape, seed, step, stream = arguments
+        got = philox_uniform(shape, seed, step, stream=stream)
+        assert [int(u * 2**24) for u in got.flatten().tolist()] == expected
+
+
 def test_noise_is_normal_and_uncorrelated():
     n = 1_000_000
     z = philox_normal((n,), 1)[0].double()
@@ -120,7 +172,7 @@ from genmodels.kernels import philox, resize_normalize
 from genmodels.sampling import langevin
 assert not dispatch.HAS_TRITON
 y = torch.zeros(2, 3)
-out = langevin_step.langevin_step(y, y, step=0.5, seed=torch.tensor([1, 2]))
+out = langevin_step.langevin_step(y, y, step=0.5, seed=torch.tensor([1, 2]), exact=True)
 assert torch.equal(out, philox.philox_normal((3,), torch.tensor([1, 2])))
 os.environ["GENMODELS_KERNELS"] = "triton"
 try:
@@ -139,9 +191,40 @@ def test_everything_imports_and_runs_without_triton():
     assert "triton is not installed" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "arch, capability, fine",
+    [
+        (None, (9, 0), True),
+        (None, (7, 5), True),
+        (None, (7, 0), False),
+        ("gfx942:sramecc+", (9, 4), True),
+        ("gfx1030", (10, 3), False),
+    ],
+)
+def test_auto_picks_no_kernel_that_does_not_compile(monkeypatch, arch, capability, fine):
+    gpu = SimpleNamespace(gcnArchName=arch)
+    monkeypatch.setattr(torch.version, "hip", arch and "6.4")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    dispatch._compiles.cache_clear()
+    try:
+        assert dispatch._compiles(torch.device("cuda", 0)) is fine
+    finally:
+        dispatch._compiles.cache_clear()
+
+
+def test_products_are_as_accurate_as_float32_on_each_backend(monkeypatch):
+    """tf32x3 is refused for AMD's GPUs."""
+    x = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 4))
+    for hip, precision in ((None, "tf32x3"), ("6.4", "ieee")):
+        monkeypatch.setattr(torch.version, "hip", hip)
+        assert tiles._tuning(x)[1] == precision
+
+
 def test_dispatch_says_why(monkeypatch):
     monkeypatch.setenv("GENMODELS_KERNELS", "cuda")
-    with pytest.raises(ValueError, match="GENMODELS_KERNELS must be auto, torch or triton"):
+    with pytest.raises(ValueError, match="GENMODELS_KERNELS must be auto, torch, triton or native"):
         philox_normal((3,), 1)
     monkeypatch.setenv("GENMODELS_KERNELS", "triton")
     with pytest.raises(ValueError, match="GENMODELS_KERNELS=triton, but"):

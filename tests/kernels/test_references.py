@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 from scipy.spatial.distance import cdist
 
+from genmodels.kernels.dispatch import chunks
 from genmodels.kernels.gbm_step import gbm_step
 from genmodels.kernels.langevin_chain import DoubleWell, Gaussian, Mixture, langevin_chain
 from genmodels.kernels.langevin_step import langevin_step
@@ -14,6 +15,7 @@ from genmodels.kernels.mmd import mmd
 from genmodels.kernels.pairwise import ball_count, knn_radius, polynomial_sums, rbf_sums
 from genmodels.kernels.philox import chain_normals, philox_normal, philox_uniform
 from genmodels.kernels.resize_normalize import resize_normalize
+from genmodels.kernels.tiles import square_limit
 from tests.helpers.allocations import LargestMade
 
 # ------------------------------------------------------------------------------------------------
@@ -83,7 +85,9 @@ def test_langevin_step_noise_belongs_to_the_chain():
         some = langevin_step(y[part], grad[part], seed=seeds[part], **options)
         assert torch.equal(some, whole[part])
     big = torch.zeros(3, 200_000)  # chunked by the reference
-    assert torch.equal(langevin_step(big, big, step=0.5, seed=1), chain_normals(big, 1))
+    for exact in (True, False):
+        got = langevin_step(big, big, step=0.5, seed=1, exact=exact)
+        assert torch.equal(got, chain_normals(big, 1, exact=exact))
 
 
 def test_langevin_step_keeps_nan_and_gradients():
@@ -526,3 +530,36 @@ def test_resize_matches_its_reference(source, target, mode):
     assert torch.allclose(normal, scaled, atol=1e-5)
     with pytest.raises(ValueError, match=r"mean must be a number or one per channel \(3\), got 2"):
         resize_normalize(images, target, mean=[1.0, 2.0])
+
+
+def test_references_are_cut_for_the_cache_of_a_cpu_and_not_on_another_device():
+    size = (64, 3 * 512 * 512)
+    assert len(list(chunks(*size, torch.device("cuda")))) == 1
+    parts = list(chunks(*size, torch.device("cpu")))
+    assert len(parts) == 64 and parts[-1] == slice(63, 64)
+
+
+def test_squares_compare_as_their_roots_do():
+    generator = torch.Generator().manual_seed(0)
+    squares = torch.rand(20_000, generator=generator) * 10 ** (torch.arange(20_000) % 60 - 30.0)
+    nearest = np.sqrt(squares.double().numpy()).astype(np.float32)  # rounded once
+    radius = torch.from_numpy(nearest)
+    for shift in (-float("inf"), float("inf")):
+        for _ in range(3):
+            limit = square_limit(radius)
+            inside = np.sqrt(squares.double().numpy()).astype(np.float32) <= radius.numpy()
+            assert torch.equal(squares <= limit, torch.from_numpy(inside))
+            radius = torch.nextafter(radius, torch.full_like(radius, shift))
+        radius = torch.from_numpy(nearest)
+    ends = square_limit(torch.tensor([0.0, -1.0, float("inf"), float("nan"), 3e38]))
+    assert ends[:3].tolist() == [0.0, -1.0, float("inf")] and ends[3].isnan()
+    assert ends[4] == torch.finfo(torch.float32).max
+
+
+def test_a_row_of_nan_costs_no_other_row_its_neighbours():
+    x, y = torch.randn(20, 8), torch.randn(30, 8)
+    y[3, 2] = float("nan")
+    expected = torch.cdist(x.double(), y[torch.arange(30) != 3].double())
+    got = knn_radius(x, y, k=3).double()
+    assert torch.allclose(got, expected.topk(3, largest=False).values[:, 2], atol=1e-4)
+    assert ball_count(x, y, torch.full((30,), 100.0)).tolist() == [29] * 20

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from genmodels.sampling import langevin
 from genmodels.sampling.langevin import (
     Chain,
     GraphedChain,
@@ -245,3 +246,22 @@ def test_graph_replays_draw_fresh_noise(sampler):
         eager = sampler(energy, y, counter=counter, **options).y
         assert torch.allclose(got, eager, atol=1e-5)
     assert torch.allclose(graph(y, counter=0).y, first, atol=1e-6)
+
+
+def test_a_broadcast_mask_is_spread_once_for_all_steps(monkeypatch):
+    """A step that got it broadcast would copy it to the state's size, each time."""
+    seen = []
+
+    def step(y, grad, *, mask, **options):
+        seen.append(mask)
+        return original(y, grad, mask=mask, **options)
+
+    original = langevin.langevin_step
+    monkeypatch.setattr(langevin, "langevin_step", step)
+    mask = torch.rand(4, 4) > 0.5
+    options = {"steps": 3, "step": 0.1, "seed": 1, "mask": mask}
+    y = torch.zeros(5, 2, 4, 4)
+    got = langevin.ula_chain(lambda y: y.flatten(1).square().sum(1), y, **options).y
+    assert len({x.data_ptr() for x in seen}) == 1
+    assert all(x.shape == y.shape and x.is_contiguous() for x in seen)
+    assert torch.equal(got != 0, mask.expand_as(y))
