@@ -24,6 +24,7 @@ import genmodels
 from benchmarks import record, timing
 from benchmarks.cdrl_toy import toy
 from benchmarks.demo import BLOCK, BLOCKS, markdown_table, score_rows
+from benchmarks.record import last_words
 from genmodels import checkpoint, cli, generation, images
 from genmodels.commands.evaluate import evaluate
 from genmodels.commands.train import train
@@ -85,7 +86,7 @@ def ablation(words, out, started, facts):
     given = [f"{key}={text}" for key, text in words.items()]
     facts["rows"] = {}
     for name, more in list(ABLATIONS.items())[:rows]:
-        run = train(["configs/cdrl_digits.yaml", *more, *given])
+        run = train(last_words(["configs/cdrl_digits.yaml", *more, *given]))
         model = genmodels.load(run)
         generated = generation.generate_all(model, range(BLOCK * BLOCKS), batch=360)
         scorer = scorers(load_split(model.cfg.data, "test")[0])
@@ -278,17 +279,8 @@ def fashion(words, out, pictures, started, facts):
             if name != "edm" or not key.startswith(own)
         ]
         began = time.monotonic()
-        run = train(
-            [
-                config,
-                *overlay,
-                f"name={name}_fashion",
-                f"trainer.max_time={limit}",
-                *([] if overlay else [NO_LIMIT]),
-                *more,
-                *given,
-            ]
-        )
+        argv = [config, *overlay, f"name={name}_fashion", f"trainer.max_time={limit}"]
+        run = train(last_words([*argv, *([] if overlay else [NO_LIMIT]), *more, *given]))
         row = {"train_seconds": round(time.monotonic() - began, 1), "command_words": list(more)}
         row["steps"] = steps_of(run)
         row |= evaluated(
@@ -315,7 +307,7 @@ def fashion(words, out, pictures, started, facts):
 def evaluated(run, out, words):
     """Return the metrics of `evaluate.py RUN words`."""
     path = out / "evaluated.json"
-    evaluate([str(run), *words, f"out={path}"])
+    evaluate(last_words([str(run), *words, f"out={path}"]))
     metrics = json.loads(path.read_text())["metrics"]
     path.unlink()
     return metrics
@@ -360,7 +352,7 @@ def run_benchmark(argv):
     run, quick = words.pop("model", None), words.pop("quick", "") == "true"
     if run is None:
         given = [f"{key}={text}" for key, text in words.items()]
-        run = train([f"configs/cdrl_{what}.yaml", *given])
+        run = train(last_words([f"configs/cdrl_{what}.yaml", *given]))
         facts["train_seconds"] = round(time.monotonic() - started, 1)
         # Other work on the machine enters the seconds above, not these.
         facts["train_cpu_seconds"] = round(time.process_time() - cpu, 1)

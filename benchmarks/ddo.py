@@ -20,6 +20,7 @@ import torch
 
 import genmodels
 from benchmarks import record
+from benchmarks.record import last_words
 from genmodels import checkpoint, cli
 from genmodels.commands.train import train
 from genmodels.config import load_config, to_plain
@@ -160,7 +161,7 @@ def go_on(argv, folder):
     found = [path.parent for path in sorted(folder.glob("*/*/config.yaml"))]
     if found:
         return train([f"resume={found[-1]}"])
-    return train([*argv, f"out_dir={folder}"])
+    return train(last_words([*argv, f"out_dir={folder}"]))
 
 
 def changes(rows):

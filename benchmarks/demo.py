@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import genmodels
 from benchmarks import record
+from benchmarks.record import last_words
 from genmodels import checkpoint, cli, generation, images
 from genmodels.atomic import write_bytes
 from genmodels.commands.train import train
@@ -63,7 +64,7 @@ def demo(argv):
     out = Path(words.pop("out", "runs/demo"))
     out.mkdir(parents=True, exist_ok=True)
     changed = [f"{key}={text}" for key, text in words.items()]
-    run = train([CONFIG, f"out_dir={out}", *changed])
+    run = train(last_words([CONFIG, f"out_dir={out}", *changed]))
     train_seconds = time.monotonic() - started
     model = genmodels.load(run)
     generated = generation.generate_all(model, range(BLOCK * BLOCKS))

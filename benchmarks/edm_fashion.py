@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import genmodels
 from benchmarks import record
+from benchmarks.record import last_words
 from genmodels import checkpoint, cli, generation, images
 from genmodels.commands.train import train
 from genmodels.config.words import check_flags, parse_value, split_words
@@ -47,7 +48,7 @@ def measure(argv):
     overlay = [words.pop("overlay")] if "overlay" in words else []
     out.mkdir(parents=True, exist_ok=True)
     started, changed = time.monotonic(), [f"{key}={text}" for key, text in words.items()]
-    run = train(["configs/edm_fashion.yaml", *overlay, *changed])
+    run = train(last_words(["configs/edm_fashion.yaml", *overlay, *changed]))
     train_seconds = time.monotonic() - started
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = genmodels.load(run, device=device)

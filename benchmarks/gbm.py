@@ -30,6 +30,7 @@ from omegaconf import OmegaConf
 import genmodels
 from benchmarks import record
 from benchmarks.demo import BLOCK, markdown_table, score_rows
+from benchmarks.record import last_words
 from genmodels import cli, generation, images
 from genmodels.atomic import write_bytes
 from genmodels.commands.train import train
@@ -173,7 +174,7 @@ def train_one(method, name, work, changed):
         plain["method"] = {"name": "edm", "sigma_data": round(float(std), 3)}
         config = work / f"edm_{name}.yaml"
         OmegaConf.save(OmegaConf.create(plain), config)
-    run = train([str(config), f"out_dir={work}", *changed])
+    run = train(last_words([str(config), f"out_dir={work}", *changed]))
     seconds = time.monotonic() - started
     model = genmodels.load(run)
     words = model.prepare(_Images(name)) if method == "gbm" else ""

@@ -24,6 +24,7 @@ import torch
 
 import genmodels
 from benchmarks import record
+from benchmarks.record import last_words
 from genmodels import cli
 from genmodels.commands.train import train
 from genmodels.config.words import check_flags, parse_seeds, split_words
@@ -62,7 +63,7 @@ def train_one(data, words):
         quiet = ["trainer.progress=false", "trainer.loggers=csv", "sample.every=0"]
         started = time.process_time()  # not what other work on the machine takes
         argv = [f"configs/gedi_{data}.yaml", f"out_dir={folder}", "checkpoint.keep=1", *quiet]
-        run = train([*argv, *words])
+        run = train(last_words([*argv, *words]))
         seconds = time.process_time() - started
         model = genmodels.load(run)
     points, labels = load_split(model.cfg.data, "test")

@@ -23,6 +23,7 @@ from sklearn.cluster import MiniBatchKMeans
 
 import genmodels
 from benchmarks import record
+from benchmarks.record import last_words
 from genmodels import cli, generation
 from genmodels.commands.train import train
 from genmodels.config import DataConfig
@@ -53,7 +54,7 @@ def trained(config, words):
     with tempfile.TemporaryDirectory() as folder:
         quiet = ["trainer.progress=false", "trainer.loggers=csv", "sample.every=0"]
         started = clock()
-        run = train([config, f"out_dir={folder}", "checkpoint.keep=1", *quiet, *words])
+        run = train(last_words([config, f"out_dir={folder}", "checkpoint.keep=1", *quiet, *words]))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return genmodels.load(run, device=device), passed(started)
 

@@ -23,6 +23,7 @@ import torch
 
 import genmodels
 from benchmarks import record
+from benchmarks.record import last_words
 from genmodels import cli, images, restoration
 from genmodels.atomic import write_bytes
 from genmodels.commands import evaluate
@@ -122,7 +123,7 @@ def trained(words, work):
     """Return (run folder, facts about the training)."""
     started, cpu = time.monotonic(), time.process_time()
     quiet = ("trainer.progress=false", "trainer.loggers=csv", "checkpoint.keep=1")
-    run = train([*words, f"out_dir={work}", *quiet])
+    run = train(last_words([*words, f"out_dir={work}", *quiet]))
     model = genmodels.load(run)
     parameters = sum(p.numel() for p in model.parameters())
     return run, {
@@ -139,7 +140,9 @@ def scored(run, folder, conditions):
     words = [f"{key}={str(value).lower()}" for key, value in conditions.items()]
     if folder == "Set12" and conditions["estimator"] == "law":
         words.append("ensemble=true")  # eight times the work
-    code = evaluate.main([str(run), f"denoise={pictures_in(folder)}", *words, f"out={report}"])
+    code = evaluate.main(
+        last_words([str(run), f"denoise={pictures_in(folder)}", *words, f"out={report}"])
+    )
     if code:
         raise RuntimeError(f"evaluate.py failed with {code}")
     found = json.loads(report.read_text())

@@ -58,3 +58,13 @@ def once(path, make):
     if not path.is_file():
         write_bytes(path, json.dumps(make(), indent=1).encode())
     return json.loads(path.read_text())
+
+
+def last_words(words):
+    """Return the words of a command line, of each key only the last: a command refuses two values.
+
+    A benchmark's own words come first, those of its command line after them.
+    """
+    words = [str(word) for word in words]
+    keys = [word.partition("=")[0] for word in words]
+    return [w for i, w in enumerate(words) if "=" not in w or keys[i] not in keys[i + 1 :]]

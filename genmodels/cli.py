@@ -111,22 +111,35 @@ def _is_ours(filename: str) -> bool:
 
 
 @contextlib.contextmanager
-def warnings_as_notes() -> Iterator[list[str]]:
-    """Print what this package warns of as one line each; the block gets the list of them."""
+def warnings_as_notes(late: bool = False) -> Iterator[list[str]]:
+    """Print what this package warns of as one line each; the block gets the list of them.
+
+    Args:
+        late: print them after the block, and none if it raises: an error is the only line then.
+    """
+    from genmodels.distributed import is_first
+
     notes: list[str] = []
     show_elsewhere = warnings.showwarning
+
+    def say(note: str) -> None:
+        if is_first():
+            print(f"note: {note}", file=sys.stderr)
 
     def show(message, category, filename, *rest):
         if not _is_ours(filename):
             return show_elsewhere(message, category, filename, *rest)
         if str(message) not in notes:
             notes.append(str(message))
-            print(f"note: {message}", file=sys.stderr)
+            if not late:
+                say(notes[-1])
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show  # type: ignore[assignment]
         yield notes
+    for note in notes if late else ():
+        say(note)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

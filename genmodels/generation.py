@@ -36,7 +36,9 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return contextlib.nullcontext()
 
 
-def labels_for(seeds: Sequence[int], text: str, classes: int) -> list[int] | None:
+def labels_for(
+    seeds: Sequence[int], text: str, classes: int, present: Sequence[int] = ()
+) -> list[int] | None:
     """Return the label of each seed, a function of the seed alone, or None for random ones.
 
     Args:
@@ -44,6 +46,7 @@ def labels_for(seeds: Sequence[int], text: str, classes: int) -> list[int] | Non
         text: "" (random), "3", "3,5" (seed k gets entry k modulo their number) or "balanced"
             (k modulo the number of classes).
         classes: number of classes of the model.
+        present: those that it saw images of; empty: all.
 
     Raises:
         ValueError: not one of these forms, or no such class.
@@ -53,10 +56,17 @@ def labels_for(seeds: Sequence[int], text: str, classes: int) -> list[int] | Non
     if not classes:
         raise ValueError(f"labels={text}: this model is unconditional; leave labels out")
     if text == "balanced":
-        return [seed % classes for seed in seeds]
+        drawn = present or range(classes)
+        return [drawn[seed % len(drawn)] for seed in seeds]
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() and int(part) < classes for part in parts):
         raise ValueError(f"labels={text}: write balanced, or classes 0..{classes - 1} as 3 or 3,5")
+    empty = [part for part in parts if present and int(part) not in present]
+    if empty:
+        raise ValueError(
+            f"labels={text}: class {int(empty[0])} had no training image; choose from "
+            f"{', '.join(map(str, present))}"
+        )
     return [int(parts[seed % len(parts)]) for seed in seeds]
 
 

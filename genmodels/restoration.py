@@ -346,7 +346,7 @@ def denoise_images(model: Any, options: DenoiseOptions, level: float | None, out
             raise ValueError(f"{key}={word}: {type(model).__name__} does not take it; leave it out")
     noisy = read_noisy(Path(options.denoise), model)
     generation.check_folder("out", out, range(len(noisy)))
-    given = generation.labels_for(range(len(noisy)), options.labels, model.classes)
+    given = generation.labels_for(range(len(noisy)), options.labels, model.classes, model.present)
     labels = None if given is None else torch.tensor(given, device=model.device)
     model.check_labels(labels, "give labels=3, or labels=3,5 (image k gets entry k mod 2)")
     indices = torch.tensor(distributed.share(len(noisy)), dtype=torch.int64)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -31,7 +32,7 @@ class Run:
     @classmethod
     def new(cls, cfg: Config) -> "Run":
         """Return a new run OUT_DIR/NAME/TIME; its folders are made on the first process only."""
-        base = Path(cfg.out_dir) / cfg.name / time.strftime("%Y%m%d-%H%M%S")
+        base = Path(cfg.out_dir).expanduser() / cfg.name / time.strftime("%Y%m%d-%H%M%S")
         run, number = cls(base), 2
         while is_first():  # no other process writes
             try:
@@ -49,7 +50,7 @@ class Run:
         Raises:
             ValueError: no run lies there.
         """
-        run = cls(Path(path))
+        run = cls(Path(path).expanduser())
         if not run.config.is_file():
             raise ValueError(f"resume={run.folder}: no config.yaml there; give the folder of a run")
         return run
@@ -62,10 +63,11 @@ class Run:
             cfg: Config with its data.shape filled in.
             finished: whether a run is over.
         """
-        runs = [cls(path.parent) for path in Path(cfg.out_dir).glob(f"{cfg.name}/*/config.yaml")]
+        base = Path(cfg.out_dir).expanduser()
+        runs = [cls(path.parent) for path in base.glob(f"{cfg.name}/*/config.yaml")]
         for run in sorted(runs, key=lambda run: run.folder, reverse=True):
-            same = OmegaConf.to_container(OmegaConf.load(run.config)) == to_plain(cfg)
-            if same and not finished(run):
+            old: Any = OmegaConf.to_container(OmegaConf.load(run.config))
+            if _agree(old, to_plain(cfg)) and not finished(run):
                 return run
         return None
 
@@ -128,3 +130,13 @@ class Run:
                     "stop it"
                 ) from None
             yield
+
+
+def _agree(old: Any, new: Any) -> bool:
+    """Return whether all keys of an older config have their values today; newer keys do not count.
+
+    A value that an older config could not have is one that is filled in.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        return all(key in new and _agree(value, new[key]) for key, value in old.items())
+    return old == new

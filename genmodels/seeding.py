@@ -99,6 +99,19 @@ def keys(seed: int, n: Tensor, stream: Stream) -> Tensor:
     return (words[0] << 31) | (words[1] >> 1)
 
 
+def checked_seeds(seeds: Iterable[int]) -> list[int]:
+    """Return the seeds of images as a list.
+
+    Raises:
+        ValueError: one outside [0, 2^63).
+    """
+    seeds = [int(seed) for seed in seeds]
+    for seed in seeds:
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seeds={seed}: must be in [0, 2^63)")
+    return seeds
+
+
 class ImageGenerators:
     """One torch generator for each generated image: its noise does not depend on its neighbours.
 
@@ -108,13 +121,13 @@ class ImageGenerators:
             device reproduces seeds published for GPU runs.
 
     Raises:
-        ValueError: no seed.
+        ValueError: no seed, or one outside [0, 2^63).
     """
 
     def __init__(self, seeds: Iterable[int], device: torch.device | str = "cpu"):
         self.device = torch.device(device)
         self.generators = [
-            torch.Generator(self.device).manual_seed(int(seed) % 2**32) for seed in seeds
+            torch.Generator(self.device).manual_seed(seed % 2**32) for seed in checked_seeds(seeds)
         ]
         if not self.generators:
             raise ValueError("seeds=[]: give at least one whole number, one for each image")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.helpers.paths import ROOT
-from tests.helpers.tiny import TINY
+from tests.helpers.tiny import TINY, last_words
 
 # Small tensors run faster, and sums come out alike everywhere, on one thread: of the commands that
 # tests start too, and of the fixtures that are made before any test's.
@@ -34,7 +34,7 @@ def train_tiny(tmp_path_factory):
             *TINY,
             *words,
         ]
-        assert train.main(argv) == 0
+        assert train.main(last_words(argv)) == 0
         (folder,) = Path(out).glob("*/*")
         return folder
 

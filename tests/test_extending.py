@@ -30,7 +30,7 @@ from genmodels.evaluation.scorer import metrics_help
 from genmodels.networks import NETWORKS
 from genmodels.noise import LAWS
 from tests.helpers.paths import ROOT
-from tests.helpers.tiny import TINY
+from tests.helpers.tiny import TINY, last_words
 
 PAGE = (ROOT / "docs/extending.md").read_text()
 RECIPES = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, re.S | re.M))
@@ -100,6 +100,7 @@ class Recipe:
                 argv += ["trainer.max_steps=2"]
             elif argv != ["--help"]:
                 argv += [*DEBUG, *train] if script == "train.py" else more.get(script, ())
+            argv = last_words(argv)
             assert COMMANDS[script](argv) == 0, self.capsys.readouterr().err
             printed.append(self.capsys.readouterr().out)
             if script == "train.py":

@@ -11,7 +11,7 @@ import train
 from genmodels.config import Config, save_config
 from genmodels.run import Run
 from tests.helpers.paths import ROOT
-from tests.helpers.tiny import TINY
+from tests.helpers.tiny import TINY, last_words
 
 WORDS = [*TINY, "trainer.loggers=csv", "trainer.accelerator=cpu"]
 
@@ -93,7 +93,7 @@ def test_a_self_play_goes_on_without_its_samples(tmp_path):
     """A whole round was lost once, for the sheet at its end had no folder to go to."""
     base = [str(ROOT / "configs/edm_digits.yaml"), str(ROOT / "configs/debug.yaml"), *WORDS]
     base += ["data.labels=true", "method.label_dropout=0", "ema.half_life=0", "sample.every=0"]
-    assert train.main([*base, "trainer.max_steps=2", f"out_dir={tmp_path}/base"]) == 0
+    assert train.main(last_words([*base, "trainer.max_steps=2", f"out_dir={tmp_path}/base"])) == 0
     (start,) = (tmp_path / "base").glob("*/*")
     words = [word for word in WORDS if not word.startswith(("optim", "data", "network.layers"))]
     words += ["network.layers=1", "method.steps=1", "method.pool=8", "data.batch_size=8"]

@@ -35,6 +35,12 @@ def build(
     if not isinstance(config, Config):
         sources = [config] if isinstance(config, str | Path | dict) else list(config)
         cfg = load_config(sources, overrides, methods=METHODS, networks=NETWORKS)
+        data.check_settings(cfg.data)
+        if cfg.init:
+            raise ValueError(
+                f"init={cfg.init}: build() makes an untrained model; leave it out and copy the "
+                "weights with genmodels.checkpoint.init_weights(model, PATH)"
+            )
     elif overrides:
         raise ValueError(f"overrides={overrides}: cannot be applied to a finished Config")
     else:
@@ -56,7 +62,7 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
     Raises:
         ValueError: not a model of this package, broken, or from a newer version.
     """
-    path, checkpoint = Path(path), None
+    path, checkpoint = Path(path).expanduser(), None
     if (path / "config.json").is_file():
         plain, state = _read_export(path)
     elif path.suffix == ".ckpt" or Run(path).checkpoints.is_dir():
@@ -89,7 +95,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     Raises:
         ValueError: missing, broken, or not written by this package.
     """
-    path = _checkpoint_file(Path(path))
+    path = _checkpoint_file(Path(path).expanduser())
     if not path.is_file():
         raise ValueError(f"model={path}: no such file; the run has saved no checkpoint yet")
     try:
@@ -150,7 +156,7 @@ def _load_state(model: Any, state: Mapping[str, Any], path: Path) -> None:
 
 def is_diffusers(path: Path | str) -> bool:
     """Return whether a folder holds a diffusers UNet2DModel."""
-    config = Path(path) / "config.json"
+    config = Path(path).expanduser() / "config.json"
     return config.is_file() and "UNet2DModel" in config.read_text()
 
 
@@ -171,7 +177,8 @@ def init_weights(model: Any, path: Path | str) -> list[str]:
         if target is None:
             raise ValueError(f"init={path}: a diffusers UNet needs network.name=unet")
         try:
-            source = UNet2DModel.from_pretrained(path, use_safetensors=True).state_dict()
+            folder = Path(path).expanduser()
+            source = UNet2DModel.from_pretrained(folder, use_safetensors=True).state_dict()
         except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"init={path}: cannot be read as safetensors ({reason})") from None

@@ -315,7 +315,7 @@ def generated(
     if not (options.num or options.seeds or reference_num):
         raise ValueError("num=0: this reference does not say how many images it has; give num=")
     seeds = seed_list(options.num or reference_num or 1, options.seed, options.seeds)
-    labels = generation.labels_for(seeds, options.labels, model.classes)
+    labels = generation.labels_for(seeds, options.labels, model.classes, model.present)
     settings = extra | {key: getattr(options, key) for key in ("batch", "precision", "noise")}
     return Generated(model, seeds, labels, save=options.save_images, **settings)
 

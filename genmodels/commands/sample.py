@@ -51,7 +51,7 @@ class GenerateOptions(Section):
     """What generating takes."""
 
     num: int = setting(64, "how many images", ge=1)
-    seed: int = setting(0, "the first seed", ge=0)
+    seed: int = setting(0, "the first seed", ge=0, lt=2**63)
     seeds: str = setting("", "seeds in place of num and seed: 0-63,100")
     labels: str = setting(
         "", "classes: 3, or 3,5 (seed k gets entry k mod 2), or balanced; empty: random"
@@ -113,7 +113,7 @@ def generate(path: str, options: GenerateOptions, extra: dict[str, str]) -> None
     device = pick_device(options.device)
     model = checkpoint.load(path, ema=options.ema, device=device)
     settings = typed_words(extra, model.SAMPLE_OPTIONS, also=ALL_KEYS)
-    labels = generation.labels_for(seeds, options.labels, model.classes)
+    labels = generation.labels_for(seeds, options.labels, model.classes, model.present)
     checkpoint.load_guide(settings, device)
     settings |= {key: getattr(options, key) for key in ("batch", "precision", "noise")}
     settings |= known_pixels(model, options.inpaint, options.mask)

@@ -1,6 +1,6 @@
 """Train a model from a config.
 
-    python train.py CONFIG.yaml [MORE.yaml ...] [key=value ...]     later words win
+    python train.py CONFIG.yaml [MORE.yaml ...] [key=value ...]     later files win, then words
     python train.py resume=RUN_DIR [trainer.max_steps=...]          go on where it stopped
     python train.py CONFIG.yaml --print                             show the resolved config
     python train.py --help                                          show every key
@@ -48,7 +48,8 @@ def train(argv: Sequence[str]) -> Path | None:
     if resume and paths:
         raise ValueError(f"config={paths[0]}: resume={resume} brings its own config; leave it out")
     run = Run.open(resume) if resume else None
-    cfg = resumed_config(run, words) if run else new_config(paths, words)
+    with cli.warnings_as_notes(late=True):
+        cfg = resumed_config(run, words) if run else new_config(paths, words)
     if "--print" in flags:
         print(OmegaConf.to_yaml(OmegaConf.create(to_plain(cfg))), end="")
         return None
@@ -57,7 +58,8 @@ def train(argv: Sequence[str]) -> Path | None:
         return finish(*selfplay.play(cfg, run))
 
     data_module = NoisyDataModule if cfg.data.noise.law else ImageDataModule
-    data = data_module(cfg.data, cfg.seed, cfg.trainer.accumulate)
+    with cli.warnings_as_notes(late=True):
+        data = data_module(cfg.data, cfg.seed, cfg.trainer.accumulate)
     model = checkpoint.build(cfg)
     step = check_same(cfg, run) if run and run.last.exists() else 0
     fresh = checkpoint.init_weights(model, cfg.init) if cfg.init and not step else []

@@ -6,6 +6,7 @@ it there are only dataclasses.
 
 import dataclasses
 import difflib
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -63,6 +64,7 @@ def load_config(
     except OmegaConfBaseException as error:
         raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     _check_types(plain, Config, schema, "")
+    _name_of_root(plain)
     structured = OmegaConf.structured(Config)
     for slot in schema:
         structured[slot] = OmegaConf.structured(schema[slot])
@@ -81,9 +83,25 @@ def save_config(config: Config, path: str | Path) -> None:
     write_bytes(path, OmegaConf.to_yaml(OmegaConf.create(to_plain(config))).encode())
 
 
+def _name_of_root(plain: dict) -> None:
+    """Say by data.root what the data are, where nothing else does."""
+    section = plain.get("data", {})
+    if section.get("root") and not section.get("name"):
+        section["name"] = kind_of_files(section["root"])
+        warnings.warn(f"data.name={section['name']}: by data.root={section['root']}", stacklevel=2)
+
+
+def kind_of_files(path: str | Path) -> str:
+    """Return the data.name that reads a path: npz, npy, zip, else imagefolder."""
+    path = Path(path).expanduser()
+    suffix = path.suffix.lower().removeprefix(".")
+    return suffix if suffix in ("npz", "npy", "zip") and not path.is_dir() else "imagefolder"
+
+
 def _read_yaml(path: str | Path) -> DictConfig:
-    if not Path(path).is_file():
-        near = difflib.get_close_matches(Path(path).stem, [p.stem for p in _configs()], 1)
+    path = Path(path).expanduser()
+    if not path.is_file():
+        near = difflib.get_close_matches(path.stem, [p.stem for p in _configs()], 1)
         hint = f"; did you mean configs/{near[0]}.yaml?" if near else ""
         raise ValueError(f"config={path}: no such file{hint}")
     try:

@@ -189,6 +189,14 @@ class DataConfig(Section):
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     shape: list[int] = setting([], "(C, H, W); filled in from the data")
     classes: int = setting(-1, "number of classes; filled in from the data")
+    present: list[int] = setting(
+        [], "classes that are drawn where others have no training image; filled in from the data"
+    )
+    fingerprint: str = setting(
+        "",
+        "of the training images, filled in; a resumed run refuses others unless it says "
+        "data.fingerprint=new",
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -5,6 +5,7 @@ import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import Field
+from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -12,6 +13,7 @@ from genmodels.config.schema import Config, Section, check, settings_of
 
 Options = TypeVar("Options", bound=Section)
 DEVICES = ("auto", "cpu", "cuda", "mps")
+LARGEST_SEED = 2**63  # seeds lie below
 
 
 def parse_value(key: str, text: str, kind: Any) -> Any:
@@ -44,19 +46,35 @@ def parse_value(key: str, text: str, kind: Any) -> Any:
 def split_words(argv: Sequence[str]) -> tuple[list[str], dict[str, str], list[str]]:
     """Return (positionals, {key: text}, flags): words with =, words without, words with --.
 
-    Of a key given twice the later value holds. A word is key=value if what stands before the first
-    = could be a key (letters, digits, _ and .).
+    A word is key=value if what stands before the first = could be a key (letters, digits, _ and .).
+    A ~ that begins a value or a positional is the user's home, which shells leave to the command
+    there.
+
+    Raises:
+        ValueError: a key is given two values.
     """
-    positionals, words, flags = [], {}, []
+    positionals: list[str] = []
+    words: dict[str, str] = {}
+    flags: list[str] = []
     for word in argv:
         key, equals, text = word.partition("=")
         if word.startswith("-"):
             flags.append(word)
         elif equals and key.replace("_", "").replace(".", "").isalnum():
+            text = _at_home(text)
+            if words.get(key, text) != text:
+                raise ValueError(
+                    f"{key}={text}: was given as {key}={words[key]} too; leave one out"
+                )
             words[key] = text
         else:
-            positionals.append(word)
+            positionals.append(_at_home(word))
     return positionals, words, flags
+
+
+def _at_home(text: str) -> str:
+    """Return a path with the home of the user in place of its ~; any other text as it is."""
+    return str(Path(text).expanduser()) if text == "~" or text.startswith("~/") else text
 
 
 def joined_flags(argv: Sequence[str], key: str) -> list[str]:
@@ -107,9 +125,12 @@ def seed_list(num: int, seed: int, seeds: str) -> list[int]:
     """Return the seeds that the options num, seed and seeds name.
 
     Raises:
-        ValueError: a malformed range.
+        ValueError: a malformed range, or a seed beyond 2^63.
     """
-    return parse_seeds(seeds) if seeds else list(range(seed, seed + num))
+    if seeds:
+        return parse_seeds(seeds)
+    check(seed + num <= LARGEST_SEED, "seed", seed, f"with num={num}: seeds must be in [0, 2^63)")
+    return list(range(seed, seed + num))
 
 
 def typed_words(
@@ -224,6 +245,7 @@ def parse_seeds(text: str, key: str = "seeds") -> list[int]:
         low, dash, high = part.strip().partition("-")
         if not low.isdigit() or (dash and not high.isdigit()):
             raise ValueError(f"{key}={text}: {part!r} is no seed; write 0-63 or 0-63,100")
+        check(int(high or low) < LARGEST_SEED, key, text, "must be in [0, 2^63)")
         if dash and int(high) < int(low):
             raise ValueError(f"{key}={text}: {part!r} runs backwards; write {high}-{low}")
         seeds += range(int(low), int(high if dash else low) + 1)

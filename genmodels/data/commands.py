@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import io
 import json
+import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,9 +22,19 @@ import torch
 from genmodels import cli, images
 from genmodels.atomic import whole_file, write_bytes
 from genmodels.config import DataConfig, Section, setting, settings_of
+from genmodels.config.load import kind_of_files
 from genmodels.config.words import check_choice, check_flags, help_text, split_words, typed_words
 from genmodels.data.own import Split
-from genmodels.data.sets import BY_HAND, DATASETS, SPLITS, data_set, load_split, open_split
+from genmodels.data.sets import (
+    BY_HAND,
+    DATASETS,
+    SPLITS,
+    check_settings,
+    data_set,
+    gaps_in_words,
+    load_split,
+    open_split,
+)
 from genmodels.images import CROPS, OnDisk
 
 
@@ -49,6 +60,7 @@ class ConvertOptions(InfoOptions):
 
     out: str = setting("", "what to write: X.zip (PNG and dataset.json, as EDM's) or X.npy")
     holdout: float = setting(0.0, "share put into test/ of a set without a test part", ge=0, lt=1)
+    remap: bool = setting(False, "number the classes that have an image 0, 1, 2, ...")
     split: str = setting("all", "an .npy takes one of the two", choices=("all", *SPLITS))
 
 
@@ -82,9 +94,12 @@ def read_config(source: str, options: InfoOptions) -> DataConfig:
             choices = ", ".join(DATASETS)
             raise ValueError(f"data.name={source}: {hint}choose from {choices}, or a path")
         settings["root"] = source
-        kind = path.suffix.lower() if path.is_file() else ""
-        source = {".npz": "npz", ".npy": "npy", ".zip": "zip"}.get(kind, "imagefolder")
-    return DataConfig(name=source, **settings)
+        source = kind_of_files(path)
+    cfg = DataConfig(name=source, **settings)
+    nothing = type(options)()
+    plain = DataConfig(**{key: getattr(nothing, key) for key in settings_of(InfoOptions)})
+    check_settings(cfg, "", plain)
+    return cfg
 
 
 def info(sources: list[str], words: dict[str, str]) -> None:
@@ -98,6 +113,8 @@ def info(sources: list[str], words: dict[str, str]) -> None:
             continue
         mean, std = images.mean_and_std(pixels)
         counts = torch.bincount(labels[labels >= 0]).tolist()
+        if split == "train" and (gaps := gaps_in_words(labels[labels >= 0].unique().tolist())):
+            warnings.warn(f"{gaps}; convert with remap=true numbers them anew", stacklevel=2)
         rows.append(
             (
                 split,
@@ -144,9 +161,26 @@ def convert(sources: list[str], words: dict[str, str]) -> None:
         raise ValueError(f"split={options.split}: there is no image in it")
     if any(pixels.is_floating_point() for pixels, _ in parts.values()):
         raise ValueError(f"data.name={cfg.name}: points in the plane are no pictures")
+    if options.remap:
+        parts = _numbered_anew(parts)
     write = _write_zip if out.suffix == ".zip" else _write_npy
     count = write(out, parts)
     print(f"{count} images {tuple(next(iter(parts.values()))[0].shape[1:])}: {out}")
+
+
+def _numbered_anew(parts: dict[str, Split]) -> dict[str, Split]:
+    """Return the parts with their classes numbered 0, 1, 2, ... in order; say what became what."""
+    labels = torch.cat([labels for _, labels in parts.values()])
+    seen = labels[labels >= 0].unique()
+    if not len(seen):
+        raise ValueError("remap=true: there are no labels; leave it out")
+    changed = [f"{old} -> {new}" for new, old in enumerate(seen.tolist()) if new != old]
+    print(f"{len(seen)} classes" + (f": {', '.join(changed)}" if changed else ""))
+
+    def anew(labels: torch.Tensor) -> torch.Tensor:
+        return torch.where(labels < 0, -1, torch.searchsorted(seen, labels))
+
+    return {split: (pixels, anew(labels)) for split, (pixels, labels) in parts.items()}
 
 
 def _write_zip(out: Path, parts: dict[str, Split]) -> int:
@@ -247,4 +281,5 @@ def main(argv: list[str]) -> None:
         return
     command, *sources = positionals or [""]
     check_choice("command", command, tuple(COMMANDS))
-    COMMANDS[command](sources, words)
+    with cli.warnings_as_notes(late=True):
+        COMMANDS[command](sources, words)

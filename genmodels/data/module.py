@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader
 
 from genmodels import images, seeding
 from genmodels.config import DataConfig
-from genmodels.data.sets import data_root, fill_in, load_split
+from genmodels.data.fingerprint import fingerprint, note_fingerprint
+from genmodels.data.sets import data_root, fill_in, in_memory, load_split, open_split
 from genmodels.data.stream import Batches, TrainStream
 from genmodels.images import OnDisk
 
@@ -17,13 +18,13 @@ class ImageDataModule(L.LightningDataModule):
     """The images of a DataConfig for Lightning: training stream and held-out batches.
 
     Args:
-        cfg: a DataConfig; its shape and classes are filled in.
+        cfg: a DataConfig; its shape, classes, present and fingerprint are filled in.
         seed: key of the order of images.
         accumulate: micro-batches per optimizer step.
 
     Raises:
         ValueError: what cannot be read, no image to train on, training and held-out images of two
-            shapes, or labels that are asked for and not there.
+            shapes, labels that are asked for and not there, or other images than the run's.
     """
 
     def __init__(self, cfg: DataConfig, seed: int = 0, accumulate: int = 1):
@@ -31,10 +32,12 @@ class ImageDataModule(L.LightningDataModule):
         self.cfg = cfg
         self.seed = seed
         self.accumulate = accumulate
-        self.train = load_split(cfg, "train")
-        self.held_out = load_split(cfg, "test")
-        if not len(self.train[0]):
+        pixels, labels = open_split(cfg, "train")
+        if not len(pixels):
             raise ValueError(f"data.holdout={cfg.holdout}: leaves no image to train on")
+        note_fingerprint(cfg, fingerprint(pixels, labels))
+        self.train = pixels if cfg.device == "disk" else in_memory(pixels), labels
+        self.held_out = load_split(cfg, "test")
         fill_in(cfg, *self.train)
         shapes = [tuple(part[0].shape[1:]) for part in (self.train, self.held_out)]
         if shapes[0] != shapes[1]:

@@ -1,6 +1,7 @@
 """Own data: pictures in folders and zips, npz and npy, in memory or read as they are needed."""
 
 import json
+import warnings
 from dataclasses import replace
 from functools import partial
 from os import environ
@@ -11,6 +12,7 @@ import torch
 
 from genmodels import images
 from genmodels.config import DataConfig
+from genmodels.data.parts import Part, tree_parts
 from genmodels.images import OnDisk, Tree, arrays
 
 Split = tuple[torch.Tensor | OnDisk, torch.Tensor]  # uint8 (N, C, H, W), labels int64 (N,)
@@ -31,15 +33,17 @@ def held_out_share(cfg: DataConfig, split: str, size: int) -> torch.Tensor:
 def read_tree(tree: Tree, cfg: DataConfig, split: str) -> Split:
     """Return the pictures of a split in a folder or zip, cropped and resized, as OnDisk.
 
-    Where there are train/ and test/ (or else val/) these are the splits; a lone train/ is split as
-    any other folder. A dataset.json says the labels (as in EDM's zips); without it the folders
-    right below are the classes, numbered by the training folders in order of name.
+    Where there are folders for training and for testing (or else validation) these are the splits,
+    see tree_parts; a lone one is split as any other folder. A dataset.json says the labels (as in
+    EDM's zips), for the whole or in each part; without it the folders right below are the classes,
+    numbered by the training folders in order of name.
     """
-    training, held_out = _split_names(tree.names)
-    if not training:
+    training, held_out = tree_parts(tree)
+    if not training.names:
         raise ValueError(f"data.root={tree.path}: holds no picture ({', '.join(images.SUFFIXES)})")
-    names = training if split == "train" or held_out is None else held_out
-    labels = _labels(tree, training, names, cfg.labels)
+    part = training if split == "train" or held_out is None else held_out
+    names = part.names
+    labels = _labels(tree, training, part, cfg.labels)
     numbers = torch.arange(len(names))
     if held_out is None:
         numbers = held_out_share(cfg, split, len(names))
@@ -47,7 +51,11 @@ def read_tree(tree: Tree, cfg: DataConfig, split: str) -> Split:
     size = (side, side) if side else tree.size(names[0]) if names else (1, 1)
     shape = (cfg.channels or 3, *size)
     read = partial(_read_pictures, tree, names, shape, side, cfg.crop)
-    return OnDisk(read, shape, numbers), labels[numbers]
+    return OnDisk(read, shape, numbers, raw=partial(_read_file, tree, names)), labels[numbers]
+
+
+def _read_file(tree: Tree, names: list[str], number: int) -> bytes:
+    return tree.read_bytes(names[number])
 
 
 def _read_pictures(
@@ -93,59 +101,67 @@ def fit_pictures(
     return pixels
 
 
-def _split_names(names: list[str]) -> tuple[list[str], list[str] | None]:
-    """Return (names of the training pictures, of the held-out ones or None)."""
-    tops = {name.split("/")[0] for name in names if "/" in name}
-    inside = {
-        top: [name for name in names if name.startswith(f"{top}/")]
-        for top in ("train", "test", "val")
-        if top in tops
-    }
-    if "train" in inside:
-        held_out = inside.get("test") or inside.get("val")
-        # Beside other folders of pictures, train is a class: cars, planes, trains.
-        if held_out or len(inside["train"]) == len(names):
-            return inside["train"], held_out
-    return names, None
-
-
-def _labels(tree: Tree, training: list[str], names: list[str], needed: bool) -> torch.Tensor:
-    """Return the class of each picture of `names`, int64 (N,), -1 where there are none.
+def _labels(tree: Tree, training: Part, part: Part, needed: bool) -> torch.Tensor:
+    """Return the class of each picture of a part, int64 (N,), -1 where there are none.
 
     Args:
         tree: what the pictures lie in.
-        training: names of the training pictures, whose folders number the classes.
-        names: those of the split.
+        training: the training pictures, whose folders number the classes.
+        part: the pictures of the split.
         needed: whether a picture outside any folder is an error.
+
+    Raises:
+        ValueError: a dataset.json in a subfolder where labels are needed, or of one part alone;
+            pictures beside the class folders where labels are needed.
     """
     if "dataset.json" in tree.entries:
-        return _edm_labels(tree, names)
-    prefix = "train/" if all(name.startswith("train/") for name in training) else ""
-    below = [name.removeprefix(prefix).split("/") for name in training]
-    classes = sorted({parts[0] for parts in below}) if all(len(p) > 1 for p in below) else []
+        return _edm_labels(tree, part.names, "")
+    if all(f"{p.folder}dataset.json" in tree.entries for p in (training, part)):
+        return _edm_labels(tree, part.names, part.folder)
+    elsewhere = sorted(name for name in tree.entries if name.endswith("/dataset.json"))
+    if elsewhere:
+        line = (
+            f"data.root={tree.path}: {elsewhere[0]} is not read: it holds labels of a part; put "
+            "all into one dataset.json above, or name that folder"
+        )
+        if needed:
+            raise ValueError(line)
+        warnings.warn(line, stacklevel=2)
+        return torch.full((len(part.names),), -1)
+    below = [training.within(name).split("/") for name in training.names]
+    strays = [name for name, parts in zip(training.names, below) if len(parts) == 1]
+    if 0 < len(strays) < len(below):
+        line = f"{strays[0]} (and {len(strays) - 1} more) lies beside folders, not in a class"
+        if needed:
+            raise ValueError(f"data.root={tree.path}: {line}; move it into one, or out of there")
+        if 2 * len(strays) < len(below):
+            warnings.warn(f"data.root={tree.path}: {line}: no class labels", stacklevel=2)
+    classes = [] if strays else sorted({parts[0] for parts in below})
     numbers = {name: number for number, name in enumerate(classes)}
     labels = []
-    for name in names:
-        parts = name.split("/")[1 if prefix else 0 :]
+    for name in part.names:
+        parts = part.within(name).split("/")
         if classes and parts[0] not in numbers and (needed or len(parts) > 1):
             raise ValueError(
-                f"data.root={tree.path}: {name} is in no class of train/, whose folders number the "
-                "classes; take it out or add such a folder to train/"
+                f"data.root={tree.path}: {name} is in no class of {training.folder}, whose folders "
+                f"number the classes; take it out or add such a folder to {training.folder}"
             )
         labels.append(numbers.get(parts[0], -1))
     return torch.tensor(labels, dtype=torch.int64)
 
 
-def _edm_labels(tree: Tree, names: list[str]) -> torch.Tensor:
+def _edm_labels(tree: Tree, names: list[str], folder: str) -> torch.Tensor:
     """Return the labels in dataset.json: {"labels": null, [[NAME, LABEL], ...] or {NAME: LABEL}}.
 
-    LABEL is a whole number or a one-hot vector.
+    LABEL is a whole number or a one-hot vector; NAME is a path within the folder that holds the
+    file, "" the root.
     """
-    source = f"data.root={tree.path}: dataset.json"
+    file = f"{folder}dataset.json"
+    source = f"data.root={tree.path}: {file}"
     try:
-        labels = json.loads(tree.read_bytes("dataset.json"))["labels"]
+        labels = json.loads(tree.read_bytes(file))["labels"]
         pairs = len(labels or ())
-        labels = dict(labels or {})
+        labels = {f"{folder}{name}": label for name, label in dict(labels or {}).items()}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f'{source} is not {{"labels": [[NAME, LABEL], ...]}} ({error})') from None
     if not labels:

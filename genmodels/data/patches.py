@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from genmodels import seeding
 from genmodels.config import DataConfig, check
+from genmodels.data.fingerprint import digest, note_fingerprint
 from genmodels.data.own import held_out_share
 from genmodels.data.sets import picture_tree
 from genmodels.data.stream import TrainStream
@@ -39,7 +40,7 @@ class NoisyDataModule(L.LightningDataModule):
     leaves this class. Patches are turned and mirrored at random.
 
     Args:
-        cfg: a DataConfig; its shape and classes are filled in.
+        cfg: a DataConfig; its shape, classes and fingerprint are filled in.
         seed: key of the noise, the order and the cuts.
         accumulate: micro-batches per optimizer step.
 
@@ -71,6 +72,7 @@ class NoisyDataModule(L.LightningDataModule):
                 cfg.patch,
                 f"{name} is {tuple(picture.shape[1:])}; take smaller patches",
             )
+        note_fingerprint(cfg, digest(len(pictures), lambda k: pictures[k][1].numpy().tobytes()))
         cfg.shape = [channels, cfg.patch, cfg.patch]
         cfg.classes = 0
         files = {name: k for k, name in enumerate(dict.fromkeys(name for name, _ in pictures))}

@@ -1,8 +1,9 @@
 """The data sets by name, one row each: what reads them, what they hold, where they come from."""
 
 import io
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,18 @@ import numpy as np
 import torch
 
 from genmodels import images
-from genmodels.config import DataConfig
+from genmodels.config import DataConfig, check
+from genmodels.config.load import kind_of_files
 from genmodels.data import own
 from genmodels.data.own import Split, data_root, fit_pictures, held_out_share
+from genmodels.data.parts import split_of
 from genmodels.data.toys import TOYS, toy_points
 from genmodels.images import OnDisk, arrays
 
 SPLITS = ("train", "test")
+# Settings that mean nothing to some of the sets, which DataSet.takes of the others names.
+SETTINGS_OF_SETS = ("root", "resolution", "crop", "channels", "holdout", "points")
+PICTURES = ("root", "resolution", "crop", "channels", "holdout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +40,7 @@ class DataSet:
         folder: below data.root, where its files lie.
         files: which files belong there, in words.
         sha256: of files in that folder, by name.
+        takes: which settings of DataConfig it reads, of those in SETTINGS_OF_SETS.
     """
 
     read: Callable[[DataConfig, str], Split]
@@ -44,6 +51,7 @@ class DataSet:
     folder: str = ""
     files: str = "its files"
     sha256: dict[str, str] = field(default_factory=dict)
+    takes: tuple[str, ...] = ("root",)
 
     def how_to_get(self, name: str, root: Path) -> str:
         """Return what to fetch from where and where to put it, for an error."""
@@ -184,6 +192,9 @@ def picture_tree(cfg: DataConfig) -> images.Tree:
     root = data_root(cfg)
     if row.folder and not (root / row.folder).is_dir():
         raise ValueError(f"data.root={root}: {row.folder} is not in it; it is at {row.url}")
+    kind = kind_of_files(root)
+    if kind.startswith("np") and root.is_file():
+        raise ValueError(f"data.name={cfg.name}: {root} is an array; read it with data.name={kind}")
     return images.Tree(root / row.folder, "data.root")
 
 
@@ -200,14 +211,15 @@ def read_hugging_face(cfg: DataConfig, split: str) -> Split:
             f"data.name=hf: datasets {datasets.__version__} would run scripts that come with data; "
             "pip install -U datasets"
         )
-    if not cfg.root:
+    root = str(Path(cfg.root).expanduser()) if cfg.root.startswith("~") else cfg.root
+    if not root:
         raise ValueError("data.root=: say which, a name such as mnist or a folder on disk")
     try:
-        if any((Path(cfg.root) / name).is_file() for name in ("dataset_dict.json", "state.json")):
-            parts = datasets.load_from_disk(cfg.root)
+        if any((Path(root) / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            parts = datasets.load_from_disk(root)
         else:
             local = datasets.DownloadConfig(local_files_only=not cfg.download)
-            parts = datasets.load_dataset(cfg.root, download_config=local)
+            parts = datasets.load_dataset(root, download_config=local)
     except Exception as error:  # the library raises many kinds
         raise ValueError(
             f"data.root={cfg.root}: `datasets` cannot load it ({str(error).splitlines()[0]}); "
@@ -215,7 +227,9 @@ def read_hugging_face(cfg: DataConfig, split: str) -> Split:
         ) from None
     parts = parts if isinstance(parts, dict) else {"train": parts}
     train = parts.get("train", next(iter(parts.values())))
-    held_out = next((parts[k] for k in ("test", "validation", "valid", "val") if k in parts), None)
+    found = {split_of(name): part for name, part in parts.items()}
+    held_out = found.get("test", found.get("validation"))
+    held_out = None if held_out is train else held_out
     rows = train if split == "train" or held_out is None else held_out
     kinds = {name: type(kind).__name__ for name, kind in rows.features.items()}
     column = next((name for name, kind in kinds.items() if kind == "Image"), None)
@@ -232,7 +246,13 @@ def read_hugging_face(cfg: DataConfig, split: str) -> Split:
     first = _read_rows(rows, column, channels, [0])[0]
     shape = (channels, side, side) if side else tuple(first.shape)
     read = partial(_read_fitted_rows, rows, column, shape, side, cfg.crop)
-    return OnDisk(read, shape, numbers), labels[numbers]
+    raw = partial(_read_row, rows, column)
+    return OnDisk(read, shape, numbers, raw=raw), labels[numbers]
+
+
+def _read_row(rows: Any, column: str, number: int) -> bytes:
+    entry = rows[number][column]
+    return entry["bytes"] or Path(entry["path"]).read_bytes()
 
 
 def _read_rows(rows: Any, column: str, channels: int, numbers: list[int]) -> list[torch.Tensor]:
@@ -265,6 +285,7 @@ DATASETS = {
         shape=(1, 8, 8),
         classes=10,
         terms="UCI optical recognition of handwritten digits (E. Alpaydin, C. Kaynak), CC BY 4.0.",
+        takes=(),
     ),
     "mnist": DataSet(
         read=partial(read_idx_files, kind="MNIST"),
@@ -320,17 +341,19 @@ DATASETS = {
         url="http://ufldl.stanford.edu/housenumbers/",
         files="train_32x32.mat and test_32x32.mat",
     ),
-    "imagefolder": DataSet(read=read_pictures),
-    "zip": DataSet(read=read_pictures),
-    "npz": DataSet(read=own.read_npz),
-    "npy": DataSet(read=own.read_npy),
-    "hf": DataSet(read=read_hugging_face),
+    "imagefolder": DataSet(read=read_pictures, takes=PICTURES),
+    "zip": DataSet(read=read_pictures, takes=PICTURES),
+    # A resolution of arrays is what they must have: see fill_in.
+    "npz": DataSet(read=own.read_npz, takes=("root", "resolution", "holdout")),
+    "npy": DataSet(read=own.read_npy, takes=("root", "resolution", "holdout")),
+    "hf": DataSet(read=read_hugging_face, takes=PICTURES),
     # Training pictures of the denoising papers; data.resolution= makes them of one size.
     "train400": DataSet(
         read=read_pictures,
         terms="400 grey pictures from BSDS500 (Arbelaez et al. 2011): non-commercial research.",
         url="https://github.com/cszn/DnCNN (TrainingCodes)",
         folder="denoise/Train400",
+        takes=PICTURES,
         files="the 400 pictures",
     ),
     "cbsd400": DataSet(
@@ -338,6 +361,7 @@ DATASETS = {
         terms="BSDS500, train and test (Arbelaez et al. 2011): non-commercial research.",
         url="https://github.com/BIDS/BSDS500 (train and test)",
         folder="denoise/CBSD400",
+        takes=PICTURES,
         files="the 400 pictures",
     ),
 } | {
@@ -346,6 +370,7 @@ DATASETS = {
         shape=(2, 1, 1),
         classes=toy.parts,
         terms="Points drawn by genmodels.data.toys.",
+        takes=("points",),
     )
     for name, toy in TOYS.items()
 }
@@ -380,6 +405,39 @@ BY_HAND = {
 }
 
 
+def check_settings(cfg: DataConfig, prefix: str = "data.", plain: DataConfig | None = None) -> None:
+    """Raise ValueError for a setting that would be ignored.
+
+    Only what is asked for anew is checked: a model of an older version may hold such settings.
+
+    Args:
+        cfg: what is asked for.
+        prefix: stands before the keys in an error.
+        plain: what is not asked for; None: the defaults.
+    """
+    row = data_set(cfg.name)
+    plain = plain or DataConfig()
+    for key in SETTINGS_OF_SETS:
+        value = getattr(cfg, key)
+        if key not in row.takes and value != getattr(plain, key):
+            remedy = f"leave it out (or set {prefix}{key}={getattr(plain, key)})"
+            if key == "root" and prefix:
+                remedy = f"leave it out, or name the kind: data.name={kind_of_files(value)}"
+            raise ValueError(f"{prefix}{key}={value}: {cfg.name} does not take it; {remedy}")
+    if cfg.crop != "none":
+        needed = cfg.resolution or cfg.crop == plain.crop
+        check(needed, f"{prefix}crop", cfg.crop, f"crops to {prefix}resolution=SIDE; give that too")
+    if not cfg.noise.law:
+        for item in fields(cfg.noise):
+            value = getattr(cfg.noise, item.name)
+            check(
+                value == getattr(plain.noise, item.name),
+                f"{prefix}noise.{item.name}",
+                value,
+                "needs data.noise.law=; leave it out",
+            )
+
+
 def open_split(cfg: DataConfig, split: str) -> Split:
     """Return (images, labels) of one split as load_split, but sets of files always as OnDisk.
 
@@ -412,9 +470,54 @@ def load_split(cfg: DataConfig, split: str) -> Split:
         ValueError: unknown data set or split, missing or broken files.
     """
     pixels, labels = open_split(cfg, split)
-    if isinstance(pixels, OnDisk) and cfg.device != "disk":
-        pixels = pixels.load()
-    return pixels, labels
+    return pixels if cfg.device == "disk" else in_memory(pixels), labels
+
+
+def in_memory(pixels: torch.Tensor | OnDisk) -> torch.Tensor:
+    """Return the images as one tensor."""
+    return pixels.load() if isinstance(pixels, OnDisk) else pixels
+
+
+def _check_sides(cfg: DataConfig, row: DataSet, shape: Sequence[int]) -> None:
+    """Raise ValueError if arrays are asked to have another side than they have."""
+    check(
+        "crop" in row.takes
+        or not cfg.resolution
+        or all(side == cfg.resolution + 2 * cfg.pad for side in shape[1:]),
+        "data.resolution",
+        cfg.resolution,
+        f"{cfg.name} holds images {tuple(shape)} and is not resized; leave it out, or convert "
+        "pictures with resolution=",
+    )
+
+
+def _classes_present(cfg: DataConfig, labels: torch.Tensor) -> list[int]:
+    """Return the classes that have an image, where the labels are used and there are gaps.
+
+    Raises:
+        ValueError: there are far more classes than are seen.
+    """
+    seen = labels.unique().tolist()
+    seen = seen[seen[:1] == [-1] :]
+    count = int(labels.max()) + 1
+    if not cfg.labels or len(seen) == count:
+        return []
+    if count > 1000 and count > 10 * len(seen):
+        raise ValueError(
+            f"data.labels=true: {cfg.name} numbers its {len(seen)} classes up to {count - 1}; "
+            "number them from 0 with python -m genmodels.data convert SRC out=X.zip remap=true"
+        )
+    warnings.warn(f"data.labels=true: {gaps_in_words(seen)}; they are never drawn", stacklevel=2)
+    return seen
+
+
+def gaps_in_words(seen: Sequence[int]) -> str:
+    """Return which of the classes below the largest have no image, in words; "" if none."""
+    missing = sorted(set(range(max(seen, default=-1) + 1)).difference(seen))
+    if not missing:
+        return ""
+    shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+    return f"{len(missing)} of the classes 0..{max(seen)} have no training image ({shown})"
 
 
 def fill_in(
@@ -422,7 +525,7 @@ def fill_in(
     pixels: torch.Tensor | OnDisk | None = None,
     labels: torch.Tensor | None = None,
 ) -> DataConfig:
-    """Set cfg.shape and cfg.classes from the data set (its files are read only if need be).
+    """Set cfg.shape, classes and present from the data set (its files are read only if need be).
 
     Args:
         cfg: changed in place, and returned.
@@ -443,6 +546,9 @@ def fill_in(
             pixels, labels = open_split(cfg, "train")  # the shape is in the header of one file
         shape = tuple(pixels.shape[1:])
         classes = int(labels.max()) + 1
+        if cfg.classes < 0:  # not as saved with a model
+            _check_sides(cfg, row, shape)
+            cfg.present = _classes_present(cfg, labels)
     else:
         channels, height, width = row.shape
         shape = (channels, height + 2 * cfg.pad, width + 2 * cfg.pad)

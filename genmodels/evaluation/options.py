@@ -84,7 +84,9 @@ class LikelihoodOptions(ReadOptions):
     )
     data: str = setting("", "NAME or NAME:SPLIT; empty: the test images of the model's own data")
     num: int = setting(0, "how many images; 0: all", ge=0)
-    seed: int = setting(0, "of the dequantisation and of the method's own randomness", ge=0)
+    seed: int = setting(
+        0, "of the dequantisation and of the method's own randomness", ge=0, lt=2**63
+    )
     batch: int = setting(64, "images at a time", ge=1)
     device: str = setting("auto", "what computes", choices=DEVICES)
     out: str = setting("", "JSON file to write")
@@ -101,7 +103,7 @@ class RestorationOptions(RestoreOptions):
     blind: bool = setting(False, "the model is not told the level")
     against: str = setting("", "bm3d, told law and level (pip install bm3d)")
     num: int = setting(0, "how many pictures; 0: all", ge=0)
-    seed: int = setting(0, "of the noise", ge=0)
+    seed: int = setting(0, "of the noise", ge=0, lt=2**63)
     precision: str = setting("fp32", "fp32 is without TF32", choices=("fp32", "bf16"))
     device: str = setting("auto", "what computes", choices=DEVICES)
     out: str = setting("", "JSON file to write")
@@ -132,7 +134,7 @@ class OodOptions(ClusterOptions):
         f"sets or {', '.join(SYNTHETIC)}",
     )
     num: int = setting(0, "images to generate, or of each set; 0: as many as there are", ge=0)
-    seed: int = setting(0, "first seed of the images, and seed of the error bars", ge=0)
+    seed: int = setting(0, "first seed of the images, and seed of the error bars", ge=0, lt=2**63)
 
 
 @dataclass

@@ -48,12 +48,14 @@ class OnDisk:
         image_shape: (C, H, W) of one of them, without the pad.
         numbers: int64 (N,), which of the images there are these.
         pad: background pixels added on each side.
+        raw: picklable; an image number -> what its file holds, where each is a file.
     """
 
     read: Callable[[list[int]], torch.Tensor]
     image_shape: tuple[int, int, int]
     numbers: torch.Tensor
     pad: int = 0
+    raw: Callable[[int], bytes] | None = None
 
     dtype = torch.uint8
     device = torch.device("cpu")

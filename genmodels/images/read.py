@@ -12,7 +12,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
@@ -204,6 +204,7 @@ class Tree:
         self.path = Path(path)
         self.key = key
         self.prefix = ""
+        self.separator = "/"  # of the names in a zip
         if self.path.is_dir():
             entries = _files_below(self.path)
         elif self.path.suffix.lower() == ".zip" and self.path.is_file():
@@ -224,7 +225,8 @@ class Tree:
             pages = self._count_pages(name) if name.lower().endswith((".tif", ".tiff")) else 1
             names += [name] if pages == 1 else [f"{name}[{page}]" for page in range(pages)]
             stacks += pages > 1
-        unread = self.entries.difference(files, {"dataset.json"})
+        unread = self.entries.difference(files)
+        unread -= {name for name in unread if PurePath(name).name == "dataset.json"}
         pages = len(names) - len(files) + stacks
         moving = sum(name.lower().endswith(".gif") for name in files)
         for count, note in (
@@ -249,7 +251,8 @@ class Tree:
             infos = [info for info in self._archive().infolist() if not info.is_dir()]
         for info in infos:
             name = info.filename
-            if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or ":" in name:
+            outside = re.match(r"[/\\]|[A-Za-z]:[/\\]", name) or ".." in re.split(r"[/\\]", name)
+            if outside:
                 raise ValueError(
                     f"{self.key}={self.path}: entry {name} points outside the zip; make it anew"
                 )
@@ -258,7 +261,11 @@ class Tree:
                     f"{self.key}={self.path}: entry {name} unpacks to {info.file_size >> 20} MB, "
                     f"more than {LARGEST_ENTRY >> 20}; take it out"
                 )
-        names = [info.filename for info in infos if not _is_hidden(info.filename)]
+        names = [info.filename for info in infos]
+        if any("\\" in name for name in names) and not any("/" in name for name in names):
+            self.separator = "\\"  # as some programs on Windows write, against the format
+            names = [name.replace("\\", "/") for name in names]
+        names = [name for name in names if not _is_hidden(name)]
         tops = {name.split("/")[0] if "/" in name else "" for name in names}
         if len(tops) == 1 and tops != {""} and tops != {"train"}:
             self.prefix = f"{tops.pop()}/"
@@ -283,7 +290,8 @@ class Tree:
         name = split_page(name)[0]
         if not self.path.is_dir():
             with self._in_one_line():
-                info = self._archive().getinfo(self.prefix + name)
+                inside = (self.prefix + name).replace("/", self.separator)
+                info = self._archive().getinfo(inside)
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise OSError("it is packed with another method than deflate")
                 # Not read(): it unpacks first and then looks whether the size was as promised.
@@ -339,22 +347,55 @@ def _archive(path: Path, process: int, *version: int) -> zipfile.ZipFile:  # noq
 
 
 def _files_below(folder: Path) -> list[str]:
-    """Return the paths, within the folder, of all files below it; linked folders count."""
+    """Return the paths, within the folder, of all files below it; linked folders count.
+
+    Each real folder is read once: under its own name if it lies below this one, else under the
+    first link to it. Hidden folders are not entered.
+    """
     entries = []
+    root = folder.resolve()
+    inside = {Path(parent).resolve() for parent, _ in _walk(folder, links=False)}
+    read = set(inside)
+    left_out = []
 
-    def stop(error):
-        raise error
+    def enter(path: Path) -> bool:
+        real = path.resolve()
+        if real in inside and not path.is_symlink():
+            return True
+        # A link to a folder around this one would read this one again.
+        if real in read or root.is_relative_to(real):
+            left_out.append(path)
+            return False
+        read.add(real)
+        return True
 
-    for parent, folders, names in os.walk(folder, onerror=stop, followlinks=True):
-        real = Path(parent).resolve()
-        # A link to a folder around it would never end.
-        folders[:] = [f for f in folders if not real.is_relative_to(Path(parent, f).resolve())]
+    for parent, names in _walk(folder, links=True, enter=enter):
         within = Path(parent).relative_to(folder)
         for name in names:
             path = Path(parent, name)
             if path.is_file() or path.is_symlink():  # a broken link is an error, not a gap
                 entries.append((within / name).as_posix())
+    if left_out:
+        warnings.warn(
+            f"{folder}: {left_out[0].relative_to(folder)} (and {len(left_out) - 1} more) links to "
+            "a folder that is read already; left out",
+            stacklevel=2,
+        )
     return entries
+
+
+def _walk(
+    folder: Path, links: bool, enter: Callable[[Path], bool] = lambda path: True
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield (folder, names of files in it) of all that is not hidden, in order of name."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for parent, folders, names in os.walk(folder, onerror=stop, followlinks=links):
+        shown = sorted(name for name in folders if not _is_hidden(name))
+        folders[:] = [name for name in shown if enter(Path(parent, name))]
+        yield parent, names
 
 
 def _is_hidden(name: str) -> bool:

@@ -16,6 +16,7 @@ GREY_INVERTED, GREY, RGB = 0, 1, 2  # PhotometricInterpretation
 UNNAMED, PREMULTIPLIED = 0, 1  # ExtraSamples: anything, alpha that the colours are multiplied by
 NOT_A_PICTURE = 1 | 4  # NewSubfileType: a smaller copy of another page, or a mask
 LARGEST_PAGE = 1 << 30  # bytes
+MOST_PARTS = 1 << 20  # strips or tiles of a page
 
 ORIENTATION = 0x0112  # of EXIF and TIFF: how the stored rows and columns lie in the upright picture
 UPRIGHT = {
@@ -121,9 +122,10 @@ def _opened(file: BinaryIO) -> Any:
 
 def _pages(tiff: Any) -> list[Page]:
     """Return the pages that are pictures, all of them where none says so."""
-    pages = list(enumerate(tiff.pages))
-    if not pages:
-        raise ValueError("it holds no page, or is cut off")
+    # By number: where a page points to itself, tifffile's own iterator never ends.
+    pages = [(index, tiff.pages[index]) for index in range(len(tiff.pages))]
+    if not pages or not all(page.imagelength and page.imagewidth for _, page in pages):
+        raise ValueError("it holds no page, an empty one, or is cut off")
     planes = (tiff.imagej_metadata or {}).get("images", 1) if tiff.is_imagej else 1
     if len(pages) == 1 and planes > 1:
         raise Refused(f"holds {planes} planes under the header of one; save them as single files")
@@ -148,9 +150,13 @@ def _check_whole(tiff: Any, page: Any) -> None:
             f"Image size ({page.imagelength * page.imagewidth} pixels) exceeds limit of "
             f"{Image.MAX_IMAGE_PIXELS} pixels"
         )
-    if page.nbytes > LARGEST_PAGE:
-        raise ValueError(f"it unpacks to {page.nbytes >> 20} MB, more than {LARGEST_PAGE >> 20}")
+    tile = page.tilewidth * page.tilelength * page.samplesperpixel if page.is_tiled else 0
+    size = max(page.nbytes, tile * page.bitspersample // 8)
+    if size > LARGEST_PAGE:
+        raise ValueError(f"it unpacks to {size >> 20} MB, more than {LARGEST_PAGE >> 20}")
     counts = page.databytecounts
+    if len(counts) > MOST_PARTS:
+        raise ValueError(f"it says that it has {len(counts)} strips or tiles")
     ends = [start + count for start, count in zip(page.dataoffsets, counts)]
     if not ends or 0 in counts or max(ends) > tiff.filehandle.size:
         raise ValueError("it is cut off, or a part of it is missing")
@@ -163,6 +169,8 @@ def _channels_last(array: np.ndarray, page: Any) -> np.ndarray:
     axes = page.axes
     if sorted(axes) not in (["X", "Y"], ["S", "X", "Y"]):
         raise Refused(f"has the axes {axes}; save each plane as a page or a file")
+    if array.ndim != len(axes) or not array.size:
+        raise ValueError(f"its pixels have shape {array.shape}")
     array = array[..., None] if "S" not in axes else np.moveaxis(array, axes.index("S"), -1)
     colours = 3 if page.photometric == RGB else 1
     # Beside grey an unnamed channel is data; beside RGB it is alpha, as programs write it.

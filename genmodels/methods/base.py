@@ -93,6 +93,8 @@ class GenerativeModule(L.LightningModule):
         self.cfg = cfg
         self.shape: tuple[int, ...] = tuple(cfg.data.shape)
         self.classes: int = cfg.data.classes if cfg.data.labels else 0
+        # The classes that random labels are drawn from, where others have no image; else empty.
+        self.present: list[int] = cfg.data.present if cfg.data.labels else []
         self.nfe = 0  # network evaluations for each image in the latest sample()
         self.chains = ""  # where the images of the latest sample() came from, if it has chains
         self.nonfinite = 0  # steps skipped in a row
@@ -186,7 +188,9 @@ class GenerativeModule(L.LightningModule):
             if labels is not None:
                 raise ValueError(f"labels={labels}: this model is unconditional; leave labels out")
             return None
-        drawn = generators.randint(self.classes, device=self.device)
+        drawn = generators.randint(len(self.present) or self.classes, device=self.device)
+        if self.present:
+            drawn = torch.tensor(self.present, device=self.device)[drawn]
         if labels is None:
             return drawn
         labels = self.given_labels(labels, count)

@@ -320,7 +320,7 @@ class CDRL(GenerativeModule):
             ValueError: an option out of range, or labels the model does not have.
         """
         cfg = self._sampling_config(options)
-        keys = torch.tensor([int(seed) for seed in seeds], dtype=torch.int64, device=self.device)
+        keys = torch.tensor(seeding.checked_seeds(seeds), dtype=torch.int64, device=self.device)
         if known is not None and labels is None and self.classes and not compose:
             labels = -1  # a random class would contradict what is known
         generators = seeding.ImageGenerators(seeds, noise)

@@ -366,7 +366,7 @@ class GBM(GenerativeModule):
         score, shift = self._scorer(self.image_labels(generators, labels)), cfg.drift - 0.5
         variances = gbm.variance_levels(cfg.steps, *cfg.ends, cfg.grid)
         y = self.prior.sample(latents, variances[0]) + shift * variances[0]
-        keys = torch.tensor([int(seed) % 2**63 for seed in seeds], device=self.device)
+        keys = torch.tensor(seeding.checked_seeds(seeds), dtype=torch.int64, device=self.device)
         self.nfe = 0
         report = callback and (lambda i, y: callback(i, self.from_state(y)))
         y, flips = gbm.sample(

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genmodels import config
+from genmodels import config, seeding
 from genmodels.config import Section, check, setting, settings_of
 from genmodels.data.views import add_noise, view
 from genmodels.kernels.philox import philox_uniform
@@ -146,6 +146,7 @@ class GEDI(GenerativeModule):
         super().__init__(cfg)
         method, network = cfg.method, NETWORKS[cfg.network.name]
         self.clusters = self.classes = method.clusters or cfg.data.classes
+        self.present = []  # a cluster is there whatever the labels are
         method.check(
             self.clusters >= 1,
             "clusters",
@@ -361,7 +362,7 @@ class GEDI(GenerativeModule):
         if steps is None:
             steps = cfg.steps if start == "fresh" else 0
         ChainOptions(steps)  # refuses what is out of its limits
-        keys = torch.tensor([int(seed) for seed in seeds], dtype=torch.int64, device=device)
+        keys = torch.tensor(seeding.checked_seeds(seeds), dtype=torch.int64, device=device)
         labels = None if labels is None else self.given_labels(labels, len(keys))
         if start == "buffer":
             check(

@@ -6,6 +6,7 @@ from typing import Any
 
 from genmodels.checkpoint import read_checkpoint
 from genmodels.config import Config, load_config, to_plain
+from genmodels.data import check_settings
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
 from genmodels.run import Run
@@ -22,6 +23,7 @@ CHANGEABLE = (
     "sample.",
     "eval.",
     "data.root",
+    "data.fingerprint",
     "data.device",
     "data.download",
     "data.workers",
@@ -34,7 +36,10 @@ def new_config(paths: Sequence[Path | str], words: Mapping[str, str]) -> Config:
     """Return the config of a new run from files and key=value words."""
     if not paths:
         raise ValueError("config=: name a file, e.g. python train.py configs/edm_digits.yaml")
-    return _read_config(paths, words)
+    cfg = _read_config(paths, words)
+    check_settings(cfg.data)
+    cfg.data.fingerprint = ""  # of the run whose config this was
+    return cfg
 
 
 def resumed_config(run: Run, words: Mapping[str, str]) -> Config:

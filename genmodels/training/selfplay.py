@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from genmodels import checkpoint, distributed, generation, images, seeding
+from genmodels import checkpoint, cli, distributed, generation, images, seeding
 from genmodels.atomic import link, write_bytes
 from genmodels.config import Config, check, save_config, seconds, to_plain
 from genmodels.data.pairs import PairedData
@@ -69,7 +69,8 @@ def play(cfg: Config, run: Run | None) -> tuple[Run, int]:
         cfg.method.reference,
         "is filled in; resume the folder above round-01",
     )
-    data = PairedData(cfg.data, cfg.seed, cfg.trainer.accumulate)
+    with cli.warnings_as_notes(late=True):
+        data = PairedData(cfg.data, cfg.seed, cfg.trainer.accumulate)
     run = run or _unfinished_or_new(cfg)
     with run.lock():
         selfplay = SelfPlay(cfg, run, data)

@@ -22,7 +22,7 @@ from genmodels.images import to_uint8
 from tests.helpers.boxes import Box
 from tests.helpers.paths import ROOT
 from tests.helpers.restoring_words import random_levels, run, save
-from tests.helpers.tiny import TINY
+from tests.helpers.tiny import TINY, last_words
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,9 @@ def test_denoise_command(trained, tmp_path):
     floats = (pixels.permute(0, 2, 3, 1).numpy() * 1.5).astype(np.float32)  # beyond 255
     np.save(tmp_path / "noisy.npy", floats)
     assert (
-        sample.main([*words, f"denoise={tmp_path}/noisy.npy", "level=0.2", f"out={tmp_path}/c"])
+        sample.main(
+            last_words([*words, f"denoise={tmp_path}/noisy.npy", "level=0.2", f"out={tmp_path}/c"])
+        )
         == 0
     )
     noisy = torch.from_numpy(floats).permute(0, 3, 1, 2) / 127.5 - 1
@@ -74,7 +76,8 @@ def test_denoise_command(trained, tmp_path):
 def test_denoise_command_refuses(trained, tmp_path, capsys, words, message):
     run = checkpoint.write_export(trained, tmp_path / "model", "card")
     images.write_png(tmp_path / "1.png", torch.zeros(1, 8, 8, dtype=torch.uint8))
-    assert sample.main([str(run), f"denoise={tmp_path}/1.png", f"out={tmp_path}/o", *words]) == 2
+    words = [str(run), f"denoise={tmp_path}/1.png", f"out={tmp_path}/o", *words]
+    assert sample.main(last_words(words)) == 2
     errors = capsys.readouterr().err
     assert message in errors and errors.count("\n") == 1 and not (tmp_path / "o").exists()
 

@@ -16,10 +16,11 @@ from genmodels.data import source
 from genmodels.images import OnDisk
 from genmodels.metrics.frechet import Moments, frechet_distance
 from tests.helpers.paths import ROOT
+from tests.helpers.tiny import last_words
 
 
 def scores(argv, tmp_path):
-    assert evaluate.main([*argv, f"out={tmp_path}/r.json"]) == 0
+    assert evaluate.main(last_words([*argv, f"out={tmp_path}/r.json"])) == 0
     return json.loads((tmp_path / "r.json").read_text())
 
 
@@ -231,7 +232,7 @@ def test_a_killed_evaluation_goes_on(tiny_run, tmp_path, capsys, monkeypatch):
     folder = f"save_images={tmp_path}/png"  # where those of the finished blocks would be missing
     for other in ("seed=1", "steps=3", "metrics=fd", "features=pixels", folder):
         calls.clear()
-        assert evaluate.main([*words, other, f"out={tmp_path}/r.json"]) == 2
+        assert evaluate.main(last_words([*words, other, f"out={tmp_path}/r.json"])) == 2
         assert "left by another evaluation; delete" in capsys.readouterr().err
     calls.clear()
     again = scores([*words, "batch=15"], tmp_path)  # which changes no image
@@ -327,7 +328,7 @@ def test_selftest_passes_and_fails(capsys, tmp_path):
         (["plot=p.png", "metrics=kid"], "plot=p.png: nothing to draw; add metrics=fd or prc"),
         (["metrics="], "metrics=: name some of fd, "),
         (["feature_batch=-3"], "feature_batch=-3: must be >= 0"),
-        (["seed=-1"], "seed=-1: must be >= 0"),
+        (["seed=-1"], "seed=-1: must be in [0, 2^63)"),
         (["pad=-7"], "pad=-7: must be >= -1"),
         (["batch=0"], "batch=0: must be >= 1"),
         (["sha256=abcdabcd"], "sha256=abcdabcd: features=pixels has no weights"),
@@ -341,7 +342,8 @@ def test_bad_input_is_one_line_and_exit_2(words, message, tiny_run, capsys, tmp_
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if words != ["num=1"]:  # all else is refused before the work
         monkeypatch.setattr("genmodels.evaluation.scorer.Scorer", None)
-    assert evaluate.main([str(tiny_run), "steps=1", "num=4", "resamples=0", *words]) == 2
+    words = [str(tiny_run), "steps=1", "num=4", "resamples=0", *words]
+    assert evaluate.main(last_words(words)) == 2
     errors = capsys.readouterr().err
     assert message in errors and errors.count("\n") == 1
     assert not list(tmp_path.iterdir())

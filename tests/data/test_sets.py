@@ -202,7 +202,13 @@ def test_imagefolder_holds_out_of_a_lone_train_folder(tmp_path):
     assert [len(part) for part in parts] == [8, 2] and sorted(sum(parts, [])) == list(range(10))
     cfg.holdout = 0.0
     assert load_split(cfg, "test")[0].shape == (0, 3, 8, 8)
-    picture(tmp_path / "car" / "a.png", (8, 8), (99, 99, 99))  # now train is a class
+    picture(tmp_path / "car" / "a.png", (8, 8), (99, 99, 99))
+    with pytest.raises(ValueError, match=r"mixes splits \(train/\) and classes \(car/\); move the"):
+        load_split(cfg, "train")
+    for path in (tmp_path / "train" / "cat").iterdir():
+        path.rename(tmp_path / "train" / path.name)
+    (tmp_path / "train" / "cat").rmdir()  # now train is a class
+    cfg.holdout = 0.0
     assert load_split(cfg, "train")[1].sort().values.tolist() == [0] + [1] * 10
 
 

@@ -296,7 +296,7 @@ case(
     [
         DIGITS,
         DEBUG,
-        *TINY,
+        *(word for word in TINY if word != "data.labels=false"),
         "data.name=npz",
         "data.root={dir}/a.npz",
         "data.labels=true",

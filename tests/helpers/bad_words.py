@@ -2,7 +2,7 @@
 
 from genmodels.methods import METHODS
 from tests.helpers.paths import ROOT
-from tests.helpers.tiny import TINY
+from tests.helpers.tiny import TINY, last_words
 
 DIGITS = str(ROOT / "configs" / "edm_digits.yaml")
 DEBUG = str(ROOT / "configs" / "debug.yaml")
@@ -19,7 +19,8 @@ def case(name, command, words, *parts, make=None):
 
 
 def config_case(word, *parts):
-    case(word, "train", [DIGITS, DEBUG, *TINY, "out_dir={dir}/runs", word], *parts)
+    words = [DIGITS, DEBUG, *TINY, "out_dir={dir}/runs", word]
+    case(word, "train", last_words(words), *parts)
 
 
 for word, *parts in [

@@ -6,6 +6,7 @@ import genmodels
 import train
 from genmodels.checkpoint import read_checkpoint
 from tests.helpers.paths import ROOT
+from tests.helpers.tiny import last_words
 
 POINTS = {
     "data": {"name": "moons", "batch_size": 32},
@@ -53,7 +54,7 @@ def run_of(tmp_path, *words):
         "optim.decay=none",
         *words,
     ]
-    assert train.main(argv) == 0
+    assert train.main(last_words(argv)) == 0
     (folder,) = out.glob("*/*")
     return folder
 

@@ -4,12 +4,13 @@ import numpy as np
 
 import sample
 from genmodels import images
+from tests.helpers.tiny import last_words
 
 RNG = np.random.default_rng(0)
 
 
 def run(source, out, *words):
-    return sample.main(["model", f"denoise={source}", f"out={out}", *words])
+    return sample.main(last_words(["model", f"denoise={source}", f"out={out}", *words]))
 
 
 def random_levels(*shape, dtype=np.uint8):

@@ -13,6 +13,7 @@ import sample
 import train
 from genmodels.noise import LAWS
 from tests.helpers.paths import ROOT
+from tests.helpers.tiny import last_words
 
 CONFIG = str(ROOT / "configs" / "noise2score_bsd400.yaml")
 PUBLISHED = str(ROOT / "configs" / "noise2score_published.yaml")
@@ -401,7 +402,7 @@ def run(folder, out, *more):
         "trainer.log_every=1",
         "eval.loss_every=2",
     )
-    assert train.main([config, *own, *quick, f"out_dir={out}", *more]) == 0
+    assert train.main(last_words([config, *own, *quick, f"out_dir={out}", *more])) == 0
     return next(Path(out).glob("*/*"))
 
 

@@ -13,7 +13,7 @@ import torch
 import train
 from genmodels.checkpoint import read_checkpoint
 from tests.helpers.paths import ROOT
-from tests.helpers.tiny import TINY
+from tests.helpers.tiny import TINY, last_words
 
 
 def state(run):
@@ -108,6 +108,7 @@ def start(out, *words):
         "sample.every=0",
         *words,
     ]
+    argv = last_words(argv)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

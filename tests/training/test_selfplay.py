@@ -21,6 +21,7 @@ from genmodels.run import Run
 from genmodels.training import judge, selfplay
 from genmodels.training.callbacks import EMA
 from tests.helpers.paths import ROOT
+from tests.helpers.tiny import last_words
 
 SMALL = [
     "network.channels=[16,16]",
@@ -59,7 +60,7 @@ def base(train_tiny):
 
 
 def argv(base, out, *words):
-    return [DDO_DIGITS, *SMALL, *ROUND, f"init={base}", f"out_dir={out}", *words]
+    return last_words([DDO_DIGITS, *SMALL, *ROUND, f"init={base}", f"out_dir={out}", *words])
 
 
 def play(base, out, *words):
