@@ -85,6 +85,8 @@ def test_uniforms_and_exact_normals_have_the_references_bits(both, shape):
             for function in (philox_uniform, philox_normal):
                 a, b = both(function, shape, seed, step, stream=stream)
                 assert torch.equal(a, b) and a.shape == b.shape
+                # Else torch's functions of them could differ in the last bit.
+                assert a.stride() == b.stride()
 
 
 def test_exact_normals_have_the_references_bits_over_several_chunks(both):
