@@ -233,7 +233,8 @@ def test_the_level_is_found_once_for_each_picture(box, tmp_path, capsys):
 
 def test_a_level_that_the_model_does_not_know_names_the_picture(box, tmp_path, capsys):
     box(laws=("lognormal",))
-    save(tmp_path / "in" / "a.png", random_levels(8, 8))  # as a level of lognormal: too large
+    levels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    save(tmp_path / "in" / "a.png", levels)  # as a level of lognormal: too large
     assert run(tmp_path / "in", tmp_path / "out") == 2
     errors = capsys.readouterr().err
     assert "level=7" in errors and errors.endswith("logarithm of the factor) (a.png)\n")
