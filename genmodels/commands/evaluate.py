@@ -46,6 +46,7 @@ from genmodels.config.words import (
     split_words,
     typed_words,
 )
+from genmodels.data import DATASETS
 from genmodels.data.source import read_source
 from genmodels.distributed import pick_device, rank
 from genmodels.evaluation import plots, restoration, selftest
@@ -187,6 +188,19 @@ def check_files(options: Any) -> None:
             raise ValueError(f"{key}={path}: is a folder; name a file in it")
 
 
+def check_reading(options: Any) -> None:
+    """Raise ValueError for root= and pad= where no data set is read: they say nothing of files."""
+    sources = [getattr(options, key, "") for key in ("data", "images", "reference")]
+    if any(source.partition(":")[0] in DATASETS for source in sources):
+        return
+    for key, unset in (("root", ""), ("pad", -1)):
+        value = getattr(options, key)
+        if value != unset:
+            raise ValueError(
+                f"{key}={value}: is for data sets by name, not for files; leave it out"
+            )
+
+
 def check_scores(options: ScoreOptions, has_model: bool) -> None:
     """Raise ValueError for what can be told of scores of images from the words alone."""
     check_device("noise", options.noise)
@@ -200,6 +214,8 @@ def check_scores(options: ScoreOptions, has_model: bool) -> None:
         raise ValueError(f"images={options.images}: give a MODEL or images=, not both")
     if not has_model and not (options.images and options.reference):
         raise ValueError("images=: give a MODEL and data=, or images= and reference=")
+    if not has_model:
+        check_reading(options)
     for key in ("num", "seeds", "labels", "save_images"):
         if options.images and getattr(options, key):
             raise ValueError(
@@ -340,6 +356,8 @@ def run_command(positionals: Sequence[str], words: dict[str, str]) -> int:
     _, options, extra = read_options(COMMANDS | MODES, words, command)
     typed_words(extra, {}, also=settings_of(COMMANDS[command]))
     check_files(options)
+    if command == "stats":
+        check_reading(options)
     check_device("device", options.device)
     device = pick_device(options.device)
     with cli.warnings_as_notes():

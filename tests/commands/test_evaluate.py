@@ -447,3 +447,13 @@ def test_false_is_no_likelihood(tiny_run, tmp_path):
     assert evaluate.main([*words, "likelihood=false"]) == 0
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["options"]["likelihood"] == "" and set(report["metrics"]) == {"fd"}
+
+
+def test_root_and_pad_say_nothing_of_files(tmp_path, capsys):
+    images.write_npz(tmp_path / "a.npz", images=np.zeros((9, 8, 8, 1), np.uint8))
+    files = [f"images={tmp_path}/a.npz", f"reference={tmp_path}/a.npz"]
+    for words in (files, ["stats", files[0], f"out={tmp_path}/s.npz"]):
+        for word in ("root=there", "pad=2"):
+            assert evaluate.main([*words, word]) == 2
+            assert f"{word}: is for data sets by name" in capsys.readouterr().err
+    assert not (tmp_path / "s.npz").exists()
