@@ -1,12 +1,17 @@
 """What a run goes on from: damaged and missing checkpoints, spoilt tables, missed losses."""
 
+import re
 import shutil
+import warnings
 
 import pytest
 
 import genmodels
 import sample
 import train
+from genmodels.run import Run
+from genmodels.training.resume import check_same, resumed_config
+from genmodels.training.saver import CSVMetrics
 from tests.helpers.faults import cut, flip
 from tests.helpers.runs import assert_same, rows, state
 
@@ -40,7 +45,10 @@ def damage(run):
     }
 
 
-@pytest.mark.parametrize("how", ["missing", "cut", "flipped", "empty"])
+@pytest.mark.parametrize(
+    "how",
+    ["flipped", *(pytest.param(h, marks=pytest.mark.slow) for h in ("missing", "cut", "empty"))],
+)
 def test_a_damaged_last_checkpoint_gives_way_to_the_newest_step(whole, copy, capsys, how):
     (copy / "checkpoints/step-00000004.ckpt").unlink()
     damage(copy)[how]()
@@ -54,6 +62,7 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_newest_step(whole, copy, cap
     assert rows(copy) == rows(whole)
 
 
+@pytest.mark.slow
 def test_a_newer_step_than_a_lost_last_checkpoint(whole, copy, capsys):
     """The step of the same number: nothing to be done, and nothing lost."""
     (copy / "checkpoints" / "last.ckpt").unlink()
@@ -64,6 +73,7 @@ def test_a_newer_step_than_a_lost_last_checkpoint(whole, copy, capsys):
     assert [row["step"] for row in rows(copy)] == list("123456")
 
 
+@pytest.mark.slow
 def test_what_is_saved_stays_though_later_steps_lie_there(copy, whole):
     """From an earlier checkpoint put in the place of the last one: the new ones are kept."""
     folder = copy / "checkpoints"
@@ -100,6 +110,7 @@ def test_no_checkpoint_can_be_read(copy, capsys):
         genmodels.load(copy)
 
 
+@pytest.mark.slow
 def test_killed_before_the_first_checkpoint_begins_anew_and_says_so(copy, whole, capsys):
     """The line of a step is written before its checkpoint."""
     for path in (copy / "checkpoints").iterdir():
@@ -133,25 +144,47 @@ SPOILT = {  # how metrics.csv is spoilt, what is said of it
 
 
 @pytest.mark.parametrize("how", SPOILT)
-def test_a_spoilt_table_is_one_line(whole, copy, capsys, how):
+def test_a_spoilt_table_is_one_line(copy, how):
     spoil, says = SPOILT[how]
-    path, whole_text = copy / "metrics.csv", (copy / "metrics.csv").read_text()
+    path, text = copy / "metrics.csv", (copy / "metrics.csv").read_text()
     if spoil is None:
         path.unlink()
     else:
-        spoilt = spoil(whole_text)
+        spoilt = spoil(text)
         path.write_bytes(spoilt.encode() if isinstance(spoilt, str) else spoilt)
+    run = Run(copy)
+    cfg = resumed_config(run, {"trainer.max_steps": "5"})
     refused = bool(says) and not says.startswith("the lines")
-    assert train.main([f"resume={copy}", "trainer.max_steps=4"]) == (2 if refused else 0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if refused:
+            with pytest.raises(ValueError, match=f"^metrics.csv={path}: .*{re.escape(says)}"):
+                check_same(cfg, run)
+        else:
+            assert check_same(cfg, run) == (4, run.last)
+    notes = [str(warning.message) for warning in caught]
+    assert len(notes) == bool(says and not refused) and all(says in note for note in notes)
+    if not refused:
+        kept = CSVMetrics(path, 4)
+        kept.save()
+        lines = path.read_text().splitlines() if kept.rows else []
+        assert set(lines) <= set(text.splitlines())  # no cut number came in
+
+
+def test_a_spoilt_table_is_said_by_the_command(copy, capsys):
+    path = copy / "metrics.csv"
+    text = path.read_text()
+    path.write_text(text.replace("\n2,", "\n2,word"))
+    assert train.main([f"resume={copy}", "trainer.max_steps=5"]) == 2
     errors = capsys.readouterr().err
-    assert (says in errors and errors.count("\n") == 1) if says else not errors, errors
-    if refused:
-        assert errors.startswith(f"error: metrics.csv={path}: ")
-    else:
-        lines = path.read_text().splitlines() if path.exists() else []
-        assert set(lines[1:]) <= set(whole_text.splitlines())  # no cut number came in
+    assert errors.startswith(f"error: metrics.csv={path}: line 3") and errors.count("\n") == 1
+    path.write_text(text[:-3])
+    assert train.main([f"resume={copy}", "trainer.max_steps=4"]) == 0
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"note: {path}: the lines after step 3") and errors.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_missed_held_out_loss_is_measured_on_resume(whole, train_tiny, copy):
     """As after a kill between a checkpoint and its step's held-out loss; bit for bit."""
     run = train_tiny(*WORDS[1:], "trainer.max_steps=6")
