@@ -36,8 +36,8 @@ from genmodels.metrics.manifold import (
 )
 from genmodels.metrics.stats import is_stats, load_stats
 
-# A score as a report holds it: {"value": v, "stderr": s, ...}. A metric may add "deviations", numbers
-# whose squares add up to stderr^2 and that may be subtracted for two sets of paired images.
+# A score as a report holds it: {"value": v, "stderr": s, ...}. A metric may add "deviations":
+# numbers whose squares add up to stderr^2, and which may be subtracted for sets of paired images.
 Entry = dict[str, Any]
 
 # What a score can be made of. All but the last two are (N, D) rows, which a pass must keep.
