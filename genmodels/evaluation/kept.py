@@ -36,7 +36,7 @@ class KeptFeatures:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self.arrays: dict[str, np.ndarray] = {}
+        self.arrays: dict[str, Any] = {}
         self.read: list[str] = []  # marks whose features spared a pass
         self.changed = False
         if not self.path.is_file():

@@ -388,7 +388,7 @@ class _Sums:
         dim = max(dim for _, dim in every.values())
         if self.shift is None:
             self.shift = torch.zeros(dim)
-        blocks = []
+        blocks: list[Moments] = []
         for block in range(BLOCKS):
             moments = self._empty()
             for unit in range(block * self.split, (block + 1) * self.split):
