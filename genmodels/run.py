@@ -9,14 +9,16 @@ checkpoints/last.ckpt               the latest, which is the run's model
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from genmodels.atomic import make_folder
 from genmodels.config import Config, to_plain
 from genmodels.distributed import is_first
 
@@ -25,23 +27,43 @@ __all__ = ["Run"]
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, there or not; Run.new makes one, Run.open finds one."""
+    """A run folder, there or not; Run.new makes one, Run.open finds one.
+
+    Args:
+        folder: of the run.
+        made_in: of a new run, the folder that was there before it; see discard().
+    """
 
     folder: Path
+    made_in: Path | None = field(default=None, compare=False)
 
     @classmethod
     def new(cls, cfg: Config) -> "Run":
         """Return a new run OUT_DIR/NAME/TIME; its folders are made on the first process only."""
         base = Path(cfg.out_dir).expanduser() / cfg.name / time.strftime("%Y%m%d-%H%M%S")
-        run, number = cls(base), 2
+        made_in = next(folder for folder in base.parents if os.path.lexists(folder))
+        run, number = cls(base, made_in), 2
         while is_first():  # no other process writes
             try:
-                run.checkpoints.mkdir(parents=True)
+                make_folder(run.checkpoints)
                 run.samples.mkdir()
                 break
             except FileExistsError:  # two runs in one second
-                run, number = cls(base.with_name(f"{base.name}-{number}")), number + 1
+                run = cls(base.with_name(f"{base.name}-{number}"), made_in)
+                number += 1
         return run
+
+    def discard(self) -> None:
+        """Delete a new run that has nothing to show, and the folders that were made for it."""
+        begun = self.metrics.exists() or any(self.samples.glob("*")) or any(self.steps())
+        if self.made_in is None or begun or not is_first():
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in self.folder.parents:
+            if folder == self.made_in:
+                break
+            with contextlib.suppress(OSError):  # another run may be in it by now
+                folder.rmdir()
 
     @classmethod
     def open(cls, path: Path | str) -> "Run":
@@ -121,15 +143,37 @@ class Run:
             return
         import fcntl
 
-        with open(self.folder / ".lock", "w") as file:
+        with open(self.folder / ".lock", "a+") as file:
             try:  # gone with the process, also a killed one's
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                file.seek(0)
+                number = file.read(20).strip()
                 raise ValueError(
-                    f"resume={self.folder}: another process is at work there; wait for it or "
-                    "stop it"
+                    f"resume={self.folder}: another process is at work there"
+                    f"{f' ({number})' if number.isdecimal() else ''}; wait for it or stop it"
                 ) from None
-            yield
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            _locks.add(file.fileno())
+            try:
+                yield
+            finally:
+                _locks.discard(file.fileno())
+
+
+# A process that reads images would hold the lock on after its killed parent.
+_locks: set[int] = set()
+
+
+def _release() -> None:
+    while _locks:
+        os.close(_locks.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release)
 
 
 def _agree(old: Any, new: Any) -> bool:

@@ -119,13 +119,14 @@ def evaluate(argv: Sequence[str]) -> int:
     if rank() != 0:
         return 0
     name = positionals[0] if positionals else options.images
-    print_scores(f"{name} {title}", scores)
     scorer = facts.pop("scorer", None)
-    if options.out:
+    if options.out:  # before anything is printed: whoever reads that may be gone
         seed = getattr(options, "seed", 0)
         facts |= {"seed": seed, "device": device.type, "options": given}
         write_report(options.out, scores, started, model=name, warnings=warned, **facts)
         Store.clear(options.out)
+    print_scores(f"{name} {title}", scores)
+    if options.out:
         print(f"written: {options.out}")
     if scorer and options.plot:
         plots.draw_scores(options.plot, scorer)

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from genmodels import checkpoint, cli, generation, images, restoration
+from genmodels.atomic import make_folder
 from genmodels.config import Section, setting, settings_of
 from genmodels.config.words import (
     DEVICES,
@@ -201,7 +202,7 @@ def write_pngs(
         **settings,
     )
     for batch, _, pictures in batches:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out, exist_ok=True)
         for seed, picture in zip(batch, pictures):
             images.write_png(out / f"{seed:06d}.png", picture)
     barrier()
@@ -217,7 +218,7 @@ def write_npz(
     pictures = generation.generate_everywhere(model, seeds, labels, **settings)
     if rank() == 0:
         nhwc = pictures.permute(0, 2, 3, 1).numpy()
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out, exist_ok=True)
         known = np.full(len(seeds), -1) if labels is None else np.array(labels)
         images.write_npz(out / "images.npz", images=nhwc, seeds=np.array(seeds), labels=known)
 
