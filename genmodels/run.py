@@ -11,7 +11,8 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from genmodels.atomic import make_folder
 from genmodels.config import Config, to_plain
 from genmodels.distributed import is_first
 
-__all__ = ["Run"]
+__all__ = ["Run", "check_output", "holds_arrays"]
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,76 @@ def _release() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_release)
+
+
+def check_output(
+    key: str,
+    out: Path | str,
+    inputs: Iterable[Path | str] = (),
+    *,
+    folder: bool = False,
+    earlier: Callable[[Path], bool] = lambda path: False,
+) -> None:
+    """Raise ValueError if a command would write over what it reads, a run's own files or another's.
+
+    Args:
+        key: what errors call the output.
+        out: a file or folder to write; it need not exist.
+        inputs: what the command reads: paths, lists of them, or words that are none.
+        folder: `out` is a folder, to which .png, .npz and .csv files go.
+        earlier: whether a file that is there is an earlier output of the same command.
+    """
+    target = _resolved(out)
+    if target is None:
+        raise ValueError(f"{key}={str(out)!r}: is no path")
+    for text in inputs:
+        for source in map(_resolved, {str(text), *str(text).split(",")} - {""}):
+            if source is None:
+                continue
+            if target == source or _same_file(target, source):
+                raise ValueError(f"{key}={out}: is what the command reads; name another")
+            if folder and source.parent == target and source.suffix in _IN_FOLDERS:
+                raise ValueError(f"{key}={out}: holds {source.name}, which is read; name another")
+    for above in (target, *target.parents):
+        first = target.relative_to(above).parts[:1]
+        own = not first or first[0] in _OWN or first[0].startswith("round-")
+        if own and Run(above).config.is_file() and Run(above).checkpoints.is_dir():
+            raise ValueError(
+                f"{key}={out}: lies among the own files of the run {above}; name another place"
+            )
+    if not folder and os.path.lexists(target) and not earlier(target):
+        raise ValueError(
+            f"{key}={out}: exists, and is no earlier output of this command; delete it or choose "
+            "another name"
+        )
+
+
+_IN_FOLDERS = (".png", ".npz", ".csv")
+_OWN = ("config.yaml", "metrics.csv", "samples", "checkpoints", ".lock")
+
+
+def _resolved(text: Path | str) -> Path | None:
+    """Return where a path leads, None of a text that can be none."""
+    try:
+        return Path(text).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError):  # no such user, a circle of links, a NUL
+        return None
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def holds_arrays(path: Path, names: Iterable[str]) -> bool:
+    """Return whether a file is an .npz with arrays of these names."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {f"{name}.npy" for name in names} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _agree(old: Any, new: Any) -> bool:

@@ -25,7 +25,8 @@ process takes its share.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,12 @@ from genmodels.evaluation.options import (
     StatsOptions,
 )
 from genmodels.evaluation.passes import Store, score_pass
-from genmodels.evaluation.report import versions, write_report
+from genmodels.evaluation.report import is_report, versions, write_report
 from genmodels.evaluation.sources import Generated, Pictures, check_shape, reading_options
 from genmodels.metrics.clustering import CLUSTERING
 from genmodels.metrics.features import Features, load_features
-from genmodels.metrics.stats import describe, stats_bytes
+from genmodels.metrics.stats import describe, is_statistics, stats_bytes
+from genmodels.run import check_output, holds_arrays
 
 # What each kind of evaluation takes; a word of this name asks for it, the first one if several do.
 MODES: dict[str, Any] = {
@@ -82,7 +84,12 @@ MODES: dict[str, Any] = {
 COMMANDS: dict[str, Any] = {"stats": StatsOptions, "selftest": SelftestOptions}
 ALL_KEYS = list(dict.fromkeys(key for cls in MODES.values() for key in settings_of(cls)))
 Result = tuple[dict[str, Any], dict[str, Any], str]  # scores, facts for the report, title
-FILES = ("out", "save_images", "plot")  # what is written; they change no number
+# What is written, which changes no number, and how an earlier one is known.
+FILES: dict[str, Callable[[Path], bool]] = {
+    "out": is_report,
+    "save_images": partial(holds_arrays, names=("images", "seeds")),
+    "plot": plots.is_drawn,
+}
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -97,7 +104,7 @@ def evaluate(argv: Sequence[str]) -> int:
 
     mode, clustering, words = read_mode(words)
     mode, options, rest = read_options(MODES, words, mode)
-    check_files(options)
+    check_files(options, positionals, words)
     check_device("device", options.device)
     if positionals:
         one_model(positionals)
@@ -107,6 +114,9 @@ def evaluate(argv: Sequence[str]) -> int:
         raise ValueError("images=: give a MODEL and data=, or images= and reference=")
     started, device = time.monotonic(), pick_device(options.device)
     model = checkpoint.load(positionals[0], device=device) if positionals else None
+    saved = getattr(options, "save_images", "")
+    if model and saved and not saved.endswith(".npz"):
+        check_output("save_images", saved, [model.cfg.data.root], folder=True)
     taken = {}
     if model and mode in ("", "likelihood"):
         taken = model.LIKELIHOOD_OPTIONS if mode else model.SAMPLE_OPTIONS
@@ -179,14 +189,31 @@ def likelihood_word(text: str) -> str:
         return text
 
 
-def check_files(options: Any) -> None:
-    """Raise ValueError for a file that could not be written."""
-    for key in FILES:
-        path = getattr(options, key, "")
-        if path and not Path(path).absolute().parent.is_dir():
+def check_files(
+    options: Any, positionals: Sequence[str], words: dict[str, str], command: str = ""
+) -> None:
+    """Raise ValueError for a file that could not be written, or is something else already.
+
+    Args:
+        options: of the evaluation.
+        positionals, words: of the command line; what is not written is read, if it is a path.
+        command: one of COMMANDS, or "".
+    """
+    outputs = {key: getattr(options, key, "") for key in FILES}
+    read = [*positionals, *(text for key, text in words.items() if key not in FILES)]
+    for key, path in outputs.items():
+        if not path:
+            continue
+        if not Path(path).absolute().parent.is_dir():
             raise ValueError(f"{key}={path}: its folder does not exist; make it first")
-        if path and Path(path).is_dir() and key != "save_images":
+        folder = key == "save_images" and not path.endswith(".npz")
+        if Path(path).is_dir() and not folder:
             raise ValueError(f"{key}={path}: is a folder; name a file in it")
+        earlier = is_statistics if command == "stats" else FILES[key]
+        check_output(key, path, read, folder=folder, earlier=earlier)
+        for other in FILES:
+            if other != key and outputs[other] == path:
+                raise ValueError(f"{key}={path}: is {other}= too; give each a name of its own")
 
 
 def check_reading(options: Any) -> None:
@@ -356,7 +383,7 @@ def run_command(positionals: Sequence[str], words: dict[str, str]) -> int:
         raise ValueError(f"{others[0]}: {command} takes key=value words only; leave it out")
     _, options, extra = read_options(COMMANDS | MODES, words, command)
     typed_words(extra, {}, also=settings_of(COMMANDS[command]))
-    check_files(options)
+    check_files(options, (), words, command)
     if command == "stats":
         check_reading(options)
     check_device("device", options.device)

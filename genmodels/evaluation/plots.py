@@ -79,3 +79,13 @@ def _draw_precision_recall(axes: Any, rows: torch.Tensor, reference: torch.Tenso
         axes.plot(recall, precision, "o", color="C3" if k == 3 else "C0")
         axes.annotate(f"k = {k}", (recall, precision), (4, 4), textcoords="offset points")
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.05), ylim=(0, 1.05))
+
+
+def is_drawn(path: Path) -> bool:
+    """Return whether a file is a PNG that matplotlib has drawn."""
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(256) if path.is_file() else b""
+    except OSError:
+        return False
+    return begin.startswith(b"\x89PNG") and b"Matplotlib" in begin

@@ -31,3 +31,15 @@ def write_report(
     report = {"metrics": scores} | facts
     report |= {"seconds": round(time.monotonic() - started, 2), "versions": versions()}
     write_bytes(path, json.dumps(report, indent=1).encode())
+
+
+def is_report(path: Path) -> bool:
+    """Return whether a file was written by write_report."""
+    try:
+        with open(path, "rb") as file:
+            return path.is_file() and file.read(len(_BEGIN)) == _BEGIN
+    except OSError:
+        return False
+
+
+_BEGIN = b'{\n "metrics": '

@@ -16,6 +16,7 @@ import torch
 
 from genmodels.metrics.features import Features
 from genmodels.metrics.frechet import Moments
+from genmodels.run import holds_arrays
 
 __all__ = ["describe", "is_stats", "load_stats", "stats_bytes"]
 
@@ -41,6 +42,11 @@ def stats_bytes(moments: Moments, features: Features, **facts: Any) -> bytes:
     mu, sigma = moments.mean.cpu().numpy(), moments.cov.cpu().numpy()
     np.savez(buffer, mu=mu, sigma=sigma, meta=np.array(json.dumps(meta)))
     return buffer.getvalue()
+
+
+def is_statistics(path: Path) -> bool:
+    """Return whether a file is one of stats_bytes."""
+    return holds_arrays(path, ("mu", "sigma", "meta"))
 
 
 def is_stats(path: Path | str) -> bool:
