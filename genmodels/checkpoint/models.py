@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from genmodels import data
 from genmodels.config import Config, load_config
+from genmodels.foreign import check_plain, load_torch
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
 from genmodels.run import Run
@@ -101,10 +102,10 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of a foreign file; the error says enough
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = load_torch(path)
             checkpoint["hyper_parameters"]["config"]["method"]["name"]
             checkpoint["state_dict"].keys()
-    except Exception as error:  # torch.load raises many kinds
+    except Exception as error:  # a broken file raises many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"model={path}: not a checkpoint of genmodels ({reason[:120]})") from None
     return checkpoint
@@ -127,6 +128,7 @@ def _read_export(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             "upgrade genmodels"
         )
     try:
+        check_plain(path / "model.safetensors")
         with safe_open(path / "model.safetensors", "pt") as file:
             state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
