@@ -12,12 +12,12 @@ def _refused(path: Path | str) -> OSError:
 
 
 def check_plain(path: Path | str) -> None:
-    """Raise unless a path, its links followed, is a plain file; for readers that open it themselves.
+    """Raise unless a path, its links followed, is a plain file; for readers that open it.
 
     Raises:
         OSError: a pipe, a socket, a device or a folder; nothing there, or not accessible.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    if not stat.S_ISREG(Path(path).stat().st_mode):
         raise _refused(path)
 
 

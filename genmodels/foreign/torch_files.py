@@ -117,7 +117,7 @@ class _Inert(_Unpickler):
         size: bytes of the whole file.
     """
 
-    dispatch = {  # noqa: RUF012
+    dispatch = {
         getattr(pickle, name)[0]: _Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPCODES
     }
 
@@ -138,7 +138,11 @@ class _Inert(_Unpickler):
         return _Name(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> _Storage:
-        if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] not in ("storage", b"storage"):
+        if (
+            not isinstance(pid, tuple)
+            or len(pid) not in (5, 6)
+            or pid[0] not in ("storage", b"storage")
+        ):
             raise Refused("a reference to no storage")
         kind, key, count = pid[1], pid[2], pid[4]
         key = key.decode("latin1") if isinstance(key, bytes) else key
@@ -293,4 +297,3 @@ def _check_old(file: BinaryIO) -> None:
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for _ in range(5):  # magic number, version, machine, the data, the storages' keys
             _check_depth(_Inert(content, None, size).load())
-

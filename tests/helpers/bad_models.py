@@ -73,7 +73,7 @@ checkpoint_case(
     "pickle", lambda f, run: (f / "a.ckpt").write_bytes(pickle.dumps(Evil(f / "evil"))), NOT_OURS
 )
 checkpoint_case(
-    "payload", edit(lambda s: s.update(extra=Evil("/tmp/genmodels-evil"))), NOT_OURS, "Weights only"
+    "payload", edit(lambda s: s.update(extra=Evil("/tmp/genmodels-evil"))), NOT_OURS, "a call of"
 )
 checkpoint_case("no-config", edit(lambda s: s.pop("hyper_parameters")), NOT_OURS)
 checkpoint_case("no-weights", edit(lambda s: s.pop("state_dict")), NOT_OURS, "state_dict")

@@ -24,7 +24,7 @@ def read_weights(path: Path | str) -> tuple[bytes, str]:
     try:
         data = read_plain(path)
     except OSError as error:
-        raise ValueError(f"weights={path} cannot be read: {error.strerror}") from None
+        raise ValueError(f"weights={path} cannot be read: {error.strerror or error}") from None
     return data, hashlib.sha256(data).hexdigest()
 
 
@@ -99,9 +99,8 @@ def load_state(path: Path | str) -> dict[str, torch.Tensor]:
             return load_file(path)
         state = load_torch(path)
     except Exception as error:  # unpickling raises whatever the bytes make it raise
-        raise ValueError(
-            f"weights={path} holds no state dict: {str(error).splitlines()[0][:100]}"
-        ) from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"weights={path} holds no state dict: {reason[:100]}") from None
     for key in ("state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
