@@ -298,6 +298,10 @@ class GenerativeModule(L.LightningModule):
             factor *= 0.5 * (1 + math.cos(math.pi * min(step / self.cfg.trainer.max_steps, 1.0)))
         return factor
 
+    def ema_half_life(self, step: int) -> float:
+        """Return the half-life of the weight average, in images, after `step` optimizer steps."""
+        return self.cfg.ema.half_life
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
