@@ -225,12 +225,21 @@ class OptimConfig(Section):
     eps: float = setting(1e-8, "Adam's epsilon", gt=0)
     weight_decay: float = setting(0.0, "decoupled weight decay (AdamW) if not 0", ge=0)
     rampup: int = setting(0, "images over which lr rises linearly from 0", ge=0)
-    decay: str = setting("none", "cosine: to 0 at trainer.max_steps", choices=("none", "cosine"))
+    decay: str = setting(
+        "none",
+        "cosine: to 0 at trainer.max_steps; sqrt: as 1 / sqrt(step / t_ref) from step t_ref on",
+        choices=("none", "cosine", "sqrt"),
+    )
+    t_ref: int = setting(0, "decay=sqrt: optimizer steps before lr begins to fall", ge=0)
     clip: float = setting(0.0, "largest gradient norm; 0: no clipping", ge=0)
 
     def __post_init__(self):
         super().__post_init__()
         self.check(len(self.betas) == 2, "betas", "must be two numbers, e.g. 0.9,0.999")
+        if self.decay == "sqrt":
+            self.check(self.t_ref, "t_ref", "optim.decay=sqrt needs a number of steps > 0")
+        else:
+            self.check(not self.t_ref, "t_ref", "goes with optim.decay=sqrt alone")
 
 
 @dataclass

@@ -290,12 +290,17 @@ class GenerativeModule(L.LightningModule):
     def lr_factor(self, step: int) -> float:
         """Return the factor on lr for this optimizer step: optim.rampup, then optim.decay.
 
-        It rises linearly from 0 over the images of rampup; cosine falls to 0 at trainer.max_steps.
+        It rises linearly from 0 over the images of rampup; cosine falls to 0 at trainer.max_steps,
+        sqrt as 1 / sqrt(max(step / t_ref, 1)).
+
+        Reference: of sqrt, Karras et al. 2023, arXiv 2312.02696 (t_ref in table 6).
         """
         cfg = self.cfg.optim
         factor = min(step * self.cfg.data.batch_size / cfg.rampup, 1.0) if cfg.rampup else 1.0
         if cfg.decay == "cosine":
             factor *= 0.5 * (1 + math.cos(math.pi * min(step / self.cfg.trainer.max_steps, 1.0)))
+        if cfg.decay == "sqrt":
+            factor /= math.sqrt(max(step / cfg.t_ref, 1.0))
         return factor
 
     def ema_half_life(self, step: int) -> float:

@@ -54,7 +54,7 @@ def resumed_config(run: Run, words: Mapping[str, str]) -> Config:
                 f"{key}={text}: cannot change when resuming; start a new run with init={run.folder}"
             )
     old = _read_config([run.config], {})
-    if "trainer.max_steps" in words and old.optim.decay != "none":
+    if "trainer.max_steps" in words and old.optim.decay == "cosine":
         raise ValueError(
             f"trainer.max_steps={words['trainer.max_steps']}: optim.decay={old.optim.decay} was "
             f"laid out for {old.trainer.max_steps} steps; start a new run with init={run.folder}"

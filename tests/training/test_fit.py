@@ -162,13 +162,26 @@ def test_lr_rises_over_images(train_tiny, monkeypatch, accumulate):
             ("optim.decay=cosine", "trainer.max_steps=6", "optim.rampup=24"),
             {0: 0, 1: 0.3110042, 2: 0.5, 3: 0.5, 4: 0.25, 6: 0},
         ),
+        (
+            ("optim.decay=sqrt", "optim.t_ref=4"),
+            {0: 1, 4: 1, 5: 0.8944272, 8: 0.7071068, 16: 0.5, 25: 0.4, 400: 0.1},
+        ),
+        (("optim.decay=sqrt", "optim.t_ref=2", "optim.rampup=40"), {0: 0, 1: 0.2, 4: 0.5656854}),
     ],
-    ids=["constant", "ramp", "cosine", "both"],
+    ids=["constant", "ramp", "cosine", "both", "sqrt", "ramp and sqrt"],
 )
 def test_lr_factor(words, table):
-    """Worked out by hand: step B / ramp-up, and (1 + cos(pi step / steps)) / 2."""
+    """By hand: step B / ramp-up, (1 + cos(pi step / steps)) / 2, sqrt(t_ref / step)."""
     model = build(*words)
     assert {step: model.lr_factor(step) for step in table} == pytest.approx(table, abs=1e-7)
+
+
+def test_lr_of_the_published_edm2_img64_s(monkeypatch):
+    """Batches of 2048, lr 0.01, t_ref 35k: falls from 71.7 M images on, 2.584e-3 after 2^30."""
+    model = build("optim.decay=sqrt", "optim.t_ref=35000", "optim.rampup=10000000")
+    monkeypatch.setattr(model.cfg.data, "batch_size", 2048)
+    assert model.lr_factor(35000) == 1 and 35000 * 2048 == 71_680_000
+    assert 0.01 * model.lr_factor(2**30 // 2048) == pytest.approx(2.584e-3, rel=2e-4)
 
 
 # ------------------------------------------------------------------------------------------------
