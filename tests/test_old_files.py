@@ -25,7 +25,7 @@ CHANGED = {
     ("edm_ffhq64.yaml", "data.crop"): "lanczos",
     ("ddo_imagenet64.yaml", "data.crop"): "lanczos",
     ("ddo_imagenet64.yaml", "name"): "ddo_imagenet64_adm",
-    # DDO as published: rounds twice as long, and with them warm-up and EMA; the grids of the search.
+    # DDO as published: rounds twice as long, with them warm-up and EMA; the grids of the search.
     ("ddo_cifar10.yaml", "trainer.max_steps"): 2930,
     ("ddo_cifar10.yaml", "optim.rampup"): 1500000,
     ("ddo_cifar10.yaml", "ema.half_life"): 250000.0,

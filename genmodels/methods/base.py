@@ -141,7 +141,7 @@ class GenerativeModule(L.LightningModule):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (log p(x) - log p_reference(x), {name: diagnostic}), float32 (B,) each.
 
-        What DDO trains through. Exact, exact up to a constant (an energy), or in place of it (EDM) a
+        What DDO trains through. Exact, exact up to a constant (an energy), or (EDM) in its place a
         weighted difference of bounds, of one draw for each image. What is random is a function of
         (seed, n) alone and the same for both models: a model against itself gives exactly 0.
 
