@@ -1,5 +1,8 @@
 """One pass of a feature net over a set of images: moments in 16 blocks, rows if a score needs them.
 
+Blocks hold rows or covariances, whichever are smaller (see Moments); what they would take beyond
+8 GB is summed over all blocks instead, without an error bar.
+
 Images are read or generated as they are needed and dropped after their features are taken. Every
 process works on blocks of its own; the sums of a block never depend on how many processes there
 are. A finished block is a file, so that a killed pass goes on where it stopped.
@@ -8,6 +11,7 @@ are. A finished block is a file, so that a killed pass goes on where it stopped.
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,23 +32,48 @@ if TYPE_CHECKING:
     from genmodels.evaluation.sources import ImageSource
 
 _BUFFER = 4096  # rows of one product X^T X
-_MEMORY = 8 << 30  # bytes that the 16 blocks may take
+_MEMORY = 8 << 30  # bytes that the moments of a pass may take
 
 
 @dataclass
 class Scored:
     """What a pass leaves: on every process the moments, on the first the rows in image order.
 
-    blocks: 16 Moments. rows: float32 (N,D) or None. logits: float32 (N,C) or None.
+    Args:
+        blocks: 16 Moments, or one of all images.
+        rows: float32 (N,D) or None.
+        logits: float32 (N,C) or None.
+        marks: int64 (N,), alike where two images are byte for byte, or None.
     """
 
     blocks: list[Moments]
     rows: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    marks: torch.Tensor | None = None
+
+    @classmethod
+    def of_rows(
+        cls, rows: torch.Tensor, features: Features, shift: torch.Tensor | None = None, **more: Any
+    ) -> "Scored":
+        """Return what a pass over images with these rows leaves.
+
+        Args:
+            rows: float32 (N,D) in the order of the images.
+            features: that made them.
+            shift: as for score_pass.
+            more: logits and marks.
+        """
+        blocks, number = [], block_of(len(rows))
+        for block in range(BLOCKS):
+            moments = Moments(shift)
+            for part in rows[number == block].split(_BUFFER):
+                moments.update(part.to(sums_device(features)))
+            blocks.append(moments)
+        return cls(blocks, rows, **more)
 
     def moments(self) -> Moments:
         """Return the Moments of all images."""
-        return merged(self.blocks)
+        return self.blocks[0] if len(self.blocks) == 1 else merged(self.blocks)
 
 
 class Store:
@@ -75,10 +104,13 @@ class Store:
         """Return the files of finished parts."""
         return sorted(self.folder.glob(f"{self.name}-*.npz"))
 
-    def load(self, part: str) -> dict[str, np.ndarray] | None:
-        """Return {name: array} of a finished part, or None."""
-        path = self._path(part)
-        return self._read(path) if path.is_file() else None
+    def has(self, part: str) -> bool:
+        """Return whether a part is finished."""
+        return self._path(part).is_file()
+
+    def load(self, part: str) -> dict[str, np.ndarray]:
+        """Return {name: array} of a finished part."""
+        return self._read(self._path(part))
 
     def save(self, part: str, arrays: dict[str, Any]) -> None:
         """Write a finished part, all or nothing."""
@@ -141,6 +173,7 @@ def score_pass(
     shift: torch.Tensor | None = None,
     rows: bool = False,
     logits: bool = False,
+    whole: bool = False,
     batch: int | None = None,
     store: Store | None = None,
     label: str = "features",
@@ -153,22 +186,19 @@ def score_pass(
         features: what load_features returns.
         shift: (D,) subtracted before the sums, the reference's mean; None for zero.
         rows, logits: keep the features, the class scores.
+        whole: one Moments of all images will do.
         batch: images in one call of the net; changes no row; None = its own.
         store: Store to go on from, or None.
         label, progress: of the bar.
 
     Raises:
-        ValueError: what `features` refuses, features too many to hold 16 covariances of, or values
+        ValueError: what `features` refuses, features too many to hold a covariance of, or values
             that are not finite.
     """
-    rank = distributed.rank()
-    split, units = _share_of_units(len(source), rank, distributed.world())
+    rank, count = distributed.rank(), len(source)
+    split, units = _share_of_units(count, rank, distributed.world())
     names = {unit: f"{unit // split:02d}.{unit % split}-of-{split}" for unit in units}
-    done = {}
-    for unit in units:
-        part = store.load(names[unit]) if store else None
-        if part is not None:
-            done[unit] = part
+    done = {unit for unit in units if store and store.has(names[unit])}
     todo = {unit: index for unit, index in units.items() if unit not in done and len(index)}
     bar = tqdm(
         total=sum(map(len, units.values())),
@@ -180,22 +210,30 @@ def score_pass(
     )
     if done and rank == 0:
         bar.write(f"{label}: {len(done)} of {len(units)} blocks of this process are done already")
+    sums = _Sums(count, split, shift, sums_device(features), whole)
+    wanted = {"rows": rows, "logits": logits, "marks": True}
+    tables: dict[str, list[Any]] = {name: [] for name, kept in wanted.items() if kept}
     with bar:
         reader = _Reader(source, features, list(todo.values()), batch, logits, bar)
-        for unit, index in todo.items():
-            try:
-                done[unit] = _part(reader, len(index), features, shift, rows, logits)
-            except ValueError:  # the same again would only fail again
+        for unit, index in units.items():
+            if unit in todo:
+                try:
+                    part = _part(reader, len(index), features, shift, rows, logits, count)
+                except ValueError:  # the same again would only fail again
+                    if store:
+                        store.undo()
+                    raise
                 if store:
-                    store.undo()
-                raise
-            if store:
-                store.save(names[unit], done[unit])
-    return Scored(
-        _gathered_blocks(done, split, shift, sums_device(features)),
-        _gathered_table("rows", done, units, len(source)) if rows else None,
-        _gathered_table("logits", done, units, len(source)) if logits else None,
-    )
+                    store.save(names[unit], part)
+            elif unit in done and store:
+                part = store.load(names[unit])
+            else:
+                continue
+            sums.add(unit, part)
+            for name, table in tables.items():
+                table.append((index, part.get(name)))
+    found = {name: _gathered_table(table, count) for name, table in tables.items()}
+    return Scored(sums.gathered(), **found)
 
 
 def _share_of_units(count: int, rank: int, world: int) -> tuple[int, dict[int, torch.Tensor]]:
@@ -228,11 +266,25 @@ class _Reader:
     ):
         self.outputs = (features.outputs[0], "logits") if logits else features.outputs[:1]
         self.bar = bar
+        self.marks: list[int] = []  # of images read whose part is not done
         self.rest: list[torch.Tensor] = []  # of the latest batch, what is not handed out yet
         self.stream: Iterator[dict[str, torch.Tensor]] = iter(())
         if indices:
-            pictures = source.read(torch.cat(indices))
+            pictures = self._marked(source.read(torch.cat(indices)))
             self.stream = feature_rows(features, pictures, batch, self.outputs)
+
+    def _marked(self, pictures: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yield the images and note what tells one from another."""
+        for part in pictures:
+            for picture in part.cpu().contiguous().numpy():
+                mark = hashlib.blake2b(picture.data, digest_size=8).digest()
+                self.marks.append(int.from_bytes(mark, "big", signed=True))
+            yield part
+
+    def take_marks(self, count: int) -> np.ndarray:
+        """Return the marks of the next `count` images, whose rows have been taken, int64."""
+        marks, self.marks = self.marks[:count], self.marks[count:]
+        return np.array(marks, np.int64)
 
     def take(self, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """Yield (rows, class scores or None) of the next `count` images."""
@@ -255,17 +307,19 @@ def _part(
     shift: torch.Tensor | None,
     keep_rows: bool,
     keep_logits: bool,
+    total: int,
 ) -> dict[str, np.ndarray]:
-    """Return {name: array} of the next `count` images: count, total, outer, rows, logits."""
+    """Return {name: array} of the next `count` of `total` images: Moments.arrays, rows, logits."""
     moments = Moments(shift=shift)
     waiting: list[torch.Tensor] = []
     kept: list[torch.Tensor] = []
     scores: list[torch.Tensor] = []
     for rows, logits in reader.take(count):
-        if 8 * BLOCKS * rows.shape[1] ** 2 > _MEMORY:
+        if 8 * min(total, rows.shape[1]) * rows.shape[1] > _MEMORY:
             raise ValueError(
-                f"features={features.name}: 16 covariances of dimension {rows.shape[1]} do not fit "
-                f"into {_MEMORY >> 30} GB; choose features of a smaller dimension"
+                f"features={features.name}: the moments of {total} images in {rows.shape[1]} "
+                f"dimensions do not fit into {_MEMORY >> 30} GB; choose features of a smaller "
+                "dimension"
             )
         waiting.append(rows.to(sums_device(features)))
         if sum(map(len, waiting)) >= _BUFFER:
@@ -277,60 +331,123 @@ def _part(
             scores.append(logits.cpu())
     if waiting:
         moments.update(torch.cat(waiting))
-    part = {"count": moments.count, "total": moments.total, "outer": moments.outer}
+    part = moments.arrays()
     part |= {"rows": torch.cat(kept)} if kept else {}
     part |= {"logits": torch.cat(scores)} if scores else {}
+    part["marks"] = reader.take_marks(count)
     return {key: np.asarray(torch.as_tensor(value).cpu()) for key, value in part.items()}
 
 
-def _gathered_blocks(
-    done: dict[int, dict[str, np.ndarray]],
-    split: int,
-    shift: torch.Tensor | None,
-    device: torch.device,
-) -> list[Moments]:
-    """Return the Moments of the 16 blocks, on every process, from the parts of all."""
-    world = distributed.world()
-    dim = torch.tensor(max([len(part["total"]) for part in done.values()], default=0)).to(device)
-    if world > 1:
-        dist.all_reduce(dim, dist.ReduceOp.MAX)
-    blocks = []
-    for block in range(BLOCKS):
-        moments = Moments(torch.zeros(int(dim)) if shift is None else shift)
-        moments.shift = moments.shift.to(device)
-        number = torch.zeros((), dtype=torch.float64, device=device)
-        moments.total = number.new_zeros(int(dim))
-        moments.outer = number.new_zeros(int(dim), int(dim))
-        for unit in range(block * split, (block + 1) * split):
-            if unit in done:
-                number += float(done[unit]["count"])
-                moments.total += torch.from_numpy(done[unit]["total"]).to(device)
-                moments.outer += torch.from_numpy(done[unit]["outer"]).to(device)
-        if world > 1:  # the others add zeros: the sums are those of one process, bit for bit
-            for value in (number, moments.total, moments.outer):
-                dist.all_reduce(value)
-        moments.count = int(number)
-        blocks.append(moments)
-    return blocks
+class _Sums:
+    """The moments of the parts that this process has done, and in the end those of all processes.
+
+    Args:
+        count: images of the pass.
+        split: parts of a block.
+        shift: of the rows; None = zero.
+        device: of the sums.
+        whole: one Moments of all images is asked for. Else there are 16 of blocks, unless they
+            would not fit.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        split: int,
+        shift: torch.Tensor | None,
+        device: torch.device,
+        whole: bool,
+    ):
+        self.count, self.split, self.device = count, split, device
+        self.shift, self.whole = shift, whole
+        self.parts: dict[int, Moments] = {}
+
+    def add(self, unit: int, part: dict[str, np.ndarray]) -> None:
+        """Take a part; parts come in the order of their numbers."""
+        dim = part["kept" if "kept" in part else "total"].shape[-1]
+        if self.shift is None:
+            self.shift = torch.zeros(dim)
+        moments = Moments.from_arrays(part, self.shift.to(self.device))
+        if distributed.world() == 1 and self._as_one(dim):
+            self.parts[0] = self.parts.get(0, Moments(moments.shift)).merge(moments)
+        else:
+            self.parts[unit] = moments
+
+    def _as_one(self, dim: int) -> bool:
+        return self.whole or 8 * min(self.count, BLOCKS * dim) * dim > _MEMORY
+
+    def gathered(self) -> list[Moments]:
+        """Return the Moments of the blocks, or of all images, on every process."""
+        if distributed.world() == 1:
+            whole = [self.parts[0]] if self.parts and self._as_one(len(self.parts[0].mean)) else []
+            return self._told(whole) or [self.parts.get(b, self._empty()) for b in range(BLOCKS)]
+        # Sums are added where they lie; the others add zeros: the sums are those of one process,
+        # bit for bit. Rows, which are smaller, are handed around.
+        shapes = {unit: (m.keeps_rows, len(m.shift)) for unit, m in self.parts.items()}
+        every = {k: v for shapes in distributed.gather_to_all(shapes) for k, v in shapes.items()}
+        dim = max(dim for _, dim in every.values())
+        if self.shift is None:
+            self.shift = torch.zeros(dim)
+        blocks: list[Moments] = []
+        for block in range(BLOCKS):
+            moments = self._empty()
+            for unit in range(block * self.split, (block + 1) * self.split):
+                if unit in every:
+                    moments.merge(self._everywhere(unit, every[unit][0]))
+            if blocks and self._as_one(dim):
+                blocks[0].merge(moments)
+            else:
+                blocks.append(moments)
+        return self._told(blocks)
+
+    def _empty(self) -> Moments:
+        return Moments(None if self.shift is None else self.shift.to(self.device))
+
+    def _everywhere(self, unit: int, keeps_rows: bool) -> Moments:
+        """Return a part of any process on every process."""
+        part = self.parts.pop(unit, None)
+        if keeps_rows:
+            arrays = part and {"count": part.count, "kept": part.arrays()["kept"].cpu().numpy()}
+            arrays = next(arrays for arrays in distributed.gather_to_all(arrays) if arrays)
+            return Moments.from_arrays(arrays, self._empty().shift)
+        shift = self._empty().shift
+        number = torch.zeros((), dtype=torch.float64, device=self.device)
+        total, outer = torch.zeros_like(shift), shift.new_zeros(len(shift), len(shift))
+        if part is not None:
+            number += part.count
+            total, outer = part.total, part.outer
+        for value in (number, total, outer):
+            dist.all_reduce(value)
+        arrays = {"count": int(number), "total": total, "outer": outer}
+        return Moments.from_arrays(arrays, shift)
+
+    def _told(self, blocks: list[Moments]) -> list[Moments]:
+        if len(blocks) == 1 and not self.whole:
+            dim = len(blocks[0].mean)
+            warnings.warn(
+                f"16 blocks of {self.count} images in {dim} dimensions would not fit into "
+                f"{_MEMORY >> 30} GB: the Frechet distance has no error bar",
+                stacklevel=3,
+            )
+        return blocks
 
 
-def _gathered_table(
-    key: str,
-    done: dict[int, dict[str, np.ndarray]],
-    units: dict[int, torch.Tensor],
-    count: int,
-) -> torch.Tensor | None:
-    """Return all rows in the order of the images on the first process, None on the others."""
-    shares = distributed.gather(
-        [(units[unit], part[key]) for unit, part in done.items() if key in part]
-    )
+def _gathered_table(table: list[tuple[torch.Tensor, Any]], count: int) -> torch.Tensor | None:
+    """Return all rows in the order of the images on the first process, None on the others.
+
+    None also where parts of an older version lack them.
+    """
+    shares = distributed.gather(table)
     if shares is None:
         return None
     pairs = [pair for share in shares for pair in share]
-    table = torch.empty(count, pairs[0][1].shape[1])
+    if any(values is None for _, values in pairs):
+        return None
+    first = torch.from_numpy(pairs[0][1])
+    together = first.new_empty(count, *first.shape[1:])
     for index, values in pairs:
-        table[index] = torch.from_numpy(values)
-    return table
+        together[index] = torch.from_numpy(values)
+    return together
 
 
 def _remove_empty(folder: Path) -> None:

@@ -6,18 +6,27 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from tqdm import tqdm
 
 from genmodels.data.source import read_source
 from genmodels.distributed import rank
+from genmodels.evaluation.kept import KeptFeatures
 from genmodels.evaluation.passes import Scored, Store, score_pass, sums_device
 from genmodels.evaluation.sources import ImageSource, Pictures
 from genmodels.images import OnDisk
 from genmodels.metrics.errorbars import resampled
 from genmodels.metrics.features import Features, load_features, mode_difference
-from genmodels.metrics.frechet import BlockFrechet, Moments, block_frechet, frechet_distance
-from genmodels.metrics.inception_score import inception_score
-from genmodels.metrics.kernel_distance import kernel_distance, kernel_distance_subsets
+from genmodels.metrics.frechet import (
+    BlockFrechet,
+    Moments,
+    RootTrace,
+    block_frechet,
+    frechet_distance,
+)
+from genmodels.metrics.inception_score import inception_scores
+from genmodels.metrics.kernel_distance import kernel_distance_deviations, kernel_distance_subsets
 from genmodels.metrics.manifold import (
     density_coverage,
     memorised,
@@ -27,7 +36,9 @@ from genmodels.metrics.manifold import (
 )
 from genmodels.metrics.stats import is_stats, load_stats
 
-Entry = dict[str, Any]  # a score as a report holds it: {"value": v, "stderr": s, ...}
+# A score as a report holds it: {"value": v, "stderr": s, ...}. A metric may add "deviations":
+# numbers whose squares add up to stderr^2, and which may be subtracted for sets of paired images.
+Entry = dict[str, Any]
 
 # What a score can be made of. All but the last two are (N, D) rows, which a pass must keep.
 NEEDS = {
@@ -113,7 +124,10 @@ class Metric:
 
 
 def _distance(frechet: BlockFrechet) -> Entry:
-    return {"value": frechet.value} | ({"stderr": frechet.stderr} if frechet.stderr else {})
+    if not frechet.stderr:
+        return {"value": frechet.value}
+    deviations = torch.tensor(frechet.deviations).double()
+    return {"value": frechet.value, "stderr": frechet.stderr, "deviations": deviations}
 
 
 def _limit(frechet: BlockFrechet) -> Entry:
@@ -126,8 +140,8 @@ def _distance_of_rows(rows: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def _kid(rows: torch.Tensor, reference: torch.Tensor) -> Entry:
-    value, stderr = kernel_distance(rows, reference)
-    return {"value": value, "stderr": stderr}
+    value, stderr, deviations = kernel_distance_deviations(rows, reference)
+    return {"value": value, "stderr": stderr, "deviations": deviations}
 
 
 def _kid_subsets(rows: torch.Tensor, reference: torch.Tensor) -> Entry:
@@ -136,14 +150,18 @@ def _kid_subsets(rows: torch.Tensor, reference: torch.Tensor) -> Entry:
 
 
 def _inception_score(logits: torch.Tensor) -> Entry:
-    value, spread = inception_score(logits)  # of 10 parts: the error of their mean is spread / 3
-    return {"value": value, "stderr": spread / 3, "spread": spread}
+    parts = np.array(inception_scores(logits))
+    value, spread = float(np.mean(parts)), float(np.std(parts))
+    deviations = torch.from_numpy(parts - value) / 90**0.5  # of the mean of 10: spread / 3
+    return {"value": value, "stderr": spread / 3, "spread": spread, "deviations": deviations}
 
 
 def _mean(values: torch.Tensor) -> Entry:
     """Return a mean over images with its standard error, the manifold taken as given."""
-    values = values.double()
-    return {"value": float(values.mean()), "stderr": float(values.std() / len(values) ** 0.5)}
+    values = values.double().cpu()
+    stderr = float(values.std() / len(values) ** 0.5)
+    deviations = (values - values.mean()) / (len(values) * (len(values) - 1)) ** 0.5
+    return {"value": float(values.mean()), "stderr": stderr, "deviations": deviations}
 
 
 def _precision_recall(rows: torch.Tensor, reference: torch.Tensor) -> tuple[Entry, Entry]:
@@ -324,7 +342,8 @@ class Scorer:
     Args:
         metrics: names of METRICS, or words that ask for several: see expand_metrics.
         features: a Features, or a name for load_features.
-        reference: uint8 images (N, C, H, W), Pictures, or the Moments of a statistics file.
+        reference: uint8 images (N, C, H, W), Pictures, or the Moments of a statistics file, or a
+            Scored: its Moments and, for other metrics than Frechet distances, its rows.
         train, held_out: uint8 images, for `memorised`.
         equal: compare sets of equal size: `fd` too is the mean over blocks of generated images as
             large as the reference (nn1 always is), with an error bar from resampling.
@@ -334,11 +353,14 @@ class Scorer:
         store: Store of the reference's pass, or None.
         progress: show bars.
         num: how many images will be scored, so that too few are refused before the work.
+        keep: KeptFeatures, where rows are looked for before images are passed over, or None.
 
     Attributes:
         metrics: {name: Metric as it is computed}.
         moments, rows: of the reference; rows only where a metric needs them.
         frechet, generated_rows: of the latest images, None where no metric needs them.
+        marks: (of the reference, of the latest images), see Scored; None where they are not known.
+        deviations: {metric: of the latest images}, see Entry.
         seconds: {label: of each pass, and of the latest scores}.
 
     Raises:
@@ -362,6 +384,7 @@ class Scorer:
         store: Store | None = None,
         progress: bool = False,
         num: int | None = None,
+        keep: KeptFeatures | None = None,
     ):
         words = list(metrics)
         self.metrics = metrics_to_score(words, equal)
@@ -372,27 +395,46 @@ class Scorer:
         self.progress = progress
         self.seconds: dict[str, float] = {}
         self.rows: torch.Tensor | None = None
+        self.keep = keep
+        self.root: RootTrace | None = None  # of the reference, once it is needed
         self.splits: dict[str, torch.Tensor | None] = {}  # rows of "train" and "held_out"
         self.frechet: BlockFrechet | None = None
         self.generated_rows: torch.Tensor | None = None
+        self.marks: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+        self.deviations: dict[str, torch.Tensor] = {}
         splits = {"train": train, "held_out": held_out}
+        if isinstance(reference, Moments):
+            reference = Scored([reference])
         self._check_features()
         self._check_sources(reference, splits)
-        self.reference_num = reference.count if isinstance(reference, Moments) else len(reference)
+        if isinstance(reference, Scored):
+            rows = reference.rows
+            moments = reference.moments()
+            self.reference_num = moments.count if rows is None else len(rows)
+        else:
+            self.reference_num = len(reference)
         num = self.reference_num if num is None else num
         self._check_number(num, self.features.dim or 0)
-        if isinstance(reference, Moments):
-            self.moments = reference.to(sums_device(self.features))
+        if not isinstance(reference, Scored):
+            pictures = _pictures(reference)
+            reference_rows = self._pass(
+                pictures, "reference", rows=self.keep_rows, store=store, whole=True
+            )
+            self.moments = reference_rows.moments()
+            self.rows = reference_rows.rows
+            self.marks = (reference_rows.marks, None)
         else:
-            scored = self._pass(_pictures(reference), "reference", rows=self.keep_rows, store=store)
-            self.moments = scored.moments()
-            self.rows = scored.rows
+            self.moments = moments.to(sums_device(self.features))
+            self.rows = reference.rows
+            self.marks = (reference.marks, None)
         self._check_number(num, self._dim())
         for name, pixels in splits.items():
             if any(name in metric.needs for metric in self.metrics.values()):
                 again = pixels is reference  # as in training, where it is the training set
                 self.splits[name] = (
-                    self.rows if again else self._pass(_pictures(pixels), name, rows=True).rows
+                    self.rows
+                    if again
+                    else self._pass(_pictures(pixels), name, rows=True, whole=True).rows
                 )
 
     def _dim(self) -> int:
@@ -421,11 +463,13 @@ class Scorer:
                 raise ValueError(
                     f"metrics={name}: needs a data set with a training and a test split"
                 )
-            if isinstance(reference, Moments) and metric.keeps_rows:
+            bare = isinstance(reference, Scored) and reference.rows is None
+            if bare and metric.keeps_rows:
                 equal = "" if metric is METRICS[name] else " (equal=true)"
                 raise ValueError(
                     f"metrics={name}{equal}: needs the reference's images, statistics give fd and "
-                    "fd_inf only; name a folder, zip, npz or data set as the reference"
+                    "fd_inf only; name a folder, zip, npz or data set as the reference, or write "
+                    "the statistics with rows=true"
                 )
 
     def _check_number(self, num: int, dim: int) -> None:
@@ -455,16 +499,29 @@ class Scorer:
                     f"metrics={metric.limit_of}"
                 )
 
-    def _pass(self, source: ImageSource, label: str, **options: Any) -> Scored:
+    def _pass(
+        self, source: ImageSource, label: str, store: Store | None = None, **options: Any
+    ) -> Scored:
         started = time.monotonic()
-        scored = score_pass(
-            source, self.features, batch=self.batch, label=label, progress=self.progress, **options
-        )
+        scored = self.keep and self.keep.scored(source, self.features, options.get("shift"))
+        if not scored:
+            if self.keep:
+                options |= {"rows": True, "logits": "logits" in self.features.outputs}
+            options |= {"store": store, "batch": self.batch, "progress": self.progress}
+            scored = score_pass(source, self.features, label=label, **options)
+            if self.keep:
+                self.keep.add(source, self.features, scored)
         self.seconds[label] = round(time.monotonic() - started, 2)
         return scored
 
     def __call__(
-        self, generated: Any, seed: int = 0, *, store: Store | None = None, curve: bool = False
+        self,
+        generated: Any,
+        seed: int = 0,
+        *,
+        store: Store | None = None,
+        curve: bool = False,
+        label: str = "images",
     ) -> dict[str, Entry]:
         """Return {metric: {"value": v, "stderr": s, ...}} of uint8 images or a source of them.
 
@@ -473,12 +530,13 @@ class Scorer:
             seed: of the resampled error bars.
             store: Store of this pass, or None.
             curve: keep in `frechet` what a plot needs.
+            label: of the bar.
         """
         source = _pictures(generated)
         self._check_number(len(source), self._dim())
         scored = self._pass(
             source,
-            "images",
+            label,
             shift=self.moments.mean,
             rows=self.keep_rows,
             logits=self.keep_logits,
@@ -486,11 +544,25 @@ class Scorer:
         )
         self.frechet = None
         self.generated_rows = scored.rows
+        self.marks = (self.marks[0], scored.marks)
+        self.deviations = {}
         if rank() != 0:
             return {}
         started = time.monotonic()
+        with self._bar(scored.blocks) as bar:
+            scores = self._scores(scored, seed, curve, bar.update)
+        self.seconds["scores"] = round(time.monotonic() - started, 2)
+        return scores
+
+    def _scores(
+        self, scored: Scored, seed: int, curve: bool, tick: Callable[[], object]
+    ) -> dict[str, Entry]:
+        """Return the entries of all metrics; keep their deviations."""
         if any("frechet" in metric.needs for metric in self.metrics.values()):
-            self.frechet = block_frechet(scored.blocks, self.moments, curve=curve)
+            self.root = self.root or RootTrace(self.moments)
+            self.frechet = block_frechet(
+                scored.blocks, self.moments, curve=curve, root=self.root, tick=tick
+            )
         inputs = self.splits | {
             "rows": scored.rows,
             "reference": self.rows,
@@ -501,22 +573,36 @@ class Scorer:
         scores = {}
         for name, metric in self.metrics.items():
             if metric.halves or metric.in_blocks:
-                scores[name] = self._of_subsets(metric, inputs, seed)
-                continue
-            computation = (metric.score, metric.needs)
-            if computation not in results:
-                results[computation] = metric.score(*self._where_sums_are(metric, inputs))
-            result = _part(metric, results[computation])
-            scores[name] = result if isinstance(result, dict) else {"value": float(result)}
-        self.seconds["scores"] = round(time.monotonic() - started, 2)
+                result = self._of_subsets(metric, inputs, seed, tick)
+            else:
+                computation = (metric.score, metric.needs)
+                if computation not in results:
+                    results[computation] = metric.score(*self._where_sums_are(metric, inputs))
+                result = _part(metric, results[computation])
+                tick()
+            entry = dict(result) if isinstance(result, dict) else {"value": float(result)}
+            if "deviations" in entry:
+                self.deviations[name] = entry.pop("deviations")
+            scores[name] = entry
         return scores
+
+    def _bar(self, blocks: list[Moments]) -> tqdm:
+        """Return the bar of the scores: a step for each distance, half or other computation."""
+        steps = 0
+        if any("frechet" in metric.needs for metric in self.metrics.values()):
+            steps += 1 if len(blocks) == 1 else 1 + len(blocks)
+        for metric in self.metrics.values():
+            steps += 1 + self.resamples if metric.halves else 1
+        return tqdm(total=steps, desc="scores", unit="step", delay=0.5, disable=not self.progress)
 
     def _where_sums_are(self, metric: Metric, inputs: dict[str, Any]) -> list[Any]:
         """Return what the metric needs, its rows on the device of sums."""
         device = sums_device(self.features)
         return [inputs[need].to(device) if need in _ROWS else inputs[need] for need in metric.needs]
 
-    def _of_subsets(self, metric: Metric, inputs: dict[str, Any], seed: int) -> Entry:
+    def _of_subsets(
+        self, metric: Metric, inputs: dict[str, Any], seed: int, tick: Callable[[], object]
+    ) -> Entry:
         """Return the entry of a metric of blocks or halves of the rows, on the CPU."""
 
         def score(rows: torch.Tensor, reference: torch.Tensor) -> float:
@@ -525,11 +611,19 @@ class Scorer:
 
         number = _in_blocks(score) if metric.in_blocks else score
         if not (metric.halves and self.resamples):
+            tick()
             return {"value": number(inputs["rows"], inputs["reference"])}
         result = resampled(
-            number, inputs["rows"], inputs["reference"], times=self.resamples, seed=seed
+            number,
+            inputs["rows"],
+            inputs["reference"],
+            times=self.resamples,
+            seed=seed,
+            tick=tick,
         )
-        return {"value": result.value, "stderr": result.stderr}
+        draws = torch.tensor(result.draws).double()
+        deviations = (draws - draws.mean()) / (len(draws) - 1) ** 0.5
+        return {"value": result.value, "stderr": result.stderr, "deviations": deviations}
 
 
 def _part(metric: Metric, result: Any) -> Any:

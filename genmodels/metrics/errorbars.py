@@ -20,7 +20,14 @@ import torch
 
 from genmodels.kernels.philox import philox
 
-__all__ = ["BLOCKS", "Resampled", "block_of", "jackknife", "resampled"]
+__all__ = [
+    "BLOCKS",
+    "Resampled",
+    "block_of",
+    "jackknife",
+    "jackknife_deviations",
+    "resampled",
+]
 
 BLOCKS = 16
 _KEY = 0x626C6F636B  # of this permutation, shared with no seed of images
@@ -50,25 +57,49 @@ def jackknife(value: float, without: Sequence[float], sizes: Sequence[int]) -> t
     Reference: Busing, Meijer and van der Leeden 1999, "Delete-m jackknife for unequal m",
         Statistics and Computing 9; for equal blocks Quenouille 1956.
     """
+    spread, scale, corrected = _pseudo_values(value, without, sizes)
+    return math.sqrt(float((spread.square() / scale).mean())), corrected
+
+
+def jackknife_deviations(
+    value: float, without: Sequence[float], sizes: Sequence[int]
+) -> torch.Tensor:
+    """Return (p_g - c) / (G (h_g - 1))^1/2, see jackknife; the sum of squares is its variance.
+
+    They are linear in the statistic: those of two statistics of the same blocks differ by those
+    of their difference.
+    """
+    spread, scale, _ = _pseudo_values(value, without, sizes)
+    return spread / (len(spread) * scale).sqrt()
+
+
+def _pseudo_values(
+    value: float, without: Sequence[float], sizes: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Return (p_g - c, h_g - 1, c), c the value freed of its bias."""
     left_out = torch.as_tensor(without, dtype=torch.float64)
     counts = torch.as_tensor(sizes, dtype=torch.float64)
     share = counts / counts.sum()
     corrected = float(len(counts) * value - ((1 - share) * left_out).sum())
     pseudo = value / share - (1 / share - 1) * left_out
-    variance = ((pseudo - corrected).square() / (1 / share - 1)).mean()
-    return math.sqrt(float(variance)), corrected
+    return pseudo - corrected, 1 / share - 1, corrected
 
 
 @dataclass(frozen=True)
 class Resampled:
-    """A score on the full sets and the standard error of it."""
+    """A score on the full sets, the standard error of it, and the score on halves of them."""
 
     value: float
     stderr: float
+    draws: tuple[float, ...] = ()
 
 
 def resampled(
-    metric: Callable[..., float], *sets: torch.Tensor, times: int = 100, seed: int = 0
+    metric: Callable[..., float],
+    *sets: torch.Tensor,
+    times: int = 100,
+    seed: int = 0,
+    tick: Callable[[], object] | None = None,
 ) -> Resampled:
     """Return the `Resampled` value and standard error of metric(*sets).
 
@@ -87,6 +118,7 @@ def resampled(
         sets: (N,D) tensors, N >= 4; each is halved on its own.
         times: number of draws, >= 2; the error of the error is about 1 / sqrt(2 * times).
         seed: of the draws.
+        tick: called after each draw and after the full sets.
 
     Raises:
         ValueError: times < 2, a set with fewer than four rows, or what the metric raises.
@@ -100,6 +132,8 @@ def resampled(
             f"resampled needs sets of at least 4 rows, got {[len(rows) for rows in sets]}"
         )
     value = float(metric(*sets))
+    tick = tick or (lambda: None)
+    tick()
     random = np.random.default_rng(seed)
     draws = []
     with warnings.catch_warnings():
@@ -109,4 +143,5 @@ def resampled(
             picks = [random.permutation(len(rows))[: len(rows) // 2] for rows in sets]
             halves = [rows[torch.from_numpy(pick)] for rows, pick in zip(sets, picks)]
             draws.append(float(metric(*halves)))
-    return Resampled(value, float(np.std(draws, ddof=1)))
+            tick()
+    return Resampled(value, float(np.std(draws, ddof=1)), tuple(draws))

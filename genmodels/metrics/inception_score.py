@@ -12,13 +12,19 @@ import torch
 
 from genmodels.metrics.features import check_rows
 
-__all__ = ["inception_score"]
+__all__ = ["inception_score", "inception_scores"]
 
 
 def inception_score(
     logits: torch.Tensor, splits: int = 10, seed: int = 2020
 ) -> tuple[float, float]:
-    """Return (mean, standard deviation) of the score over equal parts of the images.
+    """Return (mean, standard deviation) of inception_scores, of which it has the arguments."""
+    scores = inception_scores(logits, splits, seed)
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def inception_scores(logits: torch.Tensor, splits: int = 10, seed: int = 2020) -> list[float]:
+    """Return the score of each of equal parts of the images.
 
     The images are shuffled first, as torch-fidelity 0.4 does it (numpy's RandomState): files come
     sorted by class. With few images in a part the score is too low; published figures have 5,000.
@@ -41,4 +47,4 @@ def inception_score(
         part = log_p[i * len(log_p) // splits : (i + 1) * len(log_p) // splits]
         marginal = part.exp().mean(dim=0).log()
         scores.append(float((part.exp() * (part - marginal)).sum(dim=1).mean().exp()))
-    return float(np.mean(scores)), float(np.std(scores))
+    return scores

@@ -10,11 +10,11 @@ Reference: Binkowski, Sutherland, Arbel and Gretton 2018, arXiv 1801.01401, sect
 import numpy as np
 import torch
 
-from genmodels.kernels.mmd import mmd
+from genmodels.kernels.mmd import leave_one_out, mmd
 from genmodels.kernels.pairwise import polynomial_sums
 from genmodels.metrics.features import check_rows
 
-__all__ = ["kernel_distance", "kernel_distance_subsets"]
+__all__ = ["kernel_distance", "kernel_distance_deviations", "kernel_distance_subsets"]
 
 
 def kernel_distance(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
@@ -31,10 +31,24 @@ def kernel_distance(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
     Reference: Binkowski et al. 2018, arXiv 1801.01401, equation 4; Gretton et al., JMLR 2012,
         lemma 6 (the estimator).
     """
+    return kernel_distance_deviations(a, b)[:2]
+
+
+def kernel_distance_deviations(
+    a: torch.Tensor, b: torch.Tensor
+) -> tuple[float, float, torch.Tensor]:
+    """Return kernel_distance(a, b) and numbers (N + M,) whose squares add up to its variance.
+
+    They are linear in the distance: those of two sets of paired images, against one b, differ by
+    those of the difference of the distances.
+    """
     a, b = _checked_pair(a, b, 3, "kid")
     between = polynomial_sums(a, b, columns=True)  # both directions from one product
-    value, stderr = mmd(polynomial_sums(a), polynomial_sums(b), *between)
-    return float(value), float(stderr)
+    sums = (polynomial_sums(a), polynomial_sums(b), *between)
+    value, stderr = mmd(*sums)
+    _, parts = leave_one_out(*sums)
+    scaled = [((len(p) - 1) / len(p)) ** 0.5 * (p - p.mean()) for p in parts]
+    return float(value), float(stderr), torch.cat(scaled).cpu()
 
 
 def kernel_distance_subsets(

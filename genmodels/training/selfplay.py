@@ -268,7 +268,12 @@ class SelfPlay:
             FloatingPointError: it diverged.
         """
         part, cfg = self.part(candidate), self.candidate_config(candidate)
-        done = checkpoint.read_checkpoint(part.last)["global_step"] if part.last.exists() else 0
+        done = 0
+        if part.last.exists() or part.steps():
+            start, saved = checkpoint.newest_checkpoint(part.folder)
+            done = saved["global_step"]
+            if self.first and start != part.last:
+                link(start, part.last)
         if done >= step:
             return
         self.pause_if_late()

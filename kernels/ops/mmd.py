@@ -9,7 +9,7 @@ the jackknife error (Efron and Stein, 1981), follows without any resampling.
 
 from torch import Tensor
 
-__all__ = ["mmd"]
+__all__ = ["leave_one_out", "mmd"]
 
 
 def mmd(xx: Tensor, yy: Tensor, xy: Tensor, yx: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,6 +23,20 @@ def mmd(xx: Tensor, yy: Tensor, xy: Tensor, yx: Tensor) -> tuple[Tensor, Tensor]
         ValueError: with fewer than three vectors in a set.
     Reference: Gretton et al., JMLR 2012, lemma 6; Efron and Stein 1981 for the jackknife.
     """
+    value, parts = leave_one_out(xx, yy, xy, yx)
+    variance = sum(
+        (len(part) - 1) / len(part) * (part - part.mean()).square().sum() for part in parts
+    )
+    return value, variance.sqrt()
+
+
+def leave_one_out(
+    xx: Tensor, yy: Tensor, xy: Tensor, yx: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Return (unbiased squared MMD, (that without x_i, (N,), that without y_j, (M,))).
+
+    Arguments and errors as for mmd.
+    """
     n, m = len(xx), len(yy)
     if n < 3 or m < 3:
         raise ValueError(f"mmd: needs at least three vectors in each set, got {n} and {m}")
@@ -34,8 +48,4 @@ def mmd(xx: Tensor, yy: Tensor, xy: Tensor, yx: Tensor) -> tuple[Tensor, Tensor]
     without_y = (
         a / (n * (n - 1)) + (b - 2 * yy) / ((m - 1) * (m - 2)) - 2 * (c - yx) / (n * (m - 1))
     )
-    variance = sum(
-        (len(part) - 1) / len(part) * (part - part.mean()).square().sum()
-        for part in (without_x, without_y)
-    )
-    return value, variance.sqrt()
+    return value, (without_x, without_y)

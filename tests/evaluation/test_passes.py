@@ -7,7 +7,8 @@ import torch
 import genmodels
 from genmodels import images
 from genmodels.evaluation import passes
-from genmodels.evaluation.passes import Store, score_pass
+from genmodels.evaluation.passes import Scored, Store, score_pass
+from genmodels.evaluation.scorer import Scorer
 from genmodels.evaluation.sources import Generated, Pictures
 from genmodels.metrics.errorbars import block_of
 from genmodels.metrics.features import extract, load_features
@@ -154,7 +155,53 @@ def test_identity_tells_weights_seeds_and_settings_apart(tiny_run):
     assert Pictures(changed).identity() != Pictures(PIXELS).identity()
 
 
-def test_a_pass_refuses(features):
-    wide = torch.zeros(20, 1, 128, 128, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="features=pixels: 16 covariances of dimension 16384"):
-        score_pass(Pictures(wide), features)
+def test_what_does_not_fit_is_refused_or_summed_without_blocks(features, monkeypatch):
+    """At D = 16 with a limit of 16 x 16 x 8 bytes there is room for one covariance alone."""
+    monkeypatch.setattr(passes, "_MEMORY", 8 * 16 * 16)
+    with pytest.warns(UserWarning, match="16 blocks of 203 images in 16 dimensions would not fit"):
+        found = score_pass(Pictures(PIXELS), features)
+    assert len(found.blocks) == 1
+    whole = Moments().update(extract(features, PIXELS))
+    torch.testing.assert_close(found.moments().cov, whole.cov, rtol=1e-11, atol=1e-14)
+    monkeypatch.setattr(passes, "_MEMORY", 8 * 16 * 16 - 1)
+    with pytest.raises(ValueError, match="moments of 203 images in 16 dimensions do not fit"):
+        score_pass(Pictures(PIXELS), features)
+    score_pass(Pictures(PIXELS[:15]), features)  # whose rows are smaller than a covariance
+
+
+def test_few_images_of_many_pixels_build_no_covariance(features, monkeypatch):
+    """30 pictures of 3 x 64 x 64: D = 12288, whose covariance would be 1.2 GB."""
+    monkeypatch.setattr(Moments, "outer", property(lambda self: pytest.fail("built")))
+    wide = torch.randint(0, 256, (60, 3, 64, 64), dtype=torch.uint8)
+    scorer = Scorer(["fd"], features, reference=wide[:30])
+    with pytest.warns(UserWarning, match="30 images in 12288 dimensions"):
+        found = scorer(wide[30:])["fd"]["value"]
+    # With the law of the pixels' n x n Gram matrices: tr (S1 S2)^1/2 is the nuclear norm of the
+    # cross-Gram matrix, here by numpy.
+    one, two = (wide[k : k + 30].reshape(30, -1).numpy() / 255.0 for k in (30, 0))
+    means = [x.mean(0) for x in (one, two)]
+    centred = [(x - m) / 29**0.5 for x, m in zip((one, two), means)]
+    cross = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
+    traces = sum((x**2).sum() for x in centred)
+    expected = ((means[0] - means[1]) ** 2).sum() + traces - 2 * cross
+    assert found == pytest.approx(expected, rel=1e-6)  # the rows are float32
+
+
+def test_one_moments_of_all_images_is_the_sum_of_the_blocks(features):
+    blocks, whole = (score_pass(Pictures(PIXELS), features, whole=w) for w in (False, True))
+    assert len(blocks.blocks) == 16 and len(whole.blocks) == 1
+    assert torch.equal(blocks.moments().outer, whole.moments().outer)
+
+
+def test_equal_images_have_equal_marks(features):
+    twice = torch.cat([PIXELS[:50], PIXELS[:50]])
+    marks = score_pass(Pictures(twice), features).marks
+    assert torch.equal(marks[:50], marks[50:]) and len(marks.unique()) == 50
+
+
+def test_rows_give_what_their_pass_left(features):
+    shift = torch.full((16,), 0.5)
+    left = score_pass(Pictures(PIXELS), features, rows=True, shift=shift)
+    found = Scored.of_rows(left.rows, features, shift)
+    for one, two in zip(left.blocks, found.blocks):
+        assert torch.equal(one.outer, two.outer) and torch.equal(one.total, two.total)

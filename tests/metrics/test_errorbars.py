@@ -189,3 +189,19 @@ def test_resampled_refuses():
         resampled(nn1, normal(9, 2), normal(9, 2), times=1)
     with pytest.raises(ValueError, match=r"at least 4 rows, got \[9, 3\]"):
         resampled(nn1, normal(9, 2), normal(3, 2))
+
+
+def test_blocks_of_few_rows_give_the_jackknife_of_their_sums(monkeypatch):
+    """Blocks smaller than the dimension keep rows: what is left out is then subtracted."""
+    monkeypatch.setattr(frechet, "_SMALL", 0)
+    x, one = normal(400, 30), torch.ones(30).double()
+    reference = reference_of(0.2 * one, 1.1 * one)
+    blocks = blocks_of_rows(x)
+    assert all(block.keeps_rows for block in blocks)
+    found = block_frechet(blocks, reference, curve=True)
+    for block in blocks:
+        block._sum_up()
+    summed = block_frechet(blocks, reference, curve=True)
+    assert found.stderr == pytest.approx(summed.stderr, rel=1e-9)
+    assert found.limit == pytest.approx(summed.limit, rel=1e-9)
+    assert sum(d * d for d in found.deviations) == pytest.approx(found.stderr**2, rel=1e-12)

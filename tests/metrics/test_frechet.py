@@ -216,6 +216,49 @@ def test_moments_refuse_what_would_spoil_them():
         frechet_distance(moments, Moments().update(normal(9, 4)))
 
 
+@pytest.mark.parametrize(("n", "m"), [(40, 30), (40, 300), (300, 40), (64, 64)])
+def test_few_rows_give_the_distance_of_their_covariances(n, m, monkeypatch):
+    """Kept rows against the covariances themselves, whose root is scipy's."""
+    x, y = normal(n, 64) * torch.linspace(0.2, 1, 64), normal(m, 64, seed=1) + 0.1
+    few = [Moments().update(x), Moments().update(y)]
+    assert [moments.keeps_rows for moments in few] == [n <= 64, m <= 64]
+    covs = [np.cov(rows.numpy().T) for rows in (x, y)]
+    product = scipy.linalg.sqrtm(covs[0]) @ covs[1] @ scipy.linalg.sqrtm(covs[0])
+    trace = np.sqrt(np.linalg.eigvalsh((product + product.T).real / 2).clip(0)).sum()
+    truth = (x.mean(0) - y.mean(0)).square().sum() + sum(np.trace(c) for c in covs) - 2 * trace
+    with pytest.warns(UserWarning):
+        found = frechet_distance(*few)
+    # scipy's root of a singular matrix is what is off: its roots of rounding size are 1e-8.
+    assert found.singular and found.value == pytest.approx(float(truth), abs=1e-6)
+    sums = [Moments.from_stats(k.mean, torch.from_numpy(c), k.count) for k, c in zip(few, covs)]
+    with pytest.warns(UserWarning):
+        assert found.value == pytest.approx(frechet_distance(*sums).value, rel=1e-12)
+
+
+def test_rows_become_sums_beyond_the_dimension():
+    """Whatever the way: batches, merges with and without another shift, and back from arrays."""
+    x = normal(60, 20)
+    direct = Moments().update(x[:50])
+    assert not direct.keeps_rows
+    for split in (5, 20, 45):
+        shift = torch.full((20,), 0.3)
+        parts = [Moments(shift).update(x[:split]), Moments().update(x[split:50])]
+        joined = parts[0].merge(parts[1])
+        torch.testing.assert_close(joined.mean, direct.mean, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(joined.cov, direct.cov, rtol=1e-11, atol=1e-13)
+    few = Moments(torch.full((20,), 0.3)).update(x[:6]).merge(Moments().update(x[6:15]))
+    assert few.keeps_rows and few.count == 15
+    np.testing.assert_allclose(few.cov, np.cov(x[:15].numpy().T), atol=1e-13)
+    np.testing.assert_allclose(few.factor.T @ few.factor, np.cov(x[:15].numpy().T), atol=1e-13)
+    for moments in (few, direct):
+        again = Moments.from_arrays(moments.arrays(), moments.shift)
+        torch.testing.assert_close(again.cov, moments.cov, rtol=1e-12, atol=1e-15)
+        assert again.keeps_rows == moments.keeps_rows
+    assert torch.equal(few.to("cpu").cov, few.cov)
+    left = direct.without(Moments(direct.shift).update(x[:10]))
+    np.testing.assert_allclose(left.cov, np.cov(x[10:50].numpy().T), atol=1e-12)
+
+
 # --- torch-fidelity ------------------------------------------------------------------------------
 
 
@@ -239,6 +282,6 @@ def test_frechet_against_torch_fidelity(n, m, dim):
 
 def test_a_shared_root_changes_nothing():
     sets = [Moments().update(normal(80, 5, seed=k) * (1 + k)) for k in range(3)]
-    root = RootTrace(sets[0].cov)
+    root = RootTrace(sets[0])
     for other in sets[1:]:
         assert frechet_distance(other, sets[0], root=root) == frechet_distance(other, sets[0])
