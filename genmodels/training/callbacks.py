@@ -17,6 +17,7 @@ from genmodels.evaluation.scorer import Scorer
 from genmodels.evaluation.sources import Generated
 from genmodels.methods.base import GenerativeModule
 from genmodels.run import Run
+from genmodels.training.saver import CSVMetrics
 
 
 class EMA(WeightAveraging):
@@ -175,6 +176,37 @@ class GeneratedMetrics(Callback):
             logs = {f"eval/{k}_{self.cfg.num}": score["value"] for k, score in scores.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(logs, trainer.global_step - 1)
+
+
+class MissedLoss(Callback):
+    """Measures the held-out loss of the step that a run goes on from, where that was missed.
+
+    It comes after the step's checkpoint: a kill in between, or a signal that does not wait for it,
+    leaves its place in metrics.csv empty.
+
+    Args:
+        every: optimizer steps between held-out losses, 0: none.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_train_start(self, trainer: Any, module: L.LightningModule) -> None:
+        """Measure and log it."""
+        step = trainer.global_step
+        if not step or not self.every or step % self.every:
+            return
+        rows = next(log.rows for log in trainer.loggers if isinstance(log, CSVMetrics))
+        missed = not any(key.startswith("val/") for key in rows.get(step, {}))
+        if not trainer.strategy.reduce_boolean_decision(missed, all=False):
+            return
+        loop, connector = trainer.fit_loop.epoch_loop, trainer._logger_connector
+        before = connector._first_loop_iter
+        loop.val_loop.restarting = False  # it would go on after the batches of its last time
+        trainer.validating = True  # as Lightning's own loop calls it
+        loop.val_loop.run()
+        trainer.training = True
+        connector._first_loop_iter = before
 
 
 class Throughput(Callback):
