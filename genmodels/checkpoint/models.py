@@ -61,7 +61,8 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
     """Return a trained method in eval mode. Nothing in the file is executed.
 
     Args:
-        path: run folder (its last checkpoint), .ckpt file, or exported folder.
+        path: run folder (its last checkpoint, or the newest that can be read, with a warning),
+            .ckpt file, or exported folder.
         ema: the averaged weights (default) or, from a checkpoint, the raw ones.
         device: where to put it.
 
@@ -72,8 +73,7 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
     if (path / "config.json").is_file():
         plain, state = _read_export(path)
     elif path.suffix == ".ckpt" or Run(path).checkpoints.is_dir():
-        path = _checkpoint_file(path)
-        checkpoint = read_checkpoint(path)
+        path, checkpoint = newest_checkpoint(path) if path.is_dir() else (path, _read_file(path))
         plain = checkpoint["hyper_parameters"]["config"]
         raw = not ema and "current_model_state" in checkpoint
         state = checkpoint["current_model_state" if raw else "state_dict"]
@@ -107,12 +107,41 @@ def load_guide(settings: dict[str, Any], device: torch.device | str) -> None:
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Return the dict in a .ckpt file, or in a run folder's last one (no code in it is run).
+    """Return the dict in a .ckpt file, or in a run folder's newest one (no code in it is run).
 
     Raises:
-        ValueError: missing, broken, or not written by this package.
+        ValueError: missing, damaged, or not written by this package.
     """
-    path = _checkpoint_file(Path(path).expanduser())
+    path = Path(path).expanduser()
+    return newest_checkpoint(path)[1] if path.is_dir() else _read_file(path)
+
+
+def newest_checkpoint(folder: Path | str) -> tuple[Path, dict[str, Any]]:
+    """Return (file, the dict in it) of a run's last checkpoint.
+
+    Where that is missing or damaged it is the newest of the run's steps that can be read, and a
+    warning says so.
+
+    Raises:
+        ValueError: none can be read.
+    """
+    run = Run(Path(folder).expanduser())
+    try:
+        return run.last, _read_file(run.last)
+    except ValueError as error:
+        reason = error
+    for path in reversed(run.steps()):
+        try:
+            checkpoint = _read_file(path)
+        except ValueError:
+            continue
+        warnings.warn(f"{reason}; {path.name} is taken in its place", stacklevel=2)
+        return path, checkpoint
+    raise reason
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """Return the dict in a .ckpt file."""
     if not path.is_file():
         raise ValueError(f"model={path}: no such file; the run has saved no checkpoint yet")
     try:
@@ -127,15 +156,12 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     return checkpoint
 
 
-def _checkpoint_file(path: Path) -> Path:
-    return Run(path).last if path.is_dir() else path
-
-
 def _read_export(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Return (plain config, state dict) of an exported folder."""
     try:
         description = json.loads(read_plain(path / "config.json"))
         version, plain = int(description["genmodels_format"]), dict(description["config"])
+        digest = str(description.get("weights_sha256", ""))  # of older exports: none
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         raise ValueError(f"model={path}: config.json is not one of genmodels' exports") from None
     if version > FORMAT:
@@ -143,12 +169,19 @@ def _read_export(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             f"model={path}: export format {version}, this version reads up to {FORMAT}; "
             "upgrade genmodels"
         )
+    weights = path / "model.safetensors"
     try:
-        check_plain(path / "model.safetensors")
-        with safe_open(path / "model.safetensors", "pt") as file:
+        check_plain(weights)
+        with safe_open(weights, "pt") as file:
             state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        found = file_sha256(weights) if digest else ""
     except (SafetensorError, OSError) as error:
         raise ValueError(f"model={path}: model.safetensors cannot be read ({error})") from None
+    if found != digest:
+        raise ValueError(
+            f"model={path}: model.safetensors has another sha256 than config.json says, so it is "
+            "damaged or another model's; export it anew"
+        )
     return plain, state
 
 
@@ -267,6 +300,12 @@ def init_weights(model: Any, path: Path | str) -> list[str]:
         )
     target.load_state_dict({key: source[key] for key in agree}, strict=False)
     return [key for key in others if key in ours]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_hash(model: Any) -> str:
