@@ -136,7 +136,7 @@ def test_folders_that_cannot_be_made_leave_nothing(tmp_path, capsys):
     ):
         assert train.main([*DEBUG, *words]) == 2
         errors = capsys.readouterr().err
-        assert "File name too long" in errors and errors.count("\n") == 1
+        assert "too long" in errors and errors.count("\n") == 1
     with pytest.raises(OSError, match="too long"):
         make_folder(tmp_path / "c" / "d" / ("z" * 300))
     assert list(tmp_path.iterdir()) == []
