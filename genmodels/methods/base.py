@@ -303,6 +303,10 @@ class GenerativeModule(L.LightningModule):
             factor /= math.sqrt(max(step / cfg.t_ref, 1.0))
         return factor
 
+    def ema_half_life(self, step: int) -> float:
+        """Return the half-life of the weight average, in images, after `step` optimizer steps."""
+        return self.cfg.ema.half_life
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,

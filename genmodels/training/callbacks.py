@@ -15,6 +15,7 @@ from genmodels import generation, images
 from genmodels.config import EvalConfig, SampleConfig
 from genmodels.evaluation.scorer import Scorer
 from genmodels.evaluation.sources import Generated
+from genmodels.methods.base import GenerativeModule
 from genmodels.run import Run
 from genmodels.training.saver import CSVMetrics
 
@@ -26,7 +27,7 @@ class EMA(WeightAveraging):
     beta = 0.5^(B / min(half_life, rampup * images seen before the step)).
 
     Args:
-        half_life: in images.
+        half_life: in images; the method trained may have another at some steps (ema_half_life).
         rampup: the half-life is at most this share of the images seen; 0: no limit.
         batch_size: images in an optimizer step.
 
@@ -36,12 +37,13 @@ class EMA(WeightAveraging):
     def __init__(self, half_life: float, rampup: float, batch_size: int) -> None:
         super().__init__(use_buffers=False, multi_avg_fn=self._average)
         self.half_life = half_life
+        self.method: GenerativeModule | None = None
         self.rampup = rampup
         self.batch_size = batch_size
 
     def decay(self, step: int) -> float:
         """Return beta for the step after `step` optimizer steps."""
-        half_life = self.half_life
+        half_life = self.half_life if self.method is None else self.method.ema_half_life(step)
         if self.rampup:
             half_life = min(half_life, self.rampup * step * self.batch_size)
         return 0.5 ** (self.batch_size / half_life) if half_life else 0.0
@@ -55,6 +57,8 @@ class EMA(WeightAveraging):
         """Move the average to the model's device (setup made it before the model moved)."""
         # The LightningModule's own .to(), for it alone keeps .device right.
         self.module.to(module.device)
+        if isinstance(module, GenerativeModule):
+            self.method = module
 
     @property
     def module(self) -> Any:
