@@ -61,7 +61,8 @@ def train(argv: Sequence[str]) -> Path | None:
     with cli.warnings_as_notes(late=True):
         data = data_module(cfg.data, cfg.seed, cfg.trainer.accumulate)
     model = checkpoint.build(cfg)
-    step = check_same(cfg, run) if run and run.last.exists() else 0
+    with cli.warnings_as_notes(late=True):
+        step = check_same(cfg, run) if run and run.last.exists() else 0
     fresh = checkpoint.init_weights(model, cfg.init) if cfg.init and not step else []
     prepared = "" if step else model.prepare(data)
     run = run or Run.new(cfg)
