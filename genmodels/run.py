@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from genmodels.config import Config, to_plain
+from genmodels.config.load import read_yaml
 from genmodels.distributed import is_first
 
 __all__ = ["Run"]
@@ -66,7 +65,7 @@ class Run:
         base = Path(cfg.out_dir).expanduser()
         runs = [cls(path.parent) for path in base.glob(f"{cfg.name}/*/config.yaml")]
         for run in sorted(runs, key=lambda run: run.folder, reverse=True):
-            old: Any = OmegaConf.to_container(OmegaConf.load(run.config))
+            old: Any = read_yaml(run.config)
             if _agree(old, to_plain(cfg)) and not finished(run):
                 return run
         return None

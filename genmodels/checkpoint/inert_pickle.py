@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from genmodels.foreign import check_key, open_plain
+
 
 class _Frozen(type):
     def __setattr__(cls, name: str, value: Any) -> None:
@@ -222,8 +224,7 @@ _ODD_OPCODES = ("PERSID", "BINPERSID", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "D
 
 def _check_keys(keys: Iterable[Any]) -> None:
     for key in keys:
-        if not isinstance(key, str | int | None):
-            raise pickle.UnpicklingError(f"a {type(key).__name__} as a key")
+        check_key(key)
 
 
 def _scan(file: Any) -> None:
@@ -249,7 +250,7 @@ def load_pickle(path: Path | str) -> Any:
             the message says what was found. Nothing of the file has been executed.
     """
     try:
-        with open(path, "rb") as stream:
+        with open_plain(path) as stream:
             if not stream.seek(0, 2):
                 raise pickle.UnpicklingError("no data")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as file:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from genmodels.config import Section, setting
+from genmodels.config.schema import LARGEST_PAD
 from genmodels.config.words import DEVICES
 from genmodels.evaluation.scorer import metrics_help
 from genmodels.metrics.clustering import CLUSTERING
@@ -45,7 +46,10 @@ class ReadOptions(Section):
         "", "where the data lie; empty: as in training, else $GENMODELS_DATA, else ./data"
     )
     pad: int = setting(
-        -1, "background pixels on each side of the data; -1: as in training, else 0", ge=-1
+        -1,
+        "background pixels on each side of the data; -1: as in training, else 0",
+        ge=-1,
+        le=LARGEST_PAD,
     )
 
 

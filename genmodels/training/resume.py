@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from genmodels.checkpoint import newest_checkpoint
-from genmodels.config import Config, load_config, to_plain
+from genmodels.config import Config, check_foreign, load_config, to_plain
+from genmodels.config.load import read_yaml
 from genmodels.data import check_settings
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
@@ -63,6 +64,7 @@ def resumed_config(run: Run, words: Mapping[str, str]) -> Config:
             raise ValueError(
                 f"{key}={text}: cannot change when resuming; start a new run with init={run.folder}"
             )
+    check_foreign(read_yaml(run.config))
     old = _read_config([run.config], {})
     if "trainer.max_steps" in words and old.optim.decay == "cosine":
         raise ValueError(

@@ -28,7 +28,7 @@ for word, *parts in [
     ("data.batch_size=1.5", "data.batch_size=1.5: must be a whole number"),
     ("data.batch_size=1e3", "data.batch_size=1e3: must be a whole number; write 1000"),
     ("data.batch_size=0x10", "data.batch_size=0x10: must be a whole number"),
-    ("data.pad=-1", "data.pad=-1: must be >= 0"),
+    ("data.pad=-1", "data.pad=-1: must be in [0, 4096]"),
     ("data.holdout=1", "data.holdout=1.0: must be in [0, 1)"),
     ("data.holdout=nan", "data.holdout=nan: must be in [0, 1)"),
     ("data.channels=2", "data.channels=2: must be 0, 1 or 3"),
@@ -37,7 +37,7 @@ for word, *parts in [
     ("data.resolution=-8", "data.resolution=-8: must be >= 0"),
     ("data.crop=square", "data.crop=square: choose from center, lanczos, adm, none"),
     ("data.workers=-1", "data.workers=-1: must be >= 0"),
-    ("data.points=0", "data.points=0: must be >= 1"),
+    ("data.points=0", "data.points=0: must be in [1, 1e+08]"),
     ("data.classes=3", "data.classes=3: digits has 10; leave it out"),
     ("data.shape=1,8", "data.shape=[1, 8]: digits has [1, 8, 8]; leave it out"),
     ("data.labels=maybe", "data.labels=maybe: must be true or false"),
@@ -170,7 +170,7 @@ for name, text, *parts in [
     ("recursive", BOTH + "x: &x [*x]", NOT_YAML + "YAML recursive aliases"),
     ("twice", BOTH + "method: {name: edm}", NOT_YAML, "duplicate key method"),
     ("bytes", "\xff\xfe", NOT_YAML, "can't decode byte"),
-    ("zeros", "\x00\x00", NOT_YAML, "control characters are not allowed"),
+    ("zeros", "\x00\x00", NOT_YAML, "special characters are not allowed"),
     ("variable", BOTH + "name: ${oc.env:GENMODELS_NOT_SET}", "name: ", "not found"),
 ]:
     file_case(name, text, *parts)
