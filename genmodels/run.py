@@ -3,6 +3,7 @@
 config.yaml                         the whole config
 metrics.csv                         a line for each logged step
 samples/                            pictures on the way
+ema/step-XXXXXXXX-0.050.safetensors averages of the weights of that relative width
 checkpoints/step-XXXXXXXX.ckpt      the latest few
 checkpoints/last.ckpt               the latest, which is the run's model
 """
@@ -89,6 +90,11 @@ class Run:
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.folder / "checkpoints"
+
+    @property
+    def averages(self) -> Path:
+        """The folder of the averages that post-hoc EMA is made of."""
+        return self.folder / "ema"
 
     @property
     def last(self) -> Path:

@@ -33,6 +33,7 @@ CHANGEABLE = (
     "checkpoint.",
     "sample.",
     "eval.",
+    "ema.snapshot",
     "data.root",
     "data.fingerprint",
     "data.device",

@@ -306,6 +306,7 @@ class SelfPlay:
             init=state["reference"]["model"],
             method=replace(method, **changed),
             eval=replace(self.cfg.eval, every=0),  # scored from outside, between the fits
+            ema=replace(self.cfg.ema, snapshot=0) if self.cfg.ema.sigma_rel else self.cfg.ema,
         )
 
     def score(self, candidate: Mapping[str, Any], step: int) -> dict[str, Any]:
