@@ -159,6 +159,10 @@ def make_loggers(cfg: Config, run: Run, step: int) -> list[Logger]:
     return loggers
 
 
+# How gloo and NCCL say that a process at the other end is gone.
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process")
+
+
 @contextlib.contextmanager
 def remedies(cfg: Config, run: Run) -> Iterator[None]:
     """Raise ValueError with a remedy in place of a full disk's, memory's or a worker's own error.
@@ -192,6 +196,13 @@ def remedies(cfg: Config, run: Run) -> Iterator[None]:
             f"{cli.REMEDIES[error.errno]}, then go on with python train.py resume={run.folder}"
         ) from None
     except RuntimeError as error:
+        if cfg.trainer.processes > 1 and any(words in str(error) for words in LOST):
+            reason = str(error).splitlines()[0][:160]
+            folder = run.folder if run.config.is_file() else "its folder, named by the first one"
+            raise RuntimeError(
+                f"another process of this training has ended ({reason}); see what it wrote, then "
+                f"go on with python train.py resume={folder}"
+            ) from None
         if not str(error).startswith("DataLoader worker"):
             raise
         raise ValueError(

@@ -64,9 +64,11 @@ class Saver(Callback):
         A run that goes on with another trainer.accumulate would else begin inside a step.
         """
         batches = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        begun = saved["global_step"] * trainer.accumulate_grad_batches
+        further = begun - batches["current"]["ready"]
         for counts in (batches["total"], batches["current"]):
             for key in ("ready", "started", "processed", "completed"):
-                counts[key] = saved["global_step"] * trainer.accumulate_grad_batches
+                counts[key] += further
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal and number == signal.SIGINT:

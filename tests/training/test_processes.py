@@ -1,5 +1,10 @@
 """Trainings of several processes: two of gloo on this machine stand for eight GPUs."""
 
+import math
+import os
+import signal
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +14,7 @@ from genmodels import images
 from genmodels.checkpoint import AtomicCheckpointIO, build, read_checkpoint
 from genmodels.config import load_config, to_plain
 from genmodels.methods import METHODS
+from genmodels.methods.edm import EDM
 from genmodels.networks import NETWORKS
 from genmodels.training import callbacks
 from tests.helpers.paths import ROOT
@@ -174,6 +180,7 @@ def test_processes_that_the_config_does_not_count_are_refused(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_resume_in_other_micro_batches_goes_on_as_one_that_never_stopped(tmp_path, capsys):
     """In whole batches, then in two parts from an odd step on, then in four."""
     whole = one_process(tmp_path / "whole", "trainer.max_steps=7")
@@ -231,3 +238,82 @@ def test_a_log_file_gets_a_line_now_and_then(tmp_path, capsys, monkeypatch):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert lines[0].startswith("step 1/12, loss ") and lines[-1].startswith("step 12/12, loss ")
     assert 3 <= len(lines) < 12
+
+
+# ------------------------------------------------------------------------------------------------
+# Ends: all processes within a minute, with the command that goes on
+
+
+def long_run(out):
+    words = ["trainer.max_steps=100000", "trainer.devices=2", "checkpoint.every=1"]
+    return argv("edm_digits", out, *DIGITS, *words)
+
+
+def once_it_trains(out, act):
+    """Return a `during` that acts on the processes as soon as the third step is saved."""
+
+    def during(processes):
+        for _ in range(6000):
+            if list(out.glob("*/*/checkpoints/step-00000003.ckpt")):
+                return act(processes)
+            time.sleep(0.02)
+        raise AssertionError("no third step within two minutes")
+
+    return during
+
+
+def goes_on(out, folder):
+    """Whether two processes resume the run there, two steps on."""
+    (run,) = out.glob("*/*")
+    step = read_checkpoint(run)["global_step"]
+    ended = together([f"resume={run}", f"trainer.max_steps={step + 2}"], folder)
+    return [p.code for p in ended] == [0, 0] and read_checkpoint(run)["global_step"] == step + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_to_one_process_saves_and_ends_all(tmp_path, rank):
+    out = tmp_path / "runs"
+    during = once_it_trains(out, lambda processes: os.kill(processes[rank], signal.SIGTERM))
+    ended = together(long_run(out), tmp_path, during=during, seconds=180)
+    assert [process.code for process in ended] == [128 + signal.SIGTERM, 0]
+    (run,) = out.glob("*/*")
+    assert f"python train.py resume={run}" in ended[0].text
+    assert goes_on(out, tmp_path / "again")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_others_with_the_command_that_goes_on(tmp_path, rank):
+    out, killed = tmp_path / "runs", []
+
+    def kill(processes):
+        os.kill(processes[rank], signal.SIGKILL)
+        killed.append(time.monotonic())
+
+    ended = together(long_run(out), tmp_path, during=once_it_trains(out, kill), seconds=180)
+    assert time.monotonic() - killed[0] < 60
+    assert ended[rank].code == -9 and ended[1 - rank].code == 1
+    (run,) = out.glob("*/*")
+    text = ended[1 - rank].text
+    assert "another process of this training has ended" in text, text
+    assert f"go on with python train.py resume={run}" in text or rank == 0
+    assert goes_on(out, tmp_path / "again")
+
+
+@pytest.mark.slow
+def test_a_diverging_run_ends_on_all_processes(tmp_path, monkeypatch):
+    """The gradient of one process's half of the batch is not finite."""
+    original = EDM.loss
+
+    def loss(self, batch):
+        value, logs = original(self, batch)
+        return value * (math.nan if self.global_step >= 3 and self.global_rank else 1), logs
+
+    monkeypatch.setattr(EDM, "loss", loss)
+    words = [*long_run(tmp_path / "runs"), "trainer.max_nonfinite=2"]
+    ended = together(words, tmp_path, seconds=180)
+    assert [process.code for process in ended] == [1, 1]
+    assert all("start again from the last good checkpoint" in p.text for p in ended)
+    monkeypatch.undo()
+    assert goes_on(tmp_path / "runs", tmp_path / "again")
