@@ -261,7 +261,7 @@ class OptimConfig(Section):
 
 @dataclass
 class EMAConfig(Section):
-    """Exponential moving average of the weights."""
+    """Moving average of the weights: exponential, or with sigma_rel a power function of time."""
 
     PREFIX = "ema."
 
@@ -269,6 +269,34 @@ class EMAConfig(Section):
     rampup: float = setting(
         0.05, "half-life is at most this share of the images seen; 0: no limit", ge=0
     )
+    sigma_rel: list[float] = setting(
+        [],
+        "in place of half_life: relative widths of EDM2's averages; the first is the model, two "
+        "(0.05,0.10) give any other width afterwards",
+        gt=0,
+        lt=12**-0.5,
+    )
+    snapshot: int = setting(
+        -1,
+        "sigma_rel: images between the files that other widths are made of; 0: none, "
+        "-1: a 64th of the training",
+        ge=-1,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.sigma_rel:
+            self.check(
+                self.half_life in (0, EMAConfig.half_life) and self.rampup in (0, EMAConfig.rampup),
+                "half_life",
+                "does not go with ema.sigma_rel, nor does ema.rampup; use 0 for both",
+            )
+            names = [f"{width:.3g}" for width in self.sigma_rel]
+            self.check(
+                len(set(names)) == len(names), "sigma_rel", "the widths must differ; leave one out"
+            )
+        else:
+            self.check(self.snapshot == -1, "snapshot", "goes with ema.sigma_rel alone")
 
 
 @dataclass
@@ -281,6 +309,7 @@ class TrainerConfig(Section):
     max_time: str = setting("", "stop and save after this long: 90s, 30m, 8h, 2d or DD:HH:MM:SS")
     accelerator: str = setting("auto", "what computes", choices=("auto", "cpu", "cuda", "mps"))
     devices: int = setting(1, "processes per machine", ge=1)
+    num_nodes: int = setting(1, "machines, each with `devices` processes (torchrun, srun)", ge=1)
     strategy: str = setting(
         "auto", "how more devices share the work", choices=("auto", "ddp", "ddp_fork", "ddp_spawn")
     )
@@ -303,6 +332,11 @@ class TrainerConfig(Section):
     def __post_init__(self):
         super().__post_init__()
         seconds(self.max_time)
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return self.num_nodes * self.devices
 
 
 @dataclass
@@ -366,11 +400,12 @@ class Config(Section):
             "must be one folder's name; out_dir says where",
         )
         self.check(len(self.name.encode("utf8", "replace")) <= 200, "name", "is too long")
-        parts = self.trainer.devices * self.trainer.accumulate
+        parts = self.trainer.processes * self.trainer.accumulate
+        words = "" if self.trainer.num_nodes == 1 else "trainer.num_nodes x "
         self.data.check(
             self.data.batch_size % parts == 0,
             "batch_size",
-            f"must be a multiple of trainer.devices x accumulate = {parts}",
+            f"must be a multiple of {words}trainer.devices x accumulate = {parts}",
         )
 
 
