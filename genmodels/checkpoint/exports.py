@@ -19,6 +19,7 @@ from genmodels.atomic import new_folder, write_bytes
 from genmodels.checkpoint.models import FORMAT, file_sha256, load, read_checkpoint
 from genmodels.config import Config, Section, setting, settings_of, to_plain
 from genmodels.config.words import check_flags, help_text, split_words, typed_words
+from genmodels.run import check_output
 from genmodels.version import __version__
 
 
@@ -46,9 +47,10 @@ def export(path: Path | str, out: Path | str, *, half: bool = False) -> Path:
 
 
 def check_new(out: Path) -> None:
-    """Raise ValueError if the folder to make exists."""
+    """Raise ValueError if the folder to make exists, or would lie among a run's own files."""
     if out.exists():
         raise ValueError(f"out={out}: exists; delete it or choose another name")
+    check_output("out", out, folder=True)
 
 
 def write_export(model: Any, out: Path, card: str, *, half: bool = False) -> Path:

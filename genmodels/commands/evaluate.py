@@ -29,7 +29,8 @@ likelihood begins anew). Run by torchrun, every process takes its share.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ from genmodels.evaluation.options import (
     StatsOptions,
 )
 from genmodels.evaluation.passes import Store, score_pass
-from genmodels.evaluation.report import versions, write_report, write_table
+from genmodels.evaluation.report import is_report, versions, write_report, write_table
 from genmodels.evaluation.sets import (
     Result,
     compare_sets,
@@ -80,7 +81,8 @@ from genmodels.evaluation.sets import (
 )
 from genmodels.evaluation.sources import Pictures, reading_options
 from genmodels.metrics.clustering import CLUSTERING
-from genmodels.metrics.stats import stats_bytes
+from genmodels.metrics.stats import is_statistics, stats_bytes
+from genmodels.run import check_output, holds_arrays
 
 # What each kind of evaluation takes; a word of this name asks for it, the first one if several do.
 MODES: dict[str, Any] = {
@@ -92,7 +94,14 @@ MODES: dict[str, Any] = {
 }
 COMMANDS: dict[str, Any] = {"stats": StatsOptions, "selftest": SelftestOptions}
 ALL_KEYS = list(dict.fromkeys(key for cls in MODES.values() for key in settings_of(cls)))
-FILES = ("out", "save_images", "plot", "table", "keep")  # what is written; they change no number
+# What is written, which changes no number, and how an earlier one is known.
+FILES: dict[str, Callable[[Path], bool]] = {
+    "out": is_report,
+    "save_images": partial(holds_arrays, names=("images", "seeds")),
+    "plot": plots.is_drawn,
+    "table": is_report,
+    "keep": lambda path: True,  # it is read first, and refused if it is none
+}
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -107,7 +116,7 @@ def evaluate(argv: Sequence[str]) -> int:
 
     mode, clustering, words = read_mode(words)
     mode, options, rest = read_options(MODES, words, mode)
-    check_files(options)
+    check_files(options, positionals, words)
     check_device("device", options.device)
     alone = mode or getattr(options, "ood", []) or getattr(options, "cluster", "")
     if positionals and (alone or len(positionals) == 1):
@@ -118,6 +127,10 @@ def evaluate(argv: Sequence[str]) -> int:
         raise ValueError("images=: give a MODEL and data=, or images= and reference=")
     started, device = time.monotonic(), pick_device(options.device)
     models = {path: checkpoint.load(path, device=device) for path in positionals}
+    saved = getattr(options, "save_images", "")
+    if models and saved and not saved.endswith(".npz"):
+        roots = [model.cfg.data.root for model in models.values()]
+        check_output("save_images", saved, roots, folder=True)
     extra = method_words(rest, list(models.values()), mode)
     # An empty word of another kind of evaluation is no field of these options.
     given = {key: getattr(options, key, "") for key in words if key not in (*rest, *FILES)}
@@ -157,7 +170,7 @@ def method_words(rest: dict[str, str], models: Sequence[Any], mode: str) -> dict
 
 
 def write_results(options: Any, rows: Sequence[Row], facts: dict[str, Any], started: float) -> None:
-    """Print the table and write the files that were asked for.
+    """Write the files that were asked for and print the table.
 
     Args:
         options: of the command.
@@ -166,19 +179,22 @@ def write_results(options: Any, rows: Sequence[Row], facts: dict[str, Any], star
         started: when the command began.
     """
     title, scorer = facts.pop("title", ""), facts.pop("scorer", None)
+    table = getattr(options, "table", "")
+    written = []  # before anything is printed: whoever reads that may be gone
+    if options.out and not is_table(options.out):
+        scores = rows[0].scores if len(rows) == 1 else {}
+        write_report(options.out, scores, started, **facts)
+        written.append(options.out)
+    for path in (options.out, table):
+        if is_table(path):
+            write_table(path, rows)
+            written.append(path)
     if len(rows) > 1:
         print_rows(rows, facts)
     else:
         print_scores(f"{rows[0].name} {title}", rows[0].scores)
-    table = getattr(options, "table", "")
-    if options.out and not is_table(options.out):
-        scores = rows[0].scores if len(rows) == 1 else {}
-        write_report(options.out, scores, started, **facts)
-        print(f"written: {options.out}")
-    for path in (options.out, table):
-        if is_table(path):
-            write_table(path, rows)
-            print(f"written: {path}")
+    for path in written:
+        print(f"written: {path}")
     if options.out:
         Store.clear(options.out)
     if getattr(options, "plot", ""):
@@ -239,14 +255,31 @@ def likelihood_word(text: str) -> str:
         return text
 
 
-def check_files(options: Any) -> None:
-    """Raise ValueError for a file that could not be written."""
-    for key in FILES:
-        path = getattr(options, key, "")
-        if path and not Path(path).absolute().parent.is_dir():
+def check_files(
+    options: Any, positionals: Sequence[str], words: dict[str, str], command: str = ""
+) -> None:
+    """Raise ValueError for a file that could not be written, or is something else already.
+
+    Args:
+        options: of the evaluation.
+        positionals, words: of the command line; what is not written is read, if it is a path.
+        command: one of COMMANDS, or "".
+    """
+    outputs = {key: getattr(options, key, "") for key in FILES}
+    read = [*positionals, *(text for key, text in words.items() if key not in FILES)]
+    for key, path in outputs.items():
+        if not path:
+            continue
+        if not Path(path).absolute().parent.is_dir():
             raise ValueError(f"{key}={path}: its folder does not exist; make it first")
-        if path and Path(path).is_dir() and key != "save_images":
+        folder = key == "save_images" and not path.endswith(".npz")
+        if Path(path).is_dir() and not folder:
             raise ValueError(f"{key}={path}: is a folder; name a file in it")
+        earlier = is_statistics if command == "stats" else FILES[key]
+        check_output(key, path, read, folder=folder, earlier=earlier)
+        for other in FILES:
+            if other != key and outputs[other] == path:
+                raise ValueError(f"{key}={path}: is {other}= too; give each a name of its own")
 
 
 def check_reading(options: Any) -> None:
@@ -366,7 +399,7 @@ def run_command(positionals: Sequence[str], words: dict[str, str]) -> int:
         raise ValueError(f"{others[0]}: {command} takes key=value words only; leave it out")
     _, options, extra = read_options(COMMANDS | MODES, words, command)
     typed_words(extra, {}, also=settings_of(COMMANDS[command]))
-    check_files(options)
+    check_files(options, (), words, command)
     if command == "stats":
         check_reading(options)
     check_device("device", options.device)

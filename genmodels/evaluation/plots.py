@@ -132,3 +132,13 @@ def _draw_precision_recall(axes: Any, rows: torch.Tensor, reference: torch.Tenso
             ha="right" if left else "left",
         )
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.05), ylim=(0, 1.05))
+
+
+def is_drawn(path: Path) -> bool:
+    """Return whether a file is a PNG that matplotlib has drawn."""
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(256) if path.is_file() else b""
+    except OSError:
+        return False
+    return begin.startswith(b"\x89PNG") and b"Matplotlib" in begin

@@ -42,3 +42,17 @@ def write_table(path: Path | str, rows: Sequence[Row]) -> None:
     """Write the rows as Markdown (.md) or CSV (any other name), all or nothing."""
     text = markdown_of(rows) if str(path).lower().endswith(".md") else csv_of(rows)
     write_bytes(path, text.encode())
+
+
+def is_report(path: Path) -> bool:
+    """Return whether a file was written by write_report or write_table."""
+    try:
+        text = path.read_bytes()[:_LARGEST].decode() if path.is_file() else ""
+        if path.suffix.lower() in (".md", ".csv"):
+            return text.startswith(("| set |", "set,"))
+        return "genmodels" in json.loads(text)["versions"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
+_LARGEST = 64 << 20  # bytes of a report, with a row for each image

@@ -12,6 +12,7 @@ from torch import Tensor
 from genmodels import config, seeding
 from genmodels.config import check, to_plain
 from genmodels.networks import NETWORKS
+from genmodels.networks.edm2_unet import normalise_weights
 
 if TYPE_CHECKING:
     from genmodels.data import ImageDataModule
@@ -50,6 +51,8 @@ class GenerativeModule(L.LightningModule):
     # LABEL_DROPOUT        method.label_dropout > 0 hides that share of labels in training
     # P_STD                method.p_std is the spread of ln sigma in training
     # RETRIES              method.retry = 1, 2, ... goes on after a divergence with other noise
+    # BY_PROCESS           what of its training is drawn for each process or micro-batch and not for
+    #                      each image, in words: it differs after a resume on other devices
     # SAMPLE_OPTIONS       sample() takes these beyond seeds and labels: see settings_of
     # INPAINTS             sample() takes known= and mask=
     # LIKELIHOODS          log_prob() of these kinds: "ode" first where there is one, then bounds
@@ -65,6 +68,7 @@ class GenerativeModule(L.LightningModule):
     LABEL_DROPOUT: bool = False
     P_STD: bool = False
     RETRIES: bool = False
+    BY_PROCESS: tuple[str, ...] = ()
     SAMPLE_OPTIONS: ClassVar[dict[str, dataclasses.Field]] = {}
     INPAINTS: bool = False
     LIKELIHOODS: tuple[str, ...] = ()
@@ -249,6 +253,11 @@ class GenerativeModule(L.LightningModule):
         if self._trainer is None:
             return decision
         return self.trainer.strategy.reduce_boolean_decision(decision, all=False)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Force the weights of a network that wants it, once for each optimizer step."""
+        if NETWORKS[self.cfg.network.name].FORCED and not batch_idx % self.cfg.trainer.accumulate:
+            normalise_weights(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one micro-batch; dropout is keyed by (seed, micro-step, rank).

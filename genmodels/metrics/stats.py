@@ -17,6 +17,7 @@ import torch
 
 from genmodels.metrics.features import Features
 from genmodels.metrics.frechet import Moments
+from genmodels.run import holds_arrays
 
 __all__ = ["checked_stats", "describe", "is_stats", "load_rows", "load_stats", "stats_bytes"]
 
@@ -46,6 +47,11 @@ def stats_bytes(
     kept = {} if rows is None else {"rows": rows.cpu().numpy()}
     np.savez(buffer, mu=mu, sigma=sigma, meta=np.array(json.dumps(meta)), **kept)
     return buffer.getvalue()
+
+
+def is_statistics(path: Path) -> bool:
+    """Return whether a file is one of stats_bytes."""
+    return holds_arrays(path, ("mu", "sigma", "meta"))
 
 
 def is_stats(path: Path | str) -> bool:
