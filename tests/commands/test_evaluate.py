@@ -329,7 +329,7 @@ def test_selftest_passes_and_fails(capsys, tmp_path):
         (["metrics="], "metrics=: name some of fd, "),
         (["feature_batch=-3"], "feature_batch=-3: must be >= 0"),
         (["seed=-1"], "seed=-1: must be in [0, 2^63)"),
-        (["pad=-7"], "pad=-7: must be >= -1"),
+        (["pad=-7"], "pad=-7: must be in [-1, 4096]"),
         (["batch=0"], "batch=0: must be >= 1"),
         (["sha256=abcdabcd"], "sha256=abcdabcd: features=pixels has no weights"),
         (["equal=true", "metrics=nn1"], "equal=true: changes metrics=fd only"),
