@@ -272,12 +272,14 @@ class GBM(GenerativeModule):
             ValueError: a pixel at or below -offset, labels the model does not have.
         """
         self.check_labels(labels)
+        self.check_finite(x, sigma)
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         return self.from_state(self.net(self.noisy_state(x), sigma, labels))
 
     def score(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """Return h = x grad_x log p(x), the multiplicative score; arguments as for denoise."""
         self.check_labels(labels)
+        self.check_finite(x, sigma)
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         return self._scorer(labels)(self.noisy_state(x), sigma**2) - 1
 
