@@ -1,11 +1,13 @@
 """denoise(), score() and energy() refuse what has no answer; seeds are whole; names are escaped."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from genmodels import checkpoint, cli, seeding
+from genmodels.config import check
 from genmodels.config.words import seed_list
 from tests.helpers.paths import ROOT
 
@@ -16,7 +18,8 @@ OLD = ROOT / "tests/fixtures/old"
 def test_denoise_and_score_refuse(name):
     model = checkpoint.load(OLD / name / "run")
     x = torch.zeros(2, *model.shape)
-    for call in (model.denoise, model.score):
+    labels = torch.zeros(2, dtype=torch.int64) if model.classes else None
+    for call in (partial(model.denoise, labels=labels), partial(model.score, labels=labels)):
         with torch.no_grad():
             assert call(x, 0.5).isfinite().all()
         for sigma in (0.0, -1.0, math.inf, math.nan, torch.tensor([0.5, 0.0])):
@@ -54,14 +57,14 @@ def test_too_many_seeds_are_no_list(num, seeds, line):
 
 def test_what_a_terminal_would_obey_is_written_out(capsys):
     def fail(argv):
-        raise ValueError("name=\x1b[31mred\x07\u202e\x9b\udcff é 日本")
+        check(False, "name", "\x1b[31mred\x07\u202e\x9b\udcff é 日本", "no")
 
     assert cli.run(fail, []) == 2
     shown = capsys.readouterr().err
-    assert shown == "error: name=\\x1b[31mred\\x07\\u202e\\x9b\\udcff é 日本\n"
+    assert shown == "error: name=\\x1b[31mred\\x07\\u202e\\x9b\\udcff é 日本: no\n"
 
     def crash(argv):
         raise RuntimeError("\x1b]0;title\x07")
 
-    assert cli.run(lambda argv: crash(argv), []) == 1
+    assert cli.run(crash, []) == 1
     assert "\x1b" not in capsys.readouterr().err
