@@ -261,7 +261,7 @@ class OptimConfig(Section):
 
 @dataclass
 class EMAConfig(Section):
-    """Exponential moving average of the weights."""
+    """Moving average of the weights: exponential, or with sigma_rel a power function of time."""
 
     PREFIX = "ema."
 
@@ -269,6 +269,34 @@ class EMAConfig(Section):
     rampup: float = setting(
         0.05, "half-life is at most this share of the images seen; 0: no limit", ge=0
     )
+    sigma_rel: list[float] = setting(
+        [],
+        "in place of half_life: relative widths of EDM2's averages; the first is the model, two "
+        "(0.05,0.10) give any other width afterwards",
+        gt=0,
+        lt=12**-0.5,
+    )
+    snapshot: int = setting(
+        -1,
+        "sigma_rel: images between the files that other widths are made of; 0: none, "
+        "-1: a 64th of the training",
+        ge=-1,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.sigma_rel:
+            self.check(
+                self.half_life in (0, EMAConfig.half_life) and self.rampup in (0, EMAConfig.rampup),
+                "half_life",
+                "does not go with ema.sigma_rel, nor does ema.rampup; use 0 for both",
+            )
+            names = [f"{width:.3g}" for width in self.sigma_rel]
+            self.check(
+                len(set(names)) == len(names), "sigma_rel", "the widths must differ; leave one out"
+            )
+        else:
+            self.check(self.snapshot == -1, "snapshot", "goes with ema.sigma_rel alone")
 
 
 @dataclass

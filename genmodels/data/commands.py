@@ -37,6 +37,7 @@ from genmodels.data.sets import (
     open_split,
 )
 from genmodels.images import CROPS, OnDisk
+from genmodels.run import check_output
 
 
 @dataclass
@@ -154,6 +155,7 @@ def convert(sources: list[str], words: dict[str, str]) -> None:
         )
     if not out.absolute().parent.is_dir():
         raise ValueError(f"out={out}: its folder does not exist; make it first")
+    check_output("out", out, [source])
     cfg = read_config(source, options)
     wanted = SPLITS if options.split == "all" else (options.split,)
     parts = {split: open_split(cfg, split) for split in wanted}

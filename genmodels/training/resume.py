@@ -24,6 +24,7 @@ CHANGEABLE = (
     "checkpoint.",
     "sample.",
     "eval.",
+    "ema.snapshot",
     "data.root",
     "data.fingerprint",
     "data.device",
@@ -83,6 +84,11 @@ def check_same(cfg: Config, run: Run) -> tuple[int, Path | None]:
                 f"with init={path}"
             )
     step = saved["global_step"]
+    if cfg.trainer.max_steps < step:
+        raise ValueError(
+            f"trainer.max_steps={cfg.trainer.max_steps}: {run.folder} has made {step} steps "
+            "already; give as many or more"
+        )
     rows = read_table(run.metrics, step)  # raises now rather than after a write
     old, new = _flat(saved["hyper_parameters"]["config"]), _flat(to_plain(cfg))
     for key in new:
@@ -114,8 +120,7 @@ def check_unsaved(cfg: Config, run: Run) -> None:
             f"resume={run.folder}: metrics.csv reaches step {step}, but no checkpoint is there; "
             f"put it back, or start a new run with python train.py {run.config}"
         )
-    if step:
-        warnings.warn(f"{run.folder}: no checkpoint yet, training begins anew", stacklevel=2)
+    warnings.warn(f"{run.folder}: no checkpoint yet, training begins anew", stacklevel=2)
 
 
 def _read_config(paths: Sequence[Path | str], words: Mapping[str, str]) -> Config:
