@@ -78,9 +78,10 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
     except ValueError as error:
         raise ValueError(f"model={path}: its config does not fit this version: {error}") from None
     _load_state(model, state, path)
+    model = model.to(device)
     if checkpoint is not None:
         model.on_load_checkpoint(checkpoint)  # what a method keeps beside its weights
-    return model.to(device).eval()
+    return model.eval()
 
 
 def load_guide(settings: dict[str, Any], device: torch.device | str) -> None:
