@@ -41,7 +41,7 @@ REGISTER_ALLOCATOR(kStandIn, &memory);
 // One device with one stream on which nothing is ever under way.
 struct Guard final : c10::impl::DeviceGuardImplInterface {
   static c10::Device device() { return {kStandIn, 0}; }
-  static c10::Stream stream() { return {c10::Stream::DEFAULT, device()}; }
+  static c10::Stream stream() { return c10::Stream(c10::Stream::DEFAULT, device()); }
   c10::DeviceType type() const override { return kStandIn; }
   c10::DeviceIndex deviceCount() const noexcept override { return 1; }
   c10::Device getDevice() const override { return device(); }

@@ -244,6 +244,7 @@ class EDM(GenerativeModule):
             ValueError: labels the model does not have.
         """
         self.check_labels(labels)
+        labels = None if labels is None else labels.to(x.device)
         return self.net(x, torch.as_tensor(sigma, device=x.device), labels)
 
     def score(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
@@ -341,8 +342,10 @@ class EDM(GenerativeModule):
         # Snapped and cut to what the network was trained for, as EDM's own generator does.
         low = max(cfg.sigma_min, self.net.sigma_min)
         high = min(cfg.sigma_max, self.net.sigma_max)
-        sigmas = SIGMAS[cfg.sigmas](cfg.steps, low, high, cfg.rho, self.device)
-        sigmas = self.net.known_sigma(sigmas)
+        # On the host, where each step asks for its own; in the precision of the device's state.
+        known = self.net.known_sigma_on_host()
+        sigmas = SIGMAS[cfg.sigmas](cfg.steps, low, high, cfg.rho)
+        sigmas = known(sigmas.to(state_dtype(self.device)))
         if cfg.sampler == "dpmpp_2m":
             sigmas = torch.unique_consecutive(sigmas)  # its step ratio needs distinct levels
 
@@ -350,7 +353,7 @@ class EDM(GenerativeModule):
             return generators.randn(shape, dtype=dtype, device=self.device)
 
         limits = (cfg.churn, cfg.churn_min, cfg.churn_max, cfg.churn_noise)
-        common = {"churn": Churn(*limits, self.net.known_sigma), "randn": randn}
+        common = {"churn": Churn(*limits, known), "randn": randn}
         self.nfe = 0
         x = latents.to(state_dtype(self.device)) * sigmas[0]
         if cfg.general:
@@ -403,6 +406,8 @@ class EDM(GenerativeModule):
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             self.nfe += 1 if weight == 1 else 2
+            # A number of the host is filled in on the device, not copied there.
+            sigma = torch.full((), float(sigma), dtype=torch.float32, device=x.device)
             if weight == 1:
                 return self.net(x, sigma, labels)
             if guide is not None:

@@ -245,6 +245,8 @@ class GBM(GenerativeModule):
 
         def score(y: Tensor, variance: float | Tensor) -> Tensor:
             self.nfe += 1
+            if isinstance(variance, float):  # filled in on the device, not copied there
+                variance = torch.full((), variance, dtype=torch.float32, device=y.device)
             variance = torch.as_tensor(variance, dtype=torch.float32, device=y.device)
             denoised = self.net(y, variance.sqrt(), labels)
             return (denoised - y) / (over_items(variance, y) if variance.dim() else variance)
@@ -278,12 +280,14 @@ class GBM(GenerativeModule):
             ValueError: a pixel at or below -offset, labels the model does not have.
         """
         self.check_labels(labels)
+        labels = None if labels is None else labels.to(x.device)
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         return self.from_state(self.net(self.noisy_state(x), sigma, labels))
 
     def score(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """Return h = x grad_x log p(x), the multiplicative score; arguments as for denoise."""
         self.check_labels(labels)
+        labels = None if labels is None else labels.to(x.device)
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         return self._scorer(labels)(self.noisy_state(x), sigma**2) - 1
 
