@@ -33,7 +33,8 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     one line on stderr; one raised elsewhere is a defect and keeps its traceback.
     """
     try:
-        code = main(sys.argv[1:] if argv is None else list(argv))
+        with warnings_as_notes(all=False):
+            code = main(sys.argv[1:] if argv is None else list(argv))
     except Stopped as stopped:
         return 128 + stopped.signal
     except BrokenPipeError:
@@ -111,18 +112,19 @@ def _is_ours(filename: str) -> bool:
 
 
 @contextlib.contextmanager
-def warnings_as_notes(late: bool = False) -> Iterator[list[str]]:
+def warnings_as_notes(late: bool = False, *, all: bool = True) -> Iterator[list[str]]:
     """Print what this package warns of as one line each; the block gets the list of them.
 
     Args:
         late: print them after the block, and none if it raises: an error is the only line then.
+        all: show also what Python's own filters would hide, of other packages too.
     """
-    from genmodels.distributed import is_first
-
     notes: list[str] = []
     show_elsewhere = warnings.showwarning
 
     def say(note: str) -> None:
+        from genmodels.distributed import is_first
+
         if is_first():
             print(f"note: {note}", file=sys.stderr)
 
@@ -135,7 +137,8 @@ def warnings_as_notes(late: bool = False) -> Iterator[list[str]]:
                 say(notes[-1])
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
+        if all:
+            warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show  # type: ignore[assignment]
         yield notes
     for note in notes if late else ():

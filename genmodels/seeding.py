@@ -30,7 +30,7 @@ class Stream(IntEnum):
     FAKE_ORDER = 12
     CHAIN = 16  # Langevin noise; 17: its Metropolis decisions
     INITIALIZER = 18
-    PAIR = 19
+    PAIR = 19  # and the smoothing noise of energy matching
     KNOWN = 20
     CHOICE = 21
     VIEW = 30

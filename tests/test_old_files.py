@@ -25,6 +25,24 @@ CHANGED = {
     ("edm_ffhq64.yaml", "data.crop"): "lanczos",
     ("ddo_imagenet64.yaml", "data.crop"): "lanczos",
     ("ddo_imagenet64.yaml", "name"): "ddo_imagenet64_adm",
+    # DDO as published: rounds twice as long, with them warm-up and EMA; the grids of the search.
+    ("ddo_cifar10.yaml", "trainer.max_steps"): 2930,
+    ("ddo_cifar10.yaml", "optim.rampup"): 1500000,
+    ("ddo_cifar10.yaml", "ema.half_life"): 250000.0,
+    ("ddo_cifar10.yaml", "method.alphas"): [0.5, 1.0, 2.0, 4.0, 6.0],
+    ("ddo_cifar10.yaml", "method.betas"): [0.01, 0.02, 0.05, 0.1],
+    ("ddo_cifar10.yaml", "method.beta_unit"): "sum",
+    # The same proportions for small sets, in no more steps.
+    ("ddo_digits.yaml", "trainer.max_steps"): 200,
+    ("ddo_digits.yaml", "optim.lr"): 1.5e-3,
+    ("ddo_digits.yaml", "optim.rampup"): 25600,
+    ("ddo_digits.yaml", "ema.half_life"): 4300.0,
+    ("ddo_digits.yaml", "method.betas"): [30.0, 60.0],
+    ("ddo_fashion.yaml", "trainer.max_steps"): 200,
+    ("ddo_fashion.yaml", "optim.lr"): 3e-4,
+    ("ddo_fashion.yaml", "optim.rampup"): 12800,
+    ("ddo_fashion.yaml", "ema.half_life"): 2100.0,
+    ("ddo_fashion.yaml", "method.betas"): [30.0, 60.0],
 }
 # Configs that have another name today.
 RENAMED = {"ddo_imagenet64.yaml": "ddo_imagenet64_adm.yaml"}

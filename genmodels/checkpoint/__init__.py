@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         is_diffusers,
         load,
         load_guide,
+        newest_checkpoint,
         read_checkpoint,
         weights_hash,
     )
@@ -29,6 +30,7 @@ __all__ = [
     "is_diffusers",
     "load",
     "load_guide",
+    "newest_checkpoint",
     "read_checkpoint",
     "weights_hash",
     "write_export",

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from genmodels import data
 from genmodels.atomic import new_folder, write_bytes
-from genmodels.checkpoint.models import FORMAT, load, read_checkpoint
+from genmodels.checkpoint.models import FORMAT, file_sha256, load, read_checkpoint
 from genmodels.config import Config, Section, setting, settings_of, to_plain
 from genmodels.config.words import check_flags, help_text, split_words, typed_words
 from genmodels.version import __version__
@@ -65,13 +65,14 @@ def write_export(model: Any, out: Path, card: str, *, half: bool = False) -> Pat
     plain = to_plain(model.cfg)
     plain |= {"out_dir": Config.out_dir, "init": ""}  # folders of the machine it was made on
     plain["data"]["root"] = ""
-    description = {
-        "genmodels_format": FORMAT,
-        "genmodels_version": __version__,
-        "config": plain,
-    }
     with new_folder(out) as folder:
         save_file(state, folder / "model.safetensors", {"format": "pt"})
+        description = {
+            "genmodels_format": FORMAT,
+            "genmodels_version": __version__,
+            "weights_sha256": file_sha256(folder / "model.safetensors"),
+            "config": plain,
+        }
         write_bytes(folder / "config.json", json.dumps(description, indent=1).encode())
         write_bytes(folder / "README.md", card.encode())
     return out

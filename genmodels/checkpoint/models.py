@@ -3,6 +3,7 @@
 import hashlib
 import json
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
     """Return a trained method in eval mode. Nothing in the file is executed.
 
     Args:
-        path: run folder (its last checkpoint), .ckpt file, or exported folder.
+        path: run folder (its last checkpoint, or the newest that can be read, with a warning),
+            .ckpt file, or exported folder.
         ema: the averaged weights (default) or, from a checkpoint, the raw ones.
         device: where to put it.
 
@@ -66,8 +68,7 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
     if (path / "config.json").is_file():
         plain, state = _read_export(path)
     elif path.suffix == ".ckpt" or Run(path).checkpoints.is_dir():
-        path = _checkpoint_file(path)
-        checkpoint = read_checkpoint(path)
+        path, checkpoint = newest_checkpoint(path) if path.is_dir() else (path, _read_file(path))
         plain = checkpoint["hyper_parameters"]["config"]
         raw = not ema and "current_model_state" in checkpoint
         state = checkpoint["current_model_state" if raw else "state_dict"]
@@ -91,17 +92,47 @@ def load_guide(settings: dict[str, Any], device: torch.device | str) -> None:
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Return the dict in a .ckpt file, or in a run folder's last one (no code in it is run).
+    """Return the dict in a .ckpt file, or in a run folder's newest one (no code in it is run).
 
     Raises:
-        ValueError: missing, broken, or not written by this package.
+        ValueError: missing, damaged, or not written by this package.
     """
-    path = _checkpoint_file(Path(path).expanduser())
+    path = Path(path).expanduser()
+    return newest_checkpoint(path)[1] if path.is_dir() else _read_file(path)
+
+
+def newest_checkpoint(folder: Path | str) -> tuple[Path, dict[str, Any]]:
+    """Return (file, the dict in it) of a run's last checkpoint.
+
+    Where that is missing or damaged it is the newest of the run's steps that can be read, and a
+    warning says so.
+
+    Raises:
+        ValueError: none can be read.
+    """
+    run = Run(Path(folder).expanduser())
+    try:
+        return run.last, _read_file(run.last)
+    except ValueError as error:
+        reason = error
+    for path in reversed(run.steps()):
+        try:
+            checkpoint = _read_file(path)
+        except ValueError:
+            continue
+        warnings.warn(f"{reason}; {path.name} is taken in its place", stacklevel=2)
+        return path, checkpoint
+    raise reason
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """Return the dict in a .ckpt file."""
     if not path.is_file():
         raise ValueError(f"model={path}: no such file; the run has saved no checkpoint yet")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of a foreign file; the error says enough
+            _check_sums(path)
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             checkpoint["hyper_parameters"]["config"]["method"]["name"]
             checkpoint["state_dict"].keys()
@@ -111,8 +142,21 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     return checkpoint
 
 
-def _checkpoint_file(path: Path) -> Path:
-    return Run(path).last if path.is_dir() else path
+def _check_sums(path: Path) -> None:
+    """Raise ValueError for a file of torch.save with a wrong checksum: torch.load looks at none.
+
+    Checking a file takes less long than loading it (benchmarks/reliability.py).
+    """
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        # As torch.save writes them; others could unpack to more than can ever be read.
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise ValueError("its records are compressed")
+        if sum(record.file_size for record in records) > path.stat().st_size:
+            raise ValueError("its records overlap")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"damaged: the checksum of {damaged} is wrong")
 
 
 def _read_export(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -120,6 +164,7 @@ def _read_export(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         description = json.loads((path / "config.json").read_text())
         version, plain = int(description["genmodels_format"]), dict(description["config"])
+        digest = str(description.get("weights_sha256", ""))  # of older exports: none
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"model={path}: config.json is not one of genmodels' exports") from None
     if version > FORMAT:
@@ -127,11 +172,18 @@ def _read_export(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             f"model={path}: export format {version}, this version reads up to {FORMAT}; "
             "upgrade genmodels"
         )
+    weights = path / "model.safetensors"
     try:
-        with safe_open(path / "model.safetensors", "pt") as file:
+        with safe_open(weights, "pt") as file:
             state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        found = file_sha256(weights) if digest else ""
     except (SafetensorError, OSError) as error:
         raise ValueError(f"model={path}: model.safetensors cannot be read ({error})") from None
+    if found != digest:
+        raise ValueError(
+            f"model={path}: model.safetensors has another sha256 than config.json says, so it is "
+            "damaged or another model's; export it anew"
+        )
     return plain, state
 
 
@@ -202,6 +254,12 @@ def init_weights(model: Any, path: Path | str) -> list[str]:
         )
     target.load_state_dict({key: source[key] for key in agree}, strict=False)
     return [key for key in others if key in ours]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_hash(model: Any) -> str:

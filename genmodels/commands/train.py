@@ -61,7 +61,7 @@ def train(argv: Sequence[str]) -> Path | None:
     with cli.warnings_as_notes(late=True):
         data = data_module(cfg.data, cfg.seed, cfg.trainer.accumulate)
     model = checkpoint.build(cfg)
-    step = check_same(cfg, run) if run and run.last.exists() else 0
+    step, start = check_same(cfg, run) if run else (0, None)
     fresh = checkpoint.init_weights(model, cfg.init) if cfg.init and not step else []
     prepared = "" if step else model.prepare(data)
     run = run or Run.new(cfg)
@@ -73,7 +73,7 @@ def train(argv: Sequence[str]) -> Path | None:
         if prepared:
             print(prepared)
     try:
-        ended = fit(cfg, run, model, data, step)
+        ended = fit(cfg, run, model, data, step, start=start)
     except FloatingPointError as error:
         raise RuntimeError(
             f"{error}; start again from the last good checkpoint: {restart(cfg, run)}"

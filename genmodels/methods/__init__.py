@@ -3,6 +3,7 @@
 from genmodels.methods.cdrl import CDRL
 from genmodels.methods.ddo import DDO
 from genmodels.methods.edm import EDM
+from genmodels.methods.energy_matching import EnergyMatching
 from genmodels.methods.gbm import GBM
 from genmodels.methods.gedi import GEDI
 from genmodels.methods.noise2score import Noise2Score
@@ -14,4 +15,5 @@ METHODS = {
     "gbm": GBM,
     "noise2score": Noise2Score,
     "gedi": GEDI,
+    "energy_matching": EnergyMatching,
 }

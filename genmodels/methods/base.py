@@ -148,9 +148,9 @@ class GenerativeModule(L.LightningModule):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (log p(x) - log p_reference(x), {name: diagnostic}), float32 (B,) each.
 
-        What DDO trains through. Exact, exact up to a constant (an energy), or an unbiased estimate
-        of a bound: of one draw for each image, a function of (seed, n) alone and the same for
-        both models, so that a model against itself gives exactly 0.
+        What DDO trains through. Exact, exact up to a constant (an energy), or (EDM) in its place a
+        weighted difference of bounds, of one draw for each image. What is random is a function of
+        (seed, n) alone and the same for both models: a model against itself gives exactly 0.
 
         Args:
             batch: as for loss; several rows may share one n, and with it the randomness.
@@ -328,6 +328,10 @@ class GenerativeModule(L.LightningModule):
         if cfg.decay == "sqrt":
             factor /= math.sqrt(max(step / cfg.t_ref, 1.0))
         return factor
+
+    def ema_half_life(self, step: int) -> float:
+        """Return the half-life of the weight average, in images, after `step` optimizer steps."""
+        return self.cfg.ema.half_life
 
     def configure_gradient_clipping(
         self,

@@ -32,12 +32,18 @@ from genmodels.config import Section, check, setting, settings_of
 from genmodels.kernels.broadcast import over_items
 from genmodels.kernels.philox import philox_normal
 from genmodels.methods.base import Batch, Callback, GenerativeModule, Labels
+from genmodels.methods.composed import (
+    AISOptions,
+    ComposeOptions,
+    guided_settings,
+    image_blend,
+)
 from genmodels.networks import NETWORKS
 from genmodels.networks.ebm import fixed_weights, power_iteration
 from genmodels.networks.edm_unet import EDMUNet, EDMUNetConfig
 from genmodels.networks.mlp import MLP, MLPConfig
 from genmodels.sampling.ais import bound_log_z
-from genmodels.sampling.composition import Blend, blend_of, parse_compose
+from genmodels.sampling.composition import Blend, blend_of
 from genmodels.sampling.langevin import frozen
 from genmodels.sampling.recovery import (
     ANGLES,
@@ -108,26 +114,6 @@ class CDRLConfig(Section):
             "noise_scale",
             "mala=true does not take it; use noise_scale=1",
         )
-
-
-@dataclass
-class ComposeOptions(Section):
-    """What sample() takes beside settings of the config."""
-
-    compose: str = setting("", 'terms "3:1.5,5|6,!7:0.5": class or classes (OR), ! NOT, :weight')
-
-
-@dataclass
-class AISOptions(Section):
-    """What log_prob() takes."""
-
-    ais_steps: int = setting(200, "densities between the base and the model", ge=1)
-    ais_chains: int = setting(64, "chains; two at least, for their variance", ge=2)
-    ais_moves: int = setting(1, "Metropolis steps at each density", ge=1)
-    ais_step: float = setting(1.0, "factor on their step size", gt=0)
-    ais_refine: int = setting(
-        100, "Metropolis steps that refine samples before the reverse chains", ge=1
-    )
 
 
 class CDRL(GenerativeModule):
@@ -333,12 +319,13 @@ class CDRL(GenerativeModule):
         Raises:
             ValueError: an option out of range, or labels the model does not have.
         """
-        cfg = self._sampling_config(options)
+        cfg = guided_settings(self, options, SAMPLING)
         keys = torch.tensor(seeding.checked_seeds(seeds), dtype=torch.int64, device=self.device)
         if known is not None and labels is None and self.classes and not compose:
             labels = -1  # a random class would contradict what is known
         generators = seeding.ImageGenerators(seeds, noise)
-        blend = self._blend(cfg, self.image_labels(generators, labels), labels, compose, keys)
+        drawn = self.image_labels(generators, labels)
+        blend = image_blend(self, cfg.guidance, drawn, labels, compose, keys)
         if (known is None) != (mask is None):
             raise ValueError("inpaint=, mask=: give both")
         if known is not None:
@@ -386,46 +373,6 @@ class CDRL(GenerativeModule):
                 callback=callback,
             )
         return y, rung, f
-
-    def _sampling_config(self, options: dict[str, Any]) -> CDRLConfig:
-        """Return the method's config with the given options in place of its own."""
-        cfg = self.method_with(options, SAMPLING)
-        check(
-            cfg.guidance == 0 or self.classes,
-            "guidance",
-            cfg.guidance,
-            "this model is unconditional; leave it out",
-        )
-        check(
-            cfg.guidance == 0 or self.unlabelled,
-            "guidance",
-            cfg.guidance,
-            "no label was hidden in training (method.label_dropout); use 0",
-        )
-        return cfg
-
-    def _blend(
-        self,
-        cfg: CDRLConfig,
-        drawn: Tensor | None,
-        labels: Labels,
-        compose: str | None,
-        keys: Tensor,
-    ) -> Blend:
-        """Return the Blend of the label of each image, guided, or of the composed terms."""
-        choice = seeding.uniform(keys, torch.zeros_like(keys), Stream.CHOICE)
-        if not compose:
-            return blend_of(float(cfg.guidance), drawn, choice)
-        check(labels is None, "compose", compose, "names the classes itself; leave labels out")
-        check(cfg.guidance == 0, "compose", compose, "weights take guidance's place; leave it out")
-        blend = blend_of(parse_compose(compose, self.classes), drawn, choice)
-        check(
-            self.unlabelled or (blend.labels >= 0).all(),
-            "compose",
-            compose,
-            "no label was hidden in training (method.label_dropout); make the weights sum to 1",
-        )
-        return blend
 
     # --------------------------------------------------------------------------------------------
     # What the energy says of an image:

@@ -8,6 +8,12 @@ known up to a constant, as an energy model's, that makes p ~ p_ref^(1 - 1/beta) 
 with beta < 1 far beyond the data, so training stops on the way. `Discriminative` adds the loss to
 any method that has `log_ratio`; `DDO` is EDM with it.
 
+A model that is to be sampled with classifier-free guidance needs hidden labels in training
+(method.label_dropout). Both networks then see both images of such a row i without their labels,
+h_i = 1, and its fake does not count:
+
+    L = mean_i[ -log sigmoid(beta r_i) - alpha (1 - h_i) log sigmoid(-beta r'_i) ]
+
 Reference: Zheng, Chen, Chen et al. 2025, "Direct discriminative optimization: your likelihood-based
 visual generative model is secretly a GAN discriminator", arXiv 2503.01103.
 """
@@ -19,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from genmodels import config
+from genmodels import config, seeding
 from genmodels.config import Section, check, setting
 from genmodels.methods.base import Batch, GenerativeModule
 from genmodels.methods.edm import EDM, EDMConfig
@@ -41,13 +47,20 @@ class DiscriminativeConfig(Section):
     )
     beta_unit: str = setting(
         "dim",
-        "dim: beta over the number of pixel values; nats: as it is; std: over std(Delta)",
-        choices=("dim", "nats", "std"),
+        "sum: as published, for Delta is a sum over pixels; dim: beta over their number; "
+        "std: beta over std(Delta); nats: an older word for sum",
+        choices=("dim", "sum", "nats", "std"),
     )
     normalize: bool = setting(False, "divide the loss by max(alpha, 1)")
     rounds: int = setting(1, "rounds of self-play, each of trainer.max_steps steps", ge=1, le=64)
     pool: int = setting(0, "fake images in each round; 0: as many as training images", ge=0)
     shard: int = setting(1000, "fake images in a file of the pool", ge=1)
+    search: str = setting(
+        "all",
+        "all: every pair (alpha, beta) is trained to the end; halving: the worse half of them "
+        "ends early, several times, until one is left",
+        choices=("all", "halving"),
+    )
     patience: int = setting(2, "stop after this many rises of the score in a row; 0: never", ge=0)
     p_stds: list[float] = setting(
         [], "p_std in rounds 1, 2, ...; the last one holds on", gt=0, lt=math.inf
@@ -112,7 +125,7 @@ class Discriminative:
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (L, {diagnostics}) of a batch of real and fake images; see the module.
 
-        Logged are L, mean and standard deviation of Delta (nats) on both sides, the share of rows
+        Logged are L, mean and standard deviation of Delta on both sides, the share of rows
         that the sign of Delta assigns rightly (0 counts half), the share with |beta Delta| > 4, and
         what the method's log_ratio reports on the real images.
         """
@@ -130,18 +143,24 @@ class Discriminative:
             "n": torch.cat([batch["n"], batch["n"]]),
         }
         x, cfg, count = both["image"], self.cfg.method, len(batch["n"])
+        alpha: Tensor | float = cfg.alphas[0]
+        if self.LABEL_DROPOUT and cfg.label_dropout and self.classes and self.training:
+            u = seeding.uniform(self.cfg.seed, both["n"], seeding.Stream.LABEL_DROP)
+            hidden = u < cfg.label_dropout
+            both["label"] = torch.where(hidden, -1, both["label"])
+            alpha = torch.where(hidden[:count], 0.0, alpha)
         with torch.autocast(x.device.type, enabled=False):
             delta, rows = self.log_ratio(both, self.frozen.beside(self))
             real, fake = delta.split(count)
             beta = self.steepness(delta.detach())
-            loss = ddo_loss(real, fake, cfg.alphas[0], beta)
+            loss = ddo_loss(real, fake, alpha, beta)
         if cfg.normalize:
             loss = loss / max(cfg.alphas[0], 1.0)
         logs = {name: row[:count].mean() for name, row in rows.items()}
         return loss, {"loss": loss.detach()} | diagnostics(real, fake, beta) | logs
 
     def steepness(self, delta: Tensor) -> Tensor | float:
-        """Return beta in 1/nats, from betas and beta_unit of the method.
+        """Return beta as Delta is multiplied by it, from betas and beta_unit of the method.
 
         With "std" it is beta over the standard deviation of this batch's Delta (on this process),
         at most beta itself.
@@ -149,19 +168,20 @@ class Discriminative:
         beta, unit = self.cfg.method.betas[0], self.cfg.method.beta_unit
         if unit == "dim":
             return beta / math.prod(self.shape)
-        return beta if unit == "nats" else beta / delta.std().clamp(min=1.0)
+        return beta if unit in ("sum", "nats") else beta / delta.std().clamp(min=1.0)
 
 
-def ddo_loss(real: Tensor, fake: Tensor, alpha: float, beta: Tensor | float) -> Tensor:
-    """Return -mean log sigmoid(beta real) - alpha mean log sigmoid(-beta fake).
+def ddo_loss(real: Tensor, fake: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
+    """Return -mean log sigmoid(beta real) - mean alpha log sigmoid(-beta fake).
 
     Args:
-        real, fake: log-ratios (B,) of data and of the reference's samples, in nats.
-        alpha, beta: numbers > 0.
+        real, fake: log-ratios (B,) of data and of the reference's samples.
+        alpha: a number > 0, or one for each fake (B,), 0 where it does not count.
+        beta: a number > 0.
 
-    Reference: equation of L in the module's docstring; (1 + alpha) ln 2 where the ratios are 0.
+    Reference: L of the module's docstring; (1 + mean alpha) ln 2 where the ratios are 0.
     """
-    return -logsigmoid(beta * real).mean() - alpha * logsigmoid(-beta * fake).mean()
+    return -logsigmoid(beta * real).mean() - (alpha * logsigmoid(-beta * fake)).mean()
 
 
 def diagnostics(real: Tensor, fake: Tensor, beta: Tensor | float) -> dict[str, Tensor]:
@@ -186,14 +206,14 @@ class DDOConfig(DiscriminativeConfig, EDMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        plain = {"label_dropout": 0, "augment": 0, "uncertainty": False, "guidance": 1}
+        plain = {"augment": 0, "uncertainty": False}
         for name, off in plain.items():
             remedy = f"DDO finetunes the plain model; use {str(off).lower()}"
             self.check(getattr(self, name) == off, name, remedy)
 
 
 class DDO(Discriminative, EDM):
-    """EDM finetuned by DDO: the log-ratio is a difference of evidence bounds.
+    """EDM finetuned by DDO: the log-ratio is a difference of weighted denoising losses.
 
     Its weights, samplers and exports are those of an EDM.
 
@@ -203,3 +223,12 @@ class DDO(Discriminative, EDM):
     """
 
     Config = DDOConfig
+
+    def __init__(self, cfg: config.Config, reference: GenerativeModule | None = None) -> None:
+        cfg.method.check(
+            cfg.method.guidance == 1,
+            "guidance",
+            "DDO finetunes the plain model, against fakes without guidance; use 1 and give "
+            "guidance= to sample.py",
+        )
+        super().__init__(cfg, reference)

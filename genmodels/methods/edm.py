@@ -218,7 +218,9 @@ class EDM(GenerativeModule):
         """Return (Delta, {"edm_loss": L per element}), float32 (B,) each; see GenerativeModule.
 
         Delta = -w(sigma) (|D(x + n; sigma) - x|^2 - |D_ref(x + n; sigma) - x|^2), summed over
-        pixels: one draw of sigma and n for a difference of evidence bounds with EDM's own weight.
+        pixels: one draw of sigma and n of a difference of evidence bounds, but with EDM's weight in
+        place of the bound's, sigma^-3 over the density of sigma. So its mean is no log-ratio in
+        nats: low noise counts less, as in EDM's training (and in the paper).
         With a = D and b = D_ref it is summed as (a - b)(a + b - 2x), pixel by pixel: the two
         squares are large and nearly equal, their difference would be rounding.
         """

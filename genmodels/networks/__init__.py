@@ -6,6 +6,7 @@ from genmodels.networks.ebm import EBM
 from genmodels.networks.edm_unet import EDMUNet
 from genmodels.networks.encoder import Perceptron, ResNet8
 from genmodels.networks.mlp import MLP
+from genmodels.networks.potential import Potential
 from genmodels.networks.unet import UNet
 
 __all__ = ["NETWORKS"]
@@ -20,6 +21,7 @@ NETWORKS: dict[str, type[Network]] = {
     "edm_unet": EDMUNet,
     "ebm": EBM,
     "mlp": MLP,
+    "potential": Potential,
     "resnet8": ResNet8,
     "perceptron": Perceptron,
     "denoiser": Denoiser,

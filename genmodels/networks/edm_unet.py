@@ -250,10 +250,12 @@ class UNetEmbedding(nn.Module):
         angles = noise[:, None] * self.frequencies
         waves = (angles.cos(), angles.sin())
         x = torch.cat(waves if self.adm else waves[::-1], dim=1)
-        if augment is not None:
-            if self.augment is None:
-                raise ValueError("network.augment is false: this network takes no augmentation")
-            x = x + self.augment(augment.to(x.dtype))
+        if augment is not None and self.augment is None:
+            raise ValueError("network.augment is false: this network takes no augmentation")
+        if self.augment is not None:
+            # Zeros add nothing, but every parameter takes part: DDP wants a gradient of each.
+            values = x.new_zeros(len(x), AUGMENT_DIM) if augment is None else augment.to(x.dtype)
+            x = x + self.augment(values)
         if self.label is not None:
             label = self._one_hot(labels, x)
             if not self.adm:

@@ -2,10 +2,13 @@
 
 h = Linear(x);  per layer: h + Linear(act(Linear(act(h)) + Linear(act(e)))),  e the level and label
 map M:   Linear(act(h)), like x
-energy:  < act(h), Linear(act(e)) > (form=dot) or -|x - M(x)|^2 / 2 (form=distance), (B,)
+energy:  < act(h), Linear(act(e)) > (form=dot), -|x - M(x)|^2 / 2 (form=distance) or
+         -sqrt(|x - M(x)|^2 + 1e-4) (form=norm), (B,)
 
 The distance has a curvature of its own, so a narrow well needs no steep weights, and it is at most
-0. Its gradient is M(x) - x, as a denoiser's, but for the Jacobian of M.
+0. Its gradient is M(x) - x, as a denoiser's, but for the Jacobian of M. The norm is a cone, whose
+slope is the same all the way to its tip: the shape of a potential that carries noise to data in
+one unit of time (genmodels/methods/energy_matching.py).
 
 Reference: Salimans and Ho 2021, "Should EBMs model the energy or the score?" (form=distance).
 """
@@ -23,6 +26,8 @@ from genmodels.networks.ebm import ENERGY_ACTIVATIONS, EnergyEmbedding, Linear
 
 __all__ = ["MLP", "MLPConfig"]
 
+TIP = 1e-4  # form=norm: rounds the tip of the cone off, so that it has a gradient there
+
 
 @dataclass
 class MLPConfig(NetworkConfig):
@@ -34,8 +39,8 @@ class MLPConfig(NetworkConfig):
     activation: str = setting("silu", "of the hidden units", choices=ENERGY_ACTIVATIONS)
     form: str = setting(
         "dot",
-        "the energy: dot linear in the last layer, distance squared",
-        choices=("dot", "distance"),
+        "the energy: dot linear in the last layer, distance squared, norm a cone",
+        choices=("dot", "distance", "norm"),
     )
     stem_scale: float = setting(
         1.0,
@@ -112,4 +117,5 @@ class MLP(Network):
             value = self.head(h).reshape(x.shape)
             if self.form == "map":
                 return value
-            return -0.5 * (x.to(dtype) - value.to(dtype)).square().flatten(1).sum(dim=1)
+            squares = (x.to(dtype) - value.to(dtype)).square().flatten(1).sum(dim=1)
+            return -0.5 * squares if self.form == "distance" else -(squares + TIP).sqrt()

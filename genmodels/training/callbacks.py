@@ -15,7 +15,9 @@ from genmodels import generation, images
 from genmodels.config import EvalConfig, SampleConfig
 from genmodels.evaluation.scorer import Scorer
 from genmodels.evaluation.sources import Generated
+from genmodels.methods.base import GenerativeModule
 from genmodels.run import Run
+from genmodels.training.saver import CSVMetrics
 
 
 class EMA(WeightAveraging):
@@ -25,7 +27,7 @@ class EMA(WeightAveraging):
     beta = 0.5^(B / min(half_life, rampup * images seen before the step)).
 
     Args:
-        half_life: in images.
+        half_life: in images; the method trained may have another at some steps (ema_half_life).
         rampup: the half-life is at most this share of the images seen; 0: no limit.
         batch_size: images in an optimizer step.
 
@@ -35,13 +37,14 @@ class EMA(WeightAveraging):
     def __init__(self, half_life: float, rampup: float, batch_size: int) -> None:
         super().__init__(use_buffers=False)
         self.half_life = half_life
+        self.method: GenerativeModule | None = None
         self.rampup = rampup
         self.batch_size = batch_size
         self.pairs: list[tuple[list[Any], list[Any]]] = []  # (average, model): weights, buffers
 
     def decay(self, step: int) -> float:
         """Return beta for the step after `step` optimizer steps."""
-        half_life = self.half_life
+        half_life = self.half_life if self.method is None else self.method.ema_half_life(step)
         if self.rampup:
             half_life = min(half_life, self.rampup * step * self.batch_size)
         return 0.5 ** (self.batch_size / half_life) if half_life else 0.0
@@ -88,6 +91,8 @@ class EMA(WeightAveraging):
         average: Any = self._average_model
         average.n_averaged = average.n_averaged.cpu()  # asked for at every step
         self.pairs = []
+        if isinstance(module, GenerativeModule):
+            self.method = module
 
     @property
     def module(self) -> Any:
@@ -205,6 +210,37 @@ class GeneratedMetrics(Callback):
             logs = {f"eval/{k}_{self.cfg.num}": score["value"] for k, score in scores.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(logs, trainer.global_step - 1)
+
+
+class MissedLoss(Callback):
+    """Measures the held-out loss of the step that a run goes on from, where that was missed.
+
+    It comes after the step's checkpoint: a kill in between, or a signal that does not wait for it,
+    leaves its place in metrics.csv empty.
+
+    Args:
+        every: optimizer steps between held-out losses, 0: none.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_train_start(self, trainer: Any, module: L.LightningModule) -> None:
+        """Measure and log it."""
+        step = trainer.global_step
+        if not step or not self.every or step % self.every:
+            return
+        rows = next(log.rows for log in trainer.loggers if isinstance(log, CSVMetrics))
+        missed = not any(key.startswith("val/") for key in rows.get(step, {}))
+        if not trainer.strategy.reduce_boolean_decision(missed, all=False):
+            return
+        loop, connector = trainer.fit_loop.epoch_loop, trainer._logger_connector
+        before = connector._first_loop_iter
+        loop.val_loop.restarting = False  # it would go on after the batches of its last time
+        trainer.validating = True  # as Lightning's own loop calls it
+        loop.val_loop.run()
+        trainer.training = True
+        connector._first_loop_iter = before
 
 
 class Throughput(Callback):

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -60,6 +61,7 @@ def fit(
     data: L.LightningDataModule,
     step: int = 0,
     whole: Run | None = None,
+    start: Path | None = None,
 ) -> Ended:
     """Train to trainer.max_steps, unless it has to stop before; return where it ended.
 
@@ -68,8 +70,9 @@ def fit(
         run: where it writes.
         model: the method, untrained if `step` is 0.
         data: ImageDataModule.
-        step: that of the run's last checkpoint, to go on from; 0: from the beginning.
+        step: that of the checkpoint to go on from; 0: from the beginning.
         whole: the run that this one is a part of, named by the resume command.
+        start: that checkpoint, where it is not the run's last.
 
     Raises:
         FloatingPointError: too many non-finite gradients in a row.
@@ -80,7 +83,7 @@ def fit(
         model.net.compile()
     saver = Saver(run, cfg, whole)
     trainer = make_trainer(cfg, run, step, saver)
-    last = run.last if step else None
+    last = (start or run.last) if step else None
     with remedies(cfg, whole or run):
         if is_first():
             run.make_folders()
@@ -93,6 +96,7 @@ def make_trainer(cfg: Config, run: Run, step: int, saver: Saver) -> L.Trainer:
     options = cfg.trainer
     extras: list[Callback] = [
         callbacks.MatrixPrecision(options.tf32),
+        callbacks.MissedLoss(cfg.eval.loss_every),
         callbacks.Throughput(cfg.data.batch_size),
     ]
     if cfg.ema.half_life:

@@ -35,6 +35,13 @@ def load_reference(cfg: Config, source: str, device: torch.device) -> Any:
             ours,
             f"init={source} was trained with {getattr(theirs, key, ours)}",
         )
+    dropout = getattr(cfg.method, "label_dropout", 0)
+    check(
+        not (dropout and cfg.data.labels) or getattr(theirs, "label_dropout", dropout),
+        "method.label_dropout",
+        dropout,
+        f"init={source} was trained with a label for every image; use 0",
+    )
     if cfg.trainer.channels_last:  # as the trained one: else its rounding would differ
         model.net.to(memory_format=torch.channels_last)
     if cfg.trainer.compile:

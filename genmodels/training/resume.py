@@ -1,16 +1,17 @@
 """The config of a run: a new one's, or that of one which goes on, and what it may change."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from genmodels.checkpoint import read_checkpoint
+from genmodels.checkpoint import newest_checkpoint
 from genmodels.config import Config, load_config, to_plain
 from genmodels.data import check_settings
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
 from genmodels.run import Run
-from genmodels.training.saver import CSVMetrics
+from genmodels.training.saver import read_table
 
 # What a resumed run may change; anything else would be ignored or would make another run of it.
 CHANGEABLE = (
@@ -62,29 +63,57 @@ def resumed_config(run: Run, words: Mapping[str, str]) -> Config:
     return _read_config([run.config], words)
 
 
-def check_same(cfg: Config, run: Run) -> int:
-    """Return the step of the run's last checkpoint, that this config goes on from.
+def check_same(cfg: Config, run: Run) -> tuple[int, Path | None]:
+    """Return (step, file) of the checkpoint that this config goes on from; (0, None) of none yet.
 
     Raises:
-        ValueError: its config differs in more than a resumed run may change.
+        ValueError: its config differs in more than a resumed run may change, or the checkpoints are
+            lost or damaged.
     """
-    saved = read_checkpoint(run.last)
+    if not run.last.exists() and not run.steps():
+        check_unsaved(cfg, run)
+        return 0, None
+    path, saved = newest_checkpoint(run.folder)
     for key in ("optimizer_states", "lr_schedulers", "loops", "global_step"):
         if key not in saved:
             raise ValueError(
-                f"resume={run.last}: holds no {key}, so training cannot go on; start a new run "
-                f"with init={run.last}"
+                f"resume={path}: holds no {key}, so training cannot go on; start a new run "
+                f"with init={path}"
             )
-    CSVMetrics(run.metrics)  # raises now rather than after a write
+    step = saved["global_step"]
+    rows = read_table(run.metrics, step)  # raises now rather than after a write
     old, new = _flat(saved["hyper_parameters"]["config"]), _flat(to_plain(cfg))
     for key in new:
         # A key that the checkpoint does not know is younger than it.
         if key in old and new[key] != old[key] and not key.startswith(CHANGEABLE):
             raise ValueError(
-                f"{key}={new[key]}: {run.last} was trained with {old.get(key)}; put that back "
+                f"{key}={new[key]}: {path} was trained with {old.get(key)}; put that back "
                 "into config.yaml, or start a new run with init="
             )
-    return saved["global_step"]
+    last, every = max(rows, default=0), old["trainer.log_every"]
+    if last < step - step % every:
+        warnings.warn(
+            f"{run.metrics}: the lines after step {last} are missing or cut; it goes on after step "
+            f"{step}",
+            stacklevel=2,
+        )
+    return step, path
+
+
+def check_unsaved(cfg: Config, run: Run) -> None:
+    """Raise ValueError if a run without a checkpoint was to have one; else say that it begins anew.
+
+    A line of metrics.csv is written before the checkpoint of its step.
+    """
+    first = min(cfg.checkpoint.every, cfg.trainer.max_steps)
+    step = max(read_table(run.metrics), default=0)
+    if step > first:
+        raise ValueError(
+            f"resume={run.folder}: metrics.csv reaches step {step}, but no checkpoint is there; "
+            f"put it back, or start a new run with python train.py {run.config}"
+        )
+    if step:
+        warnings.warn(f"{run.folder}: no checkpoint yet, training begins anew", stacklevel=2)
 
 
 def _read_config(paths: Sequence[Path | str], words: Mapping[str, str]) -> Config:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import signal
 import time
 from collections.abc import Mapping
@@ -100,7 +101,11 @@ class Saver(Callback):
             signal.signal(number, handler)
 
     def save(self, trainer: L.Trainer) -> None:
-        """Write the step's checkpoint, make the last one the same file, and drop the oldest."""
+        """Write the step's checkpoint, make the last one the same file, and drop the oldest.
+
+        Steps after this one, left by a run that went on from an earlier checkpoint, do not count:
+        they are written anew.
+        """
         self.saved_step = trainer.global_step
         path = self.run.checkpoint(trainer.global_step)
         trainer.save_checkpoint(path)
@@ -108,8 +113,55 @@ class Saver(Callback):
             return
         atomic.link(path, self.run.last)
         if self.keep:
-            for old in self.run.steps()[: -self.keep]:
+            until_now = [old for old in self.run.steps() if old.name <= path.name]
+            for old in until_now[: -self.keep]:
                 old.unlink()
+
+
+def read_table(path: Path, until: int | float = math.inf) -> dict[int, dict[str, Any]]:
+    """Return {step: {column: text}} of a metrics.csv up to a step, {} if it is not there.
+
+    Every line ends in a newline: a last one without it was cut, and is left out.
+
+    Args:
+        path: the file.
+        until: the last step that counts; lines after it may hold anything.
+
+    Raises:
+        ValueError: it is no table of steps, or lines of it are spoilt.
+    """
+
+    def check(right: bool, what: str) -> None:
+        if not right:
+            remedy = "mend it, or delete it to go on without the lines so far"
+            raise ValueError(f"metrics.csv={path}: {what}; {remedy}")
+
+    if not path.exists():
+        return {}
+    try:
+        text = path.read_bytes().decode()
+        lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"metrics.csv={path}: cannot be read ({error}); delete it or mend it"
+        ) from None
+    if text == "\n":  # as older versions wrote it before the first line
+        return {}
+    check(bool(text), "is empty")
+    columns = lines[0] if lines else []
+    check(columns[:1] == ["step"] and len({*columns, ""}) == len(columns) + 1, "has no header")
+    rows: dict[int, dict[str, Any]] = {}
+    for number, cells in enumerate(lines[1:], start=2):
+        try:
+            step, *_ = [int(cells[0]), *(float(cell) for cell in cells[1:] if cell)]
+        except (IndexError, ValueError):
+            step = -1
+        if step > until:
+            continue
+        check(step > max(rows, default=0), f"line {number} is not that of a later step, in numbers")
+        check(len(cells) == len(columns), f"line {number} has {len(cells)} of {len(columns)} cells")
+        rows[step] = {key: cell for key, cell in zip(columns, cells) if cell}
+    return rows
 
 
 class CSVMetrics(Logger):
@@ -126,15 +178,7 @@ class CSVMetrics(Logger):
     def __init__(self, path: Path, first_step: int = 0) -> None:
         super().__init__()
         self.path = path
-        self.rows: dict[int, dict[str, Any]] = {}
-        if not path.exists():
-            return
-        with open(path, newline="") as file:
-            rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
-        try:
-            self.rows = {int(r["step"]): r for r in rows if int(r["step"]) <= first_step}
-        except (KeyError, ValueError):
-            raise ValueError(f"metrics.csv={path}: cannot be read; delete it or mend it") from None
+        self.rows = read_table(path, first_step)
 
     name = version = None
 
@@ -152,7 +196,7 @@ class CSVMetrics(Logger):
 
     def save(self) -> None:
         """Write the whole file, all or nothing (a line for each log_every steps: small)."""
-        if not is_first():
+        if not is_first() or not self.rows:
             return
         columns = dict.fromkeys(key for row in self.rows.values() for key in row)
         text = io.StringIO()

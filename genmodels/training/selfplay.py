@@ -126,8 +126,10 @@ class SelfPlay:
                 score = {"step": 0} | self.judge.score(reference) if self.first else None
                 self.settle(lambda state: state.setdefault("start", score), "start")
             self.say(f"round {number}: {self.metric} {self.state['start'][self.metric]:.4f}")
-            for k in range(len(self.state["candidates"])):
-                self.finetune(k, reference)
+            for step, keep in self.rungs():
+                for k in range(len(self.state["candidates"])):
+                    self.finetune(k, reference, step)
+                self.drop(step, keep)
             self.conclude(reference)
         if self.first:  # what only the round itself needed
             shutil.rmtree(self.folder / "pool", ignore_errors=True)
@@ -201,9 +203,40 @@ class SelfPlay:
         size = self.cfg.method.shard
         return make_pool(self.folder / "pool", range(first, first + num), size, generate)
 
-    def finetune(self, k: int, reference: Any) -> None:
-        """Train candidate k, scored every eval.every steps, until it ends."""
-        last = self.cfg.trainer.max_steps
+    def rungs(self) -> list[tuple[int, int]]:
+        """Return [(step, how many candidates go on behind it), ...], the round's last step last.
+
+        With method.search=halving the steps double, nearly: they are multiples of eval.every, and
+        half of the candidates go on behind each. So n of them cost 1 + log2(n) / 2 times one.
+
+        Reference: Jamieson and Talwalkar 2016, arXiv 1502.07943 (successive halving).
+        """
+        last, count = self.cfg.trainer.max_steps, len(self.state["candidates"])
+        every = self.cfg.eval.every or 1
+        halvings = math.ceil(math.log2(count)) if self.cfg.method.search == "halving" else 0
+        steps = [math.ceil(last / 2**k / every) * every for k in range(halvings, 0, -1)]
+        rungs = [(step, math.ceil(count / 2 ** (i + 1))) for i, step in enumerate(steps)]
+        return [*((step, keep) for step, keep in rungs if step < last), (last, count)]
+
+    def drop(self, step: int, keep: int) -> None:
+        """End the worst of the candidates by their latest scores, so that `keep` of them go on."""
+        going = [candidate for candidate in self.state["candidates"] if not candidate["end"]]
+        going.sort(key=lambda candidate: self.judge.distance(candidate["curve"][-1]))
+        dropped = {candidate["name"] for candidate in going[keep:]}
+        if not dropped:
+            return
+
+        def end(state: dict[str, Any]) -> None:
+            for candidate in state["candidates"]:
+                if candidate["name"] in dropped:
+                    candidate["end"] = f"not among the best {keep} at step {step}"
+
+        self.settle(end)
+        for candidate in going[keep:]:
+            self.say(f"round {self.state['round']}: {candidate['name']} ends at step {step}")
+
+    def finetune(self, k: int, reference: Any, last: int) -> None:
+        """Train candidate k to step `last`, scored every eval.every steps, or until it ends."""
         every = self.cfg.eval.every or last
         for step in [*range(every, last, every), last]:
             candidate = self.state["candidates"][k]
@@ -235,7 +268,12 @@ class SelfPlay:
             FloatingPointError: it diverged.
         """
         part, cfg = self.part(candidate), self.candidate_config(candidate)
-        done = checkpoint.read_checkpoint(part.last)["global_step"] if part.last.exists() else 0
+        done = 0
+        if part.last.exists() or part.steps():
+            start, saved = checkpoint.newest_checkpoint(part.folder)
+            done = saved["global_step"]
+            if self.first and start != part.last:
+                link(start, part.last)
         if done >= step:
             return
         self.pause_if_late()

@@ -11,7 +11,10 @@ import genmodels
 import train
 from genmodels import checkpoint, cli
 from genmodels.checkpoint.exports import main as export_main
+from genmodels.checkpoint.models import file_sha256
+from tests.helpers.faults import bits_of_records, bits_of_the_rest, flip
 from tests.helpers.paths import ROOT
+from tests.helpers.runs import assert_same
 from tests.helpers.tiny import TINY
 
 DIGITS = str(ROOT / "configs" / "edm_digits.yaml")
@@ -140,12 +143,17 @@ def broken(exported, tiny_run, folder):
         change(description)
         (copy / "config.json").write_text(json.dumps(description))
 
+    def as_older(copy):  # an export from before weights_sha256
+        edit_config(copy, lambda description: description.pop("weights_sha256"))
+
     def reshape(copy):
+        as_older(copy)
         state = load_file(copy / "model.safetensors")
         key = sorted(state)[0]
         save_file(state | {key: torch.zeros(1)}, copy / "model.safetensors")
 
     def drop(copy):
+        as_older(copy)
         state = load_file(copy / "model.safetensors")
         state.pop(sorted(state)[0])
         save_file(state, copy / "model.safetensors")
@@ -163,6 +171,8 @@ def broken(exported, tiny_run, folder):
     yield export("unknown", lambda c: edit_config(c, unknown)), "method.name=gan: choose from edm"
     typo = lambda d: d["config"]["method"].update(p_meen=1)  # noqa: E731
     yield export("typo", lambda c: edit_config(c, typo)), "did you mean method.p_mean?"
+    end = 8 * (exported / "model.safetensors").stat().st_size - 8000
+    yield export("flipped", lambda c: flip(c / "model.safetensors", end)), "another sha256"
     yield export("shape", reshape), "has a wrong shape for"
     yield export("missing", drop), "lacks"
     cut = folder / "cut.ckpt"
@@ -188,6 +198,34 @@ def test_broken_models_are_refused_in_one_line(exported, tiny_run, tmp_path, mon
         errors = capsys.readouterr().err
         assert message in errors and errors.count("\n") == 1, errors
     assert sorted(tmp_path.rglob("*")) == before  # nothing written, no attack carried out
+
+
+def test_flipped_bits_of_a_checkpoint_are_noticed(tiny_run, tmp_path):
+    """In its records every one; between them, where zip keeps what torch does not look at, some."""
+    whole = checkpoint.read_checkpoint(tiny_run)
+    path = tmp_path / "flipped.ckpt"
+    for bit in bits_of_records(tiny_run / "checkpoints" / "last.ckpt", 24, seed=0):
+        shutil.copy(tiny_run / "checkpoints" / "last.ckpt", path)
+        flip(path, bit)
+        with pytest.raises(ValueError, match=r"model=.*: not a checkpoint of genmodels"):
+            checkpoint.read_checkpoint(path)
+    for bit in bits_of_the_rest(tiny_run / "checkpoints" / "last.ckpt", 24, seed=0):
+        shutil.copy(tiny_run / "checkpoints" / "last.ckpt", path)
+        flip(path, bit)
+        try:
+            found = checkpoint.read_checkpoint(path)
+        except ValueError:
+            continue
+        assert_same(found, whole)  # no harm
+
+
+def test_older_exports_have_no_sha256_and_load(exported, tmp_path):
+    copy = tmp_path / "older"
+    shutil.copytree(exported, copy)
+    description = json.loads((copy / "config.json").read_text())
+    assert description.pop("weights_sha256") == file_sha256(copy / "model.safetensors")
+    (copy / "config.json").write_text(json.dumps(description))
+    assert_same(genmodels.load(copy).state_dict(), genmodels.load(exported).state_dict())
 
 
 def test_export_command(tiny_run, tmp_path, capsys):

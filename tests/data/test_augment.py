@@ -161,6 +161,21 @@ def test_rates_and_laws(p):
         assert abs(correlation) < 5 / math.sqrt(int(both.sum()))
 
 
+def test_every_part_is_drawn_apart_from_every_other():
+    """With p = 1 all are on; of two that shared a number, values or sizes would go together."""
+    d = draw_distortion(1.0, 5, torch.arange(100_000))
+    drawn = torch.stack(d).double()
+    for parts in (drawn, drawn.abs()):
+        correlation = torch.corrcoef(parts[2:]) - torch.eye(6, dtype=torch.float64)
+        assert correlation.abs().max() < 5 / math.sqrt(drawn.shape[1])
+    coins = torch.corrcoef(torch.cat([drawn[:2], drawn[2:].sign(), drawn[2:].abs()]))
+    assert coins[:2, 2:].abs().max() < 5 / math.sqrt(drawn.shape[1])
+    half = draw_distortion(0.5, 5, torch.arange(100_000))  # which of them are on
+    on = torch.stack([half.scale, half.angle, half.stretch, half.right]) != 0
+    correlation = torch.corrcoef(on.double()) - torch.eye(4, dtype=torch.float64)
+    assert correlation.abs().max() < 5 / math.sqrt(100_000)
+
+
 def test_an_image_is_distorted_by_its_place_in_the_stream_alone():
     images = torch.rand(6, 3, 8, 8)
     n = torch.tensor([5, 0, 2**40, 17, 3, 9])

@@ -11,7 +11,7 @@ import torch
 import genmodels
 from genmodels.methods import METHODS
 from genmodels.methods.base import GenerativeModule
-from genmodels.methods.cdrl import AISOptions, ComposeOptions
+from genmodels.methods.composed import AISOptions, ComposeOptions
 from genmodels.methods.ddo import DiscriminativeConfig
 from genmodels.methods.edm import EDMLikelihoodOptions, GuideOptions
 from genmodels.methods.gbm import GBMLikelihoodOptions
@@ -47,6 +47,7 @@ TINY = {
         ("data.patch=16", "network.channels=[4]", "network.blocks=[1]"),
     ),
     "gedi": ("gedi_moons", ("network.width=16", "method.buffer=8", "method.steps=2")),
+    "energy_matching": ("energy_digits", ("network.width=16", "data.labels=false")),
 }
 # Settings of one likelihood that takes no time.
 LIKELIHOOD = {

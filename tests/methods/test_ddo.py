@@ -97,6 +97,69 @@ def test_loss_and_its_gradient_by_hand():
     assert ddo_loss(torch.tensor([-1e4]), torch.tensor([1e4]), 1.0, 1.0) == 2e4  # no overflow
 
 
+def test_without_a_label_the_fake_does_not_count():
+    """Rows with h = 1: the gradient of the EDM loss times beta s(-beta Delta), and ln 2 less."""
+    words = ("method.label_dropout=0.4", "method.alphas=3", "method.betas=40")
+    data = batch(50)
+    hidden = philox_uniform((), 0, data["n"], stream=int(Stream.LABEL_DROP)) < 0.4
+    assert 10 < hidden.sum() < 30
+    loss, _ = against(trained(*words), *words).train().loss(data)
+    expected = math.log(2) * (1 + 3 * (1 - hidden.float().mean()))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+    # Fakes without a label alone: nothing of them is left, and of the data EDM's own gradient.
+    rows = {key: value[hidden] for key, value in data.items()}
+    model, edm = gaussians(0.6, 0.5, *words), gaussians(0.6, 0.5)
+    model.train().loss(rows)[0].backward()
+    other = gaussians(0.6, 0.5, *words)
+    other.train().loss(rows | {"fake": -3 * rows["fake"]})[0].backward()
+    assert torch.equal(other.net.c.grad, model.net.c.grad)
+    real = {key: rows[key] for key in ("image", "label", "n")}
+    delta = edm.log_ratio(real, edm.frozen.model)[0].detach()
+    weights = 40 / 64 * torch.sigmoid(-40 / 64 * delta)
+    noisy, sigma = edm._diffuse(real["image"], real["n"])
+    denoised = edm.net(noisy, sigma)
+    losses = edm.net.loss_weight(sigma) * (denoised - real["image"]).square().sum(dim=(1, 2, 3))
+    (weights * losses).mean().backward()
+    assert model.net.c.grad.item() == pytest.approx(edm.net.c.grad.item(), rel=1e-5)
+
+
+def test_rows_without_a_label_are_so_for_both_networks_and_both_sides():
+    seen = []
+
+    class Spy(Gaussian):
+        def forward(self, x, sigma, labels=None, augment=None):
+            seen.append(labels)
+            return super().forward(x, sigma, labels)
+
+    model, data = gaussians(0.5, 0.5, "method.label_dropout=0.4"), batch(50)
+    model.net, model.frozen.model.net = Spy(0.5), Spy(0.5)
+    model.train().loss(data)
+    hidden = philox_uniform((), 0, data["n"], stream=int(Stream.LABEL_DROP)) < 0.4
+    for labels in seen:
+        assert torch.equal(labels[:50], torch.where(hidden, -1, data["label"]))
+        assert torch.equal(labels[50:], torch.where(hidden, -1, data["fake_label"]))
+    assert len(seen) == 2
+
+
+def test_guidance_goes_on_after_ddo():
+    """What EDM's classifier-free guidance makes of the same weights; none without hidden labels."""
+    model = trained("method.label_dropout=0.1")
+    edm = genmodels.build(
+        str(ROOT / "configs/edm_digits.yaml"),
+        *LABELLED,
+        "network.attention=[1]",
+        "method.label_dropout=0.1",
+    )
+    edm.load_state_dict(model.state_dict())
+    options = {"labels": [1, 2], "steps": 3, "guidance": 2.0}
+    images = model.eval().sample([1, 2], **options)
+    assert torch.equal(images, edm.eval().sample([1, 2], **options))
+    assert not torch.equal(images, model.sample([1, 2], labels=[1, 2], steps=3))
+    with pytest.raises(ValueError, match="no label was hidden in training"):
+        trained().eval().sample([1, 2], **options)
+
+
 def test_diagnostics_by_hand():
     real, fake = torch.tensor([1.0, -3.0, 0.0, 9.0]), torch.tensor([-1.0, 2.0, -5.0, 0.0])
     logs = diagnostics(real, fake, beta=1.0)
@@ -147,6 +210,38 @@ def test_delta_against_float64():
     expected = exact_delta(data["image"], data["n"], c, torch.tensor(0.5).double())
     torch.testing.assert_close(delta.double(), expected, rtol=1e-4, atol=1e-4)
     assert set(rows) == {"edm_loss"} and rows["edm_loss"].shape == (50,)
+
+
+def test_the_mean_of_delta_is_no_log_ratio_in_nats():
+    """Of exact Gaussians: with the weight sigma^-3 it would be the log-ratio, with EDM's it is not.
+
+    -log p(x) = integral of sigma^-3 E|D(x + sigma eps; sigma) - x|^2 d sigma + a constant that all
+    models share (Kingma et al. 2021, arXiv 2107.00630, in sigma), here by quadrature in ln sigma.
+    """
+    c, c_reference, x = 0.6, 0.5, torch.full((1, 8, 8), 0.7)
+    square = float(x.double().square().sum())
+    t = torch.linspace(-16, 16, 200_001, dtype=torch.float64)
+    sigma = t.exp()
+
+    def error(c):
+        k = c**2 / (c**2 + sigma**2)
+        return (1 - k) ** 2 * square + 64 * k**2 * sigma**2
+
+    gain = error(c_reference) - error(c)
+    log_ratio = 0.5 * square * (c_reference**-2 - c**-2) + 64 * math.log(c_reference / c)
+    exact = torch.trapezoid(sigma**-2 * gain, t)
+    assert exact.item() == pytest.approx(log_ratio, rel=1e-6)
+    density = (-((t + 1.2) ** 2) / 2 / 1.2**2).exp() / (1.2 * math.sqrt(2 * math.pi))
+    weight = (sigma**2 + 0.75**2) / (sigma * 0.75) ** 2
+    mean = torch.trapezoid(weight * density * gain, t).item()
+    assert mean < 0.6 * log_ratio
+
+    model = gaussians(c, c_reference)
+    rows = {"image": x.expand(20_000, 1, 8, 8), "n": torch.arange(20_000)}
+    rows["label"] = torch.zeros(20_000).long()
+    delta = model.log_ratio(rows, model.frozen.model)[0].detach().double()
+    assert abs(delta.mean() - mean) < 4 * delta.std() / 20_000**0.5
+    assert 10 * delta.std() / 20_000**0.5 < log_ratio - mean  # so it can tell them apart
 
 
 class Fixed(Gaussian):
@@ -226,7 +321,8 @@ def test_delta_of_an_image_does_not_depend_on_its_neighbours():
 
 
 @pytest.mark.parametrize(
-    "unit, beta, expected", [("dim", 32, 0.5), ("nats", 0.02, 0.02), ("std", 3, 1.5)]
+    "unit, beta, expected",
+    [("dim", 32, 0.5), ("sum", 0.02, 0.02), ("nats", 0.02, 0.02), ("std", 3, 1.5)],
 )
 def test_units_of_beta(unit, beta, expected):
     model = build(f"method.beta_unit={unit}", f"method.betas={beta}")
@@ -297,13 +393,12 @@ def test_training_without_a_reference_is_refused():
         ("trainer.precision=bf16-mixed", "trainer.precision=bf16-mixed: .*use 32-true"),
         ("trainer.tf32=true", "trainer.tf32=true: .*use false"),
         ("network.dropout=0.1", "network.dropout=0.1: .*use 0"),
-        ("method.label_dropout=0.1", "method.label_dropout=0.1: .*use 0"),
         ("method.uncertainty=true", "method.uncertainty=True: .*use false"),
         ("method.guidance=2", "method.guidance=2.0: .*use 1"),
         ("method.betas=", "method.betas=.*at least one"),
         ("method.betas=1,-1", "method.betas=.*> 0"),
         ("method.alphas=0", "method.alphas=.*> 0"),
-        ("method.beta_unit=pixels", "method.beta_unit=pixels: choose from dim, nats, std"),
+        ("method.beta_unit=pixels", "method.beta_unit=pixels: choose from dim, sum, nats, std"),
         ("method.rounds=0", "method.rounds=0: must be in"),
     ],
 )
@@ -326,6 +421,8 @@ def test_ddo_is_an_edm_otherwise():
 
 class Table(nn.Module):
     """An energy for each of K points on a line, known up to a constant; DDO's second method."""
+
+    LABEL_DROPOUT = False
 
     def __init__(self, cfg):
         super().__init__()

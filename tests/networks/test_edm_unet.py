@@ -108,6 +108,16 @@ def test_start_is_nearly_zero_and_every_parameter_learns(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_given_leaves_no_parameter_without_a_gradient(kind):
+    """DDP refuses such a parameter: without labels and augmentation values they are zeros."""
+    net = fill(small(kind)[1]).train()
+    x, noise, _, _ = inputs()
+    net(x, noise).square().mean().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+    assert not net.embedding.augment.weight.grad.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_initial_weights_have_the_published_spread(kind):
     """Xavier for DDPM++ and NCSN++, uniform; PyTorch's default for ADM, N(0, 1) for its labels."""
     torch.manual_seed(0)
@@ -231,3 +241,71 @@ def test_configs_build_the_published_networks(name, shape, images, count):
     assert sum(parameter.numel() for parameter in net.parameters()) == count
     assert abs(cfg.trainer.max_steps * cfg.data.batch_size / images - 1) < 1e-5
     assert (cfg.method.augment > 0) == cfg.network.augment
+
+
+# Karras et al. 2022, tables 5 and 7 and appendix F.2: what the published networks were trained and
+# sampled with. Half-lives and ramps are in images.
+PUBLISHED = {
+    "edm_cifar10": {
+        "optim.lr": 1e-3,
+        "data.batch_size": 512,
+        "ema.half_life": 500_000,
+        "network.dropout": 0.13,
+        "method.augment": 0.12,
+        "trainer.precision": "32-true",
+        "method.steps": 18,
+        "method.churn": 0,
+    },
+    "edm_ffhq64": {
+        "optim.lr": 2e-4,
+        "data.batch_size": 256,
+        "ema.half_life": 500_000,
+        "network.dropout": 0.05,
+        "method.augment": 0.15,
+        "trainer.precision": "32-true",
+        "method.steps": 40,
+        "method.churn": 0,
+    },
+    "edm_imagenet64": {
+        "optim.lr": 1e-4,
+        "data.batch_size": 4096,
+        "ema.half_life": 50_000_000,
+        "network.dropout": 0.1,
+        "method.augment": 0,
+        "trainer.precision": "bf16-mixed",  # theirs: fp16
+        "method.steps": 256,
+        "method.churn": 40,
+        "method.churn_min": 0.05,
+        "method.churn_max": 50,
+        "method.churn_noise": 1.003,
+    },
+}
+OF_ALL = {
+    "optim.betas": [0.9, 0.999],
+    "optim.eps": 1e-8,
+    "optim.weight_decay": 0,
+    "optim.rampup": 10_000_000,
+    "optim.decay": "none",
+    "optim.clip": 0,
+    "ema.rampup": 0.05,
+    "method.precond": "edm",
+    "method.sigma_data": 0.5,
+    "method.p_mean": -1.2,
+    "method.p_std": 1.2,
+    "method.sampler": "heun",
+    "method.sigma_min": 0.002,
+    "method.sigma_max": 80,
+    "method.rho": 7,
+    "method.label_dropout": 0,
+    "data.flip": False,
+    "trainer.tf32": False,
+    "trainer.accumulate": 1,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_configs_train_and_sample_as_published(name):
+    cfg = load_config([ROOT / f"configs/{name}.yaml"], methods=METHODS, networks=NETWORKS)
+    expected = OF_ALL | PUBLISHED[name]
+    found = {key: getattr(getattr(cfg, key.split(".")[0]), key.split(".")[1]) for key in expected}
+    assert found == expected

@@ -11,40 +11,9 @@ import pytest
 import torch
 
 import train
-from genmodels.checkpoint import read_checkpoint
 from tests.helpers.paths import ROOT
+from tests.helpers.runs import assert_same, rows, state
 from tests.helpers.tiny import TINY, last_words
-
-
-def state(run):
-    """Return the raw weights, EMA, optimizer, and schedule of a run's last checkpoint."""
-    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
-    return {
-        "step": checkpoint["global_step"],
-        "ema": checkpoint["state_dict"],
-        "raw": checkpoint["current_model_state"],
-        "averaging": checkpoint["averaging_state"],
-        "optimizer": checkpoint["optimizer_states"][0]["state"],
-        "schedule": checkpoint["lr_schedulers"],
-    }
-
-
-def assert_equal(a, b, path=""):
-    """Compare nested dicts and lists of tensors bit for bit."""
-    assert type(a) is type(b), path
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_equal(a[key], b[key], f"{path}/{key}")
-    elif isinstance(a, list):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b)):
-            assert_equal(x, y, f"{path}/{i}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), f"{path}: differs by {(a - b).abs().max()}"
-    else:
-        assert a == b, f"{path}: {a} != {b}"
-
 
 WORDS = (
     "trainer.accumulate=2",
@@ -70,7 +39,7 @@ def test_resume_after_a_normal_end_off_the_saving_schedule(train_tiny, straight)
     run = train_tiny(*WORDS, "trainer.max_steps=7")  # 7 is no multiple of checkpoint.every=4
     assert state(run)["step"] == 7
     resume(run, "trainer.max_steps=10")
-    assert_equal(state(run), state(straight))
+    assert_same(state(run), state(straight))
 
 
 def test_resume_from_a_moved_folder(train_tiny, straight, tmp_path):
@@ -78,13 +47,8 @@ def test_resume_from_a_moved_folder(train_tiny, straight, tmp_path):
     moved = tmp_path / "elsewhere"
     shutil.move(run, moved)
     resume(moved, "trainer.max_steps=10")
-    assert_equal(state(moved), state(straight))
+    assert_same(state(moved), state(straight))
     assert not run.exists()
-
-
-def rows(run):
-    with open(run / "metrics.csv", newline="") as file:
-        return [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(file)]
 
 
 def test_metrics_csv_goes_on_where_the_checkpoint_was(train_tiny, straight):
@@ -134,7 +98,7 @@ def test_resume_after_kill_9(train_tiny, tmp_path):
     (run / "checkpoints" / ".step-00000099.ckpt.partial").write_bytes(b"half a checkpoint")
     target = state(run)["step"] + 3
     resume(run, f"trainer.max_steps={target}")
-    assert_equal(state(run), state(train_tiny(*WORDS, f"trainer.max_steps={target}")))
+    assert_same(state(run), state(train_tiny(*WORDS, f"trainer.max_steps={target}")))
     assert len(list((run / "checkpoints").iterdir())) == 3  # last and the two newest
 
 
@@ -149,7 +113,7 @@ def test_signal_saves_and_says_how_to_go_on(train_tiny, tmp_path, number):
     stopped = state(run)["step"]
     assert f"stopped by {number.name} after step {stopped}" in output
     resume(run, f"trainer.max_steps={stopped + 2}")
-    assert_equal(state(run), state(train_tiny(*WORDS, f"trainer.max_steps={stopped + 2}")))
+    assert_same(state(run), state(train_tiny(*WORDS, f"trainer.max_steps={stopped + 2}")))
 
 
 def test_max_time_saves(train_tiny):

@@ -34,6 +34,8 @@ SMALL = [
 ]
 ROUND = [
     "method.steps=2",
+    "method.betas=60",
+    "method.search=all",
     "method.pool=24",
     "method.shard=8",
     "data.batch_size=8",
@@ -157,14 +159,15 @@ def test_a_candidate_is_an_ordinary_run_without_the_reference(base, tmp_path, mo
         kept.update({"last": saved[0]} if saved and "optimizer_states" in saved[0] else {})
 
     monkeypatch.setattr(shutil, "rmtree", keep)
-    run = play(base, tmp_path, "method.p_stds=1.2,2", "method.rounds=1", "trainer.log_every=1")
+    run = play(base, tmp_path, "method.p_stds=1.7,2", "method.rounds=1", "trainer.log_every=1")
     digest = weights_hash(genmodels.load(base))
     assert set(seen) == {(True, digest)}  # never copied, never changed
     names = set(genmodels.load(base).state_dict())
     assert set(kept["last"]["state_dict"]) == names == set(kept["last"]["current_model_state"])
     assert len(kept["last"]["optimizer_states"][0]["state"]) == len(names)
     config = (run / "round-01" / "alpha4-beta60" / "config.yaml").read_text()
-    assert f"reference: {digest}" in config and "p_std: 1.2" in config
+    assert f"reference: {digest}" in config and "p_std: 1.7" in config
+    assert kept["last"]["hyper_parameters"]["config"]["method"]["p_std"] == 1.7
     with open(run / "round-01" / "alpha4-beta60" / "metrics.csv") as file:
         header = file.readline()
     for name in ("delta_real", "delta_fake_std", "accuracy", "saturated", "edm_loss"):
@@ -256,6 +259,7 @@ def test_a_second_process_is_refused(straight, capsys):
         (["eval.metrics=nn1_fake"], "eval.metrics=nn1_fake: .*one of fd"),
         (["eval.metrics="], "metrics=: name some of fd"),
         (["trainer.precision=bf16-mixed"], "use 32-true"),
+        (["method.label_dropout=0.1"], "method.label_dropout=0.1: init=.*every image; use 0"),
     ],
 )
 def test_refused_in_one_line(base, tmp_path, capsys, words, message):
@@ -314,6 +318,77 @@ def test_stops_when_the_score_rises_twice(curve, patience, stops):
     assert bool(own.end(entries)) == stops
 
 
+@pytest.mark.parametrize(
+    "count, every, search, rungs",
+    [
+        (4, 25, "all", [(200, 4)]),
+        (1, 25, "halving", [(200, 1)]),
+        (2, 25, "halving", [(100, 1), (200, 2)]),
+        (4, 25, "halving", [(50, 2), (100, 1), (200, 4)]),
+        (5, 25, "halving", [(25, 3), (50, 2), (100, 1), (200, 5)]),
+        (4, 60, "halving", [(60, 2), (120, 1), (200, 4)]),
+        (4, 0, "halving", [(50, 2), (100, 1), (200, 4)]),
+        (20, 500, "halving", [(12500, 20)]),
+    ],
+)
+def test_rungs_of_halving(count, every, search, rungs):
+    own, _ = play_of((3, 2), steps=rungs[-1][0])
+    own.cfg.eval, own.cfg.method.search = SimpleNamespace(every=every), search
+    own.state["candidates"] = [{}] * count
+    if count == 20:  # 391, 782, 1563, 3125 and 6250, rounded up to where a score is
+        rungs = [(500, 10), (1000, 5), (2000, 3), (3500, 2), (6500, 1), (12500, 20)]
+    assert own.rungs() == rungs
+
+
+def test_the_worst_by_their_latest_scores_are_dropped():
+    own, _ = play_of((3, 2))
+    curves = {"a": [1, 4], "b": [5, 2], "c": [9], "d": [3, 3]}
+    own.state["candidates"] = [
+        {"name": n, "curve": [{"fd": v} for v in c], "end": "diverged" if n == "c" else ""}
+        for n, c in curves.items()
+    ]
+    own.state["round"], own.first = 1, False
+    own.drop(20, 3)
+    assert [c["end"] for c in own.state["candidates"]] == ["", "", "diverged", ""]
+    own.drop(20, 1)
+    dropped = "not among the best 1 at step 20"
+    assert [c["end"] for c in own.state["candidates"]] == [dropped, "", "diverged", dropped]
+
+
+@pytest.mark.slow
+def test_halving_ends_the_worst_and_goes_on_where_it_was(base, tmp_path, monkeypatch):
+    """Of four pairs two go on behind step 1 and one behind step 2; killed in between, the same."""
+    words = ("method.search=halving", "method.alphas=1,2,4,8", "method.rounds=1", "eval.every=1")
+    words += ("method.patience=0", "optim.lr=3e-3")  # so that the pairs differ
+    run = play(base, tmp_path / "a", *words)
+    curves = {c["name"]: [e["fd"] for e in c["curve"]] for c in state(run)["candidates"]}
+    assert sorted(map(len, curves.values())) == [1, 1, 2, 4]
+    for step in (1, 2):
+        going = {name: curve[step - 1] for name, curve in curves.items() if len(curve) >= step}
+        best = sorted(going, key=going.get)[: 2 // step]
+        assert set(best) == {name for name, curve in curves.items() if len(curve) > step}
+    ends = sorted(candidate["end"] for candidate in state(run)["candidates"])
+    assert ends[:1] == ["end of the round"] and ends[1] == "not among the best 1 at step 2"
+
+    stops = [(1, "before"), (2, "after")]
+    original = selfplay.SelfPlay.drop
+
+    def drop(self, step, keep):
+        if stops and stops[0] == (step, "before"):
+            stops.pop(0)
+            raise KeyboardInterrupt
+        original(self, step, keep)
+        if stops and stops[0] == (step, "after"):
+            stops.pop(0)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(selfplay.SelfPlay, "drop", drop)
+    command = argv(base, tmp_path / "b", *words)
+    assert [train.main(command) for _ in range(3)] == [130, 130, 0] and not stops
+    (other,) = (tmp_path / "b").glob("*/*")
+    assert timeless(state(other)) == timeless(state(run))
+
+
 def test_the_end_of_a_round_and_the_distance_of_nn1():
     own, entries = play_of((3, 2), steps=10)
     assert own.end(entries) == "end of the round"
@@ -331,7 +406,7 @@ def test_another_eval_every_goes_on_behind_the_last_score(every, scored):
     own.train_to = lambda *args: None
     own.score = lambda candidate, step: {"step": step, "fd": 1 / step}
     own.settle = lambda change, *keys: change(own.state)
-    own.finetune(0, None)
+    own.finetune(0, None, own.cfg.trainer.max_steps)
     (candidate,) = own.state["candidates"]
     assert [entry["step"] for entry in candidate["curve"]] == scored
     assert candidate["end"] == "end of the round"
