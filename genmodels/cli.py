@@ -30,16 +30,27 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     returns a whole number, that is the code.
 
     A ValueError or OSError raised by this package's own code is addressed to the user and becomes
-    one line on stderr; one raised elsewhere is a defect and keeps its traceback.
+    one line on stderr; one raised elsewhere is a defect and keeps its traceback. A reader of the
+    output that goes away ends nothing (`train.py ... | head`).
     """
+    out, errors = (_Lasting(stream) if stream else stream for stream in (sys.stdout, sys.stderr))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        code = _run(main, sys.argv[1:] if argv is None else list(argv))
+        for stream in (out, errors):
+            if stream:
+                stream.flush()
+        if out and out.error and out.error.errno not in (errno.EPIPE, errno.EIO):
+            print(f"error: the output cannot be written: {out.error.strerror}", file=sys.stderr)
+            return code or 1
+    return code
+
+
+def _run(main: Callable[[list[str]], Any], argv: list[str]) -> int:
     try:
         with warnings_as_notes(all=False):
-            code = main(sys.argv[1:] if argv is None else list(argv))
+            code = main(argv)
     except Stopped as stopped:
         return 128 + stopped.signal
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (ValueError, OSError) as error:
         if not _raised_here(error):
             traceback.print_exc()
@@ -53,6 +64,42 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
         traceback.print_exc()
         return 1
     return code if isinstance(code, int) else 0
+
+
+class _Lasting:
+    """A stream for text that takes everything: once it cannot be written, the rest is dropped.
+
+    Args:
+        stream: sys.stdout or sys.stderr.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write the text, or drop it."""
+        try:
+            self.stream.write(text)
+        except OSError as error:
+            self._drop(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        # What the stream still holds goes nowhere too, also when Python ends.
+        self.error = error
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 # What a user can do about a file that cannot be written or read.

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from genmodels import cli, distributed, generation, images
-from genmodels.atomic import write_bytes
+from genmodels.atomic import make_folder, write_bytes
 from genmodels.config import Section, setting
 from genmodels.config.words import DEVICES, check_choice
 from genmodels.images import pictures
@@ -235,7 +235,7 @@ def denoise_pictures(model: Any, options: DenoiseOptions, level: float | None, o
                     done = restore(model, image, *noise, **settings, tick=bar.update)
                 restored.append(done)
                 noises.append(noise)
-            (out / names[k]).parent.mkdir(parents=True, exist_ok=True)
+            make_folder((out / names[k]).parent, exist_ok=True)
             write_bytes(out / names[k], picture.as_file(torch.stack(restored)))
     distributed.barrier()
     noises = [noise for part in distributed.gather_to_all(noises) for noise in part]
@@ -354,7 +354,7 @@ def denoise_images(model: Any, options: DenoiseOptions, level: float | None, out
     for part in indices.split(options.batch):
         part_labels = None if labels is None else labels[part]
         restored, used = model.restore(noisy[part], options.law, level, part_labels)
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out, exist_ok=True)
         for index, picture in zip(part.tolist(), images.to_uint8(restored)):
             images.write_png(out / f"{index:06d}.png", picture)
         levels += used.tolist()

@@ -158,6 +158,7 @@ def typed_words(
         limits = item.metadata["limits"]
         for part in values[key] if isinstance(values[key], list) else [values[key]]:
             check(limits.allow(part), key, text, limits.remedy)
+            check(limits.finite(part), key, text, "must be finite")
     return values
 
 

@@ -152,7 +152,7 @@ class Store:
     ) -> "Store | None":
         """Return the Store in OUT.blocks of a pass over a source; None if it needs none.
 
-        That is without an out=, and of Moments, which need no pass.
+        That is without an out=, and of Moments and Scored, which need no pass.
 
         Args:
             out: path of the result, or "".
@@ -161,7 +161,7 @@ class Store:
             features: what the pass takes of each image.
             words: what else fixes the result, or what is kept of it.
         """
-        if not out or isinstance(source, Moments):
+        if not out or isinstance(source, (Moments, Scored)):
             return None
         return cls(f"{out}.blocks", name, [source.identity(), describe(features), *words])
 

@@ -26,6 +26,7 @@ PARTS = {
     "test": (("test_images", "test_labels"), ("x_test", "y_test")),
 }
 WHOLE = (("images", "labels"), ("x", "y"))
+MOMENTS = ("mu", "sigma", "mu_s", "sigma_s")  # which reference files hold beside images
 NAMES = {name for pairs in (*PARTS.values(), WHOLE) for pair in pairs for name in pair}
 
 MUST_BE = "must be uint8 (N, H, W, 1 or 3), values 0..255"
@@ -123,7 +124,8 @@ def npz_images(
     with _npz(path) as file:
         known = {name.lower(): name for name in file.files}
         pairs = [*PARTS[split], *WHOLE] if split else [*WHOLE, *PARTS["train"]]
-        pairs += [(name.lower(), "labels") for name in file.files[:1]]
+        # numpy's own name, among the moments of ADM's reference files, then whatever is first.
+        pairs += [(name, "labels") for name in ("arr_0", *map(str.lower, file.files[:1]))]
         pair = next((pair for pair in pairs if pair[0] in known), None)
         if pair is None:
             raise OSError("no array in it")
@@ -151,7 +153,7 @@ def _not_read(known: dict[str, str], pair: tuple[str, str]) -> list[str]:
         known: the names in the file by their small letters.
         pair: what is read.
     """
-    others = [key for key in known if key not in pair]
+    others = [key for key in known if key not in pair and key not in MOMENTS]
     return [known[key] for key in others if key in NAMES or pair[0] not in NAMES]
 
 

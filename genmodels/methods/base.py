@@ -12,6 +12,7 @@ from torch import Tensor
 from genmodels import config, seeding
 from genmodels.config import check, to_plain
 from genmodels.networks import NETWORKS
+from genmodels.networks.edm2_unet import normalise_weights
 
 if TYPE_CHECKING:
     from genmodels.data import ImageDataModule
@@ -256,6 +257,11 @@ class GenerativeModule(L.LightningModule):
         if self._trainer is None:
             return decision
         return self.trainer.strategy.reduce_boolean_decision(decision, all=False)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Force the weights of a network that wants it, once for each optimizer step."""
+        if NETWORKS[self.cfg.network.name].FORCED and not batch_idx % self.cfg.trainer.accumulate:
+            normalise_weights(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one micro-batch; dropout is keyed by (seed, micro-step, rank).

@@ -85,7 +85,9 @@ class CDRLConfig(Section):
         "n_t the noise of the level (noise)",
         choices=("step", "noise"),
     )
-    units_limit: float = setting(1.0, "units=noise: that factor is at most this", gt=0)
+    units_limit: float = setting(
+        1.0, "units=noise: that factor is at most this", gt=0, infinite=True
+    )
     initializer: str = setting(
         "unet", "network of the starts (none: chains start at x_t)", choices=("unet", "mlp", "none")
     )

@@ -19,7 +19,7 @@ from genmodels.kernels.broadcast import over_items
 from genmodels.kernels.philox import philox_normal
 from genmodels.methods.base import Batch, Callback, GenerativeModule, Labels
 from genmodels.networks import NETWORKS
-from genmodels.networks.precond import PRECONDS, Uncertainty
+from genmodels.networks.precond import PRECONDS
 from genmodels.sampling.likelihood import TRACES, log_normal, ode_log_prob
 from genmodels.sampling.ode import SAMPLERS, Churn, sample_general
 from genmodels.sampling.schedules import SIGMAS, TIME_SCHEDULES, state_dtype
@@ -178,7 +178,7 @@ class EDM(GenerativeModule):
         )
         raw = NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes)
         self.net = PRECONDS[cfg.method.precond](raw, cfg.method.sigma_data)
-        self.uncertainty = Uncertainty() if cfg.method.uncertainty else None
+        self.uncertainty = raw.UNCERTAINTY() if cfg.method.uncertainty else None
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (L, {"loss": L per element}) with

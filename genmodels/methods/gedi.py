@@ -99,7 +99,9 @@ class GEDIConfig(Section):
     reinit: float = setting(
         0.05, "probability that a chain starts afresh when it is visited", ge=0, le=1
     )
-    max_gap: float = setting(1000.0, "stop when the mean |f(x) - f(fake)| passes this", gt=0)
+    max_gap: float = setting(
+        1000.0, "stop when the mean |f(x) - f(fake)| passes this", gt=0, infinite=True
+    )
     retry: int = setting(
         0, "number of restarts after a divergence: other noise, lr halved each", ge=0
     )

@@ -2,7 +2,8 @@
 
 Our own npz holds `mu` (D,), `sigma` (D,D; denominator n - 1) and `meta`, a JSON text that says of
 what: number of images, feature net (name, sha256, resize, mode), data set, split, sha256 of the
-pixels, version. Programs that read `mu` and `sigma` (pytorch-fid, EDM) can read it too.
+pixels, version. Programs that read `mu` and `sigma` (pytorch-fid, EDM) can read it too. On request
+it also holds `rows` (N,D), the features of every image.
 """
 
 import io
@@ -16,8 +17,9 @@ import torch
 
 from genmodels.metrics.features import Features
 from genmodels.metrics.frechet import Moments
+from genmodels.run import holds_arrays
 
-__all__ = ["describe", "is_stats", "load_stats", "stats_bytes"]
+__all__ = ["checked_stats", "describe", "is_stats", "load_rows", "load_stats", "stats_bytes"]
 
 _UNKNOWN = 2**31  # number of images where a file does not say it
 
@@ -28,19 +30,28 @@ def describe(features: Features) -> dict[str, Any]:
     return keys | {"mode": features.mode}
 
 
-def stats_bytes(moments: Moments, features: Features, **facts: Any) -> bytes:
+def stats_bytes(
+    moments: Moments, features: Features, *, rows: torch.Tensor | None = None, **facts: Any
+) -> bytes:
     """Return the bytes of a statistics file.
 
     Args:
         moments: Moments of the data.
         features: the Features that made them.
+        rows: features of every image, float32 (N,D), to be kept too; None = not.
         facts: what else to tell: data, data_sha256, shape, version...
     """
     meta = {"num": moments.count, "features": describe(features)} | facts
     buffer = io.BytesIO()
     mu, sigma = moments.mean.cpu().numpy(), moments.cov.cpu().numpy()
-    np.savez(buffer, mu=mu, sigma=sigma, meta=np.array(json.dumps(meta)))
+    kept = {} if rows is None else {"rows": rows.cpu().numpy()}
+    np.savez(buffer, mu=mu, sigma=sigma, meta=np.array(json.dumps(meta)), **kept)
     return buffer.getvalue()
+
+
+def is_statistics(path: Path) -> bool:
+    """Return whether a file is one of stats_bytes."""
+    return holds_arrays(path, ("mu", "sigma", "meta"))
 
 
 def is_stats(path: Path | str) -> bool:
@@ -77,6 +88,27 @@ def load_stats(path: Path | str, features: Features) -> tuple[Moments, dict[str,
             f"resize {features.resize}, or the distance means nothing",
             stacklevel=2,
         )
+    return checked_stats(path, mean, cov, features, meta.get("num", _UNKNOWN)), meta
+
+
+def checked_stats(
+    path: Path | str,
+    mean: torch.Tensor,
+    cov: torch.Tensor,
+    features: Features,
+    num: int = _UNKNOWN,
+) -> Moments:
+    """Return the Moments of a mean (D,) and a covariance (D,D) from a file.
+
+    Args:
+        path: of the file, for errors.
+        mean, cov: float64.
+        features: whose dimension they must have.
+        num: of how many images; by default so many that it does not matter.
+
+    Raises:
+        ValueError: another dimension, or no covariance.
+    """
     if mean.ndim != 1 or cov.shape != 2 * mean.shape or features.dim not in (None, len(mean)):
         raise ValueError(
             f"reference={path}: mu has shape {tuple(mean.shape)} and sigma {tuple(cov.shape)}, "
@@ -85,7 +117,27 @@ def load_stats(path: Path | str, features: Features) -> tuple[Moments, dict[str,
     slack = 1e-6 * float(cov.abs().max())  # files of float32 are not quite symmetric
     if cov.diagonal().min() < -slack or (cov - cov.T).abs().max() > slack:
         raise ValueError(f"reference={path}: sigma is no covariance; make the file again")
-    return Moments.from_stats(mean, cov, meta.get("num", _UNKNOWN)), meta
+    return Moments.from_stats(mean, cov, num)
+
+
+def load_rows(path: Path | str, dim: int) -> torch.Tensor | None:
+    """Return the rows (N,D) that a statistics file keeps, None if it keeps none.
+
+    Raises:
+        ValueError: they cannot be read, or have not dimension `dim`.
+    """
+    with _open_npz(path) as file:
+        if "rows" not in file.files:
+            return None
+        try:
+            rows = torch.from_numpy(np.asarray(file["rows"], np.float32))
+        except (ValueError, TypeError, OSError) as error:
+            raise ValueError(f"reference={path}: cannot be read ({error}); make it again") from None
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        raise ValueError(
+            f"reference={path}: rows has shape {tuple(rows.shape)}, not (N, {dim}); make it again"
+        )
+    return rows
 
 
 def _check_features(path: Path | str, meta: dict[str, Any], features: Features) -> None:

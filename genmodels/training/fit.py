@@ -1,6 +1,7 @@
 """One training: what the machine lacks, the Trainer, the fit, the command that goes on."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,7 @@ from genmodels.methods import METHODS
 from genmodels.metrics.features import load_features
 from genmodels.run import Run
 from genmodels.training import callbacks
+from genmodels.training.power_ema import PowerEMA
 from genmodels.training.saver import CSVMetrics, Saver
 
 
@@ -99,7 +101,12 @@ def make_trainer(cfg: Config, run: Run, step: int, saver: Saver) -> L.Trainer:
         callbacks.MissedLoss(cfg.eval.loss_every),
         callbacks.Throughput(cfg.data.batch_size),
     ]
-    if cfg.ema.half_life:
+    if cfg.ema.sigma_rel:
+        images = cfg.ema.snapshot
+        share = max(1, options.max_steps // 64) if images < 0 else 0
+        steps = share or math.ceil(images / cfg.data.batch_size)
+        extras.append(PowerEMA(cfg.ema.sigma_rel, run, steps))
+    elif cfg.ema.half_life:
         extras.append(callbacks.EMA(cfg.ema.half_life, cfg.ema.rampup, cfg.data.batch_size))
     if cfg.sample.every:
         extras.append(callbacks.SampleGrid(run, cfg.sample))

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from genmodels.checkpoint import newest_checkpoint
-from genmodels.config import Config, load_config, to_plain
+from genmodels.config import Config, check_foreign, load_config, to_plain
+from genmodels.config.load import read_yaml
 from genmodels.data import check_settings
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
@@ -23,6 +24,7 @@ CHANGEABLE = (
     "checkpoint.",
     "sample.",
     "eval.",
+    "ema.snapshot",
     "data.root",
     "data.fingerprint",
     "data.device",
@@ -54,6 +56,7 @@ def resumed_config(run: Run, words: Mapping[str, str]) -> Config:
             raise ValueError(
                 f"{key}={text}: cannot change when resuming; start a new run with init={run.folder}"
             )
+    check_foreign(read_yaml(run.config))
     old = _read_config([run.config], {})
     if "trainer.max_steps" in words and old.optim.decay == "cosine":
         raise ValueError(
@@ -81,6 +84,11 @@ def check_same(cfg: Config, run: Run) -> tuple[int, Path | None]:
                 f"with init={path}"
             )
     step = saved["global_step"]
+    if cfg.trainer.max_steps < step:
+        raise ValueError(
+            f"trainer.max_steps={cfg.trainer.max_steps}: {run.folder} has made {step} steps "
+            "already; give as many or more"
+        )
     rows = read_table(run.metrics, step)  # raises now rather than after a write
     old, new = _flat(saved["hyper_parameters"]["config"]), _flat(to_plain(cfg))
     for key in new:
@@ -112,8 +120,7 @@ def check_unsaved(cfg: Config, run: Run) -> None:
             f"resume={run.folder}: metrics.csv reaches step {step}, but no checkpoint is there; "
             f"put it back, or start a new run with python train.py {run.config}"
         )
-    if step:
-        warnings.warn(f"{run.folder}: no checkpoint yet, training begins anew", stacklevel=2)
+    warnings.warn(f"{run.folder}: no checkpoint yet, training begins anew", stacklevel=2)
 
 
 def _read_config(paths: Sequence[Path | str], words: Mapping[str, str]) -> Config:

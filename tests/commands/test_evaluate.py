@@ -413,7 +413,7 @@ def test_features_that_fail_are_one_line_and_exit_2(tmp_path, capsys, digits):
         ([*real, "metrics=is"], "metrics=is: features=pixels gives no class scores"),
         ([*real, "metrics=kid_subsets"], "needs at least 1000 images on each side, got 360"),
         ([*real, "features=inception"], "weights= is missing: features=inception needs a file"),
-        ([*real, "num=50"], "num=50: images= scores all its images; leave it out"),
+        ([*real, "num=500"], "num=500: images=digits:test holds 360 images; give no more"),
         (["stats", "data=digits"], "out=: stats writes a file; name it, out=STATS.npz"),
         (["stats", "out=s.npz"], "data=: name a data set"),
     ):
