@@ -51,6 +51,8 @@ class GenerativeModule(L.LightningModule):
     # LABEL_DROPOUT        method.label_dropout > 0 hides that share of labels in training
     # P_STD                method.p_std is the spread of ln sigma in training
     # RETRIES              method.retry = 1, 2, ... goes on after a divergence with other noise
+    # BY_PROCESS           what of its training is drawn for each process or micro-batch and not for
+    #                      each image, in words: it differs after a resume on other devices
     # SAMPLE_OPTIONS       sample() takes these beyond seeds and labels: see settings_of
     # INPAINTS             sample() takes known= and mask=
     # LIKELIHOODS          log_prob() of these kinds: "ode" first where there is one, then bounds
@@ -66,6 +68,7 @@ class GenerativeModule(L.LightningModule):
     LABEL_DROPOUT: bool = False
     P_STD: bool = False
     RETRIES: bool = False
+    BY_PROCESS: tuple[str, ...] = ()
     SAMPLE_OPTIONS: ClassVar[dict[str, dataclasses.Field]] = {}
     INPAINTS: bool = False
     LIKELIHOODS: tuple[str, ...] = ()

@@ -140,6 +140,11 @@ class GEDI(GenerativeModule):
 
     Config = GEDIConfig
     RETRIES = True
+    BY_PROCESS = (
+        "which chains of the buffer go on",
+        "their noise",
+        "the clusters' marginal of a micro-batch",
+    )
     SAMPLE_OPTIONS = settings_of(GEDIConfig, "start") | settings_of(ChainOptions)
     CLUSTERS = True
     OOD_SCORES = True
@@ -171,6 +176,20 @@ class GEDI(GenerativeModule):
                 name,
                 "needs clusters = classes of the data",
             )
+        processes = cfg.trainer.processes
+        share = cfg.data.batch_size // (processes * cfg.trainer.accumulate)
+        method.check(
+            not method.w_gen or method.buffer % processes == 0,
+            "buffer",
+            f"cannot be dealt to trainer.devices={cfg.trainer.devices} x "
+            f"trainer.num_nodes={cfg.trainer.num_nodes} processes in equal shares",
+        )
+        method.check(
+            not method.w_gen or method.buffer // processes >= share,
+            "buffer",
+            f"a process has {method.buffer // processes} of its entries, fewer than the {share} "
+            "images of its micro-batch; make it larger, or trainer.accumulate",
+        )
         self.net = network(cfg.network, self.shape)
         sizes = [self.net.width] + [method.head_width] * bool(method.head_width) + [self.clusters]
         layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]

@@ -136,7 +136,7 @@ class Replay:
             raise ValueError(
                 f"method.buffer={self.size}: the checkpoint's holds {len(state['entries'])} of "
                 f"shape {tuple(state['entries'].shape[1:])}, this model's are {self.shape}; go on "
-                "with the same buffer and number of processes"
+                "with the same buffer"
             )
         self.rank = rank
         share = self.size // world

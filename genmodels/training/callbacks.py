@@ -1,6 +1,8 @@
 """Around training: EMA, picture grids, metrics, speed, the progress bar."""
 
 import contextlib
+import math
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -276,7 +278,44 @@ class Throughput(Callback):
 
 
 class Progress(TQDMProgressBar):
-    """One bar over the whole run, in micro-batches; there are no epochs."""
+    """One bar over the whole run, in micro-batches; there are no epochs.
+
+    Where nobody watches (a log file, a pipe) it is a line every EVERY seconds.
+    """
+
+    EVERY = 10.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watched = sys.stdout.isatty() or "ipykernel" in sys.modules
+        self.written, self.step = -math.inf, -1  # the latest line
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Move the bar, or write a line if one is due."""
+        if self.watched:
+            super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+        elif not self.is_disabled and time.monotonic() >= self.written + self.EVERY:
+            self.write_line(trainer, module)
+
+    def write_line(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Print the step and the numbers that stand beside a bar."""
+        self.written, self.step = time.monotonic(), trainer.global_step
+        numbers = self.get_metrics(trainer, module)
+        values = (
+            f"{name} {value:.4g}" for name, value in numbers.items() if isinstance(value, float)
+        )
+        print(", ".join([f"step {trainer.global_step}/{trainer.max_steps}", *values]), flush=True)
+
+    def init_train_tqdm(self) -> Tqdm:
+        """Return the bar, which shows nothing where nobody watches."""
+        return super().init_train_tqdm() if self.watched else Tqdm(disable=True)
 
     @property
     def total_train_batches(self) -> int:
@@ -294,6 +333,11 @@ class Progress(TQDMProgressBar):
 
     def on_train_end(self, *args: Any) -> None:
         """Leave the bar at its end (the last steps may fall between two refreshes)."""
+        if not self.watched:
+            if not self.is_disabled and self.trainer.global_step != self.step:
+                self.write_line(self.trainer, self.trainer.lightning_module)
+            super().on_train_end(*args)
+            return
         bar = self.train_progress_bar
         bar.n = min(bar.total or 0, self.trainer.global_step * self.trainer.accumulate_grad_batches)
         bar.refresh()
