@@ -1,5 +1,6 @@
 """Randomness: training image n as a function of (seed, n), generated image k of its seed alone."""
 
+import operator
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
@@ -112,9 +113,12 @@ def checked_seeds(seeds: Iterable[int]) -> list[int]:
     """Return the seeds of images as a list.
 
     Raises:
-        ValueError: one outside [0, 2^63).
+        ValueError: one outside [0, 2^63), or no whole number.
     """
-    seeds = [int(seed) for seed in seeds]
+    try:
+        seeds = [operator.index(seed) for seed in seeds]
+    except TypeError:
+        raise ValueError(f"seeds={seeds}: must be whole numbers") from None
     for seed in seeds:
         if not 0 <= seed < 2**63:
             raise ValueError(f"seeds={seed}: must be in [0, 2^63)")

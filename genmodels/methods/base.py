@@ -22,6 +22,14 @@ Labels = int | Sequence[int] | Tensor | None
 Callback = Callable[[int, Tensor], object]
 
 
+LARGEST_PIXEL = 1e18  # in magnitude; the square of a larger one is infinite in float32
+
+
+def _of_moderate_size(x: Tensor) -> Tensor:
+    """Return whether all pixels are finite and small enough to be squared, a scalar tensor."""
+    return (x.abs() < LARGEST_PIXEL).all()
+
+
 class GenerativeModule(L.LightningModule):
     """A LightningModule whose subclass is one method.
 
@@ -251,6 +259,22 @@ class GenerativeModule(L.LightningModule):
             "this model was trained with a class for "
             f"every image and knows no image without; {remedy}",
         )
+
+    def check_finite(self, x: Tensor, sigma: Tensor | float = 1.0) -> None:
+        """Raise ValueError for images or noise levels that no denoiser or energy has an answer to.
+
+        For denoise(), score() and energy() as a user calls them: it waits for the device once.
+        Samplers call the network itself, which does not look; so may whoever has to (vmap, say).
+
+        Args:
+            x: images, (B, C, H, W).
+            sigma: their noise level, a scalar or (B,).
+        """
+        level = torch.as_tensor(sigma, device=x.device)
+        good = torch.stack([(level > 0).all() & level.isfinite().all(), _of_moderate_size(x)])
+        of_level, of_image = good.tolist()
+        check(of_level, "sigma", "", "must be finite and > 0")
+        check(of_image, "image", "", f"its pixels must be finite, below {LARGEST_PIXEL:g}")
 
     def anywhere(self, decision: bool) -> bool:
         """Return whether it holds on any process; all of them have to ask at the same time.

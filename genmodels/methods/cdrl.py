@@ -390,6 +390,7 @@ class CDRL(GenerativeModule):
         p is the density of the lowest noise level, 0.0075 on the scale of [-1, 1].
         """
         self.check_labels(labels)
+        self.check_finite(x)
         y, rung = self._lowest(x)
         return -self.f(y, rung, labels, torch.float64) / rung.s.double() ** 2
 

@@ -254,10 +254,11 @@ class EDM(GenerativeModule):
             labels: int64 (B,), -1 = none.
 
         Raises:
-            ValueError: labels the model does not have.
+            ValueError: labels the model does not have, a sigma or pixels that are not finite.
         """
         self.check_labels(labels)
         labels = None if labels is None else labels.to(x.device)
+        self.check_finite(x, sigma)
         return self.net(x, torch.as_tensor(sigma, device=x.device), labels)
 
     def score(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:

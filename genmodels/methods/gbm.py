@@ -281,6 +281,7 @@ class GBM(GenerativeModule):
         """
         self.check_labels(labels)
         labels = None if labels is None else labels.to(x.device)
+        self.check_finite(x, sigma)
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         return self.from_state(self.net(self.noisy_state(x), sigma, labels))
 
@@ -288,6 +289,7 @@ class GBM(GenerativeModule):
         """Return h = x grad_x log p(x), the multiplicative score; arguments as for denoise."""
         self.check_labels(labels)
         labels = None if labels is None else labels.to(x.device)
+        self.check_finite(x, sigma)
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         return self._scorer(labels)(self.noisy_state(x), sigma**2) - 1
 

@@ -204,6 +204,7 @@ class GeneratedMetrics(Callback):
                 train=data.train[0],
                 held_out=data.held_out[0],
                 device=module.device,
+                weights_are_code=self.cfg.weights_are_code,
             )
         with _evaluated(trainer, module) as model:
             source = Generated(model, range(self.cfg.num))
