@@ -372,6 +372,7 @@ class EvalConfig(Section):
     num: int = setting(1000, "images generated for the metrics", ge=2)
     metrics: list[str] = setting(["fd"], "which metrics (evaluate.py --help lists them)")
     features: str = setting("pixels", "in which feature space")
+    weights_are_code: bool = setting(False, "a TorchScript file in eval.features may run")
 
 
 @dataclass

@@ -47,7 +47,7 @@ def check_machine(cfg: Config) -> None:
         raise ValueError("trainer.loggers=wandb: not installed; pip install wandb")
     if cfg.eval.every:
         expand_metrics(cfg.eval.metrics)
-        load_features(cfg.eval.features)
+        load_features(cfg.eval.features, weights_are_code=cfg.eval.weights_are_code)
 
 
 class Ended(NamedTuple):
