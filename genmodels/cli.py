@@ -53,15 +53,15 @@ def _run(main: Callable[[list[str]], Any], argv: list[str]) -> int:
         return 128 + stopped.signal
     except (ValueError, OSError) as error:
         if not _raised_here(error):
-            traceback.print_exc()
+            _print_traceback()
             return 1
-        print(f"error: {' '.join(_line_of(error).split())}", file=sys.stderr)
+        print(f"error: {escaped(' '.join(_line_of(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 1
     except Exception:
-        traceback.print_exc()
+        _print_traceback()
         return 1
     return code if isinstance(code, int) else 0
 
@@ -110,6 +110,22 @@ REMEDIES = {
     errno.EACCES: "make it accessible, or name another",
     errno.EPERM: "make it accessible, or name another",
 }
+
+
+def _print_traceback() -> None:
+    print("\n".join(map(escaped, traceback.format_exc().splitlines())), file=sys.stderr)
+
+
+def escaped(text: str) -> str:
+    """Return a line with everything that is no printable character written as \\x1b and the like.
+
+    Names in files come from anyone; shown as they are they could move the cursor, colour the
+    terminal or turn the direction of writing.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
 
 
 def _line_of(error: Exception) -> str:
@@ -173,7 +189,7 @@ def warnings_as_notes(late: bool = False, *, all: bool = True) -> Iterator[list[
         from genmodels.distributed import is_first
 
         if is_first():
-            print(f"note: {note}", file=sys.stderr)
+            print(f"note: {escaped(note)}", file=sys.stderr)
 
     def show(message, category, filename, *rest):
         if not _is_ours(filename):
@@ -199,9 +215,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     from rich.text import Text
 
     # As Text: a :train: in a name is no emoji, and a [b] no markup.
-    table = Table(title=Text(title), title_justify="left", min_width=min(len(title), 100))
+    table = Table(title=Text(escaped(title)), title_justify="left", min_width=min(len(title), 100))
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(escaped(str(cell))) for cell in row))
     Console(width=None if sys.stdout.isatty() else 120).print(table)

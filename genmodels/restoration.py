@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -24,6 +23,7 @@ from genmodels.atomic import make_folder, write_bytes
 from genmodels.config import Section, setting
 from genmodels.config.words import DEVICES, check_choice
 from genmodels.images import pictures
+from genmodels.images.arrays import load_npy
 
 Span = tuple[int, int]  # from a pixel to the one after the last
 Window = tuple[slice, slice]  # rows, columns
@@ -298,8 +298,8 @@ def noises_and_tiles(
             noises.append((known_law, nearest))
             if verbose and nearest != measured:
                 print(
-                    f"{picture.name}: level {measured:.4g} found; restored with the nearest that "
-                    f"the model knows, {nearest:.4g}",
+                    f"{cli.escaped(picture.name)}: level {measured:.4g} found; restored with the "
+                    f"nearest that the model knows, {nearest:.4g}",
                     file=sys.stderr,
                 )
     return noises, len(noisy) * len(windows(noisy.shape, settings["tile"], settings["overlap"]))
@@ -368,7 +368,7 @@ def read_noisy(path: Path, model: Any) -> torch.Tensor:
     """Return noisy images as float32 (N, C, H, W) on the [-1, 1] scale, not clipped."""
     channels = model.shape[0]
     if path.suffix.lower() == ".npy" and path.is_file():
-        array = np.load(path, allow_pickle=False)
+        array = load_npy(path)
         if array.ndim != 4 or array.dtype.kind != "f":
             raise ValueError(f"denoise={path}: {array.dtype} {array.shape}; must be (N, H, W, C)")
         pictures.check_scale(array, path)

@@ -76,7 +76,8 @@ def train_one(cfg: Config, run: Run | None, stack: contextlib.ExitStack) -> Path
     with cli.warnings_as_notes(late=True):
         data = data_module(cfg.data, cfg.seed, cfg.trainer.accumulate)
     model = checkpoint.build(cfg)
-    step, start = check_same(cfg, run) if run else (0, None)
+    with cli.warnings_as_notes(late=True):
+        step, start = check_same(cfg, run) if run else (0, None)
     fresh = checkpoint.init_weights(model, cfg.init) if cfg.init and not step else []
     prepared = "" if step else model.prepare(data)
     if run is None:

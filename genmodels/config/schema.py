@@ -309,6 +309,7 @@ class TrainerConfig(Section):
     max_time: str = setting("", "stop and save after this long: 90s, 30m, 8h, 2d or DD:HH:MM:SS")
     accelerator: str = setting("auto", "what computes", choices=("auto", "cpu", "cuda", "mps"))
     devices: int = setting(1, "processes per machine", ge=1)
+    num_nodes: int = setting(1, "machines, each with `devices` processes (torchrun, srun)", ge=1)
     strategy: str = setting(
         "auto", "how more devices share the work", choices=("auto", "ddp", "ddp_fork", "ddp_spawn")
     )
@@ -331,6 +332,11 @@ class TrainerConfig(Section):
     def __post_init__(self):
         super().__post_init__()
         seconds(self.max_time)
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return self.num_nodes * self.devices
 
 
 @dataclass
@@ -366,6 +372,7 @@ class EvalConfig(Section):
     num: int = setting(1000, "images generated for the metrics", ge=2)
     metrics: list[str] = setting(["fd"], "which metrics (evaluate.py --help lists them)")
     features: str = setting("pixels", "in which feature space")
+    weights_are_code: bool = setting(False, "a TorchScript file in eval.features may run")
 
 
 @dataclass
@@ -394,11 +401,12 @@ class Config(Section):
             "must be one folder's name; out_dir says where",
         )
         self.check(len(self.name.encode("utf8", "replace")) <= 200, "name", "is too long")
-        parts = self.trainer.devices * self.trainer.accumulate
+        parts = self.trainer.processes * self.trainer.accumulate
+        words = "" if self.trainer.num_nodes == 1 else "trainer.num_nodes x "
         self.data.check(
             self.data.batch_size % parts == 0,
             "batch_size",
-            f"must be a multiple of trainer.devices x accumulate = {parts}",
+            f"must be a multiple of {words}trainer.devices x accumulate = {parts}",
         )
 
 

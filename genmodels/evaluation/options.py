@@ -23,6 +23,9 @@ class FeatureOptions(Section):
         "", "file of the feature network's weights; download: fetch the published"
     )
     sha256: str = setting("", "what the hash of the weights must begin with")
+    weights_are_code: bool = setting(
+        False, "a TorchScript file in features= or weights= may run: it is a program"
+    )
     resize: str = setting("", "of features=inception: tf1 (FID's, the default) or clean")
     mode: str = setting(
         "exact",
@@ -84,7 +87,7 @@ class StatsOptions(FeatureOptions, FileOptions, ReadOptions):
     data: str = setting("", "data set whose statistics are taken, NAME or NAME:SPLIT")
     images: str = setting("", "images in its place")
     feature_batch: int = setting(
-        0, "images in one call of the feature network; 0: its own choice", ge=0
+        0, "images in one call of the feature network; 0: its own choice", ge=0, le=10**6
     )
     rows: bool = setting(
         False, "keep the features of every image too, for kid, prc and other scores against it"
@@ -191,7 +194,7 @@ class ScoreOptions(OodOptions, FeatureOptions, FileOptions):
         "", "also write the generated images to this .npz, or to a folder as PNG"
     )
     feature_batch: int = setting(
-        0, "images in one call of the feature network; 0: its own choice", ge=0
+        0, "images in one call of the feature network; 0: its own choice", ge=0, le=10**6
     )
     precision: str = setting("fp32", "fp32 is without TF32", choices=("fp32", "bf16"))
     noise: str = setting(

@@ -379,7 +379,8 @@ class _Sums:
     def gathered(self) -> list[Moments]:
         """Return the Moments of the blocks, or of all images, on every process."""
         if distributed.world() == 1:
-            whole = [self.parts[0]] if self.parts and self._as_one(len(self.parts[0].mean)) else []
+            dims = [len(part.shift) for part in self.parts.values()]  # few images miss some blocks
+            whole = [self.parts[0]] if dims and self._as_one(dims[0]) else []
             return self._told(whole) or [self.parts.get(b, self._empty()) for b in range(BLOCKS)]
         # Sums are added where they lie; the others add zeros: the sums are those of one process,
         # bit for bit. Rows, which are smaller, are handed around.

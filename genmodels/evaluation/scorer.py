@@ -379,6 +379,7 @@ class Scorer:
         equal: bool = False,
         resamples: int = 0,
         weights: str | None = None,
+        weights_are_code: bool = False,
         device: torch.device | str = "cpu",
         batch: int | None = None,
         store: Store | None = None,
@@ -390,7 +391,7 @@ class Scorer:
         self.metrics = metrics_to_score(words, equal)
         self.keep_rows, self.keep_logits = tables_to_keep(words, equal)
         self.resamples = resamples
-        self.features = load_features(features, weights, device)
+        self.features = load_features(features, weights, device, weights_are_code=weights_are_code)
         self.batch = batch
         self.progress = progress
         self.seconds: dict[str, float] = {}

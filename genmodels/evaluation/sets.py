@@ -285,4 +285,5 @@ def named_features(options: "FeatureOptions", device: torch.device) -> Features:
         mode=options.mode,
         resize=options.resize or None,
         sha256=options.sha256 or None,
+        weights_are_code=options.weights_are_code,
     )

@@ -7,6 +7,7 @@ file is executed, and nothing is unpacked to disk. TIFF is in images/tiff.py, ar
 import contextlib
 import functools
 import io
+import math
 import os
 import re
 import warnings
@@ -20,7 +21,8 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from genmodels.images import tiff
+from genmodels.foreign import open_plain, read_plain
+from genmodels.images import deep_png, tiff
 from genmodels.images.arrays import OnDisk, npy_images, npz_images
 from genmodels.images.pixels import fit, with_channels
 from genmodels.images.tiff import ORIENTATION, UPRIGHT
@@ -122,7 +124,9 @@ def _pillow_values(picture: Image.Image, file: BinaryIO) -> np.ndarray:
 
         place = file.tell()
         file.seek(0)
-        tensor = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+        # A wrong byte ends the process in libpng: it sees what has been looked through.
+        whole = deep_png.checked(file.read(), Image.MAX_IMAGE_PIXELS or math.inf)
+        tensor = torch.frombuffer(bytearray(whole), dtype=torch.uint8)
         file.seek(place)  # where Pillow goes on
         array = decode_png(tensor, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
     array = array.reshape(*array.shape[:2], -1)
@@ -179,7 +183,7 @@ def _reading(file: Path | str | BinaryIO, name: Path | str | None) -> Iterator[B
             warnings.filterwarnings("ignore", module="PIL")
             warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
             named = isinstance(file, (str, Path))
-            yield stack.enter_context(open(file, "rb")) if named else file
+            yield stack.enter_context(open_plain(file)) if named else file
     except tiff.Refused as error:
         raise ValueError(f"image={name}: {error}") from None
     except ImportError:
@@ -315,7 +319,7 @@ class Tree:
                 # Not read(): it unpacks first and then looks whether the size was as promised.
                 with self._archive().open(info) as file:
                     return file.read(info.file_size)
-        return (self.path / name).read_bytes()
+        return read_plain(self.path / name)
 
     def read(self, name: str, channels: int | None = None) -> torch.Tensor:
         """Return one picture as uint8 (C, H, W); see read_image."""

@@ -6,21 +6,26 @@ pixels, version. Programs that read `mu` and `sigma` (pytorch-fid, EDM) can read
 it also holds `rows` (N,D), the features of every image.
 """
 
+import contextlib
 import io
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from genmodels.foreign import Npz, open_npz
 from genmodels.metrics.features import Features
 from genmodels.metrics.frechet import Moments
 from genmodels.run import holds_arrays
 
 __all__ = ["checked_stats", "describe", "is_stats", "load_rows", "load_stats", "stats_bytes"]
 
+_LARGEST = 1 << 15  # dimensions; a covariance of them takes 8 GB
+_MOST = 2**53
 _UNKNOWN = 2**31  # number of images where a file does not say it
 
 
@@ -59,7 +64,7 @@ def is_stats(path: Path | str) -> bool:
     path = Path(path)
     if path.suffix.lower() != ".npz" or not path.is_file():
         return False
-    with _open_npz(path) as file:
+    with _reading(path), open_npz(path) as file:
         return {"mu", "sigma"} <= set(file.files)
 
 
@@ -72,14 +77,13 @@ def load_stats(path: Path | str, features: Features) -> tuple[Moments, dict[str,
     Raises:
         ValueError: not such a file; made with another net, resize or weights; another dimension.
     """
-    with _open_npz(path) as file:
-        try:
-            mean, cov = (torch.from_numpy(np.asarray(file[k], np.float64)) for k in ("mu", "sigma"))
-            meta = json.loads(str(file["meta"])) if "meta" in file.files else {}
-            if meta:
-                meta = {**meta, "num": int(meta["num"]), "features": dict(meta["features"])}
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise ValueError(f"reference={path}: cannot be read ({error}); make it again") from None
+    with _reading(path), open_npz(path) as file:
+        mean, cov = (_numbers(file, name) for name in ("mu", "sigma"))
+        meta = json.loads(str(file.read("meta", 1 << 24))) if "meta" in file.files else {}
+        if meta:
+            meta = {**meta, "num": int(meta["num"]), "features": dict(meta["features"])}
+            if not 2 <= meta["num"] < _MOST:
+                raise ValueError(f"num is {meta['num']}")
     if meta:
         _check_features(path, meta, features)
     else:
@@ -117,6 +121,13 @@ def checked_stats(
     slack = 1e-6 * float(cov.abs().max())  # files of float32 are not quite symmetric
     if cov.diagonal().min() < -slack or (cov - cov.T).abs().max() > slack:
         raise ValueError(f"reference={path}: sigma is no covariance; make the file again")
+    # Rounding to float32 moves an eigenvalue by D half units of the last place at most.
+    slack = len(cov) * 2.0**-24 * float(cov.diagonal().max()) + torch.finfo(torch.float64).tiny
+    if torch.linalg.cholesky_ex(cov + slack * torch.eye(len(cov), dtype=cov.dtype))[1]:
+        raise ValueError(
+            f"reference={path}: sigma is no covariance, a direction has a negative variance; make "
+            "the file again"
+        )
     return Moments.from_stats(mean, cov, num)
 
 
@@ -126,13 +137,12 @@ def load_rows(path: Path | str, dim: int) -> torch.Tensor | None:
     Raises:
         ValueError: they cannot be read, or have not dimension `dim`.
     """
-    with _open_npz(path) as file:
+    with _reading(path), open_npz(path) as file:
         if "rows" not in file.files:
             return None
-        try:
-            rows = torch.from_numpy(np.asarray(file["rows"], np.float32))
-        except (ValueError, TypeError, OSError) as error:
-            raise ValueError(f"reference={path}: cannot be read ({error}); make it again") from None
+        if file.header("rows")[1].kind not in "fiu":
+            raise ValueError("rows holds no numbers")
+        rows = torch.from_numpy(file.read("rows").astype(np.float32))
     if rows.ndim != 2 or rows.shape[1] != dim:
         raise ValueError(
             f"reference={path}: rows has shape {tuple(rows.shape)}, not (N, {dim}); make it again"
@@ -157,8 +167,24 @@ def _check_features(path: Path | str, meta: dict[str, Any], features: Features) 
         )
 
 
-def _open_npz(path: Path | str) -> Any:
+def _numbers(file: Npz, name: str) -> torch.Tensor:
+    """Return an array of an npz in float64; ValueError for what no features can have."""
+    shape, kind = file.header(name)
+    if kind.kind not in "fiu":
+        raise ValueError(f"{name} holds {kind}")
+    if len(shape) > 2 or max(shape, default=0) > _LARGEST:
+        raise ValueError(f"{name} has shape {shape}")
+    values = torch.from_numpy(file.read(name).astype(np.float64))
+    if not (values.abs() < _MOST).all():
+        raise ValueError(f"{name} has values that are infinite, NaN or no feature's")
+    return values
+
+
+@contextlib.contextmanager
+def _reading(path: Path | str) -> Iterator[None]:
+    """Turn what goes wrong with a file into one line that names it."""
     try:
-        return np.load(path, allow_pickle=False)
-    except Exception as error:  # numpy raises nearly anything
-        raise ValueError(f"reference={path}: cannot be read ({error}); make it again") from None
+        yield
+    except Exception as error:  # broken, encrypted, another format: each raises its own kind
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"reference={path}: cannot be read ({reason}); make it again") from None

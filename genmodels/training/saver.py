@@ -60,6 +60,20 @@ class Saver(Callback):
             except ValueError:  # not in the main thread: whoever runs us there handles signals
                 return
 
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, saved: dict[str, Any]
+    ) -> None:
+        """Count the batches so far in today's parts: Lightning steps at multiples of accumulate.
+
+        A run that goes on with another trainer.accumulate would else begin inside a step.
+        """
+        batches = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        begun = saved["global_step"] * trainer.accumulate_grad_batches
+        further = begun - batches["current"]["ready"]
+        for counts in (batches["total"], batches["current"]):
+            for key in ("ready", "started", "processed", "completed"):
+                counts[key] += further
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt

@@ -5,21 +5,28 @@ added to READERS, its attacks to ATTACKS; tests/foreign/test_attacks.py runs the
 address space of little more than is in use, so that memory taken on a file's word is an error.
 """
 
+import io
 import json
 import os
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from genmodels import checkpoint
 from genmodels.config import load_config
+from genmodels.images import open_images, picture_bytes, pictures, read_image, read_values
+from genmodels.images.arrays import npy_images
 from genmodels.methods import METHODS
+from genmodels.metrics.features import load_features
 from genmodels.metrics.features.weights import load_state, read_weights
+from genmodels.metrics.stats import load_stats
 from genmodels.networks import NETWORKS
 
 
@@ -45,6 +52,12 @@ READERS: dict[str, Callable[[Path], object]] = {
     "model": checkpoint.load,
     "weights": load_state,
     "hash": read_weights,
+    "picture": read_image,
+    "to restore": lambda path: read_values(path.read_bytes(), path),
+    "images": lambda path: open_images(path)[0].shape,
+    "arrays to restore": lambda path: pictures.read_picture(path.name, path.read_bytes),
+    "npy": npy_images,
+    "statistics": lambda path: load_stats(path, load_features("pixels")),
     "yaml": lambda path: load_config([path], methods=METHODS, networks=NETWORKS),
 }
 ATTACKS: dict[str, Attack] = {}
@@ -365,3 +378,192 @@ for _name, _text, *_parts in [
 ]:
     attack(_name, "yaml", of_bytes(_text.encode(), "a.yaml"), *_parts)
 attack("pipe", "yaml", fifo("a.yaml"), "a.yaml: no such file")
+
+# ---- pictures ----------------------------------------------------------------------------------
+
+
+def deep_png(spoil: Callable[[bytes], bytes]):
+    """Return a maker of a PNG of 16-bit colour, spoilt."""
+
+    def make(folder: Path) -> Path:
+        values = np.random.default_rng(0).integers(0, 65536, (64, 64, 3)).astype(np.uint16)
+        (folder / "a.png").write_bytes(spoil(picture_bytes(values, "png")))
+        return folder / "a.png"
+
+    return make
+
+
+def flip(place: int):
+    return lambda data: data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :]
+
+
+def with_pixels(change: Callable[[bytes], bytes]):
+    """Return a function that packs other pixels into a PNG, with right checksums."""
+
+    def spoil(data: bytes) -> bytes:
+        length = int.from_bytes(data[33:37], "big")
+        content = change(data[41 : 41 + length])
+        chunk = b"IDAT" + content
+        head = data[:33] + len(content).to_bytes(4, "big") + chunk
+        return head + zlib.crc32(chunk).to_bytes(4, "big") + data[45 + length :]
+
+    return spoil
+
+
+for _reader in ("picture", "to restore"):
+    for _name, _spoil, *_parts in [
+        ("flip-idat", flip(20_000), "its chunk IDAT is damaged"),
+        ("flip-adler", with_pixels(lambda b: b[:-1] + bytes([b[-1] ^ 1])), "incorrect data check"),
+        ("short", with_pixels(lambda b: zlib.compress(bytes(1000))), "its header promises"),
+        ("bomb", with_pixels(lambda b: zlib.compress(bytes(10**8))), "its header promises"),
+        (
+            "filter",
+            with_pixels(lambda b: zlib.compress(b"\7" + zlib.decompress(b)[1:])),
+            "filter 7",
+        ),
+        ("cut", lambda data: data[:10_000], "a.png"),
+    ]:
+        attack(_name, _reader, deep_png(_spoil), "a.png", "cannot be read (", *_parts)
+attack("pipe", "picture", fifo("a.png"), "a.png", PIPE)
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"
+attack("postscript", "picture", of_bytes(EPS, "a.png"), "it is no picture")
+
+
+def linked_pipe(folder: Path) -> Path:
+    (folder / "set").mkdir()
+    os.mkfifo(folder / "pipe")
+    (folder / "set" / "a.png").symlink_to(folder / "pipe")
+    return folder / "set"
+
+
+attack("linked-pipe", "images", linked_pipe, "a.png", PIPE)
+
+
+def tiff_bomb(folder: Path) -> Path:
+    """A TIFF of 64 x 64 whose only strip unpacks to 300 MB."""
+    strip = zlib.compress(bytes(300 << 20), 1)
+    kinds = {1: "B", 3: "H", 4: "I"}
+    tags = [
+        *((256, 3, 64), (257, 3, 64), (258, 3, 8), (259, 3, 8), (262, 3, 1), (273, 4, 8)),
+        *((277, 3, 1), (278, 3, 64), (279, 4, len(strip))),
+    ]
+    rows = b"".join(
+        struct.pack("<HHI", tag, kind, 1) + struct.pack(f"<{kinds[kind]}", value).ljust(4, b"\0")
+        for tag, kind, value in tags
+    )
+    directory = struct.pack("<H", len(tags)) + rows + bytes(4)
+    start = b"II*\0" + struct.pack("<I", 8 + len(strip))
+    (folder / "a.tif").write_bytes(start + strip + directory)
+    return folder / "a.tif"
+
+
+attack("tiff-bomb", "picture", tiff_bomb, "unpacks to more than the", slow=True)
+
+# ---- arrays and statistics ---------------------------------------------------------------------
+
+
+def npz_of(packed: bool = True, name: str = "a.npz", **arrays):
+    def make(folder: Path) -> Path:
+        with open(folder / name, "wb") as file:
+            (np.savez_compressed if packed else np.savez)(file, **arrays)
+        return folder / name
+
+    return make
+
+
+def bomb_of(name: str, kind: str, shape: tuple[int, ...], size: int, **others):
+    """Return a maker of an npz with an array of `size` zeros beside others, packed."""
+
+    def make(folder: Path) -> Path:
+        npz_of(**others)(folder)
+        with zipfile.ZipFile(folder / "a.npz", "a", zipfile.ZIP_DEFLATED) as archive:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                header = {"descr": kind, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(entry, header)
+                for _ in range(size >> 24):
+                    entry.write(bytes(1 << 24))
+        return folder / "a.npz"
+
+    return make
+
+
+GIB, FEW = 1 << 30, np.zeros((4, 8, 8), np.uint8)
+attack("bomb", "images", bomb_of("images", "|u1", (1 << 20, 32, 32), GIB), "from", slow=True)
+attack(
+    "label-bomb",
+    "images",
+    bomb_of("labels", "<f8", (1 << 27,), GIB, images=FEW),
+    "labels has shape (134217728,) for 4 images",
+    slow=True,
+)
+attack("lie", "images", bomb_of("images", "|u1", (1 << 40, 8, 8), 1 << 24), "its header promises")
+attack("objects", "images", npz_of(images=np.array([{}], object)), "a.npz", "Python objects")
+attack("not-zip", "images", of_bytes(b"PK\3\4hello", "a.npz"), "a.npz: cannot be read (")
+
+
+def npy(shape: tuple[int, ...], size: int):
+    head = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, head)
+    return of_bytes(buffer.getvalue() + bytes(size), "a.npy")
+
+
+for _reader in ("npy", "arrays to restore"):
+    attack("lie", _reader, npy((1 << 40, 8, 8, 1), 64), "a.npy", "its header promises")
+    attack("cut", _reader, npy((8, 8), 255), "a.npy", "255 bytes where its header promises 256")
+
+EYE = np.eye(2)
+
+
+def stats_of(spoil: Callable[[bytes], bytes] = bytes, **changes):
+    def make(folder: Path) -> Path:
+        npz_of(packed=False, **{"mu": np.zeros(2), "sigma": EYE} | changes)(folder)
+        blob = (folder / "a.npz").read_bytes()
+        (folder / "a.npz").write_bytes(spoil(blob))
+        return folder / "a.npz"
+
+    return make
+
+
+def encrypted(blob: bytes) -> bytes:
+    changed = bytearray(blob)
+    changed[6] |= 1
+    changed[blob.index(b"PK\1\2") + 8] |= 1
+    return bytes(changed)
+
+
+for _name, _make, *_parts in [
+    ("indefinite", stats_of(sigma=np.array([[1.0, 5], [5, 1]])), "negative variance"),
+    ("infinite", stats_of(sigma=EYE * np.inf), "infinite"),
+    ("nan", stats_of(mu=np.full(2, np.nan)), "NaN"),
+    ("huge", stats_of(sigma=EYE * 1e307), "no feature's"),
+    ("complex", stats_of(mu=np.zeros(2, complex)), "mu holds complex128"),
+    ("text", stats_of(mu=np.array(["a", "b"])), "mu holds"),
+    ("objects", stats_of(mu=np.array([{}], object)), "Python objects"),
+    ("num", stats_of(meta=np.array('{"num": 1e400, "features": {}}')), "a.npz"),
+    ("no-num", stats_of(meta=np.array('{"num": -1, "features": {}}')), "num is -1"),
+    ("deep", stats_of(meta=np.array("[" * 100_000)), "a.npz"),
+    ("list", stats_of(meta=np.array("[1]")), "a.npz"),
+    ("cut", stats_of(lambda blob: blob[:-30]), "a.npz"),
+    ("encrypted", stats_of(encrypted), "a.npz"),
+    ("method", stats_of(lambda b: b.replace(b"PK\1\2" + b[-80:-78], b"PK\1\2zz")[:-1]), "a.npz"),
+    ("array", npz_of(mu=np.zeros(2)), "a.npz"),
+    ("wide", stats_of(sigma=np.zeros((1, 1 << 16))), "has shape (1, 65536)"),
+]:
+    attack(
+        _name,
+        "statistics",
+        _make,
+        "reference=",
+        "cannot be read (" * (_name != "indefinite"),
+        *_parts,
+    )
+
+
+def array_named_npz(folder: Path) -> Path:
+    with open(folder / "a.npz", "wb") as file:
+        np.save(file, np.zeros((2, 2)))
+    return folder / "a.npz"
+
+
+attack("npy", "statistics", array_named_npz, "reference=", "a.npz: cannot be read (")
