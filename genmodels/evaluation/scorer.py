@@ -15,6 +15,7 @@ from genmodels.evaluation.kept import KeptFeatures
 from genmodels.evaluation.passes import Scored, Store, score_pass, sums_device
 from genmodels.evaluation.sources import ImageSource, Pictures
 from genmodels.images import OnDisk
+from genmodels.metrics.cmmd import cmmd
 from genmodels.metrics.errorbars import resampled
 from genmodels.metrics.features import Features, load_features, mode_difference
 from genmodels.metrics.frechet import (
@@ -33,6 +34,8 @@ from genmodels.metrics.manifold import (
     nn1_sides,
     precision_recall,
 )
+from genmodels.metrics.sliced import mind
+from genmodels.metrics.vendi import vendi
 
 # A score as a report holds it: {"value": v, "stderr": s, ...}. A metric may add "deviations":
 # numbers whose squares add up to stderr^2, and which may be subtracted for sets of paired images.
@@ -270,6 +273,19 @@ METRICS: dict[str, Metric] = {
         needs=("rows", "train", "held_out"),
         halves=True,
     ),
+    "cmmd": Metric(
+        "squared MMD of normalised features under a Gaussian kernel (sigma 10), times 1000",
+        cmmd,
+        better="lower",
+    ),
+    "mind": Metric(
+        "sliced Wasserstein distance over 1000 directions, W2^2 times 3 D", mind, better="lower"
+    ),
+    "vendi": Metric(
+        "how many different images the set is worth (cosine kernel); no comparison with real ones",
+        vendi,
+        needs=("rows",),
+    ),
 }
 
 
@@ -470,7 +486,7 @@ class Scorer:
                     f"metrics={name}: needs a data set with a training and a test split"
                 )
             bare = isinstance(reference, Scored) and reference.rows is None
-            if bare and metric.keeps_rows:
+            if bare and metric.keeps_rows and metric.needs != ("rows",):
                 equal = "" if metric is METRICS[name] else " (equal=true)"
                 raise ValueError(
                     f"metrics={name}{equal}: needs the reference's images, statistics give fd and "
