@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from genmodels.data.source import read_source
 from genmodels.distributed import rank
 from genmodels.evaluation.kept import KeptFeatures
 from genmodels.evaluation.passes import Scored, Store, score_pass, sums_device
@@ -34,7 +33,6 @@ from genmodels.metrics.manifold import (
     nn1_sides,
     precision_recall,
 )
-from genmodels.metrics.stats import is_stats, load_stats
 
 # A score as a report holds it: {"value": v, "stderr": s, ...}. A metric may add "deviations":
 # numbers whose squares add up to stderr^2, and which may be subtracted for sets of paired images.
@@ -126,7 +124,7 @@ class Metric:
 def _distance(frechet: BlockFrechet) -> Entry:
     if not frechet.stderr:
         return {"value": frechet.value}
-    deviations = torch.tensor(frechet.deviations).double()
+    deviations = torch.tensor(frechet.deviations, dtype=torch.float64)
     return {"value": frechet.value, "stderr": frechet.stderr, "deviations": deviations}
 
 
@@ -344,6 +342,7 @@ class Scorer:
         features: a Features, or a name for load_features.
         reference: uint8 images (N, C, H, W), Pictures, or the Moments of a statistics file, or a
             Scored: its Moments and, for other metrics than Frechet distances, its rows.
+        reference_images: images beside a Scored without rows, for metrics that need these.
         train, held_out: uint8 images, for `memorised`.
         equal: compare sets of equal size: `fd` too is the mean over blocks of generated images as
             large as the reference (nn1 always is), with an error bar from resampling.
@@ -374,11 +373,13 @@ class Scorer:
         features: Features | str,
         *,
         reference: Any,
+        reference_images: Any = None,
         train: Any = None,
         held_out: Any = None,
         equal: bool = False,
         resamples: int = 0,
         weights: str | None = None,
+        weights_are_code: bool = False,
         device: torch.device | str = "cpu",
         batch: int | None = None,
         store: Store | None = None,
@@ -390,7 +391,7 @@ class Scorer:
         self.metrics = metrics_to_score(words, equal)
         self.keep_rows, self.keep_logits = tables_to_keep(words, equal)
         self.resamples = resamples
-        self.features = load_features(features, weights, device)
+        self.features = load_features(features, weights, device, weights_are_code=weights_are_code)
         self.batch = batch
         self.progress = progress
         self.seconds: dict[str, float] = {}
@@ -406,27 +407,32 @@ class Scorer:
         if isinstance(reference, Moments):
             reference = Scored([reference])
         self._check_features()
-        self._check_sources(reference, splits)
-        if isinstance(reference, Scored):
-            rows = reference.rows
-            moments = reference.moments()
-            self.reference_num = moments.count if rows is None else len(rows)
-        else:
-            self.reference_num = len(reference)
+        self._check_sources(reference if reference_images is None else None, splits)
+        # Moments may be of more images than there are rows beside them.
+        self.reference_num = (
+            reference.moments().count if isinstance(reference, Scored) else len(reference)
+        )
+        self.rows_num = self.reference_num
+        if reference_images is not None:
+            self.rows_num = len(reference_images)
+        elif isinstance(reference, Scored) and reference.rows is not None:
+            self.rows_num = len(reference.rows)
         num = self.reference_num if num is None else num
         self._check_number(num, self.features.dim or 0)
         if not isinstance(reference, Scored):
             pictures = _pictures(reference)
-            reference_rows = self._pass(
-                pictures, "reference", rows=self.keep_rows, store=store, whole=True
-            )
-            self.moments = reference_rows.moments()
-            self.rows = reference_rows.rows
-            self.marks = (reference_rows.marks, None)
+            scored = self._pass(pictures, "reference", rows=self.keep_rows, store=store, whole=True)
+            self.moments = scored.moments()
+            self.rows = scored.rows
+            self.marks = (scored.marks, None)
         else:
-            self.moments = moments.to(sums_device(self.features))
+            self.moments = reference.moments().to(sums_device(self.features))
             self.rows = reference.rows
-            self.marks = (reference.marks, None)
+            if reference_images is not None and self.keep_rows:
+                pictures = _pictures(reference_images)
+                scored = self._pass(pictures, "reference", rows=True, store=store, whole=True)
+                self.rows = scored.rows
+                self.marks = (scored.marks, None)
         self._check_number(num, self._dim())
         for name, pixels in splits.items():
             if any(name in metric.needs for metric in self.metrics.values()):
@@ -487,10 +493,11 @@ class Scorer:
                         f"metrics={name}: needs at least {metric.least} images, got {num}; give "
                         "more"
                     )
-            elif min(num, real) < metric.least:
+            elif min(num, self.rows_num if metric.keeps_rows else real) < metric.least:
+                there = self.rows_num if metric.keeps_rows else real
                 raise ValueError(
                     f"metrics={name}: needs at least {metric.least} images on each side, got {num} "
-                    f"and {real} in the reference; give more, or leave it out"
+                    f"and {there} in the reference; give more, or leave it out"
                 )
             if metric.limit_of and min(num // 2 - 16, real) <= dim:
                 raise ValueError(
@@ -621,7 +628,7 @@ class Scorer:
             seed=seed,
             tick=tick,
         )
-        draws = torch.tensor(result.draws).double()
+        draws = torch.tensor(result.draws, dtype=torch.float64)
         deviations = (draws - draws.mean()) / (len(draws) - 1) ** 0.5
         return {"value": result.value, "stderr": result.stderr, "deviations": deviations}
 
@@ -652,34 +659,12 @@ def _in_blocks(
     return mean
 
 
-def read_reference(
-    source: str, features: Features, splits: bool = False, **options: Any
-) -> tuple[Pictures | Moments, dict[str, Any], dict[str, Any]]:
-    """Return (the reference, what is known of it, the images of both splits if asked for).
-
-    Args:
-        source: as for read_source, or the npz of statistics.
-        features: that the statistics must agree with.
-        splits: also read {"train": ..., "held_out": ...} of a data set; of files there are none.
-        options: of read_source.
-
-    Raises:
-        ValueError: what read_source or load_stats refuses.
-    """
-    if is_stats(source):
-        moments, meta = load_stats(source, features)
-        return moments, meta, {}
-    real = read_source(source, **options)
-    known = {"num": len(real.pixels), "shape": tuple(real.pixels.shape[1:])}
-    return Pictures(real.pixels), known, real.splits() if splits else {}
-
-
-def fast_difference(features: Features, *sources: ImageSource | Moments) -> dict[str, float]:
+def fast_difference(features: Features, *sources: Any) -> dict[str, float]:
     """Return {"difference": of fast rows to exact ones} on 64 images of the first source that has
     images, which is warned of too; nothing in exact mode."""
     if features.mode == "exact":
         return {}
-    source = next(source for source in sources if not isinstance(source, Moments))
+    source = next(source for source in sources if hasattr(source, "read"))
     first = next(iter(source.read(torch.arange(min(64, len(source))))))
     difference = mode_difference(features, first) or 0.0
     warnings.warn(

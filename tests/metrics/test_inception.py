@@ -165,7 +165,9 @@ class Script(torch.nn.Module):
 def test_torchscript_is_called_as_it_is(tmp_path):
     script, images = Script().eval(), varied(3, 9)
     torch.jit.script(script).save(str(tmp_path / "inception.pt"))
-    features = load_features("inception", tmp_path / "inception.pt")
+    with pytest.raises(ValueError, match="weights=.*inception.pt: a TorchScript file is a program"):
+        load_features("inception", tmp_path / "inception.pt")
+    features = load_features("inception", tmp_path / "inception.pt", weights_are_code=True)
     rows = extract(features, images, batch=3, outputs=features.outputs)
     truth = script(images, return_features=True)
     torch.testing.assert_close(rows["features"], truth)
@@ -174,7 +176,9 @@ def test_torchscript_is_called_as_it_is(tmp_path):
     torch.testing.assert_close(
         extract(features, grey, 3), script(grey.expand(-1, 3, -1, -1), return_features=True)
     )
-    clean = load_features("inception", tmp_path / "inception.pt", resize="clean")
+    clean = load_features(
+        "inception", tmp_path / "inception.pt", resize="clean", weights_are_code=True
+    )
     x = inception.prepare(images, "clean", torch.float32)
     torch.testing.assert_close(extract(clean, images, 3), script.layers(x).flatten(1))
 

@@ -169,6 +169,24 @@ def _loader(
     )
 
 
+def _check_code(name: str, weights: Path | str | None, allowed: bool) -> None:
+    """Raise ValueError for a program among the weights that nobody allowed, or none to allow."""
+    file = Path(weights) if weights and name == "inception" else Path(name)
+    program = name not in FEATURES and file.is_file()
+    if name == "inception" and file.is_file():
+        program = is_script(file) and read_weights(file)[1] not in inception.PUBLISHED
+    key = "weights" if name == "inception" else "features"
+    if program and not allowed:
+        raise ValueError(
+            f"{key}={file}: a TorchScript file is a program, which may do anything that you may; "
+            "if you trust it, add weights_are_code=true"
+        )
+    if allowed and not program:
+        raise ValueError(
+            f"weights_are_code=true: features={name} runs no code of a file; leave it out"
+        )
+
+
 def load_features(
     name: Features | Path | str,
     weights: Path | str | None = None,
@@ -177,6 +195,7 @@ def load_features(
     mode: str = "exact",
     resize: str | None = None,
     sha256: str | None = None,
+    weights_are_code: bool = False,
 ) -> Features:
     """Return the feature extractor called `name`.
 
@@ -193,6 +212,8 @@ def load_features(
             measured with mode_difference and reported.
         resize: inception: "tf1" (FID) or "clean" (clean-fid's).
         sha256: what the hash of the weights must begin with (8 digits or more); None = any.
+        weights_are_code: a TorchScript file may run. It is a program, which can read and write
+            files; NVIDIA's published Inception, known by its hash, may run without this word.
 
     Raises:
         ValueError: unknown name, mode or resize, a missing or unfit file, another sha256, no
@@ -204,6 +225,7 @@ def load_features(
         raise ValueError(f"mode={mode}: choose exact or fast")
     name = str(name)
     device = torch.device(device)
+    _check_code(name, weights, weights_are_code)
     load = _loader(name, weights, device, _known_resize(name, resize))
     features = load(mode=mode)
     if features.sha256 is not None:
