@@ -88,9 +88,18 @@ def image_seeds(seed: int, n: Tensor) -> Tensor:
 
 def torch_seed(seed: int, step: int, rank: int) -> int:
     """Return the seed of torch's own generator (dropout) for one micro-step on one rank."""
-    counters = [torch.tensor(v) for v in (seed, rank, step & 0xFFFFFFFF, step >> 32, Stream.TORCH)]
-    words = philox(*counters)
-    return (int(words[0]) << 31) | (int(words[1]) >> 1)
+    words = philox(seed, rank, step & 0xFFFFFFFF, step >> 32, int(Stream.TORCH))  # plain ints
+    return (words[0] << 31) | (words[1] >> 1)
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed torch's own generators of the CPU and of this device.
+
+    torch.manual_seed asks every kind of device, used or not, which takes a millisecond.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def keys(seed: int, n: Tensor, stream: Stream) -> Tensor:

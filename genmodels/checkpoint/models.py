@@ -89,6 +89,7 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
     except ValueError as error:
         raise ValueError(f"model={path}: its config does not fit this version: {error}") from None
     model.load_state_dict(state)
+    model = model.to(device)
     if checkpoint is not None:
         try:
             model.on_load_checkpoint(checkpoint)  # what a method keeps beside its weights
@@ -97,7 +98,7 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
                 f"model={path}: what its method keeps beside the weights cannot be read "
                 f"({type(error).__name__}: {error})"
             ) from None
-    return model.to(device).eval()
+    return model.eval()
 
 
 def load_guide(settings: dict[str, Any], device: torch.device | str) -> None:

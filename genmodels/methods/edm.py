@@ -257,6 +257,7 @@ class EDM(GenerativeModule):
             ValueError: labels the model does not have, a sigma or pixels that are not finite.
         """
         self.check_labels(labels)
+        labels = None if labels is None else labels.to(x.device)
         self.check_finite(x, sigma)
         return self.net(x, torch.as_tensor(sigma, device=x.device), labels)
 
@@ -355,8 +356,10 @@ class EDM(GenerativeModule):
         # Snapped and cut to what the network was trained for, as EDM's own generator does.
         low = max(cfg.sigma_min, self.net.sigma_min)
         high = min(cfg.sigma_max, self.net.sigma_max)
-        sigmas = SIGMAS[cfg.sigmas](cfg.steps, low, high, cfg.rho, self.device)
-        sigmas = self.net.known_sigma(sigmas)
+        # On the host, where each step asks for its own; in the precision of the device's state.
+        known = self.net.known_sigma_on_host()
+        sigmas = SIGMAS[cfg.sigmas](cfg.steps, low, high, cfg.rho)
+        sigmas = known(sigmas.to(state_dtype(self.device)))
         if cfg.sampler == "dpmpp_2m":
             sigmas = torch.unique_consecutive(sigmas)  # its step ratio needs distinct levels
 
@@ -368,6 +371,8 @@ class EDM(GenerativeModule):
         step = 0
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            # A number of the host is filled in on the device, not copied there.
+            sigma = torch.full((), float(sigma), dtype=torch.float32, device=x.device)
             return self._denoised(x, sigma, labels, weights[step], guide)
 
         def after_step(i: int, x: Tensor) -> None:
@@ -377,7 +382,7 @@ class EDM(GenerativeModule):
                 callback(i, x)
 
         limits = (cfg.churn, cfg.churn_min, cfg.churn_max, cfg.churn_noise)
-        common = {"churn": Churn(*limits, self.net.known_sigma), "randn": randn}
+        common = {"churn": Churn(*limits, known), "randn": randn}
         self.nfe = 0
         x = latents.to(state_dtype(self.device)) * sigmas[0]
         if cfg.general:

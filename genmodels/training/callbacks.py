@@ -37,11 +37,12 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, half_life: float, rampup: float, batch_size: int) -> None:
-        super().__init__(use_buffers=False, multi_avg_fn=self._average)
+        super().__init__(use_buffers=False)
         self.half_life = half_life
         self.method: GenerativeModule | None = None
         self.rampup = rampup
         self.batch_size = batch_size
+        self.pairs: list[tuple[list[Any], list[Any]]] = []  # (average, model): weights, buffers
 
     def decay(self, step: int) -> float:
         """Return beta for the step after `step` optimizer steps."""
@@ -50,15 +51,48 @@ class EMA(WeightAveraging):
             half_life = min(half_life, self.rampup * step * self.batch_size)
         return 0.5 ** (self.batch_size / half_life) if half_life else 0.0
 
+    def on_train_batch_end(
+        self,
+        trainer: Any,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Average after an optimizer step.
+
+        What WeightAveraging does, but for its questions: how often it did so lies on the device,
+        and which tensors to average does not change from step to step.
+        """
+        if trainer.global_step > self._latest_update_step:
+            self.update(module)
+            self._latest_update_step = trainer.global_step
+
     @torch.no_grad()
-    def _average(self, averages: Any, weights: Any, num_averaged: Any) -> None:
-        # The stock avg_fn lets frozen weights drift by rounding; lerp leaves equal values alone.
-        torch._foreach_lerp_(averages, weights, 1 - self.decay(self._latest_update_step))
+    def update(self, module: L.LightningModule) -> None:
+        """Average the weights once; buffers are copied."""
+        average: Any = self._average_model
+        if not self.pairs:
+            pairs = [(m.parameters(), m.buffers()) for m in (average.module, module)]
+            self.pairs = [(list(own), list(its)) for own, its in zip(*pairs)]
+        (averages, weights), (buffers, newest) = self.pairs
+        if average.n_averaged == 0:
+            torch._foreach_copy_(averages, weights)
+        else:
+            # The stock average lets frozen weights drift by rounding; lerp leaves equal values
+            # alone.
+            torch._foreach_lerp_(averages, weights, 1 - self.decay(self._latest_update_step))
+        if buffers:
+            torch._foreach_copy_(buffers, newest)
+        average.n_averaged += 1
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Move the average to the model's device (setup made it before the model moved)."""
         # The LightningModule's own .to(), for it alone keeps .device right.
         self.module.to(module.device)
+        average: Any = self._average_model
+        average.n_averaged = average.n_averaged.cpu()  # asked for at every step
+        self.pairs = []
         if isinstance(module, GenerativeModule):
             self.method = module
 
@@ -238,7 +272,8 @@ class Throughput(Callback):
         if step > self.step and step % trainer.log_every_n_steps == 0:
             now = time.monotonic()
             rate = (step - self.step) * self.batch_size / (now - self.time)
-            module.log("train/images_per_second", rate, prog_bar=True)
+            # A tensor of the host: the bar reads it at every step.
+            module.log("train/images_per_second", torch.tensor(rate), prog_bar=True)
             self.time = now
             self.step = step
 
