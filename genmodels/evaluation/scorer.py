@@ -76,6 +76,7 @@ class Metric:
         limit_of: the metric whose limit for infinitely many images it is. It needs halves of the
             images larger than the dimension of the features.
         published: it is kept for FID's published features; the metric of all others.
+        published_for: the name of these features.
         drawn: plot= has a picture of it.
 
     Raises:
@@ -94,6 +95,7 @@ class Metric:
     equal: Callable[..., float] | None = None
     limit_of: str = ""
     published: str = ""
+    published_for: str = "inception"
     drawn: bool = False
 
     def __post_init__(self) -> None:
@@ -207,6 +209,15 @@ METRICS: dict[str, Metric] = {
         needs=("frechet",),
         limit_of="fid",
         published="fd_inf",
+        drawn=True,
+    ),
+    "sfid": Metric(
+        "fd of features=inception_spatial, ADM's sFID",
+        _distance,
+        needs=("frechet",),
+        better="lower",
+        published="fd",
+        published_for="inception_spatial",
         drawn=True,
     ),
     "kid": Metric("kernel distance over all pairs", _kid, better="lower"),
@@ -466,11 +477,12 @@ class Scorer:
         """Raise ValueError for a metric that these features cannot give."""
         features = self.features
         for name, metric in self.metrics.items():
-            if metric.published and not features.standard:
+            standard = features.standard and features.name == metric.published_for
+            if metric.published and not standard:
                 raise ValueError(
-                    f"metrics={name}: is kept for features=inception, resize=tf1 and the published "
-                    f"weights; with features={features.name}, resize {features.resize}, these "
-                    f"weights, write metrics={metric.published}"
+                    f"metrics={name}: is kept for features={metric.published_for}, resize=tf1 and "
+                    f"the published weights; with features={features.name}, resize "
+                    f"{features.resize}, these weights, write metrics={metric.published}"
                 )
             if "logits" in metric.needs and "logits" not in features.outputs:
                 raise ValueError(
