@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -359,6 +359,22 @@ def need_splits(words: Iterable[str]) -> bool:
     return any({"train", "held_out"} & set(metric.needs) for metric in metrics)
 
 
+def check_features(metrics: Mapping[str, Metric], features: Features) -> None:
+    """Raise ValueError for a metric that these features cannot give."""
+    for name, metric in metrics.items():
+        standard = features.standard and features.name == metric.published_for
+        if metric.published and not standard:
+            raise ValueError(
+                f"metrics={name}: is kept for features={metric.published_for}, resize=tf1 and "
+                f"the published weights; with features={features.name}, resize {features.resize}, "
+                f"these weights, write metrics={metric.published}"
+            )
+        if "logits" in metric.needs and "logits" not in features.outputs:
+            raise ValueError(
+                f"metrics={name}: features={features.name} gives no class scores; inception does"
+            )
+
+
 class Scorer:
     """Scores images against fixed reference images; the reference is prepared once.
 
@@ -433,7 +449,7 @@ class Scorer:
         splits = {"train": train, "held_out": held_out}
         if isinstance(reference, Moments):
             reference = Scored([reference])
-        self._check_features()
+        check_features(self.metrics, self.features)
         self._check_sources(reference if reference_images is None else None, splits)
         # Moments may be of more images than there are rows beside them.
         self.reference_num = (
@@ -472,23 +488,6 @@ class Scorer:
 
     def _dim(self) -> int:
         return self.features.dim or len(self.moments.mean)
-
-    def _check_features(self) -> None:
-        """Raise ValueError for a metric that these features cannot give."""
-        features = self.features
-        for name, metric in self.metrics.items():
-            standard = features.standard and features.name == metric.published_for
-            if metric.published and not standard:
-                raise ValueError(
-                    f"metrics={name}: is kept for features={metric.published_for}, resize=tf1 and "
-                    f"the published weights; with features={features.name}, resize "
-                    f"{features.resize}, these weights, write metrics={metric.published}"
-                )
-            if "logits" in metric.needs and "logits" not in features.outputs:
-                raise ValueError(
-                    f"metrics={name}: features={features.name} gives no class scores; inception "
-                    "does"
-                )
 
     def _check_sources(self, reference: Any, splits: dict[str, Any]) -> None:
         """Raise ValueError for a metric that lacks images."""
@@ -577,6 +576,27 @@ class Scorer:
             logits=self.keep_logits,
             store=store,
         )
+        return self._all_of(scored, seed, curve)
+
+    def of_rows(
+        self, rows: torch.Tensor, logits: torch.Tensor | None = None, seed: int = 0
+    ) -> dict[str, Entry]:
+        """Return what calling it returns, of images whose features are known already.
+
+        Args:
+            rows: float32 (N,D).
+            logits: (N,C), for the metrics that need them.
+            seed: of the resampled error bars.
+
+        Raises:
+            ValueError: too few rows.
+        """
+        self._check_number(len(rows), self._dim())
+        scored = Scored.of_rows(rows, self.features, self.moments.mean, logits=logits)
+        return self._all_of(scored, seed)
+
+    def _all_of(self, scored: Scored, seed: int, curve: bool = False) -> dict[str, Entry]:
+        """Return the entries of all metrics on the first process, {} on the others."""
         self.frechet = None
         self.generated_rows = scored.rows
         self.marks = (self.marks[0], scored.marks)
