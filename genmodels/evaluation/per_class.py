@@ -106,7 +106,8 @@ def score_classes(
     rows, reference = scorer.generated_rows, scorer.rows
     if rows is None or reference is None:  # of another process
         return {}
-    found, few = {}, []
+    found: dict[str, dict[str, Any]] = {}
+    few: list[str] = []
     for name in sorted(set(made) & set(real), key=lambda text: (len(text), text)):
         ours = rows[torch.tensor([each == name for each in made])]
         theirs = reference[torch.tensor([each == name for each in real])]

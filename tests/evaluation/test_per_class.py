@@ -80,3 +80,14 @@ def test_refusals(tmp_path, capsys, given, message):
     given = [word.format(**paths) for word in given]
     assert evaluate.main(words("metrics=fd", *given, "per_class=true")) == 2
     assert re.search(f"per_class=true: {message}", capsys.readouterr().err)
+
+
+def test_a_conditional_model(train_tiny, tmp_path, capsys):
+    run = train_tiny("data.labels=true")
+    out = tmp_path / "r.json"
+    given = [str(run), "data=digits:test", "num=40", "steps=1", "metrics=fd", "per_class=true"]
+    assert evaluate.main(words(*given)) == 2
+    assert "per_class=true: the classes of a model's images" in capsys.readouterr().err
+    assert evaluate.main(words(*given, "labels=balanced", f"out={out}")) == 0
+    classes = json.loads(out.read_text())["per_class"]
+    assert {name: each["num"] for name, each in classes.items()} == {str(k): 4 for k in range(10)}
