@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["link", "new_folder", "remove_partial", "whole_file", "whole_path", "write_bytes"]
+__all__ = [
+    "link",
+    "make_folder",
+    "new_folder",
+    "remove_partial",
+    "whole_file",
+    "whole_path",
+    "write_bytes",
+]
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
@@ -73,8 +81,21 @@ def new_folder(path: Path | str) -> Iterator[Path]:
         OSError: `path` exists and is not an empty folder.
     """
     with whole_path(path, several=True) as partial:
-        partial.mkdir(parents=True)
+        make_folder(partial)
         yield partial
+
+
+def make_folder(path: Path | str, *, exist_ok: bool = False) -> None:
+    """Make a folder and those above it; where one of them cannot be made, none is left."""
+    path = Path(path)
+    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except OSError:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def link(path: Path | str, target: Path | str) -> None:

@@ -30,29 +30,76 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     returns a whole number, that is the code.
 
     A ValueError or OSError raised by this package's own code is addressed to the user and becomes
-    one line on stderr; one raised elsewhere is a defect and keeps its traceback.
+    one line on stderr; one raised elsewhere is a defect and keeps its traceback. A reader of the
+    output that goes away ends nothing (`train.py ... | head`).
     """
+    out, errors = (_Lasting(stream) if stream else stream for stream in (sys.stdout, sys.stderr))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        code = _run(main, sys.argv[1:] if argv is None else list(argv))
+        for stream in (out, errors):
+            if stream:
+                stream.flush()
+        if out and out.error and out.error.errno not in (errno.EPIPE, errno.EIO):
+            print(f"error: the output cannot be written: {out.error.strerror}", file=sys.stderr)
+            return code or 1
+    return code
+
+
+def _run(main: Callable[[list[str]], Any], argv: list[str]) -> int:
     try:
         with warnings_as_notes(all=False):
-            code = main(sys.argv[1:] if argv is None else list(argv))
+            code = main(argv)
     except Stopped as stopped:
         return 128 + stopped.signal
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (ValueError, OSError) as error:
         if not _raised_here(error):
-            traceback.print_exc()
+            _print_traceback()
             return 1
-        print(f"error: {' '.join(_line_of(error).split())}", file=sys.stderr)
+        print(f"error: {escaped(' '.join(_line_of(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 1
     except Exception:
-        traceback.print_exc()
+        _print_traceback()
         return 1
     return code if isinstance(code, int) else 0
+
+
+class _Lasting:
+    """A stream for text that takes everything: once it cannot be written, the rest is dropped.
+
+    Args:
+        stream: sys.stdout or sys.stderr.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write the text, or drop it."""
+        try:
+            self.stream.write(text)
+        except OSError as error:
+            self._drop(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        # What the stream still holds goes nowhere too, also when Python ends.
+        self.error = error
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 # What a user can do about a file that cannot be written or read.
@@ -63,6 +110,22 @@ REMEDIES = {
     errno.EACCES: "make it accessible, or name another",
     errno.EPERM: "make it accessible, or name another",
 }
+
+
+def _print_traceback() -> None:
+    print("\n".join(map(escaped, traceback.format_exc().splitlines())), file=sys.stderr)
+
+
+def escaped(text: str) -> str:
+    """Return a line with everything that is no printable character written as \\x1b and the like.
+
+    Names in files come from anyone; shown as they are they could move the cursor, colour the
+    terminal or turn the direction of writing.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
 
 
 def _line_of(error: Exception) -> str:
@@ -126,7 +189,7 @@ def warnings_as_notes(late: bool = False, *, all: bool = True) -> Iterator[list[
         from genmodels.distributed import is_first
 
         if is_first():
-            print(f"note: {note}", file=sys.stderr)
+            print(f"note: {escaped(note)}", file=sys.stderr)
 
     def show(message, category, filename, *rest):
         if not _is_ours(filename):
@@ -152,9 +215,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     from rich.text import Text
 
     # As Text: a :train: in a name is no emoji, and a [b] no markup.
-    table = Table(title=Text(title), title_justify="left", min_width=min(len(title), 100))
+    table = Table(title=Text(escaped(title)), title_justify="left", min_width=min(len(title), 100))
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(escaped(str(cell))) for cell in row))
     Console(width=None if sys.stdout.isatty() else 120).print(table)

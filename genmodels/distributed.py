@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "alone",
     "barrier",
+    "check_launch",
     "gather",
     "gather_rows",
     "gather_to_all",
@@ -86,6 +87,73 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _alone.reset(token)
+
+
+def check_launch(nodes: int, devices: int) -> None:
+    """Raise ValueError unless as many processes of a training were started as its config counts.
+
+    Started too many, each would train alone; too few, they would wait for those that never come.
+    None started is well on one machine: Lightning starts the rest.
+
+    Args:
+        nodes: trainer.num_nodes.
+        devices: trainer.devices, processes on each of them.
+    """
+    wanted, given = nodes * devices, os.environ
+    torchrun = f"torchrun --nproc_per_node {devices} train.py ..."
+    if nodes > 1:
+        torchrun = (
+            f"torchrun --nnodes {nodes} --nproc_per_node {devices} --rdzv_backend c10d "
+            "--rdzv_endpoint HOST:29500 train.py ... on each machine"
+        )
+    counts = f"trainer.num_nodes={nodes} x trainer.devices={devices} = {wanted}"
+    if "WORLD_SIZE" in given:
+        started = int(given["WORLD_SIZE"])
+        each = int(given.get("LOCAL_WORLD_SIZE", started))
+        if started != wanted:
+            raise ValueError(
+                f"WORLD_SIZE={started}: that many processes were started, but {counts}; write "
+                f"trainer.num_nodes={started // each} trainer.devices={each}, or start {torchrun}"
+            )
+        if given.get("LOCAL_WORLD_SIZE", str(devices)) != str(devices):
+            raise ValueError(
+                f"LOCAL_WORLD_SIZE={each}: processes on this machine, but {counts}; write "
+                f"trainer.num_nodes={started // each} trainer.devices={each}, or start {torchrun}"
+            )
+        lacking = [name for name in ("RANK", "LOCAL_RANK") if name not in given]
+        if wanted > 1 and lacking == ["RANK", "LOCAL_RANK"]:
+            raise ValueError(
+                f"WORLD_SIZE={started}: is set without RANK and LOCAL_RANK, so the processes do "
+                f"not know themselves; unset it, or start {torchrun}"
+            )
+        return
+    # An interactive shell of SLURM is a plain machine; Lightning takes it so too.
+    if "SLURM_NTASKS" in given and given.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        started = int(given["SLURM_NTASKS"])
+        srun = f"srun --nodes {nodes} --ntasks-per-node {devices} python train.py ..."
+        by_srun = "SLURM_STEP_ID" in given or "SLURM_STEPID" in given
+        if not by_srun and max(started, wanted) > 1:
+            raise ValueError(
+                f"SLURM_NTASKS={started}: python was started without srun, as one process of "
+                f"{started}, and would wait for the others; start {srun}"
+            )
+        if started != wanted or (wanted > 1 and "SLURM_NTASKS_PER_NODE" not in given):
+            raise ValueError(
+                f"SLURM_NTASKS={started}: that many processes were asked for, but {counts}, with "
+                f"--ntasks-per-node; start {srun}"
+            )
+        return
+    for name in ("RANK", "LOCAL_RANK"):
+        if name in given:
+            raise ValueError(
+                f"{name}={given[name]}: is set without WORLD_SIZE, so nobody knows how many "
+                f"processes there are; unset it, or start {torchrun}"
+            )
+    if nodes > 1:
+        raise ValueError(
+            f"trainer.num_nodes={nodes}: the processes of several machines have to be started on "
+            f"each; start {torchrun}"
+        )
 
 
 def gather(thing: Any) -> list[Any] | None:

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from genmodels import cli, distributed, generation, images
-from genmodels.atomic import write_bytes
+from genmodels.atomic import make_folder, write_bytes
 from genmodels.config import Section, setting
 from genmodels.config.words import DEVICES, check_choice
 from genmodels.images import pictures
+from genmodels.images.arrays import load_npy
 
 Span = tuple[int, int]  # from a pixel to the one after the last
 Window = tuple[slice, slice]  # rows, columns
@@ -235,7 +235,7 @@ def denoise_pictures(model: Any, options: DenoiseOptions, level: float | None, o
                     done = restore(model, image, *noise, **settings, tick=bar.update)
                 restored.append(done)
                 noises.append(noise)
-            (out / names[k]).parent.mkdir(parents=True, exist_ok=True)
+            make_folder((out / names[k]).parent, exist_ok=True)
             write_bytes(out / names[k], picture.as_file(torch.stack(restored)))
     distributed.barrier()
     noises = [noise for part in distributed.gather_to_all(noises) for noise in part]
@@ -298,8 +298,8 @@ def noises_and_tiles(
             noises.append((known_law, nearest))
             if verbose and nearest != measured:
                 print(
-                    f"{picture.name}: level {measured:.4g} found; restored with the nearest that "
-                    f"the model knows, {nearest:.4g}",
+                    f"{cli.escaped(picture.name)}: level {measured:.4g} found; restored with the "
+                    f"nearest that the model knows, {nearest:.4g}",
                     file=sys.stderr,
                 )
     return noises, len(noisy) * len(windows(noisy.shape, settings["tile"], settings["overlap"]))
@@ -354,7 +354,7 @@ def denoise_images(model: Any, options: DenoiseOptions, level: float | None, out
     for part in indices.split(options.batch):
         part_labels = None if labels is None else labels[part]
         restored, used = model.restore(noisy[part], options.law, level, part_labels)
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out, exist_ok=True)
         for index, picture in zip(part.tolist(), images.to_uint8(restored)):
             images.write_png(out / f"{index:06d}.png", picture)
         levels += used.tolist()
@@ -368,7 +368,7 @@ def read_noisy(path: Path, model: Any) -> torch.Tensor:
     """Return noisy images as float32 (N, C, H, W) on the [-1, 1] scale, not clipped."""
     channels = model.shape[0]
     if path.suffix.lower() == ".npy" and path.is_file():
-        array = np.load(path, allow_pickle=False)
+        array = load_npy(path)
         if array.ndim != 4 or array.dtype.kind != "f":
             raise ValueError(f"denoise={path}: {array.dtype} {array.shape}; must be (N, H, W, C)")
         pictures.check_scale(array, path)

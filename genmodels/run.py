@@ -3,45 +3,68 @@
 config.yaml                         the whole config
 metrics.csv                         a line for each logged step
 samples/                            pictures on the way
+ema/step-XXXXXXXX-0.050.safetensors averages of the weights of that relative width
 checkpoints/step-XXXXXXXX.ckpt      the latest few
 checkpoints/last.ckpt               the latest, which is the run's model
 """
 
 import contextlib
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from genmodels.atomic import make_folder
 from genmodels.config import Config, to_plain
+from genmodels.config.load import read_yaml
 from genmodels.distributed import is_first
 
-__all__ = ["Run"]
+__all__ = ["Run", "check_output", "holds_arrays"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, there or not; Run.new makes one, Run.open finds one."""
+    """A run folder, there or not; Run.new makes one, Run.open finds one.
+
+    Args:
+        folder: of the run.
+        made_in: of a new run, the folder that was there before it; see discard().
+    """
 
     folder: Path
+    made_in: Path | None = field(default=None, compare=False)
 
     @classmethod
     def new(cls, cfg: Config) -> "Run":
         """Return a new run OUT_DIR/NAME/TIME; its folders are made on the first process only."""
         base = Path(cfg.out_dir).expanduser() / cfg.name / time.strftime("%Y%m%d-%H%M%S")
-        run, number = cls(base), 2
+        made_in = next(folder for folder in base.parents if os.path.lexists(folder))
+        run, number = cls(base, made_in), 2
         while is_first():  # no other process writes
             try:
-                run.checkpoints.mkdir(parents=True)
+                make_folder(run.checkpoints)
                 run.samples.mkdir()
                 break
             except FileExistsError:  # two runs in one second
-                run, number = cls(base.with_name(f"{base.name}-{number}")), number + 1
+                run = cls(base.with_name(f"{base.name}-{number}"), made_in)
+                number += 1
         return run
+
+    def discard(self) -> None:
+        """Delete a new run that has nothing to show, and the folders that were made for it."""
+        begun = self.metrics.exists() or any(self.samples.glob("*")) or any(self.steps())
+        if self.made_in is None or begun or not is_first():
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in self.folder.parents:
+            if folder == self.made_in:
+                break
+            with contextlib.suppress(OSError):  # another run may be in it by now
+                folder.rmdir()
 
     @classmethod
     def open(cls, path: Path | str) -> "Run":
@@ -66,7 +89,7 @@ class Run:
         base = Path(cfg.out_dir).expanduser()
         runs = [cls(path.parent) for path in base.glob(f"{cfg.name}/*/config.yaml")]
         for run in sorted(runs, key=lambda run: run.folder, reverse=True):
-            old: Any = OmegaConf.to_container(OmegaConf.load(run.config))
+            old: Any = read_yaml(run.config)
             if _agree(old, to_plain(cfg)) and not finished(run):
                 return run
         return None
@@ -90,6 +113,11 @@ class Run:
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.folder / "checkpoints"
+
+    @property
+    def averages(self) -> Path:
+        """The folder of the averages that post-hoc EMA is made of."""
+        return self.folder / "ema"
 
     @property
     def last(self) -> Path:
@@ -121,15 +149,107 @@ class Run:
             return
         import fcntl
 
-        with open(self.folder / ".lock", "w") as file:
+        with open(self.folder / ".lock", "a+") as file:
             try:  # gone with the process, also a killed one's
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                file.seek(0)
+                number = file.read(20).strip()
                 raise ValueError(
-                    f"resume={self.folder}: another process is at work there; wait for it or "
-                    "stop it"
+                    f"resume={self.folder}: another process is at work there"
+                    f"{f' ({number})' if number.isdecimal() else ''}; wait for it or stop it"
                 ) from None
-            yield
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            _locks.add(file.fileno())
+            try:
+                yield
+            finally:
+                _locks.discard(file.fileno())
+
+
+# A process that reads images would hold the lock on after its killed parent.
+_locks: set[int] = set()
+
+
+def _release() -> None:
+    while _locks:
+        os.close(_locks.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release)
+
+
+def check_output(
+    key: str,
+    out: Path | str,
+    inputs: Iterable[Path | str] = (),
+    *,
+    folder: bool = False,
+    earlier: Callable[[Path], bool] = lambda path: False,
+) -> None:
+    """Raise ValueError if a command would write over what it reads, a run's own files or another's.
+
+    Args:
+        key: what errors call the output.
+        out: a file or folder to write; it need not exist.
+        inputs: what the command reads: paths, lists of them, or words that are none.
+        folder: `out` is a folder, to which .png, .npz and .csv files go.
+        earlier: whether a file that is there is an earlier output of the same command.
+    """
+    target = _resolved(out)
+    if target is None:
+        raise ValueError(f"{key}={str(out)!r}: is no path")
+    for text in inputs:
+        for source in map(_resolved, {str(text), *str(text).split(",")} - {""}):
+            if source is None:
+                continue
+            if target == source or _same_file(target, source):
+                raise ValueError(f"{key}={out}: is what the command reads; name another")
+            if folder and source.parent == target and source.suffix in _IN_FOLDERS:
+                raise ValueError(f"{key}={out}: holds {source.name}, which is read; name another")
+    for above in (target, *target.parents):
+        first = target.relative_to(above).parts[:1]
+        own = not first or first[0] in _OWN or first[0].startswith("round-")
+        if own and Run(above).config.is_file() and Run(above).checkpoints.is_dir():
+            raise ValueError(
+                f"{key}={out}: lies among the own files of the run {above}; name another place"
+            )
+    if not folder and os.path.lexists(target) and not earlier(target):
+        raise ValueError(
+            f"{key}={out}: exists, and is no earlier output of this command; delete it or choose "
+            "another name"
+        )
+
+
+_IN_FOLDERS = (".png", ".npz", ".csv")
+_OWN = ("config.yaml", "metrics.csv", "samples", "checkpoints", ".lock")
+
+
+def _resolved(text: Path | str) -> Path | None:
+    """Return where a path leads, None of a text that can be none."""
+    try:
+        return Path(text).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError):  # no such user, a circle of links, a NUL
+        return None
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def holds_arrays(path: Path, names: Iterable[str]) -> bool:
+    """Return whether a file is an .npz with arrays of these names."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {f"{name}.npy" for name in names} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _agree(old: Any, new: Any) -> bool:

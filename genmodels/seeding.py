@@ -1,5 +1,6 @@
 """Randomness: training image n as a function of (seed, n), generated image k of its seed alone."""
 
+import operator
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
@@ -87,9 +88,18 @@ def image_seeds(seed: int, n: Tensor) -> Tensor:
 
 def torch_seed(seed: int, step: int, rank: int) -> int:
     """Return the seed of torch's own generator (dropout) for one micro-step on one rank."""
-    counters = [torch.tensor(v) for v in (seed, rank, step & 0xFFFFFFFF, step >> 32, Stream.TORCH)]
-    words = philox(*counters)
-    return (int(words[0]) << 31) | (int(words[1]) >> 1)
+    words = philox(seed, rank, step & 0xFFFFFFFF, step >> 32, int(Stream.TORCH))  # plain ints
+    return (words[0] << 31) | (words[1] >> 1)
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed torch's own generators of the CPU and of this device.
+
+    torch.manual_seed asks every kind of device, used or not, which takes a millisecond.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def keys(seed: int, n: Tensor, stream: Stream) -> Tensor:
@@ -103,9 +113,12 @@ def checked_seeds(seeds: Iterable[int]) -> list[int]:
     """Return the seeds of images as a list.
 
     Raises:
-        ValueError: one outside [0, 2^63).
+        ValueError: one outside [0, 2^63), or no whole number.
     """
-    seeds = [int(seed) for seed in seeds]
+    try:
+        seeds = [operator.index(seed) for seed in seeds]
+    except TypeError:
+        raise ValueError(f"seeds={seeds}: must be whole numbers") from None
     for seed in seeds:
         if not 0 <= seed < 2**63:
             raise ValueError(f"seeds={seed}: must be in [0, 2^63)")

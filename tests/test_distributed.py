@@ -11,6 +11,8 @@ from genmodels import distributed
 from tests.helpers.paths import ROOT
 
 KNOWN = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "WORLD_SIZE")
+SLURM = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_STEP_ID", "SLURM_STEPID", "SLURM_JOB_NAME")
+KNOWN += ("LOCAL_WORLD_SIZE", *SLURM)
 
 
 @pytest.fixture
@@ -51,6 +53,56 @@ def test_a_number_of_the_cluster_without_a_count(environment):
     """One of several independent commands in sampling; of a training, a process to be joined."""
     environment(SLURM_PROCID=2)
     assert (distributed.rank(), distributed.world()) == (0, 1) and not distributed.is_first()
+
+
+TORCHRUN = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+NODES = {"RANK": 3, "LOCAL_RANK": 1, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2}
+SRUN = {"SLURM_NTASKS": 4, "SLURM_NTASKS_PER_NODE": 2, "SLURM_STEP_ID": 0, "SLURM_PROCID": 1}
+
+
+@pytest.mark.parametrize(
+    ("variables", "nodes", "devices"),
+    [
+        ({}, 1, 1),
+        ({}, 1, 2),  # Lightning starts the second
+        ({"LOCAL_RANK": 1, "WORLD_SIZE": 2}, 1, 2),  # that second one
+        (TORCHRUN, 1, 2),
+        (NODES, 2, 2),
+        ({"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}, 1, 1),
+        (SRUN, 2, 2),
+        ({"SLURM_NTASKS": 1}, 1, 1),
+        ({"SLURM_NTASKS": 4, "SLURM_JOB_NAME": "bash"}, 1, 1),
+        ({"SLURM_NTASKS": 4} | TORCHRUN, 1, 2),
+    ],
+)
+def test_the_processes_that_the_config_counts(environment, variables, nodes, devices):
+    environment(**variables)
+    distributed.check_launch(nodes, devices)
+
+
+@pytest.mark.parametrize(
+    ("variables", "nodes", "devices", "start", "remedy"),
+    [
+        (TORCHRUN, 1, 1, "WORLD_SIZE=2: ", "write trainer.num_nodes=1 trainer.devices=2"),
+        (NODES, 1, 2, "WORLD_SIZE=4: ", "write trainer.num_nodes=2 trainer.devices=2"),
+        (TORCHRUN, 1, 4, "WORLD_SIZE=2: ", "torchrun --nproc_per_node 4 train.py"),
+        (NODES, 4, 1, "LOCAL_WORLD_SIZE=2: ", "write trainer.num_nodes=2 trainer.devices=2"),
+        ({"WORLD_SIZE": 2}, 1, 2, "WORLD_SIZE=2: ", "unset it"),
+        ({"RANK": 0}, 1, 1, "RANK=0: ", "unset it"),
+        ({"LOCAL_RANK": 1}, 1, 2, "LOCAL_RANK=1: ", "torchrun --nproc_per_node 2 train.py"),
+        ({}, 2, 2, "trainer.num_nodes=2: ", "torchrun --nnodes 2 --nproc_per_node 2"),
+        ({"SLURM_NTASKS": 4, "SLURM_PROCID": 0}, 1, 4, "SLURM_NTASKS=4: ", "start srun --nodes 1"),
+        ({"SLURM_NTASKS": 4}, 1, 1, "SLURM_NTASKS=4: ", "without srun"),
+        (SRUN, 1, 2, "SLURM_NTASKS=4: ", "srun --nodes 1 --ntasks-per-node 2 python train.py"),
+    ],
+)
+def test_other_processes_than_the_config_counts(
+    environment, variables, nodes, devices, start, remedy
+):
+    environment(**variables)
+    with pytest.raises(ValueError) as error:
+        distributed.check_launch(nodes, devices)
+    assert str(error.value).startswith(start) and remedy in str(error.value)
 
 
 def test_waiting_ends_with_the_process_that_started_this_one(environment, monkeypatch):

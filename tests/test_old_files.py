@@ -32,6 +32,13 @@ CHANGED = {
     ("ddo_cifar10.yaml", "method.alphas"): [0.5, 1.0, 2.0, 4.0, 6.0],
     ("ddo_cifar10.yaml", "method.betas"): [0.01, 0.02, 0.05, 0.1],
     ("ddo_cifar10.yaml", "method.beta_unit"): "sum",
+    ("ddo_imagenet64.yaml", "trainer.max_steps"): 12500,
+    ("ddo_imagenet64.yaml", "optim.decay"): "sqrt",
+    ("ddo_imagenet64.yaml", "ema.half_life"): 500_000.0,
+    ("ddo_imagenet64.yaml", "ema.rampup"): 0.05,
+    ("ddo_imagenet64.yaml", "method.alphas"): [0.5, 1.0, 2.0, 4.0, 6.0],
+    ("ddo_imagenet64.yaml", "method.betas"): [0.01, 0.02, 0.05, 0.1],
+    ("ddo_imagenet64.yaml", "method.beta_unit"): "sum",
     # The same proportions for small sets, in no more steps.
     ("ddo_digits.yaml", "trainer.max_steps"): 200,
     ("ddo_digits.yaml", "optim.lr"): 1.5e-3,

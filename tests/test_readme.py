@@ -60,6 +60,11 @@ def things(train_tiny, tmp_path_factory):
     for i in range(3):
         images.write_png(folder / f"photos/{i}.png", photo[:1, 80 * i : 80 * i + 80])
     sample.main([str(run), "num=8", "steps=1", f"out={folder / 'samples'}"])
+    for name in ("real", "noisy", "gaussian"):
+        (folder / "sets" / name).mkdir(parents=True)
+        for i in range(8):
+            picture = torch.randint(0, 256, (1, 8, 8), dtype=torch.uint8)
+            images.write_png(folder / "sets" / name / f"{i}.png", picture)
     return {
         "RUN": run,
         "runs/edm_digits/TIME": run,
@@ -117,6 +122,10 @@ def test_command(command, things, tmp_path, monkeypatch):
         argv = [
             re.sub(r"^images=samples$", f"images={things['DIR'].parent}/samples", w) for w in argv
         ]
+        if "images=real" in command:
+            sets = [things["DIR"].parent / "sets" / name for name in ("real", "noisy", "gaussian")]
+            argv = [re.sub(r"^images=.*", f"images={','.join(map(str, sets))}", w) for w in argv]
+            argv = [re.sub(r"^(table|plot|keep)=", rf"\1={tmp_path}/", w) for w in argv]
         if "likelihood" in command:
             argv += ["num=4", "steps=2"]
         elif "RUN" in command:

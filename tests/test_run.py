@@ -74,7 +74,7 @@ def test_a_second_command_is_locked_out(tmp_path):
 
 
 def test_a_run_goes_on_without_the_folders_that_a_copy_lost(tmp_path):
-    """Its grid is written where no folder was; without any checkpoint it begins again."""
+    """Its grid is written where no folder was; without checkpoint and table it begins again."""
     words = [str(ROOT / "configs/edm_digits.yaml"), str(ROOT / "configs/debug.yaml"), *WORDS]
     words += ["sample.num=4", "method.steps=1", f"out_dir={tmp_path}/runs", "sample.every=0"]
     assert train.main([*words, "trainer.max_steps=2"]) == 0
@@ -85,6 +85,7 @@ def test_a_run_goes_on_without_the_folders_that_a_copy_lost(tmp_path):
     assert train.main([f"resume={copy.folder}", "trainer.max_steps=4", "sample.every=2"]) == 0
     assert [path.name for path in copy.samples.iterdir()] == ["step-00000004.png"]
     shutil.rmtree(copy.checkpoints)
+    copy.metrics.unlink()
     assert train.main([f"resume={copy.folder}", "trainer.max_steps=2"]) == 0
     assert genmodels.load(copy.folder).cfg.name == "edm_digits"
 

@@ -1,6 +1,9 @@
 """Trained models as folders: config.json + model.safetensors + README.md.
 
 python -m genmodels.checkpoint MODEL out=DIR [half=true]
+python -m genmodels.checkpoint ema RUN sigma_rel=0.1[,0.15,...] [step=N] [out=DIR]
+
+The second exports averages of other widths of a run that was trained with ema.sigma_rel.
 """
 
 import json
@@ -16,6 +19,7 @@ from genmodels.atomic import new_folder, write_bytes
 from genmodels.checkpoint.models import FORMAT, file_sha256, load, read_checkpoint
 from genmodels.config import Config, Section, setting, settings_of, to_plain
 from genmodels.config.words import check_flags, help_text, split_words, typed_words
+from genmodels.run import check_output
 from genmodels.version import __version__
 
 
@@ -39,13 +43,14 @@ def export(path: Path | str, out: Path | str, *, half: bool = False) -> Path:
     steps = None
     if not (path / "config.json").is_file():
         steps = read_checkpoint(path)["global_step"]
-    return write_export(model, out, _model_card(model, out.name, steps), half=half)
+    return write_export(model, out, model_card(model, out.name, steps), half=half)
 
 
 def check_new(out: Path) -> None:
-    """Raise ValueError if the folder to make exists."""
+    """Raise ValueError if the folder to make exists, or would lie among a run's own files."""
     if out.exists():
         raise ValueError(f"out={out}: exists; delete it or choose another name")
+    check_output("out", out, folder=True)
 
 
 def write_export(model: Any, out: Path, card: str, *, half: bool = False) -> Path:
@@ -78,11 +83,20 @@ def write_export(model: Any, out: Path, card: str, *, half: bool = False) -> Pat
     return out
 
 
-def _model_card(model: Any, name: str, steps: int | None) -> str:
+def model_card(model: Any, name: str, steps: int | None, weights: str = "") -> str:
+    """Return the README.md of an export.
+
+    Args:
+        model: a method.
+        name: of the folder.
+        steps: optimizer steps it was trained for; None: those of its config.
+        weights: what the weights are, if not what the config says.
+    """
     cfg, learned = model.cfg, model.learned_from()
     terms = data.data_set(cfg.data.name).terms
     steps = cfg.trainer.max_steps if steps is None else steps
-    weights = "EMA" if cfg.ema.half_life else "Raw"
+    averaged = cfg.ema.sigma_rel or cfg.ema.half_life
+    weights = weights or ("EMA weights" if averaged else "Raw weights")
     images = steps * cfg.data.batch_size
     labels = "class-conditional" if cfg.data.labels else "unconditional"
     task, words = "image-generation", "num=64 out=samples"
@@ -95,7 +109,7 @@ tags: [{task}, {cfg.method.name}]
 ---
 # {name}
 
-{type(cfg.method).__doc__} Network: {cfg.network.name}. {weights} weights.
+{type(cfg.method).__doc__} Network: {cfg.network.name}. {weights}.
 
 - Data: {cfg.data.name}, {" x ".join(map(str, cfg.data.shape))}. {terms}
 - Training: `{cfg.name}`, {steps} steps of {cfg.data.batch_size} images
@@ -121,8 +135,15 @@ def main(argv: Sequence[str]) -> None:
     positionals, words, flags = split_words(argv)
     check_flags(flags, ("--help",))
     if "--help" in flags:
-        print(f"{__doc__.strip()}\n\n{help_text(ExportOptions)}")
+        from genmodels.checkpoint.ema import AverageOptions
+
+        averages = help_text(AverageOptions, "keys of ema:")
+        print(f"{__doc__.strip()}\n\n{help_text(ExportOptions)}\n{averages}")
         return
+    if positionals[:1] == ["ema"]:
+        from genmodels.checkpoint.ema import write_averages
+
+        return write_averages(positionals[1:], words)
     options = ExportOptions(**typed_words(words, settings_of(ExportOptions)))
     if len(positionals) != 1:
         raise ValueError("usage: python -m genmodels.checkpoint MODEL out=DIR [half=true]")

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from genmodels.foreign import check_key, open_plain
+
 
 class _Frozen(type):
     def __setattr__(cls, name: str, value: Any) -> None:
@@ -169,6 +171,65 @@ def _scalar(dtype: Any, data: bytes) -> Any:
     return np.frombuffer(data, np.dtype(dtype.code).newbyteorder(dtype.order))[0].item()
 
 
+class _Numbers(metaclass=_Frozen):
+    """A numpy array of the file, which numpy itself does not build; `value` is None until then."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: np.ndarray | None = None) -> None:
+        self.value = value
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, by_columns, data = state
+        self.value = _filled(data, dtype, shape, "F" if by_columns else "C")
+
+
+def _filled(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    if not isinstance(dtype, _DType) or dtype.code not in ("f8", "f4", "i8", "i4"):
+        raise pickle.UnpicklingError("a numpy array of an unknown type")
+    if not isinstance(data, (bytes, bytearray)) or not isinstance(shape, tuple):
+        raise pickle.UnpicklingError("a numpy array of an unknown form")
+    if not all(type(n) is int and 0 <= n <= 2**40 for n in shape) or len(shape) > 8:
+        raise pickle.UnpicklingError("a numpy array of impossible shape")
+    kind = np.dtype(dtype.code).newbyteorder(dtype.order)
+    if math.prod(shape) * kind.itemsize != len(data):
+        raise pickle.UnpicklingError(f"a numpy array of shape {shape} in {len(data)} bytes")
+    array = np.frombuffer(bytes(data), kind).reshape(shape, order="F" if order == "F" else "C")
+    return array.astype(kind.newbyteorder("="))
+
+
+def _unbuilt(*_: Any) -> _Numbers:
+    return _Numbers()
+
+
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Numbers:
+    return _Numbers(_filled(data, dtype, shape, order))
+
+
+class _NoArray(metaclass=_Frozen):
+    """Stands in for numpy.ndarray, which files name and never call."""
+
+    __slots__ = ()
+
+    def __init__(self, *_: Any) -> None:
+        raise pickle.UnpicklingError("a call of numpy.ndarray")
+
+
+# What arrays are made by, in files of numpy 1 and 2 and of any protocol of pickle.
+_ARRAYS: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _NoArray,
+    ("numpy", "dtype"): _DType,
+    ("_codecs", "encode"): _Call(lambda text, _: text.encode("latin1")),
+} | {
+    (f"numpy.{core}.{module}", name): answer
+    for core in ("core", "_core")
+    for module, name, answer in (
+        ("multiarray", "_reconstruct", _Call(_unbuilt)),
+        ("multiarray", "scalar", _Call(_scalar)),
+        ("numeric", "_frombuffer", _Call(_from_buffer)),
+    )
+}
+
 _ANSWERS: dict[tuple[str, str], Any] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Call(_persistent),
     ("torch.storage", "_load_from_bytes"): _Call(_storage),
@@ -210,11 +271,17 @@ class _Unpickler(_InPython):
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.ADDITEMS[0]] = load_additems
 
+    answers = _ANSWERS
+
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _ANSWERS[module, name]
+            return self.answers[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"the name {module}.{name}") from None
+
+
+class _ArrayUnpickler(_Unpickler):
+    answers = _ARRAYS
 
 
 _ODD_OPCODES = ("PERSID", "BINPERSID", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "DICT", "FROZENSET")
@@ -222,8 +289,7 @@ _ODD_OPCODES = ("PERSID", "BINPERSID", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "D
 
 def _check_keys(keys: Iterable[Any]) -> None:
     for key in keys:
-        if not isinstance(key, str | int | None):
-            raise pickle.UnpicklingError(f"a {type(key).__name__} as a key")
+        check_key(key)
 
 
 def _scan(file: Any) -> None:
@@ -248,16 +314,36 @@ def load_pickle(path: Path | str) -> Any:
         ValueError: the file is truncated, or holds anything but tensors, modules and plain data;
             the message says what was found. Nothing of the file has been executed.
     """
+    return _loaded(path, _Unpickler, "a released EDM pickle")
+
+
+def load_arrays(path: Path | str) -> Any:
+    """Return the dict of a pickle: plain data, numpy arrays, and dicts of these.
+
+    Raises:
+        ValueError: as load_pickle.
+    """
+    return _plain(_loaded(path, _ArrayUnpickler, "a pickle of numpy arrays"))
+
+
+def _plain(thing: Any, depth: int = 0) -> Any:
+    """Return a dict with arrays in place of _Numbers, two dicts deep at most."""
+    if isinstance(thing, dict) and depth < 2:
+        return {key: _plain(value, depth + 1) for key, value in thing.items()}
+    return thing.value if isinstance(thing, _Numbers) else thing
+
+
+def _loaded(path: Path | str, unpickler: type[_Unpickler], what: str) -> Any:
     try:
-        with open(path, "rb") as stream:
+        with open_plain(path) as stream:
             if not stream.seek(0, 2):
                 raise pickle.UnpicklingError("no data")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as file:
                 _scan(file)
                 file.seek(0)
-                return _Unpickler(file).load()
+                return unpickler(file).load()
     except OSError:
         raise
     except Exception as error:  # a hostile file may raise anything; all of it means the same
         reason = ascii(" ".join(f"{error}".split()))[1:200].rstrip("'\"") or type(error).__name__
-        raise ValueError(f"{path} is not a released EDM pickle; found: {reason}") from error
+        raise ValueError(f"{path} is not {what}; found: {reason}") from error

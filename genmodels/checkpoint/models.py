@@ -3,7 +3,6 @@
 import hashlib
 import json
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from genmodels import data
-from genmodels.config import Config, load_config
+from genmodels.config import Config, check_foreign, load_config
+from genmodels.foreign import check_plain, load_torch, read_plain
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
 from genmodels.run import Run
 
+LARGEST_SIZE = 1 << 20  # of a network's widths and numbers of layers
 FORMAT = 1  # of exported folders; a larger number is refused
+
+
+class Unfit(ValueError):
+    """Weights that are not those of their config; the text names the file."""
 
 
 def build(
@@ -75,13 +80,25 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
     else:
         raise ValueError(f"model={path}: is no run folder, .ckpt file or exported folder")
     try:
-        model = build(load_config([plain], methods=METHODS, networks=NETWORKS))
+        check_foreign(plain)
+        cfg = load_config([plain], methods=METHODS, networks=NETWORKS)
+        _check_state(_without_memory(cfg, len(state)), state, path)
+        model = build(cfg)
+    except Unfit:
+        raise
     except ValueError as error:
         raise ValueError(f"model={path}: its config does not fit this version: {error}") from None
-    _load_state(model, state, path)
+    model.load_state_dict(state)
+    model = model.to(device)
     if checkpoint is not None:
-        model.on_load_checkpoint(checkpoint)  # what a method keeps beside its weights
-    return model.to(device).eval()
+        try:
+            model.on_load_checkpoint(checkpoint)  # what a method keeps beside its weights
+        except Exception as error:  # what is there may be of any form
+            raise ValueError(
+                f"model={path}: what its method keeps beside the weights cannot be read "
+                f"({type(error).__name__}: {error})"
+            ) from None
+    return model.eval()
 
 
 def load_guide(settings: dict[str, Any], device: torch.device | str) -> None:
@@ -131,40 +148,22 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of a foreign file; the error says enough
-            _check_sums(path)
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = load_torch(path)
             checkpoint["hyper_parameters"]["config"]["method"]["name"]
             checkpoint["state_dict"].keys()
-    except Exception as error:  # torch.load raises many kinds
+    except Exception as error:  # a broken file raises many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"model={path}: not a checkpoint of genmodels ({reason[:120]})") from None
     return checkpoint
 
 
-def _check_sums(path: Path) -> None:
-    """Raise ValueError for a file of torch.save with a wrong checksum: torch.load looks at none.
-
-    Checking a file takes less long than loading it (benchmarks/reliability.py).
-    """
-    with zipfile.ZipFile(path) as archive:
-        records = archive.infolist()
-        # As torch.save writes them; others could unpack to more than can ever be read.
-        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-            raise ValueError("its records are compressed")
-        if sum(record.file_size for record in records) > path.stat().st_size:
-            raise ValueError("its records overlap")
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"damaged: the checksum of {damaged} is wrong")
-
-
 def _read_export(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Return (plain config, state dict) of an exported folder."""
     try:
-        description = json.loads((path / "config.json").read_text())
+        description = json.loads(read_plain(path / "config.json"))
         version, plain = int(description["genmodels_format"]), dict(description["config"])
         digest = str(description.get("weights_sha256", ""))  # of older exports: none
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         raise ValueError(f"model={path}: config.json is not one of genmodels' exports") from None
     if version > FORMAT:
         raise ValueError(
@@ -173,6 +172,7 @@ def _read_export(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         )
     weights = path / "model.safetensors"
     try:
+        check_plain(weights)
         with safe_open(weights, "pt") as file:
             state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         found = file_sha256(weights) if digest else ""
@@ -186,30 +186,78 @@ def _read_export(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return plain, state
 
 
-def _load_state(model: Any, state: Mapping[str, Any], path: Path) -> None:
-    """Load a state dict; the first disagreement becomes one line."""
+def _without_memory(cfg: Config, count: int) -> Any:
+    """Return the model of a foreign config with shapes and no numbers, so that sizes cost nothing.
+
+    Args:
+        cfg: of a file.
+        count: how many tensors the file has weights in.
+
+    Raises:
+        ValueError: no network can be made so, or one of far more tensors.
+    """
+    for key, value in vars(cfg.network).items():
+        for size in value if isinstance(value, list) else [value]:
+            if isinstance(size, int) and size > LARGEST_SIZE:
+                raise ValueError(f"network.{key}={size}: no network is so large")
+    most, made = 4 * count + 1000, 0
+
+    def stop(*_: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > most:
+            raise ValueError(f"it asks for more than {most} tensors, the file has {count}")
+
+    hook = torch.nn.modules.module.register_module_parameter_registration_hook(stop)
+    try:
+        with torch.device("meta"):
+            return build(cfg)
+    except ValueError:
+        raise
+    except Exception as error:  # sizes that nobody checks end in any kind
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:100]}"
+        raise ValueError(f"no network can be made of it ({reason})") from None
+    finally:
+        hook.remove()
+
+
+def _check_state(model: Any, state: Mapping[str, Any], path: Path) -> None:
+    """Raise ValueError for a state dict that is not this model's; it names the first difference.
+
+    Args:
+        model: one without memory will do.
+        state: the state dict.
+        path: of the file.
+    """
     known = model.state_dict()
+    if not isinstance(state, Mapping):
+        raise Unfit(f"model={path}: its weights are no state dict")
     shapes = {key: getattr(value, "shape", None) for key, value in state.items()}
     for what, keys in (
         ("lacks", sorted(known.keys() - state.keys())),
-        ("has the unknown", sorted(state.keys() - known.keys())),
+        ("has the unknown", sorted(state.keys() - known.keys(), key=str)),
         (
             "has a wrong shape for",
             sorted(key for key in known.keys() & shapes.keys() if known[key].shape != shapes[key]),
         ),
     ):
         if keys:
-            raise ValueError(
+            raise Unfit(
                 f"model={path}: {what} {keys[0]} (and {len(keys) - 1} more); "
                 "it does not belong to its config"
             )
-    model.load_state_dict(state)
+    for key, value in state.items():
+        # Of a sum a single value that is not finite leaves nothing finite.
+        if value.is_floating_point() and not value.sum(dtype=torch.float64).isfinite():
+            raise Unfit(
+                f"model={path}: {key} holds NaN or infinite values; take another checkpoint"
+            )
 
 
 def is_diffusers(path: Path | str) -> bool:
     """Return whether a folder holds a diffusers UNet2DModel."""
     config = Path(path).expanduser() / "config.json"
-    return config.is_file() and "UNet2DModel" in config.read_text()
+    return config.is_file() and b"UNet2DModel" in read_plain(config)
 
 
 def init_weights(model: Any, path: Path | str) -> list[str]:

@@ -2,6 +2,7 @@
 
     python evaluate.py MODEL data=NAME[:SPLIT] num=N metrics=fd,kid features=digits [out=FILE.json]
     python evaluate.py images=A reference=B metrics=fd,prc [out=FILE.json]
+    python evaluate.py images=A,B,C reference=D metrics=fd,kid [out=FILE.json] [table=FILE.md]
     python evaluate.py MODEL likelihood=true [data=NAME[:SPLIT]] [num=N] [out=FILE.json]
     python evaluate.py MODEL ood=NAME[:SPLIT],interpolation,noise,constant [num=N] [out=FILE.json]
     python evaluate.py MODEL denoise=FOLDER law=gaussian level=25 [seed=0] [--against bm3d]
@@ -11,28 +12,33 @@
 
 MODEL is a run folder, a .ckpt or an exported folder. A and B are a folder, .zip or .npz of images,
 or a data set with a split (digits:test); the split is train if none is named, as in the published
-protocols (test for likelihoods, which take its first num= images, and for clusters). B may also be
-a file that `stats` wrote, or the mu and sigma of pytorch-fid, EDM or ADM; MODEL takes reference=
-too.
+protocols (test for likelihoods, which take its first num= images, and for clusters). reference= may
+also be a file that `stats` wrote, the mu and sigma of pytorch-fid, EDM or ADM, EDM2's .pkl, or the
+URL of one (https://, hf://); MODEL takes reference= too.
+
+Several MODELs, or several sets images=A,B,C, are scored against one reference, which is read once:
+one table, the best by the first metric first, and how far the others are from it.
 
 denoise= adds noise to clean pictures (neither clipped nor rounded) and scores what the
 model restores; blind=true hides the level, ensemble=true adds the mean of 8 orientations beside it.
 
 Prints a table; out= also writes the numbers as JSON, with the keys given, the features and the
-versions that reproduce them. Finished parts of scores and stats are kept in OUT.blocks until then:
-the same command goes on where it was killed (a likelihood begins anew). Run by torchrun, every
-process takes its share.
+versions that reproduce them (the table alone, where it ends in .csv or .md). Finished parts of
+scores and stats are kept in OUT.blocks until then: the same command goes on where it was killed (a
+likelihood begins anew). Run by torchrun, every process takes its share.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from genmodels import checkpoint, cli, generation
+from genmodels import checkpoint, cli
 from genmodels.atomic import write_bytes
+from genmodels.checkpoint.inert_pickle import load_arrays
 from genmodels.config import settings_of
 from genmodels.config.words import (
     check_device,
@@ -42,7 +48,6 @@ from genmodels.config.words import (
     one_model,
     parse_value,
     read_options,
-    seed_list,
     split_words,
     typed_words,
 )
@@ -52,11 +57,11 @@ from genmodels.distributed import pick_device, rank
 from genmodels.evaluation import plots, restoration, selftest
 from genmodels.evaluation import scorer as scoring
 from genmodels.evaluation.clusters import score_clusters
+from genmodels.evaluation.comparison import Row, short_names, shown
 from genmodels.evaluation.likelihood import score_likelihood
 from genmodels.evaluation.ood import score_ood
 from genmodels.evaluation.options import (
     ClusterOptions,
-    FeatureOptions,
     LikelihoodOptions,
     OodOptions,
     RestorationOptions,
@@ -65,11 +70,19 @@ from genmodels.evaluation.options import (
     StatsOptions,
 )
 from genmodels.evaluation.passes import Store, score_pass
-from genmodels.evaluation.report import versions, write_report
-from genmodels.evaluation.sources import Generated, Pictures, check_shape, reading_options
+from genmodels.evaluation.report import is_report, versions, write_report, write_table
+from genmodels.evaluation.sets import (
+    Result,
+    compare_sets,
+    image_names,
+    named_features,
+    score_images,
+    sets_of,
+)
+from genmodels.evaluation.sources import Pictures, reading_options
 from genmodels.metrics.clustering import CLUSTERING
-from genmodels.metrics.features import Features, load_features
-from genmodels.metrics.stats import describe, stats_bytes
+from genmodels.metrics.stats import is_statistics, stats_bytes
+from genmodels.run import check_output, holds_arrays
 
 # What each kind of evaluation takes; a word of this name asks for it, the first one if several do.
 MODES: dict[str, Any] = {
@@ -81,8 +94,14 @@ MODES: dict[str, Any] = {
 }
 COMMANDS: dict[str, Any] = {"stats": StatsOptions, "selftest": SelftestOptions}
 ALL_KEYS = list(dict.fromkeys(key for cls in MODES.values() for key in settings_of(cls)))
-Result = tuple[dict[str, Any], dict[str, Any], str]  # scores, facts for the report, title
-FILES = ("out", "save_images", "plot")  # what is written; they change no number
+# What is written, which changes no number, and how an earlier one is known.
+FILES: dict[str, Callable[[Path], bool]] = {
+    "out": is_report,
+    "save_images": partial(holds_arrays, names=("images", "seeds")),
+    "plot": plots.is_drawn,
+    "table": is_report,
+    "keep": lambda path: True,  # it is read first, and refused if it is none
+}
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -97,40 +116,99 @@ def evaluate(argv: Sequence[str]) -> int:
 
     mode, clustering, words = read_mode(words)
     mode, options, rest = read_options(MODES, words, mode)
-    check_files(options)
+    check_files(options, positionals, words)
     check_device("device", options.device)
-    if positionals:
+    alone = mode or getattr(options, "ood", []) or getattr(options, "cluster", "")
+    if positionals and (alone or len(positionals) == 1):
         one_model(positionals)
     if mode == "":
-        check_scores(options, bool(positionals))
+        check_scores(options, positionals)
     elif not positionals:
         raise ValueError("images=: give a MODEL and data=, or images= and reference=")
     started, device = time.monotonic(), pick_device(options.device)
-    model = checkpoint.load(positionals[0], device=device) if positionals else None
-    taken = {}
-    if model and mode in ("", "likelihood"):
-        taken = model.LIKELIHOOD_OPTIONS if mode else model.SAMPLE_OPTIONS
+    models = {path: checkpoint.load(path, device=device) for path in positionals}
+    saved = getattr(options, "save_images", "")
+    if models and saved and not saved.endswith(".npz"):
+        roots = [model.cfg.data.root for model in models.values()]
+        check_output("save_images", saved, roots, folder=True)
+    extra = method_words(rest, list(models.values()), mode)
     # An empty word of another kind of evaluation is no field of these options.
     given = {key: getattr(options, key, "") for key in words if key not in (*rest, *FILES)}
-    extra = typed_words(rest, taken, also=ALL_KEYS)
-    given |= extra
+    facts = {"seed": getattr(options, "seed", 0), "device": device.type, "options": given | extra}
+    sets = sets_of(options, models) if mode == "" else {}
+    if sets and models:
+        extra = dict(extra)
+        checkpoint.load_guide(extra, device)
     with cli.warnings_as_notes() as warned:
-        scores, facts, title = measure(mode, model, options, extra, clustering, device)
-    if rank() != 0:
-        return 0
-    name = positionals[0] if positionals else options.images
-    print_scores(f"{name} {title}", scores)
-    scorer = facts.pop("scorer", None)
-    if options.out:
-        seed = getattr(options, "seed", 0)
-        facts |= {"seed": seed, "device": device.type, "options": given}
-        write_report(options.out, scores, started, model=name, warnings=warned, **facts)
-        Store.clear(options.out)
-        print(f"written: {options.out}")
-    if scorer and options.plot:
-        plots.draw_scores(options.plot, scorer)
-        print(f"written: {options.plot}")
+        if len(sets) > 1:
+            rows, more = compare_sets(sets, options, extra, device, load_arrays)
+        else:
+            name = positionals[0] if positionals else options.images
+            scores, more, title = measure(
+                mode, models.get(name), options, extra, clustering, device
+            )
+            num = more["num"] if isinstance(more.get("num"), int) else 0
+            rows, more = [Row(name, num, scores)], {"model": name, "title": title} | more
+    if rank() == 0:
+        write_results(options, rows, {**more, "warnings": warned, **facts}, started)
     return 0
+
+
+def method_words(rest: dict[str, str], models: Sequence[Any], mode: str) -> dict[str, Any]:
+    """Return the words that are options of the methods, each of which has to take them.
+
+    Raises:
+        ValueError: an unknown key, or a value that is not of its type.
+    """
+    values: dict[str, Any] = {}
+    for model in models or [None]:
+        taken = {}
+        if model and mode in ("", "likelihood"):
+            taken = model.LIKELIHOOD_OPTIONS if mode else model.SAMPLE_OPTIONS
+        values = typed_words(rest, taken, also=ALL_KEYS)
+    return values
+
+
+def write_results(options: Any, rows: Sequence[Row], facts: dict[str, Any], started: float) -> None:
+    """Write the files that were asked for and print the table.
+
+    Args:
+        options: of the command.
+        rows: one for each set of images.
+        facts: of the report, and "title" and "scorer" of a single set.
+        started: when the command began.
+    """
+    title, scorer = facts.pop("title", ""), facts.pop("scorer", None)
+    table = getattr(options, "table", "")
+    written = []  # before anything is printed: whoever reads that may be gone
+    if options.out and not is_table(options.out):
+        scores = rows[0].scores if len(rows) == 1 else {}
+        write_report(options.out, scores, started, **facts)
+        written.append(options.out)
+    for path in (options.out, table):
+        if is_table(path):
+            write_table(path, rows)
+            written.append(path)
+    if len(rows) > 1:
+        print_rows(rows, facts)
+    else:
+        print_scores(f"{rows[0].name} {title}", rows[0].scores)
+    print_classes(facts.get("per_class", {}))
+    for path in written:
+        print(f"written: {path}")
+    if options.out:
+        Store.clear(options.out)
+    if getattr(options, "plot", ""):
+        if scorer:
+            plots.draw_scores(options.plot, scorer)
+        elif len(rows) > 1:
+            plots.draw_comparison(options.plot, rows, short_names([row.name for row in rows]))
+        print(f"written: {options.plot}")
+
+
+def is_table(path: str) -> bool:
+    """Return whether a file is to hold the table alone."""
+    return path.lower().endswith((".csv", ".md"))
 
 
 def help_page() -> str:
@@ -178,48 +256,87 @@ def likelihood_word(text: str) -> str:
         return text
 
 
-def check_files(options: Any) -> None:
-    """Raise ValueError for a file that could not be written."""
-    for key in FILES:
-        path = getattr(options, key, "")
-        if path and not Path(path).absolute().parent.is_dir():
+def check_files(
+    options: Any, positionals: Sequence[str], words: dict[str, str], command: str = ""
+) -> None:
+    """Raise ValueError for a file that could not be written, or is something else already.
+
+    Args:
+        options: of the evaluation.
+        positionals, words: of the command line; what is not written is read, if it is a path.
+        command: one of COMMANDS, or "".
+    """
+    outputs = {key: getattr(options, key, "") for key in FILES}
+    read = [*positionals, *(text for key, text in words.items() if key not in FILES)]
+    for key, path in outputs.items():
+        if not path:
+            continue
+        if not Path(path).absolute().parent.is_dir():
             raise ValueError(f"{key}={path}: its folder does not exist; make it first")
-        if path and Path(path).is_dir() and key != "save_images":
+        folder = key == "save_images" and not path.endswith(".npz")
+        if Path(path).is_dir() and not folder:
             raise ValueError(f"{key}={path}: is a folder; name a file in it")
+        earlier = is_statistics if command == "stats" else FILES[key]
+        check_output(key, path, read, folder=folder, earlier=earlier)
+        for other in FILES:
+            if other != key and outputs[other] == path:
+                raise ValueError(f"{key}={path}: is {other}= too; give each a name of its own")
 
 
 def check_reading(options: Any) -> None:
-    """Raise ValueError for root= and pad= where no data set is read: they say nothing of files."""
-    sources = [getattr(options, key, "") for key in ("data", "images", "reference")]
-    if any(source.partition(":")[0] in DATASETS for source in sources):
+    """Raise ValueError for words that say nothing of what is read.
+
+    root= and pad= are for data sets by name, channels=, resolution= and crop= for files.
+    """
+    sources = [getattr(options, key, "") for key in ("data", "reference")]
+    sources = [source for source in (*sources, *image_names(options.images)) if source]
+    named = [source.partition(":")[0] in DATASETS for source in sources]
+    for key in ("channels", "resolution"):
+        if all(named) and getattr(options, key):
+            raise ValueError(
+                f"{key}={getattr(options, key)}: is for images in files, not for data sets by "
+                "name; leave it out"
+            )
+    if any(named):
         return
-    for key, unset in (("root", ""), ("pad", -1)):
+    for key, unread in (("root", ""), ("pad", -1)):
         value = getattr(options, key)
-        if value != unset:
+        if value != unread:
             raise ValueError(
                 f"{key}={value}: is for data sets by name, not for files; leave it out"
             )
 
 
-def check_scores(options: ScoreOptions, has_model: bool) -> None:
+def check_scores(options: ScoreOptions, models: Sequence[str]) -> None:
     """Raise ValueError for what can be told of scores of images from the words alone."""
     check_device("noise", options.noise)
+    names = list(models) or image_names(options.images)
     metrics = [scoring.METRICS[name] for name in scoring.expand_metrics(options.metrics)]
     if options.equal and not any(metric.equal for metric in metrics):
         changed = ", ".join(name for name, metric in scoring.METRICS.items() if metric.equal)
         raise ValueError(f"equal=true: changes metrics={changed} only; add it, or leave equal out")
-    if options.plot and not any(metric.drawn for metric in metrics):
+    if options.plot and len(names) < 2 and not any(metric.drawn for metric in metrics):
         raise ValueError(f"plot={options.plot}: nothing to draw; add metrics=fd or prc")
-    if has_model and options.images:
+    if models and options.images:
         raise ValueError(f"images={options.images}: give a MODEL or images=, not both")
-    if not has_model and not (options.images and options.reference):
+    if not models and not (options.images and options.reference):
         raise ValueError("images=: give a MODEL and data=, or images= and reference=")
-    if not has_model:
+    if not models:
         check_reading(options)
-    for key in ("num", "seeds", "labels", "save_images"):
+    for name in names:
+        if not name or names.count(name) > 1:
+            key = "model" if models else "images"
+            raise ValueError(f"{key}={','.join(names)}: names {name or 'nothing'} twice; once each")
+    if len(models) > 1 and options.save_images:
+        raise ValueError(
+            f"save_images={options.save_images}: holds the images of one MODEL; name one"
+        )
+    if len(names) > 1 and options.per_class:
+        raise ValueError("per_class=true: is for one set of images or one MODEL; name one")
+    for key in ("seeds", "labels", "save_images"):
         if options.images and getattr(options, key):
             raise ValueError(
-                f"{key}={getattr(options, key)}: images= scores all its images; leave it out"
+                f"{key}={getattr(options, key)}: images= are there already; leave it out"
             )
 
 
@@ -251,7 +368,7 @@ def measure(
     if mode == "denoise":
         return restoration.score_restoration(model, options, device)
     if mode == "":
-        more, facts, title = score_images(model, options, dict(extra), device)
+        more, facts, title = score_images(model, options, extra, device, load_arrays)
         scores |= more
     if getattr(options, "ood", []):
         more, ood_facts, title = score_ood(model, options)
@@ -259,93 +376,23 @@ def measure(
     return scores, facts, title
 
 
-def score_images(
-    model: Any, options: ScoreOptions, extra: dict[str, Any], device: torch.device
-) -> Result:
-    """Return (scores, facts, title) of the images of a model or a folder."""
-    if model:
-        checkpoint.load_guide(extra, device)
-    features = named_features(options, device)
-    source = options.reference or options.data or model.cfg.data.name
-    reference, meta, sets = scoring.read_reference(
-        source,
-        features,
-        scoring.need_splits(options.metrics),
-        **reading_options(options, model),
+def print_rows(rows: Sequence[Row], facts: dict[str, Any]) -> None:
+    """Print the table of several sets, and how far each is from the first."""
+    names = dict(zip([row.name for row in rows], short_names([row.name for row in rows])))
+    metrics = list(rows[0].scores)
+    title = f"against {facts['data']}, features {facts['features']['name']}: "
+    cli.print_table(
+        f"{title}{facts['order']} by {facts['sorted_by']}",
+        ("set", "images", *metrics),
+        [[names[r.name], r.num, *(shown(r.scores[m]) for m in metrics)] for r in rows],
     )
-    pictures: Generated | Pictures
-    if model:
-        check_shape(source, meta.get("shape"), model)
-        pictures = generated(model, options, extra, meta.get("num"))
-    else:
-        pictures = Pictures(read_source(options.images, **reading_options(options)).pixels)
-        check_sizes(options.images, pictures.shape, meta.get("shape"), features)
-    kept: list[Any] = list(scoring.tables_to_keep(options.metrics, options.equal))
-    scorer = scoring.Scorer(
-        options.metrics,
-        features,
-        reference=reference,
-        equal=options.equal,
-        resamples=options.resamples,
-        batch=options.feature_batch or None,
-        progress=True,
-        num=len(pictures),
-        store=Store.of(options.out, "reference", reference, features, kept),
-        **sets,
-    )
-    parts = None
-    if not options.save_images.endswith(".npz"):  # whose images are held, not stored
-        kept += [scorer.moments.mean.tolist(), options.save_images]
-        parts = Store.of(options.out, "images", pictures, features, kept)
-    scores = scorer(pictures, options.seed, store=parts, curve=bool(options.plot))
-    if isinstance(pictures, Generated) and options.save_images:
-        pictures.write_npz()
-    facts = {"data": source, "num": len(pictures), "reference_num": meta.get("num")}
-    fast = scoring.fast_difference(features, reference, pictures)
-    facts |= {"features": describe(features) | fast, "stages": scorer.seconds, "rows": []}
-    facts |= {"scorer": scorer}
-    mode = "" if features.mode == "exact" else f", mode {features.mode}"
-    title = f"against {source}: {len(pictures)} images, features {features.name}{mode}"
-    return scores, facts, title
-
-
-def check_sizes(
-    source: str,
-    shape: tuple[int, ...],
-    reference_shape: Sequence[int] | None,
-    features: Features,
-) -> None:
-    """Raise ValueError if pixels are to be compared of images of two shapes (C, H, W)."""
-    alike = not reference_shape or shape == tuple(reference_shape)
-    if not alike and features.dim is None and features.resize == "none":
-        raise ValueError(
-            f"images={source}: have shape {shape}, the reference {tuple(reference_shape or ())}: "
-            f"features={features.name} needs equal ones"
-        )
-
-
-def generated(
-    model: Any, options: ScoreOptions, extra: dict[str, Any], reference_num: int | None
-) -> Generated:
-    """Return the model's images as a source that makes them when they are read."""
-    if not (options.num or options.seeds or reference_num):
-        raise ValueError("num=0: this reference does not say how many images it has; give num=")
-    seeds = seed_list(options.num or reference_num or 1, options.seed, options.seeds)
-    labels = generation.labels_for(seeds, options.labels, model.classes, model.present)
-    settings = extra | {key: getattr(options, key) for key in ("batch", "precision", "noise")}
-    return Generated(model, seeds, labels, save=options.save_images, **settings)
-
-
-def named_features(options: FeatureOptions, device: torch.device) -> Features:
-    """Return the features that the options name."""
-    return load_features(
-        options.features,
-        options.weights or None,
-        device,
-        mode=options.mode,
-        resize=options.resize or None,
-        sha256=options.sha256 or None,
-    )
+    best, lines = rows[0].name, list[list[object]]()
+    for row in rows[1:]:
+        entries = [d for d in facts["differences"] if (d["first"], d["second"]) == (best, row.name)]
+        # As they stand in the table: this set less the best one.
+        turned = [shown({**d, "value": -d["value"]}) for d in entries]
+        lines.append([names[row.name], "yes" if entries[0]["paired"] else "no", *turned])
+    cli.print_table(f"less {names[best]}", ("set", "paired", *metrics), lines)
 
 
 def run_command(positionals: Sequence[str], words: dict[str, str]) -> int:
@@ -355,7 +402,7 @@ def run_command(positionals: Sequence[str], words: dict[str, str]) -> int:
         raise ValueError(f"{others[0]}: {command} takes key=value words only; leave it out")
     _, options, extra = read_options(COMMANDS | MODES, words, command)
     typed_words(extra, {}, also=settings_of(COMMANDS[command]))
-    check_files(options)
+    check_files(options, (), words, command)
     if command == "stats":
         check_reading(options)
     check_device("device", options.device)
@@ -367,14 +414,18 @@ def run_command(positionals: Sequence[str], words: dict[str, str]) -> int:
 def write_stats(options: StatsOptions, device: torch.device) -> int:
     """Write the statistics file of a data set; return the exit code."""
     features, source = named_features(options, device), options.data or options.images
-    pictures = Pictures(read_source(source, **reading_options(options)).pixels)
-    parts = Store.of(options.out, "stats", pictures, features)
-    moments = score_pass(
-        pictures, features, batch=options.feature_batch or None, store=parts
-    ).moments()
+    key = "data" if options.data else "images"
+    pictures = Pictures(read_source(source, key=key, **reading_options(options)).pixels)
+    kept = [options.rows] if options.rows else []
+    parts = Store.of(options.out, "stats", pictures, features, *kept)
+    batch = options.feature_batch or None
+    scored = score_pass(pictures, features, batch=batch, store=parts, rows=options.rows, whole=True)
     if rank() == 0:
-        facts = {"data": source, "data_sha256": pictures.identity(), "shape": pictures.shape}
-        write_bytes(options.out, stats_bytes(moments, features, versions=versions(), **facts))
+        facts: dict[str, Any] = {"data": source, "data_sha256": pictures.identity()}
+        facts |= {"shape": pictures.shape}
+        facts |= {"versions": versions()}
+        data = stats_bytes(scored.moments(), features, rows=scored.rows, **facts)
+        write_bytes(options.out, data)
         Store.clear(options.out)
         print(f"written: {options.out} ({len(pictures)} images, features {features.name})")
     return 0
@@ -394,6 +445,18 @@ def print_scores(title: str, scores: dict[str, dict[str, Any]]) -> None:
         for key, score in scores.items()
     ]
     cli.print_table(title, ("metric", "value", "standard error"), rows)
+
+
+def print_classes(classes: dict[str, Any]) -> None:
+    """Print a row for each class, if they were scored by themselves."""
+    if not classes:
+        return
+    metrics = list(next(iter(classes.values()))["metrics"])
+    rows = [
+        (name, of["num"], of["reference_num"], *(shown(of["metrics"][m]) for m in metrics))
+        for name, of in classes.items()
+    ]
+    cli.print_table("each class by itself", ("class", "images", "real", *metrics), rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

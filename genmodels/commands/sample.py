@@ -21,6 +21,7 @@ before_after.png. GBM (law=lognormal) takes images of its own shape, an .npz too
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 
 from genmodels import checkpoint, cli, generation, images, restoration
+from genmodels.atomic import make_folder
 from genmodels.config import Section, setting, settings_of
 from genmodels.config.words import (
     DEVICES,
@@ -44,6 +46,7 @@ from genmodels.data.source import read_source, with_split
 from genmodels.distributed import barrier, pick_device, rank, share
 from genmodels.evaluation import clusters
 from genmodels.restoration import DenoiseOptions
+from genmodels.run import check_output, holds_arrays
 
 
 @dataclass
@@ -113,10 +116,14 @@ def generate(path: str, options: GenerateOptions, extra: dict[str, str]) -> None
     device = pick_device(options.device)
     model = checkpoint.load(path, ema=options.ema, device=device)
     settings = typed_words(extra, model.SAMPLE_OPTIONS, also=ALL_KEYS)
+    check_folder(out, [path, options.inpaint, options.mask, *extra.values()], model)
     labels = generation.labels_for(seeds, options.labels, model.classes, model.present)
     checkpoint.load_guide(settings, device)
     settings |= {key: getattr(options, key) for key in ("batch", "precision", "noise")}
     settings |= known_pixels(model, options.inpaint, options.mask)
+    if options.format == "npz":
+        known = partial(holds_arrays, names=("images", "seeds", "labels"))
+        check_output("out", out / "images.npz", earlier=known)
     write = write_npz if options.format == "npz" else write_pngs
     write(out, model, seeds, labels, settings)
     if rank() == 0:
@@ -129,6 +136,7 @@ def denoise(path: str, options: DenoiseOptions, extra: dict[str, str]) -> None:
     typed_words(extra, {}, also=ALL_KEYS)  # a method's options mean nothing here
     device = pick_device(options.device)
     model = checkpoint.load(path, ema=options.ema, device=device)
+    check_folder(Path(options.out), [path], model)
     restoration.denoise(model, options, Path(options.out))
 
 
@@ -144,6 +152,7 @@ def cluster_images(model_path: str, options: AssignOptions, extra: dict[str, str
     path = Path(options.cluster)  # a folder here goes before a data set of its name
     name = str(path.absolute()) if path.exists() else with_split(options.cluster, "test")
     source = read_source(name, trained_on=model.cfg.data)
+    check_folder(out, [model_path, options.cluster], model)
     pixels, names = source.pixels, source.names
     if tuple(pixels.shape[1:]) != model.shape:
         raise ValueError(
@@ -154,6 +163,17 @@ def cluster_images(model_path: str, options: AssignOptions, extra: dict[str, str
     clusters.write_clusters(out, pixels, names, probabilities)
     sizes = torch.bincount(probabilities.argmax(dim=1), minlength=probabilities.shape[1]).tolist()
     print(f"{len(pixels)} images in clusters of {', '.join(map(str, sizes))}: {out}")
+
+
+def check_folder(out: Path, inputs: Sequence[str], model: Any) -> None:
+    """Raise ValueError if the folder to write to is read, or the model's data or a run lie there.
+
+    Args:
+        out: the folder.
+        inputs: words of the command line that may name what is read.
+        model: a method.
+    """
+    check_output("out", out, [*inputs, model.cfg.data.root], folder=True)
 
 
 def known_pixels(model: Any, inpaint: str, mask: str) -> dict[str, torch.Tensor]:
@@ -201,7 +221,7 @@ def write_pngs(
         **settings,
     )
     for batch, _, pictures in batches:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out, exist_ok=True)
         for seed, picture in zip(batch, pictures):
             images.write_png(out / f"{seed:06d}.png", picture)
     barrier()
@@ -217,7 +237,7 @@ def write_npz(
     pictures = generation.generate_everywhere(model, seeds, labels, **settings)
     if rank() == 0:
         nhwc = pictures.permute(0, 2, 3, 1).numpy()
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out, exist_ok=True)
         known = np.full(len(seeds), -1) if labels is None else np.array(labels)
         images.write_npz(out / "images.npz", images=nhwc, seeds=np.array(seeds), labels=known)
 

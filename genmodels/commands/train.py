@@ -6,9 +6,10 @@
     python train.py --help                                          show every key
 
 The last line printed is the run's folder: "run: runs/...". In it: config.yaml, metrics.csv,
-samples/, checkpoints/. Ctrl-C saves before it stops (exit code 130).
+samples/, checkpoints/. Ctrl-C saves before it stops (exit code 130); so do SIGTERM and SIGHUP.
 """
 
+import contextlib
 import logging
 import warnings
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from genmodels import checkpoint, cli
-from genmodels.config import save_config, to_plain
+from genmodels.config import Config, save_config, to_plain
 from genmodels.config.words import check_flags, describe, split_words
 from genmodels.data import ImageDataModule
 from genmodels.data.patches import NoisyDataModule
@@ -57,27 +58,52 @@ def train(argv: Sequence[str]) -> Path | None:
     if METHODS[cfg.method.name].NEEDS:  # DDO: rounds against a frozen reference, each of such runs
         return finish(*selfplay.play(cfg, run))
 
+    with contextlib.ExitStack() as stack:
+        if run:
+            stack.enter_context(run.lock())
+        return train_one(cfg, run, stack)
+
+
+def train_one(cfg: Config, run: Run | None, stack: contextlib.ExitStack) -> Path:
+    """Train, from the beginning or from a run's last checkpoint, and return the run's folder.
+
+    Args:
+        cfg: the whole Config.
+        run: to go on with, locked; None: a new one.
+        stack: holds the lock of a new one until the end.
+    """
     data_module = NoisyDataModule if cfg.data.noise.law else ImageDataModule
     with cli.warnings_as_notes(late=True):
         data = data_module(cfg.data, cfg.seed, cfg.trainer.accumulate)
     model = checkpoint.build(cfg)
-    step, start = check_same(cfg, run) if run else (0, None)
+    with cli.warnings_as_notes(late=True):
+        step, start = check_same(cfg, run) if run else (0, None)
     fresh = checkpoint.init_weights(model, cfg.init) if cfg.init and not step else []
     prepared = "" if step else model.prepare(data)
-    run = run or Run.new(cfg)
-    if is_first():
-        save_config(cfg, run.config)
-        print(f"{cfg.name}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
-        for key in fresh:
-            print(f"init: {key} starts fresh")
-        if prepared:
-            print(prepared)
+    if run is None:
+        run = Run.new(cfg)
+        if is_first():
+            stack.enter_context(run.lock())
     try:
+        if is_first():
+            save_config(cfg, run.config)
+            millions = sum(p.numel() for p in model.parameters()) / 1e6
+            print(f"{cfg.name}: {millions:.2f} M parameters")
+            for key in fresh:
+                print(f"init: {key} starts fresh")
+            if prepared:
+                print(prepared)
+            if step == cfg.trainer.max_steps:
+                print(f"all {step} steps are done; trainer.max_steps= asks for more")
         ended = fit(cfg, run, model, data, step, start=start)
     except FloatingPointError as error:
         raise RuntimeError(
             f"{error}; start again from the last good checkpoint: {restart(cfg, run)}"
         ) from None
+    except BaseException as error:
+        if str(run.folder) not in str(error):  # a remedy would start from it
+            run.discard()
+        raise
     return finish(run, ended.signal)
 
 

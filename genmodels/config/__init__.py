@@ -1,6 +1,6 @@
 """Configs: the schema, and the one way from YAML and key=value words to it."""
 
-from genmodels.config.load import load_config, save_config
+from genmodels.config.load import check_foreign, load_config, save_config
 from genmodels.config.schema import (
     CheckpointConfig,
     Config,
@@ -31,6 +31,7 @@ __all__ = [
     "Section",
     "TrainerConfig",
     "check",
+    "check_foreign",
     "load_config",
     "save_config",
     "seconds",

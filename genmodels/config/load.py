@@ -6,17 +6,30 @@ it there are only dataclasses.
 
 import dataclasses
 import difflib
+import io
+import os
+import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from genmodels.atomic import write_bytes
 from genmodels.config.schema import Config, check, to_plain
 from genmodels.config.words import parse_value
+from genmodels.foreign import read_plain
+
+LARGEST = 1 << 20  # bytes of a YAML file
+DEEPEST = 12  # sections, lists and what is in them
+MOST_VALUES = 100_000
+MOST_REFERENCES = 100  # ${...} in a file; each value gets no longer than its file
+
+# What a YAML file may leave to be filled in: an environment variable, or another key's value.
+REFERENCE = re.compile(r"\$\{(?:oc\.env:(\w+)(?:,[^${}]*)?|([A-Za-z_][\w.]*))\}")
 
 
 def load_config(
@@ -38,27 +51,44 @@ def load_config(
         ValueError: unknown key, wrong type or value, unknown method or network, unreadable file;
             one line that names the key, the value and the remedy.
     """
-    values: Any = OmegaConf.create()
-    for source in sources:
-        part = source if isinstance(source, dict) else _read_yaml(source)
-        values = OmegaConf.merge(values, part)
+    parts = [source if isinstance(source, dict) else read_yaml(source) for source in sources]
+    try:
+        return _merged(parts, overrides, sources, methods, networks)
+    except ValueError as error:
+        raise ValueError(_without_secrets(str(error), parts)) from None
+
+
+def _merged(
+    parts: Sequence[dict],
+    overrides: Iterable[str],
+    sources: Iterable[str | Path | dict],
+    methods: Mapping[str, Any],
+    networks: Mapping[str, Any],
+) -> Config:
+    """Return the Config of plain dicts and overrides; see load_config."""
+    try:
+        values: Any = OmegaConf.merge(OmegaConf.create(), *parts)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     words = dict(_split_word(word) for word in overrides)
     schema = {}
     for slot, choices in (("method", methods), ("network", networks)):
-        section = OmegaConf.select(values, slot)
+        section = OmegaConf.to_container(values).get(slot)  # type: ignore[union-attr]
         check(
-            section is None or OmegaConf.is_dict(section),
+            section is None or isinstance(section, dict),
             slot,
             section,
             f"is a section; set {slot}.KEY",
         )
-        name = words.get(f"{slot}.name") or OmegaConf.select(values, f"{slot}.name")
+        name = words.get(f"{slot}.name") or (section or {}).get("name")
         check(name is not None, f"{slot}.name", "", f"is missing; choose {', '.join(choices)}")
         known = isinstance(name, str) and name in choices
         check(known, f"{slot}.name", name, _nearest(str(name), choices))
-        schema[slot] = choices[name].Config
+        schema[slot] = choices[str(name)].Config
     for key, text in words.items():
+        check("${" not in text, key, text, "write the value itself; ${ is for YAML files")
         OmegaConf.update(values, key, parse_value(key, text, _type_of(key, schema)))
+    _check_keys(OmegaConf.to_container(values), Config, schema, "")  # type: ignore[arg-type]
     try:
         plain: Any = OmegaConf.to_container(values, resolve=True)
     except OmegaConfBaseException as error:
@@ -76,6 +106,86 @@ def load_config(
         paths = [source for source in sources if not isinstance(source, dict)]
         config.name = Path(paths[0]).stem if paths else config.method.name
     return config
+
+
+def check_foreign(plain: object) -> None:
+    """Raise ValueError unless this is a plain config, as models bring theirs along.
+
+    Nothing in it may ask for more than it says: no ${ that would be filled in with an environment
+    variable or a copy, no depth or number of values beyond any config's.
+    """
+    check(isinstance(plain, dict), "config", type(plain).__name__, "must hold key: value pairs")
+    for key, value in _leaves(plain):
+        check(value != "???", key, value, "is missing")
+        if isinstance(value, str):
+            check("${" not in value, key, value, "a model's config holds values, no ${")
+        else:
+            good = value is None or isinstance(value, bool | int | float)
+            check(good, key, f"<{type(value).__name__}>", "must be text, a number or a list")
+
+
+def _leaves(plain: Any) -> list[tuple[str, Any]]:
+    """Return (key, value) of all that is no section and no list.
+
+    Raises:
+        ValueError: nested too deep, or too many values.
+    """
+    level, found, count = [("", plain)], [], 0
+    for _ in range(DEEPEST):
+        below: list[tuple[str, Any]] = []
+        for key, value in level:
+            if isinstance(value, dict):
+                prefix = f"{key}." if key else ""
+                below += [(f"{prefix}{name}", item) for name, item in value.items()]
+            elif isinstance(value, list | tuple):
+                below += [(key, item) for item in value]
+            else:
+                found.append((key, value))
+            count += 1
+            check(len(below) + count <= MOST_VALUES, "config", "", "holds too many values")
+        level = below
+        if not level:
+            return found
+    raise ValueError(f"config: is nested more than {DEEPEST} deep ({level[0][0][:40]})")
+
+
+def _check_references(plain: dict, path: Path) -> None:
+    """Raise ValueError for ${...} of a YAML file that could grow without bound, or run in circles.
+
+    Each names an environment variable or a key whose value is written out.
+    """
+    leaves = _leaves(plain)
+    count = 0
+    for key, value in leaves:
+        if not isinstance(value, str) or "${" not in value:
+            continue
+        count += len(REFERENCE.findall(value))
+        rest = REFERENCE.sub("", value)
+        check("${" not in rest, key, value, "write ${KEY} or ${oc.env:VARIABLE}")
+        for _, name in REFERENCE.findall(value):
+            named = [
+                text for other, text in leaves if name and (other + ".").startswith(name + ".")
+            ]
+            # One that is in another file is found, or not, when both are merged.
+            check(
+                not any(isinstance(text, str) and "${" in text for text in named)
+                and len(named) < 2,
+                key,
+                value,
+                f"{name} must be a value that is written out",
+            )
+    if count > MOST_REFERENCES:
+        raise ValueError(f"config={path}: {count} times ${{; write the values out")
+
+
+def _without_secrets(line: str, parts: Sequence[dict]) -> str:
+    """Return an error's line with the values of environment variables taken out again."""
+    for part in parts:
+        for _, value in _leaves(part):
+            for name, _ in REFERENCE.findall(value) if isinstance(value, str) else ():
+                if name and len(os.environ.get(name, "")) > 2:
+                    line = line.replace(os.environ[name], f"${{oc.env:{name}}}")
+    return line
 
 
 def save_config(config: Config, path: str | Path) -> None:
@@ -98,18 +208,35 @@ def kind_of_files(path: str | Path) -> str:
     return suffix if suffix in ("npz", "npy", "zip") and not path.is_dir() else "imagefolder"
 
 
-def _read_yaml(path: str | Path) -> DictConfig:
+def read_yaml(path: str | Path) -> dict:
+    """Return what a YAML file holds, ${...} as it stands there.
+
+    Raises:
+        ValueError: no such file, not YAML of keys and values, too large or too deep.
+    """
     path = Path(path).expanduser()
     if not path.is_file():
         near = difflib.get_close_matches(path.stem, [p.stem for p in _configs()], 1)
         hint = f"; did you mean configs/{near[0]}.yaml?" if near else ""
         raise ValueError(f"config={path}: no such file{hint}")
     try:
-        values: Any = OmegaConf.load(path)
+        data = read_plain(path)
+        if len(data) > LARGEST:
+            raise ValueError(f"more than {LARGEST >> 20} MB")
+        text, depth = data.decode(), 0
+        # The reader calls itself for what is nested; looking at the events does not.
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            starts = isinstance(event, yaml.CollectionStartEvent)
+            depth += starts - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ValueError(f"nested more than {DEEPEST} deep")
+        values: Any = OmegaConf.load(io.StringIO(text))
     except Exception as error:  # the YAML reader raises many kinds
         raise ValueError(f"config={path}: not YAML: {' '.join(str(error).split())}") from None
     check(OmegaConf.is_dict(values), "config", path, "must hold key: value pairs")
-    return values
+    plain: Any = OmegaConf.to_container(values)
+    _check_references(plain, path)
+    return plain
 
 
 def _configs() -> list[Path]:
@@ -140,14 +267,23 @@ def _type_of(key: str, schema: dict[str, type]) -> Any:
     return cls
 
 
-def _check_types(values: dict, cls: Any, schema: dict[str, type], prefix: str) -> None:
+def _check_keys(values: dict, cls: Any, schema: dict[str, type], prefix: str) -> None:
+    """Raise ValueError for an unknown key or a section that is none."""
     types = _fields(cls, schema, prefix)
     for name, value in values.items():
         key = f"{prefix}{name}"
         check(name in types, f"unknown key {key}", "", _nearest(str(name), types, prefix))
-        kind = types[name]
-        if dataclasses.is_dataclass(kind):
+        check(value != "???", key, "???", "is missing; give a value")
+        if dataclasses.is_dataclass(types[name]):
             check(isinstance(value, dict), key, value, f"is a section; set {key}.KEY")
+            _check_keys(value, types[name], schema, f"{key}.")
+
+
+def _check_types(values: dict, cls: Any, schema: dict[str, type], prefix: str) -> None:
+    types = _fields(cls, schema, prefix)
+    for name, value in values.items():
+        key, kind = f"{prefix}{name}", types[name]
+        if dataclasses.is_dataclass(kind):
             _check_types(value, kind, schema, f"{key}.")
         elif get_origin(kind) is list:
             inner = get_args(kind)[0]

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+LARGEST_PAD = 4096  # pixels
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -21,6 +23,11 @@ class Limits:
     le: float | None = None
     lt: float | None = None
     choices: tuple[str, ...] = ()
+    infinite: bool = False  # whether it may be, where no bound says that it may not
+
+    def finite(self, value: Any) -> bool:
+        """Return whether a value is no number without end, and not NaN, or may be infinite."""
+        return not isinstance(value, float) or math.isfinite(value) or self.infinite
 
     def allow(self, value: Any) -> bool:
         """Return whether a single value lies within them; NaN lies within no bound."""
@@ -69,6 +76,7 @@ def setting(
     le: float | None = None,
     lt: float | None = None,
     choices: Sequence[str] = (),
+    infinite: bool = False,
 ) -> Any:
     """Return a dataclass field with what --help prints and what its value may be.
 
@@ -77,8 +85,10 @@ def setting(
         doc: what it means, without the limits, which --help adds.
         ge, gt, le, lt: bounds of a number, or of every item of a list.
         choices: what a word, or every item of a list of words, is chosen from.
+        infinite: it may be infinity, as its default may.
     """
-    metadata = {"doc": doc, "limits": Limits(ge, gt, le, lt, tuple(choices))}
+    infinite = infinite or default == math.inf
+    metadata = {"doc": doc, "limits": Limits(ge, gt, le, lt, tuple(choices), infinite)}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -107,6 +117,9 @@ class Section:
             value = getattr(self, item.name)
             for part in value if isinstance(value, list) else [value]:
                 self.check(limits.allow(part), item.name, limits.remedy)
+                self.check(limits.finite(part), item.name, "must be finite")
+                no_text = not isinstance(part, str)
+                self.check(no_text or "\0" not in part, item.name, "must hold no NUL character")
 
     def check(self, condition: object, name: str, remedy: str) -> None:
         """Raise `ValueError("key=value: remedy")` of a setting unless the condition holds."""
@@ -175,12 +188,16 @@ class DataConfig(Section):
         choices=("center", "lanczos", "adm", "none"),
     )
     channels: int = setting(0, "pictures: 1 grey, 3 colour; 0 means 3")
-    pad: int = setting(0, "background pixels added on each side (MNIST to 32x32: 2)", ge=0)
+    pad: int = setting(
+        0, "background pixels added on each side (MNIST to 32x32: 2)", ge=0, le=LARGEST_PAD
+    )
     flip: bool = setting(False, "mirror every second training image at random")
     balanced: bool = setting(False, "draw every class equally often")
     pairs: bool = setting(False, "keep training images 2k and 2k + 1 next to each other")
     holdout: float = setting(0.05, "own data without a test part: share held out", ge=0, lt=1)
-    points: int = setting(10_000, "2-D toys: training points (a fifth as many are held out)", ge=1)
+    points: int = setting(
+        10_000, "2-D toys: training points (a fifth as many are held out)", ge=1, le=10**8
+    )
     device: str = setting(
         "auto", "where the uint8 images live", choices=("auto", "cpu", "cuda", "disk")
     )
@@ -244,7 +261,7 @@ class OptimConfig(Section):
 
 @dataclass
 class EMAConfig(Section):
-    """Exponential moving average of the weights."""
+    """Moving average of the weights: exponential, or with sigma_rel a power function of time."""
 
     PREFIX = "ema."
 
@@ -252,6 +269,34 @@ class EMAConfig(Section):
     rampup: float = setting(
         0.05, "half-life is at most this share of the images seen; 0: no limit", ge=0
     )
+    sigma_rel: list[float] = setting(
+        [],
+        "in place of half_life: relative widths of EDM2's averages; the first is the model, two "
+        "(0.05,0.10) give any other width afterwards",
+        gt=0,
+        lt=12**-0.5,
+    )
+    snapshot: int = setting(
+        -1,
+        "sigma_rel: images between the files that other widths are made of; 0: none, "
+        "-1: a 64th of the training",
+        ge=-1,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.sigma_rel:
+            self.check(
+                self.half_life in (0, EMAConfig.half_life) and self.rampup in (0, EMAConfig.rampup),
+                "half_life",
+                "does not go with ema.sigma_rel, nor does ema.rampup; use 0 for both",
+            )
+            names = [f"{width:.3g}" for width in self.sigma_rel]
+            self.check(
+                len(set(names)) == len(names), "sigma_rel", "the widths must differ; leave one out"
+            )
+        else:
+            self.check(self.snapshot == -1, "snapshot", "goes with ema.sigma_rel alone")
 
 
 @dataclass
@@ -264,6 +309,7 @@ class TrainerConfig(Section):
     max_time: str = setting("", "stop and save after this long: 90s, 30m, 8h, 2d or DD:HH:MM:SS")
     accelerator: str = setting("auto", "what computes", choices=("auto", "cpu", "cuda", "mps"))
     devices: int = setting(1, "processes per machine", ge=1)
+    num_nodes: int = setting(1, "machines, each with `devices` processes (torchrun, srun)", ge=1)
     strategy: str = setting(
         "auto", "how more devices share the work", choices=("auto", "ddp", "ddp_fork", "ddp_spawn")
     )
@@ -286,6 +332,11 @@ class TrainerConfig(Section):
     def __post_init__(self):
         super().__post_init__()
         seconds(self.max_time)
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return self.num_nodes * self.devices
 
 
 @dataclass
@@ -321,6 +372,7 @@ class EvalConfig(Section):
     num: int = setting(1000, "images generated for the metrics", ge=2)
     metrics: list[str] = setting(["fd"], "which metrics (evaluate.py --help lists them)")
     features: str = setting("pixels", "in which feature space")
+    weights_are_code: bool = setting(False, "a TorchScript file in eval.features may run")
 
 
 @dataclass
@@ -348,11 +400,13 @@ class Config(Section):
             "name",
             "must be one folder's name; out_dir says where",
         )
-        parts = self.trainer.devices * self.trainer.accumulate
+        self.check(len(self.name.encode("utf8", "replace")) <= 200, "name", "is too long")
+        parts = self.trainer.processes * self.trainer.accumulate
+        words = "" if self.trainer.num_nodes == 1 else "trainer.num_nodes x "
         self.data.check(
             self.data.batch_size % parts == 0,
             "batch_size",
-            f"must be a multiple of trainer.devices x accumulate = {parts}",
+            f"must be a multiple of {words}trainer.devices x accumulate = {parts}",
         )
 
 

@@ -14,6 +14,7 @@ from genmodels.config.schema import Config, Section, check, settings_of
 Options = TypeVar("Options", bound=Section)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 LARGEST_SEED = 2**63  # seeds lie below
+MOST_SEEDS = 10**7  # images of one command
 
 
 def parse_value(key: str, text: str, kind: Any) -> Any:
@@ -125,10 +126,11 @@ def seed_list(num: int, seed: int, seeds: str) -> list[int]:
     """Return the seeds that the options num, seed and seeds name.
 
     Raises:
-        ValueError: a malformed range, or a seed beyond 2^63.
+        ValueError: a malformed range, a seed beyond 2^63, or too many for one command.
     """
     if seeds:
         return parse_seeds(seeds)
+    check(num <= MOST_SEEDS, "num", num, _TOO_MANY)
     check(seed + num <= LARGEST_SEED, "seed", seed, f"with num={num}: seeds must be in [0, 2^63)")
     return list(range(seed, seed + num))
 
@@ -158,6 +160,7 @@ def typed_words(
         limits = item.metadata["limits"]
         for part in values[key] if isinstance(values[key], list) else [values[key]]:
             check(limits.allow(part), key, text, limits.remedy)
+            check(limits.finite(part), key, text, "must be finite")
     return values
 
 
@@ -234,13 +237,16 @@ def describe(methods: Mapping[str, Any], networks: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+_TOO_MANY = f"are more than the {MOST_SEEDS} images of one command; make them in parts"
+
+
 def parse_seeds(text: str, key: str = "seeds") -> list[int]:
     """Return the list of seeds in "0-63,100".
 
     Raises:
-        ValueError: an empty or backward range, or a word that is no range.
+        ValueError: an empty or backward range, a word that is no range, or too many of them.
     """
-    seeds: list[int] = []
+    ranges: list[range] = []  # no list, before it is known how long it gets
     for part in text.split(","):
         low, dash, high = part.strip().partition("-")
         if not low.isdigit() or (dash and not high.isdigit()):
@@ -248,5 +254,8 @@ def parse_seeds(text: str, key: str = "seeds") -> list[int]:
         check(int(high or low) < LARGEST_SEED, key, text, "must be in [0, 2^63)")
         if dash and int(high) < int(low):
             raise ValueError(f"{key}={text}: {part!r} runs backwards; write {high}-{low}")
-        seeds += range(int(low), int(high if dash else low) + 1)
-    return seeds
+        ranges.append(range(int(low), int(high if dash else low) + 1))
+    # Not len(): it knows no more than 2^63.
+    count = sum(seeds.stop - seeds.start for seeds in ranges)
+    check(count <= MOST_SEEDS, key, text, _TOO_MANY)
+    return [seed for seeds in ranges for seed in seeds]

@@ -23,6 +23,7 @@ from genmodels import cli, images
 from genmodels.atomic import whole_file, write_bytes
 from genmodels.config import DataConfig, Section, setting, settings_of
 from genmodels.config.load import kind_of_files
+from genmodels.config.schema import LARGEST_PAD
 from genmodels.config.words import check_choice, check_flags, help_text, split_words, typed_words
 from genmodels.data.own import Split
 from genmodels.data.sets import (
@@ -36,6 +37,7 @@ from genmodels.data.sets import (
     open_split,
 )
 from genmodels.images import CROPS, OnDisk
+from genmodels.run import check_output
 
 
 @dataclass
@@ -48,9 +50,9 @@ class InfoOptions(Section):
     )
     crop: str = setting("center", "how", choices=CROPS)
     channels: int = setting(0, "1 grey, 3 colour; 0: 3 for pictures, arrays as they are")
-    pad: int = setting(0, "background pixels on each side", ge=0)
+    pad: int = setting(0, "background pixels on each side", ge=0, le=LARGEST_PAD)
     holdout: float = setting(0.05, "share held out of a set without a test part", ge=0, lt=1)
-    points: int = setting(10_000, "training points of a 2-D toy", ge=1)
+    points: int = setting(10_000, "training points of a 2-D toy", ge=1, le=10**8)
     download: bool = setting(False, "fetch a missing public set")
 
 
@@ -153,6 +155,7 @@ def convert(sources: list[str], words: dict[str, str]) -> None:
         )
     if not out.absolute().parent.is_dir():
         raise ValueError(f"out={out}: its folder does not exist; make it first")
+    check_output("out", out, [source])
     cfg = read_config(source, options)
     wanted = SPLITS if options.split == "all" else (options.split,)
     parts = {split: open_split(cfg, split) for split in wanted}

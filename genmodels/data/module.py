@@ -104,9 +104,19 @@ class ImageDataModule(L.LightningDataModule):
 
     def _device(self) -> torch.device:
         """Return where the training images live: on the GPU if they take under half its memory."""
-        device = self.trainer.strategy.root_device
-        if device.type != "cuda" or self.cfg.device == "cpu":
-            return torch.device("cpu")
-        room = torch.cuda.get_device_properties(device).total_memory / 2
-        fits = self.train[0].nbytes < room
-        return device if self.cfg.device == "cuda" or fits else torch.device("cpu")
+        root = self.trainer.strategy.root_device
+        return home_of_images(root, self.cfg.device, self.train[0].nbytes)
+
+
+def home_of_images(device: torch.device, setting: str, nbytes: int) -> torch.device:
+    """Return where training images live: on the GPU if they take under half its memory.
+
+    Args:
+        device: what trains.
+        setting: data.device.
+        nbytes: of all images.
+    """
+    if device.type != "cuda" or setting == "cpu":
+        return torch.device("cpu")
+    room = torch.cuda.get_device_properties(device).total_memory / 2
+    return device if setting == "cuda" or nbytes < room else torch.device("cpu")

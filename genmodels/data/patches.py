@@ -7,6 +7,7 @@ What the network may learn from is data.noise.copies, and is saved with the mode
     given   the pictures are noisy themselves: nothing is added
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 from genmodels import seeding
 from genmodels.config import DataConfig, check
 from genmodels.data.fingerprint import digest, note_fingerprint
+from genmodels.data.module import home_of_images
 from genmodels.data.own import held_out_share
 from genmodels.data.sets import picture_tree
 from genmodels.data.stream import TrainStream
@@ -84,7 +86,8 @@ class NoisyDataModule(L.LightningDataModule):
         check(
             len(self.numbers["train"]), "data.holdout", cfg.holdout, "leaves no picture to train on"
         )
-        self.views, self.levels = self._views(pictures)
+        views, self.levels = self._views(pictures)
+        self.views = {key: Pictures(view) for key, view in views.items()}
 
     def _views(
         self, named: list[tuple[str, torch.Tensor]]
@@ -128,34 +131,47 @@ class NoisyDataModule(L.LightningDataModule):
         """Return a noisy copy of uint8 pixels, float32 on the [-1, 1] scale."""
         return torch.from_numpy(self.law.sample(clean.numpy() / 255, level, rng) * 2 - 1).float()
 
-    def cut(self, n: torch.Tensor, numbers: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the batch of stream positions n from these pictures, both int64 (B,)."""
-        streams = (seeding.Stream.CUT, seeding.Stream.CUT_ROW, seeding.Stream.TURN)
-        uniforms = zip(*(seeding.uniform(self.seed, n, stream).tolist() for stream in streams))
-        items = [self._patch(*item) for item in zip(n.tolist(), numbers.tolist(), uniforms)]
-        batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
-        return batch | {"label": torch.full_like(n, -1), "n": n}
-
-    def _patch(
-        self, n: int, number: int, uniforms: tuple[float, float, float]
+    def cut(
+        self, n: torch.Tensor, numbers: torch.Tensor, device: torch.device | str = "cpu"
     ) -> dict[str, torch.Tensor]:
-        """Return {key: patch} of one picture and its level."""
-        item = {
-            key: _cut(pictures[number], self.cfg.patch, uniforms)
-            for key, pictures in self.views.items()
+        """Return the batch of stream positions n from these pictures, both int64 (B,) on the CPU.
+
+        Pictures and batch lie on the device; fresh noise is made on the CPU.
+        """
+        streams = (seeding.Stream.CUT, seeding.Stream.CUT_ROW, seeding.Stream.TURN)
+        uniforms = [seeding.uniform(self.seed, n, stream).double() for stream in streams]
+        home = device if self.levels else "cpu"
+        batch = {
+            key: view.to(home).cut(numbers, self.cfg.patch, *uniforms)
+            for key, view in self.views.items()
         }
         if self.levels:
-            level = self.levels[number]
+            levels = torch.tensor(self.levels, dtype=torch.float32)[numbers]
         else:
-            rng = self._rng(n, FRESH)
-            clean = item.pop("target")
-            level = self._draw_level(rng)
-            item["image"] = self._noisy(clean, level, rng)
-            if self.cfg.noise.target != "none":
-                second = self.cfg.noise.target == "second"
-                item["target"] = self._noisy(clean, level, rng) if second else clean
-        item = {key: from_uint8(p) if p.dtype == torch.uint8 else p for key, p in item.items()}
-        return item | {"level": torch.tensor(level, dtype=torch.float32)}
+            batch, levels = self._fresh(n.tolist(), batch["target"])
+        batch = {key: from_uint8(p) if p.dtype == torch.uint8 else p for key, p in batch.items()}
+        batch |= {"level": levels, "label": torch.full_like(n, -1), "n": n}
+        return {key: value.to(device) for key, value in batch.items()}
+
+    def _fresh(
+        self, n: list[int], clean: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Return ({key: patches}, their levels (B,)) with new noise on clean patches."""
+        rngs = [self._rng(k, FRESH) for k in n]
+        levels = [self._draw_level(rng) for rng in rngs]
+
+        def noisy() -> torch.Tensor:
+            return torch.stack([self._noisy(*item) for item in zip(clean, levels, rngs)])
+
+        batch = {"image": noisy()}
+        if self.cfg.noise.target != "none":
+            batch["target"] = noisy() if self.cfg.noise.target == "second" else clean
+        return batch, torch.tensor(levels, dtype=torch.float32)
+
+    def _device(self) -> torch.device:
+        """Return where patches are cut: where the training images live."""
+        nbytes = sum(view.pixels.nbytes for view in self.views.values())
+        return home_of_images(self.trainer.strategy.root_device, self.cfg.device, nbytes)
 
     @torch.no_grad()
     def preview(self, model: Any, num: int) -> torch.Tensor:
@@ -213,8 +229,9 @@ class Patches:
         self.numbers = numbers
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        device = self.data._device()
         for n, index in self.stream.numbers():
-            yield self.data.cut(n, self.numbers[index])
+            yield self.data.cut(n, self.numbers[index], device)
 
 
 def _clean_pictures(tree: Tree, channels: int) -> list[tuple[str, torch.Tensor]]:
@@ -243,9 +260,60 @@ def _noisy_pictures(tree: Tree, channels: int) -> list[tuple[str, torch.Tensor]]
     return named
 
 
-def _cut(picture: torch.Tensor, side: int, uniforms: tuple[float, float, float]) -> torch.Tensor:
-    """Return a square of the picture (C, H, W), turned and mirrored by three uniforms."""
-    row, column, turn = uniforms
-    top, left = (int(u * (size - side + 1)) for u, size in zip((row, column), picture.shape[1:]))
-    patch = torch.rot90(picture[:, top : top + side, left : left + side], int(turn * 4), (1, 2))
-    return patch.flip(-1) if turn * 8 % 2 >= 1 else patch
+class Pictures:
+    """Pictures (C, H, W) of any H and W in one stretch of memory, to cut many patches at once.
+
+    Attributes:
+        pixels: all of them, one after the other.
+        starts, heights, widths: of each, int64 on the CPU.
+    """
+
+    def __init__(self, pictures: list[torch.Tensor]) -> None:
+        self.pixels = torch.cat([picture.flatten() for picture in pictures])
+        sizes = torch.tensor([picture.shape for picture in pictures])
+        self.channels = int(sizes[0, 0])
+        self.heights, self.widths = sizes[:, 1], sizes[:, 2]
+        self.starts = sizes.prod(dim=1).cumsum(0) - sizes.prod(dim=1)
+
+    def __getitem__(self, k: int) -> torch.Tensor:
+        """Return picture k."""
+        shape = (self.channels, int(self.heights[k]), int(self.widths[k]))
+        start = int(self.starts[k])
+        return self.pixels[start : start + math.prod(shape)].view(shape)
+
+    def to(self, device: torch.device | str) -> "Pictures":
+        """Move the pixels there; return these pictures."""
+        self.pixels = self.pixels.to(device)
+        return self
+
+    def cut(
+        self,
+        numbers: torch.Tensor,
+        side: int,
+        row: torch.Tensor,
+        column: torch.Tensor,
+        turn: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return squares (B, C, side, side), turned and mirrored, where the pixels lie.
+
+        Args:
+            numbers: of the pictures, int64 (B,) on the CPU.
+            side: of a square, in pixels.
+            row, column, turn: uniforms in [0, 1), float64 (B,): where it lies, how it is turned.
+        """
+        heights, widths = self.heights[numbers], self.widths[numbers]
+        top, left = (row * (heights - side + 1)).long(), (column * (widths - side + 1)).long()
+        quarters, mirrored = (turn * 4).long(), turn * 8 % 2 >= 1
+        first = self.starts[numbers] + top * widths + left
+        # Of the pixel that comes to (i, j): after mirroring, then after quarter turns.
+        facts = torch.stack([first, widths, heights * widths, quarters, mirrored.long()])
+        first, widths, plane, quarters, mirrored = facts.to(self.pixels.device)[..., None, None]
+        i, j = torch.meshgrid(*[torch.arange(side, device=first.device)] * 2, indexing="ij")
+        j = torch.where(mirrored == 1, side - 1 - j, j)
+        y = torch.where(quarters == 0, i, torch.where(quarters == 1, j, side - 1 - i))
+        y = torch.where(quarters == 3, side - 1 - j, y)
+        x = torch.where(quarters == 0, j, torch.where(quarters == 1, side - 1 - i, side - 1 - j))
+        x = torch.where(quarters == 3, i, x)
+        channels = torch.arange(self.channels, device=first.device).reshape(1, -1, 1, 1)
+        index = (first + y * widths + x)[:, None] + channels * plane[:, None]
+        return self.pixels[index]

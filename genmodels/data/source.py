@@ -57,6 +57,9 @@ def read_source(
     pad: int = -1,
     trained_on: DataConfig | None = None,
     channels: int | None = None,
+    resolution: int = 0,
+    crop: str = "center",
+    key: str = "images",
 ) -> SourceImages:
     """Return the images of a data set, or of files.
 
@@ -69,7 +72,10 @@ def read_source(
         root: where the data set lies; "" = as in training, else $GENMODELS_DATA, else ./data.
         pad: background pixels on each side of its images; -1 = as in training, else 0.
         trained_on: DataConfig of a model, used for its own data set.
-        channels: pictures in files become grey (1) or RGB (3); None leaves them as they are.
+        channels: images in files become grey (1) or RGB (3); None leaves them as they are, but for
+            grey pictures among colour ones.
+        resolution, crop: images in files are cropped and resized, see images.fit; 0: not.
+        key: what errors call the source.
 
     Raises:
         ValueError: no such data set, split or path; broken or mixed images.
@@ -80,15 +86,11 @@ def read_source(
     elif name in DATASETS:
         cfg = DataConfig(name=name)
     else:
-        return _read_files(Path(source), channels)
+        pixels, names = open_images(Path(source), channels, side=resolution, crop=crop, key=key)
+        if isinstance(pixels, OnDisk) and pixels.nbytes <= _HELD:
+            pixels = pixels.load()
+        return SourceImages(pixels, files=tuple(names))
     cfg.root = root or cfg.root
     cfg.pad = cfg.pad if pad < 0 else pad
     pixels, labels = load_split(cfg, split or "train")
     return SourceImages(pixels, labels, cfg=cfg)
-
-
-def _read_files(path: Path, channels: int | None) -> SourceImages:
-    pixels, names = open_images(path, channels)
-    if isinstance(pixels, OnDisk) and pixels.nbytes <= _HELD:
-        pixels = pixels.load()
-    return SourceImages(pixels, files=tuple(names))

@@ -3,7 +3,6 @@
 import signal
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -133,7 +132,7 @@ class TrainStream:
             start += micro
 
     def _image_numbers(
-        self, n: torch.Tensor, orders: dict[int, tuple[int, np.ndarray]]
+        self, n: torch.Tensor, orders: dict[int, tuple[int, torch.Tensor]]
     ) -> torch.Tensor:
         """Image n is the next one, in its class's order, of the class whose turn it is."""
         count = len(self.members)
@@ -143,15 +142,20 @@ class TrainStream:
             rounds = torch.arange(int(turns[0]), int(turns[-1]) + 1)
             rows = seeding.permutation(self.seed, rounds, count, self.order)
             classes = rows[turns - turns[0], n % count]
-        numbers = []
-        for label, turn in zip(classes.tolist(), turns.tolist()):
-            number_of_pass, position = divmod(turn, len(self.members[label]))
-            numbers.append(self._order(orders, label, number_of_pass)[position])
-        return torch.tensor(numbers)
+        numbers = torch.empty_like(n)
+        for label in classes.unique().tolist():
+            of_class = (classes == label).nonzero()[:, 0]
+            passes = turns[of_class] // len(self.members[label])
+            positions = turns[of_class] % len(self.members[label])
+            for number_of_pass in passes.unique().tolist():  # in order: the store holds one
+                now = passes == number_of_pass
+                order = self._order(orders, label, number_of_pass)
+                numbers[of_class[now]] = order[positions[now]]
+        return numbers
 
     def _order(
-        self, orders: dict[int, tuple[int, np.ndarray]], label: int, number_of_pass: int
-    ) -> np.ndarray:
+        self, orders: dict[int, tuple[int, torch.Tensor]], label: int, number_of_pass: int
+    ) -> torch.Tensor:
         """Return the images of a class in the order of this pass, from the store or anew."""
         if orders.get(label, (None,))[0] != number_of_pass:
             members = self.members[label]
@@ -160,5 +164,5 @@ class TrainStream:
             row = seeding.permutation(self.seed, number_of_pass, size, self.order, group)
             if self.pairs:
                 row = torch.stack([2 * row, 2 * row + 1], dim=1).flatten()
-            orders[label] = number_of_pass, members[row].numpy()
+            orders[label] = number_of_pass, members[row]
         return orders[label][1]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from genmodels import images
-from genmodels.atomic import write_bytes
+from genmodels.atomic import make_folder, write_bytes
 from genmodels.data.source import read_source, with_split
 from genmodels.evaluation.sources import check_shape, reading_options
 from genmodels.generation import tf32
@@ -57,7 +57,7 @@ def write_clusters(
 
     Row c of the sheet shows the most certain images of cluster c, padded with black.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, exist_ok=True)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = [f"p{c}" for c in range(probabilities.shape[1])]

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from genmodels.config import Section, setting
+from genmodels.config.schema import LARGEST_PAD
 from genmodels.config.words import DEVICES
 from genmodels.evaluation.scorer import metrics_help
+from genmodels.images import CROPS
 from genmodels.metrics.clustering import CLUSTERING
 from genmodels.metrics.ood import SYNTHETIC
 from genmodels.restoration import RestoreOptions
@@ -21,6 +23,9 @@ class FeatureOptions(Section):
         "", "file of the feature network's weights; download: fetch the published"
     )
     sha256: str = setting("", "what the hash of the weights must begin with")
+    weights_are_code: bool = setting(
+        False, "a TorchScript file in features= or weights= may run: it is a program"
+    )
     resize: str = setting("", "of features=inception: tf1 (FID's, the default) or clean")
     mode: str = setting(
         "exact",
@@ -45,18 +50,47 @@ class ReadOptions(Section):
         "", "where the data lie; empty: as in training, else $GENMODELS_DATA, else ./data"
     )
     pad: int = setting(
-        -1, "background pixels on each side of the data; -1: as in training, else 0", ge=-1
+        -1,
+        "background pixels on each side of the data; -1: as in training, else 0",
+        ge=-1,
+        le=LARGEST_PAD,
     )
 
 
 @dataclass
-class StatsOptions(FeatureOptions, ReadOptions):
+class FileOptions(Section):
+    """What becomes of images in files: folders, zips, npz and npy, on either side."""
+
+    channels: int = setting(
+        0,
+        "images in files become grey (1) or RGB (3); 0: as they are, grey among colour as colour",
+        ge=0,
+        le=3,
+    )
+    resolution: int = setting(
+        0, "images in files are cropped and resized to this side; 0: they are of one size", ge=0
+    )
+    crop: str = setting("center", "how, as data.crop of training", choices=CROPS)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(self.channels != 2, "channels", "must be 1 or 3, or 0 to leave them")
+        self.check(
+            self.resolution or self.crop == "center", "crop", "needs resolution=SIDE; give it too"
+        )
+
+
+@dataclass
+class StatsOptions(FeatureOptions, FileOptions, ReadOptions):
     """stats."""
 
     data: str = setting("", "data set whose statistics are taken, NAME or NAME:SPLIT")
     images: str = setting("", "images in its place")
     feature_batch: int = setting(
-        0, "images in one call of the feature network; 0: its own choice", ge=0
+        0, "images in one call of the feature network; 0: its own choice", ge=0, le=10**6
+    )
+    rows: bool = setting(
+        False, "keep the features of every image too, for kid, prc and other scores against it"
     )
     out: str = setting("", "npz to write")
 
@@ -133,20 +167,29 @@ class OodOptions(ClusterOptions):
         "sets to tell from the model's own test images by its scores: AUROC, AUPR, FPR95; data "
         f"sets or {', '.join(SYNTHETIC)}",
     )
-    num: int = setting(0, "images to generate, or of each set; 0: as many as there are", ge=0)
+    num: int = setting(
+        0,
+        "images to generate, or of each set (of images=, drawn by seed=); 0: as many as there are",
+        ge=0,
+    )
     seed: int = setting(0, "first seed of the images, and seed of the error bars", ge=0, lt=2**63)
 
 
 @dataclass
-class ScoreOptions(OodOptions, FeatureOptions):
+class ScoreOptions(OodOptions, FeatureOptions, FileOptions):
     """Scores of a model's images, or of images in files."""
 
     data: str = setting("", "data set the model is scored against, NAME or NAME:SPLIT")
-    images: str = setting("", "images to score in place of a model's")
-    reference: str = setting("", "what they are scored against: images, or an npz of statistics")
+    images: str = setting("", "images to score in place of a model's: A, or A,B,C in one table")
+    reference: str = setting(
+        "", "what they are scored against: images, or statistics (.npz, .pkl), a path or a URL"
+    )
     seeds: str = setting("", "seeds in place of num and seed: 0-63,100")
     labels: str = setting("", "classes, as in sample.py")
     equal: bool = setting(False, "fd as the mean over blocks as large as the reference, as nn1 is")
+    per_class: bool = setting(
+        False, "also score each class by itself, where both sides have classes"
+    )
     resamples: int = setting(
         100, "random halves behind the error bars of nn1 and memorised; 0: none"
     )
@@ -154,13 +197,19 @@ class ScoreOptions(OodOptions, FeatureOptions):
         "", "also write the generated images to this .npz, or to a folder as PNG"
     )
     feature_batch: int = setting(
-        0, "images in one call of the feature network; 0: its own choice", ge=0
+        0, "images in one call of the feature network; 0: its own choice", ge=0, le=10**6
     )
     precision: str = setting("fp32", "fp32 is without TF32", choices=("fp32", "bf16"))
     noise: str = setting(
         "cpu", "device of the noise generators, as in sample.py", choices=DEVICES[1:]
     )
-    plot: str = setting("", "PNG to draw the distance against 1/n in")
+    plot: str = setting(
+        "", "PNG to draw the distance against 1/n in, of several sets their scores with error bars"
+    )
+    table: str = setting("", ".csv or .md to write the table to (as out= does with such a name)")
+    keep: str = setting(
+        "", "npz to keep features in: later commands with the same images need no pass"
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -168,6 +217,16 @@ class ScoreOptions(OodOptions, FeatureOptions):
             self.resamples == 0 or self.resamples >= 2,
             "resamples",
             "must be >= 2, or 0 for no error bars",
+        )
+        self.check(
+            not self.table or self.table.lower().endswith((".csv", ".md")),
+            "table",
+            "name a .csv or .md",
+        )
+        self.check(
+            not (self.keep and self.save_images),
+            "keep",
+            "images whose features are kept are not made again; leave save_images= out",
         )
         self.check(
             not (self.data and self.reference),

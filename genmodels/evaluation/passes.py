@@ -152,7 +152,7 @@ class Store:
     ) -> "Store | None":
         """Return the Store in OUT.blocks of a pass over a source; None if it needs none.
 
-        That is without an out=, and of Moments, which need no pass.
+        That is without an out=, and of Moments and Scored, which need no pass.
 
         Args:
             out: path of the result, or "".
@@ -161,7 +161,7 @@ class Store:
             features: what the pass takes of each image.
             words: what else fixes the result, or what is kept of it.
         """
-        if not out or isinstance(source, Moments):
+        if not out or isinstance(source, (Moments, Scored)):
             return None
         return cls(f"{out}.blocks", name, [source.identity(), describe(features), *words])
 
@@ -379,7 +379,8 @@ class _Sums:
     def gathered(self) -> list[Moments]:
         """Return the Moments of the blocks, or of all images, on every process."""
         if distributed.world() == 1:
-            whole = [self.parts[0]] if self.parts and self._as_one(len(self.parts[0].mean)) else []
+            dims = [len(part.shift) for part in self.parts.values()]  # few images miss some blocks
+            whole = [self.parts[0]] if dims and self._as_one(dims[0]) else []
             return self._told(whole) or [self.parts.get(b, self._empty()) for b in range(BLOCKS)]
         # Sums are added where they lie; the others add zeros: the sums are those of one process,
         # bit for bit. Rows, which are smaller, are handed around.

@@ -1,6 +1,7 @@
 """Pictures of scores."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from genmodels.metrics.frechet import BlockFrechet
 from genmodels.metrics.manifold import precision_recall
 
 if TYPE_CHECKING:
+    from genmodels.evaluation.comparison import Row
     from genmodels.evaluation.scorer import Scorer
 
 
@@ -43,6 +45,41 @@ def draw_scores(path: Path | str, scorer: "Scorer") -> None:
     figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         panel(axes)
+    _write(path, figure)
+
+
+def draw_comparison(path: Path | str, rows: "Sequence[Row]", names: Sequence[str]) -> None:
+    """Write a PNG of several sets: a panel for each metric, a line for each set, with error bars.
+
+    Args:
+        path: the file.
+        rows: the sets from the top down.
+        names: what to call them.
+    """
+    from matplotlib.figure import Figure
+
+    metrics = list(rows[0].scores)
+    columns = min(3, len(metrics))
+    lines = -(-len(metrics) // columns)
+    height = 0.9 + 0.32 * len(rows)
+    figure = Figure(figsize=(1.4 + 2.9 * columns, height * lines), layout="constrained")
+    every = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    places = range(len(rows))
+    for axes, metric in zip(every.flat, metrics):
+        values = [row.scores[metric]["value"] for row in rows]
+        errors = [row.scores[metric].get("stderr", 0.0) for row in rows]
+        axes.errorbar(values, places, xerr=errors, fmt="o", capsize=3, color="C0")
+        axes.set(title=metric, yticks=places, yticklabels=names, ylim=(len(rows) - 0.5, -0.5))
+        axes.locator_params(axis="x", nbins=4)
+        axes.ticklabel_format(axis="x", useOffset=False)
+        axes.grid(axis="x", color="0.9")
+        axes.set_axisbelow(True)
+    for axes in every.flat[len(metrics) :]:
+        axes.set_visible(False)
+    _write(path, figure)
+
+
+def _write(path: Path | str, figure: Any) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_bytes(path, buffer.getvalue())
@@ -67,15 +104,41 @@ def _draw_distance(axes: Any, frechet: BlockFrechet, name: str) -> None:
         label=f"limit {limit:.4g}, 95 %",
     )
     axes.set(xlabel="1 / n", ylabel=f"Frechet distance ({name})")
+    axes.locator_params(axis="x", nbins=4)
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))  # a power of ten for all ticks
     axes.legend(frameon=False)
 
 
 def _draw_precision_recall(axes: Any, rows: torch.Tensor, reference: torch.Tensor) -> None:
     """Draw precision against recall for k = 1, 2, 3, 5, 8."""
+    shown: list[tuple[float, float, list[int]]] = []  # where names stand, of one point or several
     for k in (1, 2, 3, 5, 8):
         precision, recall = (
             float(part.double().mean()) for part in precision_recall(rows, reference, k)
         )
         axes.plot(recall, precision, "o", color="C3" if k == 3 else "C0")
-        axes.annotate(f"k = {k}", (recall, precision), (4, 4), textcoords="offset points")
+        near = [s for s in shown if abs(s[0] - recall) < 0.15 and abs(s[1] - precision) < 0.07]
+        if near:
+            near[0][2].append(k)
+        else:
+            shown.append((recall, precision, [k]))
+    for recall, precision, ks in shown:
+        left = recall > 0.6  # else it would leave the panel
+        axes.annotate(
+            f"k = {', '.join(map(str, ks))}",
+            (recall, precision),
+            (-6 if left else 6, -12),
+            textcoords="offset points",
+            ha="right" if left else "left",
+        )
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.05), ylim=(0, 1.05))
+
+
+def is_drawn(path: Path) -> bool:
+    """Return whether a file is a PNG that matplotlib has drawn."""
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(256) if path.is_file() else b""
+    except OSError:
+        return False
+    return begin.startswith(b"\x89PNG") and b"Matplotlib" in begin

@@ -1,7 +1,8 @@
-"""The JSON of an evaluation."""
+"""The JSON of an evaluation, or its table."""
 
 import json
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from genmodels.atomic import write_bytes
+from genmodels.evaluation.comparison import Row, csv_of, markdown_of
 from genmodels.version import __version__
 
 
@@ -27,7 +29,30 @@ def versions() -> dict[str, str]:
 def write_report(
     path: Path | str, scores: dict[str, dict[str, Any]], started: float, **facts: Any
 ) -> None:
-    """Write the JSON of an evaluation, all or nothing: metrics, facts, seconds, versions."""
-    report = {"metrics": scores} | facts
+    """Write the JSON of an evaluation, all or nothing: metrics, facts, seconds, versions.
+
+    Of several sets, scores are {} and the facts have them as a list, `sets`.
+    """
+    report = {"metrics": scores} | facts if scores else facts
     report |= {"seconds": round(time.monotonic() - started, 2), "versions": versions()}
     write_bytes(path, json.dumps(report, indent=1).encode())
+
+
+def write_table(path: Path | str, rows: Sequence[Row]) -> None:
+    """Write the rows as Markdown (.md) or CSV (any other name), all or nothing."""
+    text = markdown_of(rows) if str(path).lower().endswith(".md") else csv_of(rows)
+    write_bytes(path, text.encode())
+
+
+def is_report(path: Path) -> bool:
+    """Return whether a file was written by write_report or write_table."""
+    try:
+        text = path.read_bytes()[:_LARGEST].decode() if path.is_file() else ""
+        if path.suffix.lower() in (".md", ".csv"):
+            return text.startswith(("| set |", "set,"))
+        return "genmodels" in json.loads(text)["versions"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
+_LARGEST = 64 << 20  # bytes of a report, with a row for each image

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from genmodels.data.source import read_source
 from genmodels.distributed import rank
 from genmodels.evaluation.kept import KeptFeatures
 from genmodels.evaluation.passes import Scored, Store, score_pass, sums_device
 from genmodels.evaluation.sources import ImageSource, Pictures
 from genmodels.images import OnDisk
+from genmodels.metrics.cmmd import cmmd
 from genmodels.metrics.errorbars import resampled
 from genmodels.metrics.features import Features, load_features, mode_difference
 from genmodels.metrics.frechet import (
@@ -34,7 +34,8 @@ from genmodels.metrics.manifold import (
     nn1_sides,
     precision_recall,
 )
-from genmodels.metrics.stats import is_stats, load_stats
+from genmodels.metrics.sliced import mind
+from genmodels.metrics.vendi import vendi
 
 # A score as a report holds it: {"value": v, "stderr": s, ...}. A metric may add "deviations":
 # numbers whose squares add up to stderr^2, and which may be subtracted for sets of paired images.
@@ -75,6 +76,7 @@ class Metric:
         limit_of: the metric whose limit for infinitely many images it is. It needs halves of the
             images larger than the dimension of the features.
         published: it is kept for FID's published features; the metric of all others.
+        published_for: the name of these features.
         drawn: plot= has a picture of it.
 
     Raises:
@@ -93,6 +95,7 @@ class Metric:
     equal: Callable[..., float] | None = None
     limit_of: str = ""
     published: str = ""
+    published_for: str = "inception"
     drawn: bool = False
 
     def __post_init__(self) -> None:
@@ -126,7 +129,7 @@ class Metric:
 def _distance(frechet: BlockFrechet) -> Entry:
     if not frechet.stderr:
         return {"value": frechet.value}
-    deviations = torch.tensor(frechet.deviations).double()
+    deviations = torch.tensor(frechet.deviations, dtype=torch.float64)
     return {"value": frechet.value, "stderr": frechet.stderr, "deviations": deviations}
 
 
@@ -208,6 +211,15 @@ METRICS: dict[str, Metric] = {
         published="fd_inf",
         drawn=True,
     ),
+    "sfid": Metric(
+        "fd of features=inception_spatial, ADM's sFID",
+        _distance,
+        needs=("frechet",),
+        better="lower",
+        published="fd",
+        published_for="inception_spatial",
+        drawn=True,
+    ),
     "kid": Metric("kernel distance over all pairs", _kid, better="lower"),
     "kid_subsets": Metric(
         "the same as a mean over 100 random subsets of 1000", _kid_subsets, least=1000
@@ -272,6 +284,19 @@ METRICS: dict[str, Metric] = {
         needs=("rows", "train", "held_out"),
         halves=True,
     ),
+    "cmmd": Metric(
+        "squared MMD of normalised features under a Gaussian kernel (sigma 10), times 1000",
+        cmmd,
+        better="lower",
+    ),
+    "mind": Metric(
+        "sliced Wasserstein distance over 1000 directions, W2^2 times 3 D", mind, better="lower"
+    ),
+    "vendi": Metric(
+        "how many different images the set is worth (cosine kernel); no comparison with real ones",
+        vendi,
+        needs=("rows",),
+    ),
 }
 
 
@@ -334,6 +359,22 @@ def need_splits(words: Iterable[str]) -> bool:
     return any({"train", "held_out"} & set(metric.needs) for metric in metrics)
 
 
+def check_features(metrics: Mapping[str, Metric], features: Features) -> None:
+    """Raise ValueError for a metric that these features cannot give."""
+    for name, metric in metrics.items():
+        standard = features.standard and features.name == metric.published_for
+        if metric.published and not standard:
+            raise ValueError(
+                f"metrics={name}: is kept for features={metric.published_for}, resize=tf1 and "
+                f"the published weights; with features={features.name}, resize {features.resize}, "
+                f"these weights, write metrics={metric.published}"
+            )
+        if "logits" in metric.needs and "logits" not in features.outputs:
+            raise ValueError(
+                f"metrics={name}: features={features.name} gives no class scores; inception does"
+            )
+
+
 class Scorer:
     """Scores images against fixed reference images; the reference is prepared once.
 
@@ -344,6 +385,7 @@ class Scorer:
         features: a Features, or a name for load_features.
         reference: uint8 images (N, C, H, W), Pictures, or the Moments of a statistics file, or a
             Scored: its Moments and, for other metrics than Frechet distances, its rows.
+        reference_images: images beside a Scored without rows, for metrics that need these.
         train, held_out: uint8 images, for `memorised`.
         equal: compare sets of equal size: `fd` too is the mean over blocks of generated images as
             large as the reference (nn1 always is), with an error bar from resampling.
@@ -354,6 +396,7 @@ class Scorer:
         progress: show bars.
         num: how many images will be scored, so that too few are refused before the work.
         keep: KeptFeatures, where rows are looked for before images are passed over, or None.
+        keep_rows: keep the rows of both sides even where no metric needs them.
 
     Attributes:
         metrics: {name: Metric as it is computed}.
@@ -374,23 +417,27 @@ class Scorer:
         features: Features | str,
         *,
         reference: Any,
+        reference_images: Any = None,
         train: Any = None,
         held_out: Any = None,
         equal: bool = False,
         resamples: int = 0,
         weights: str | None = None,
+        weights_are_code: bool = False,
         device: torch.device | str = "cpu",
         batch: int | None = None,
         store: Store | None = None,
         progress: bool = False,
         num: int | None = None,
         keep: KeptFeatures | None = None,
+        keep_rows: bool = False,
     ):
         words = list(metrics)
         self.metrics = metrics_to_score(words, equal)
         self.keep_rows, self.keep_logits = tables_to_keep(words, equal)
+        self.keep_rows |= keep_rows
         self.resamples = resamples
-        self.features = load_features(features, weights, device)
+        self.features = load_features(features, weights, device, weights_are_code=weights_are_code)
         self.batch = batch
         self.progress = progress
         self.seconds: dict[str, float] = {}
@@ -405,28 +452,33 @@ class Scorer:
         splits = {"train": train, "held_out": held_out}
         if isinstance(reference, Moments):
             reference = Scored([reference])
-        self._check_features()
-        self._check_sources(reference, splits)
-        if isinstance(reference, Scored):
-            rows = reference.rows
-            moments = reference.moments()
-            self.reference_num = moments.count if rows is None else len(rows)
-        else:
-            self.reference_num = len(reference)
+        check_features(self.metrics, self.features)
+        self._check_sources(reference if reference_images is None else None, splits)
+        # Moments may be of more images than there are rows beside them.
+        self.reference_num = (
+            reference.moments().count if isinstance(reference, Scored) else len(reference)
+        )
+        self.rows_num = self.reference_num
+        if reference_images is not None:
+            self.rows_num = len(reference_images)
+        elif isinstance(reference, Scored) and reference.rows is not None:
+            self.rows_num = len(reference.rows)
         num = self.reference_num if num is None else num
         self._check_number(num, self.features.dim or 0)
         if not isinstance(reference, Scored):
             pictures = _pictures(reference)
-            reference_rows = self._pass(
-                pictures, "reference", rows=self.keep_rows, store=store, whole=True
-            )
-            self.moments = reference_rows.moments()
-            self.rows = reference_rows.rows
-            self.marks = (reference_rows.marks, None)
+            scored = self._pass(pictures, "reference", rows=self.keep_rows, store=store, whole=True)
+            self.moments = scored.moments()
+            self.rows = scored.rows
+            self.marks = (scored.marks, None)
         else:
-            self.moments = moments.to(sums_device(self.features))
+            self.moments = reference.moments().to(sums_device(self.features))
             self.rows = reference.rows
-            self.marks = (reference.marks, None)
+            if reference_images is not None and self.keep_rows:
+                pictures = _pictures(reference_images)
+                scored = self._pass(pictures, "reference", rows=True, store=store, whole=True)
+                self.rows = scored.rows
+                self.marks = (scored.marks, None)
         self._check_number(num, self._dim())
         for name, pixels in splits.items():
             if any(name in metric.needs for metric in self.metrics.values()):
@@ -440,22 +492,6 @@ class Scorer:
     def _dim(self) -> int:
         return self.features.dim or len(self.moments.mean)
 
-    def _check_features(self) -> None:
-        """Raise ValueError for a metric that these features cannot give."""
-        features = self.features
-        for name, metric in self.metrics.items():
-            if metric.published and not features.standard:
-                raise ValueError(
-                    f"metrics={name}: is kept for features=inception, resize=tf1 and the published "
-                    f"weights; with features={features.name}, resize {features.resize}, these "
-                    f"weights, write metrics={metric.published}"
-                )
-            if "logits" in metric.needs and "logits" not in features.outputs:
-                raise ValueError(
-                    f"metrics={name}: features={features.name} gives no class scores; inception "
-                    "does"
-                )
-
     def _check_sources(self, reference: Any, splits: dict[str, Any]) -> None:
         """Raise ValueError for a metric that lacks images."""
         for name, metric in self.metrics.items():
@@ -464,7 +500,7 @@ class Scorer:
                     f"metrics={name}: needs a data set with a training and a test split"
                 )
             bare = isinstance(reference, Scored) and reference.rows is None
-            if bare and metric.keeps_rows:
+            if bare and metric.keeps_rows and metric.needs != ("rows",):
                 equal = "" if metric is METRICS[name] else " (equal=true)"
                 raise ValueError(
                     f"metrics={name}{equal}: needs the reference's images, statistics give fd and "
@@ -487,10 +523,11 @@ class Scorer:
                         f"metrics={name}: needs at least {metric.least} images, got {num}; give "
                         "more"
                     )
-            elif min(num, real) < metric.least:
+            elif min(num, self.rows_num if metric.keeps_rows else real) < metric.least:
+                there = self.rows_num if metric.keeps_rows else real
                 raise ValueError(
                     f"metrics={name}: needs at least {metric.least} images on each side, got {num} "
-                    f"and {real} in the reference; give more, or leave it out"
+                    f"and {there} in the reference; give more, or leave it out"
                 )
             if metric.limit_of and min(num // 2 - 16, real) <= dim:
                 raise ValueError(
@@ -542,6 +579,27 @@ class Scorer:
             logits=self.keep_logits,
             store=store,
         )
+        return self._all_of(scored, seed, curve)
+
+    def of_rows(
+        self, rows: torch.Tensor, logits: torch.Tensor | None = None, seed: int = 0
+    ) -> dict[str, Entry]:
+        """Return what calling it returns, of images whose features are known already.
+
+        Args:
+            rows: float32 (N,D).
+            logits: (N,C), for the metrics that need them.
+            seed: of the resampled error bars.
+
+        Raises:
+            ValueError: too few rows.
+        """
+        self._check_number(len(rows), self._dim())
+        scored = Scored.of_rows(rows, self.features, self.moments.mean, logits=logits)
+        return self._all_of(scored, seed)
+
+    def _all_of(self, scored: Scored, seed: int, curve: bool = False) -> dict[str, Entry]:
+        """Return the entries of all metrics on the first process, {} on the others."""
         self.frechet = None
         self.generated_rows = scored.rows
         self.marks = (self.marks[0], scored.marks)
@@ -621,7 +679,7 @@ class Scorer:
             seed=seed,
             tick=tick,
         )
-        draws = torch.tensor(result.draws).double()
+        draws = torch.tensor(result.draws, dtype=torch.float64)
         deviations = (draws - draws.mean()) / (len(draws) - 1) ** 0.5
         return {"value": result.value, "stderr": result.stderr, "deviations": deviations}
 
@@ -652,34 +710,12 @@ def _in_blocks(
     return mean
 
 
-def read_reference(
-    source: str, features: Features, splits: bool = False, **options: Any
-) -> tuple[Pictures | Moments, dict[str, Any], dict[str, Any]]:
-    """Return (the reference, what is known of it, the images of both splits if asked for).
-
-    Args:
-        source: as for read_source, or the npz of statistics.
-        features: that the statistics must agree with.
-        splits: also read {"train": ..., "held_out": ...} of a data set; of files there are none.
-        options: of read_source.
-
-    Raises:
-        ValueError: what read_source or load_stats refuses.
-    """
-    if is_stats(source):
-        moments, meta = load_stats(source, features)
-        return moments, meta, {}
-    real = read_source(source, **options)
-    known = {"num": len(real.pixels), "shape": tuple(real.pixels.shape[1:])}
-    return Pictures(real.pixels), known, real.splits() if splits else {}
-
-
-def fast_difference(features: Features, *sources: ImageSource | Moments) -> dict[str, float]:
+def fast_difference(features: Features, *sources: Any) -> dict[str, float]:
     """Return {"difference": of fast rows to exact ones} on 64 images of the first source that has
     images, which is warned of too; nothing in exact mode."""
     if features.mode == "exact":
         return {}
-    source = next(source for source in sources if not isinstance(source, Moments))
+    source = next(source for source in sources if hasattr(source, "read"))
     first = next(iter(source.read(torch.arange(min(64, len(source))))))
     difference = mode_difference(features, first) or 0.0
     warnings.warn(

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -138,10 +139,38 @@ def sha256_of(tensors: Iterable[torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def some_of(
+    key: str, pixels: torch.Tensor | OnDisk, names: Sequence[str], num: int, seed: int
+) -> tuple[torch.Tensor | OnDisk, list[str]]:
+    """Return `num` of the images (N, C, H, W), drawn by the seed, in their order; and their names.
+
+    Raises:
+        ValueError: there are not so many; `key` begins the line.
+    """
+    if num > len(pixels):
+        raise ValueError(f"num={num}: {key} holds {len(pixels)} images; give no more")
+    pick = np.sort(np.random.default_rng(seed).permutation(len(pixels))[:num])
+    chosen = torch.from_numpy(pick)
+    some = (
+        replace(pixels, numbers=pixels.numbers[chosen])
+        if isinstance(pixels, OnDisk)
+        else pixels[chosen]
+    )
+    return some, [names[k] for k in pick] if names else []
+
+
 def reading_options(options: Any, model: Any = None) -> dict[str, Any]:
-    """Return the keyword arguments of read_source that options (root, pad) and a model give."""
-    trained_on = model.cfg.data if model else None
-    return {"root": options.root, "pad": options.pad, "trained_on": trained_on}
+    """Return the keyword arguments of read_source that options and a model give.
+
+    Args:
+        options: with root and pad, and with channels, resolution and crop where files are taken.
+        model: a method, or None.
+    """
+    reading = {"root": options.root, "pad": options.pad}
+    if hasattr(options, "resolution"):
+        reading |= {"channels": options.channels or None, "resolution": options.resolution}
+        reading |= {"crop": options.crop}
+    return reading | {"trained_on": model.cfg.data if model else None}
 
 
 def check_shape(source: str, shape: Sequence[int] | None, model: Any) -> None:

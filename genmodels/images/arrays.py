@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+
+from genmodels.foreign import Npz, check_npy, open_npz, open_plain
 
 LARGEST_IDX = 1 << 30  # bytes of an idx file, unpacked
 LARGEST_CLASS = 1 << 20  # a larger number is an identity or a mistake, not a class
@@ -26,6 +29,7 @@ PARTS = {
     "test": (("test_images", "test_labels"), ("x_test", "y_test")),
 }
 WHOLE = (("images", "labels"), ("x", "y"))
+MOMENTS = ("mu", "sigma", "mu_s", "sigma_s")  # which reference files hold beside images
 NAMES = {name for pairs in (*PARTS.values(), WHOLE) for pair in pairs for name in pair}
 
 MUST_BE = "must be uint8 (N, H, W, 1 or 3), values 0..255"
@@ -37,6 +41,10 @@ SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "-1..1": lambda values: (values + 1) * 127.5,
     "0..65535": lambda values: values / 257,
 }
+
+
+class Unfit(ValueError):
+    """An array that is whole but not images or labels; the text names the file."""
 
 
 @dataclass(frozen=True)
@@ -123,17 +131,27 @@ def npz_images(
     with _npz(path) as file:
         known = {name.lower(): name for name in file.files}
         pairs = [*PARTS[split], *WHOLE] if split else [*WHOLE, *PARTS["train"]]
-        pairs += [(name.lower(), "labels") for name in file.files[:1]]
+        # numpy's own name, among the moments of ADM's reference files, then whatever is first.
+        pairs += [(name, "labels") for name in ("arr_0", *map(str.lower, file.files[:1]))]
         pair = next((pair for pair in pairs if pair[0] in known), None)
         if pair is None:
             raise OSError("no array in it")
         name = known[pair[0]]
         label_name = known.get(pair[1])
-        size = sum(i.file_size for i in file.zip.infolist() if i.filename == f"{name}.npy")
-        if size > memory_size():
-            raise OSError(f"{name} unpacks to {size / 1e9:.0f} GB, more than this machine has")
-        images = file[name]
-        labels = file[label_name] if label_name else None
+        shape, kind = file.header(name)
+        if len(shape) not in (3, 4) or kind.kind not in "uif":
+            raise Unfit(f"npz={path}: {name} is {kind} {shape}; {MUST_BE}")
+        if label_name:
+            # A number for each image, or a one-hot row: no more than any such label can take.
+            label_shape, _ = file.header(label_name)
+            if len(label_shape) not in (1, 2) or label_shape[0] != shape[0]:
+                raise Unfit(
+                    f"npz={path}: {label_name} has shape {label_shape} for {shape[0]} images; "
+                    "give one whole number for each"
+                )
+        most = memory_size() // 2  # they are copied once
+        images = file.read(name, most)
+        labels = file.read(label_name, most) if label_name else None
         unread = [] if split and pair[0] in NAMES else _not_read(known, pair)
     if unread:
         beside = "" if labels is None else f" with {label_name}"
@@ -151,7 +169,7 @@ def _not_read(known: dict[str, str], pair: tuple[str, str]) -> list[str]:
         known: the names in the file by their small letters.
         pair: what is read.
     """
-    others = [key for key in known if key not in pair]
+    others = [key for key in known if key not in pair and key not in MOMENTS]
     return [known[key] for key in others if key in NAMES or pair[0] not in NAMES]
 
 
@@ -168,10 +186,12 @@ def npz_splits(path: Path | str) -> set[str]:
 
 
 @contextlib.contextmanager
-def _npz(path: Path | str) -> Iterator[np.lib.npyio.NpzFile]:
+def _npz(path: Path | str) -> Iterator[Npz]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path) as file:
             yield file
+    except Unfit:
+        raise
     except Exception as error:  # numpy raises nearly anything
         raise ValueError(f"npz={path}: cannot be read ({error}); make it again") from None
 
@@ -199,24 +219,37 @@ def npy_images(path: Path | str) -> tuple[OnDisk, torch.Tensor | None]:
     labels = None
     beside = path.with_name(f"{path.stem}_labels.npy")
     if beside.is_file():
-        labels = class_numbers(_load_npy(beside), count, f"npy={beside}: it")
+        labels = class_numbers(load_npy(beside), count, f"npy={beside}: it")
     shape = (channels, height, width)
     return OnDisk(partial(_read_npy_rows, path, scale), shape, torch.arange(count)), labels
 
 
 def _read_npy_rows(path: Path, scale: str | None, numbers: list[int]) -> torch.Tensor:
-    rows = _map_npy(path)[numbers]
+    array = _map_npy(path)
+    if numbers and max(numbers) >= len(array):
+        raise ValueError(
+            f"npy={path}: holds {len(array)} images now, fewer than when it was opened; put the "
+            "old file back"
+        )
+    rows = array[numbers]
     rows = rows if scale is None else _to_bytes(rows, scale)
     return torch.from_numpy(np.ascontiguousarray(rows)).permute(0, 3, 1, 2).contiguous()
 
 
 def _map_npy(path: Path) -> np.ndarray:
     """Return the memory-mapped images, (N, H, W, C)."""
-    return _channels_last(_load_npy(path, "r"), f"npy={path}: it")
+    return _channels_last(load_npy(path, "r"), f"npy={path}: it")
 
 
-def _load_npy(path: Path, mode: str | None = None) -> np.ndarray:
+def load_npy(path: Path, mode: Literal["r"] | None = None) -> np.ndarray:
+    """Return the array of an npy, with mode="r" by a memory map.
+
+    Raises:
+        ValueError: no npy, broken, or cut off.
+    """
     try:
+        with open_plain(path) as file:
+            check_npy(file, path.stat().st_size)
         return np.load(path, mmap_mode=mode, allow_pickle=False)
     except Exception as error:  # numpy raises nearly anything
         raise ValueError(f"npy={path}: cannot be read ({error}); make it again") from None
@@ -344,7 +377,7 @@ def read_idx(path: Path) -> torch.Tensor:
         ValueError: not an idx file of bytes, or truncated.
     """
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        with open_plain(path) as raw, gzip.open(raw) if path.suffix == ".gz" else raw as file:
             start = file.read(4)
             if start[:3] != b"\0\0\x08":
                 raise OSError("it does not begin as an idx file of bytes")

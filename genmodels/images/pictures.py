@@ -18,6 +18,7 @@ from pathlib import Path, PurePath
 import numpy as np
 import torch
 
+from genmodels.foreign import check_npy, read_plain
 from genmodels.images import pixels
 from genmodels.images.read import SUFFIXES, Tree, read_values
 
@@ -76,7 +77,7 @@ def find_pictures(path: Path, key: str = "denoise") -> dict[str, Callable[[], Pi
     """
     known = (*SUFFIXES, ".npy")
     if path.is_file() and path.suffix.lower() in known:
-        contents = {path.name: path.read_bytes}
+        contents = {path.name: partial(read_plain, path)}
     elif path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
         tree = Tree(path, key)
         names = [name for name in tree.entries if name.lower().endswith(known)]
@@ -142,6 +143,7 @@ def check_scale(values: np.ndarray, name: Path | str, key: str = "denoise") -> N
 def _array_values(name: str, data: bytes, key: str) -> np.ndarray:
     """Return the array of an .npy, (H, W), (H, W, C) or (N, H, W, C)."""
     try:
+        check_npy(io.BytesIO(data), len(data))
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # numpy raises nearly anything
         raise ValueError(f"{key}={name}: cannot be read ({error}); make it again") from None

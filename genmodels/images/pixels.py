@@ -81,6 +81,15 @@ def fit(image: torch.Tensor, side: int, crop: str = "center") -> torch.Tensor:
     return functional.resize(functional.center_crop(image, [short, short]), [side, side])
 
 
+def with_channels(image: torch.Tensor, channels: int) -> torch.Tensor:
+    """Return the image (C, H, W) uint8 as grey (1 channel) or RGB (3), by Pillow's weights."""
+    if len(image) == channels:
+        return image
+    if channels == 3:
+        return image.expand(3, -1, -1)
+    return _of_pillow(_as_pillow(image).convert("L"))
+
+
 def _fit_adm(image: torch.Tensor, side: int) -> torch.Tensor:
     picture = _as_pillow(image)
     while min(picture.size) >= 2 * side:

@@ -7,6 +7,7 @@ file is executed, and nothing is unpacked to disk. TIFF is in images/tiff.py, ar
 import contextlib
 import functools
 import io
+import math
 import os
 import re
 import warnings
@@ -20,8 +21,10 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from genmodels.images import tiff
+from genmodels.foreign import open_plain, read_plain
+from genmodels.images import deep_png, tiff
 from genmodels.images.arrays import OnDisk, npy_images, npz_images
+from genmodels.images.pixels import fit, with_channels
 from genmodels.images.tiff import ORIENTATION, UPRIGHT
 
 # What is a picture by its name, and which decoders of Pillow may look at one ("JPEG" is also MPO).
@@ -31,6 +34,7 @@ SUFFIXES = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"),
 )
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
+SHEETS = ("grid.png", "before_after.png", "exemplars.png")  # what sample.py draws beside pictures
 LARGEST_ENTRY = 1 << 30  # bytes of one unpacked entry of a zip
 PAGE = re.compile(r"(.+\.tiff?)\[(\d+)\]", re.IGNORECASE)
 
@@ -120,7 +124,9 @@ def _pillow_values(picture: Image.Image, file: BinaryIO) -> np.ndarray:
 
         place = file.tell()
         file.seek(0)
-        tensor = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+        # A wrong byte ends the process in libpng: it sees what has been looked through.
+        whole = deep_png.checked(file.read(), Image.MAX_IMAGE_PIXELS or math.inf)
+        tensor = torch.frombuffer(bytearray(whole), dtype=torch.uint8)
         file.seek(place)  # where Pillow goes on
         array = decode_png(tensor, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
     array = array.reshape(*array.shape[:2], -1)
@@ -138,6 +144,22 @@ def _is_deep_ppm(picture: Image.Image) -> bool:
     """Return whether a picture is a PPM of 16-bit colour, which Pillow scales to 8."""
     args = picture.tile[0].args if picture.format == "PPM" and picture.mode == "RGB" else ()
     return isinstance(args, tuple) and len(args) == 2 and args[1] > 255
+
+
+def picture_shape(
+    file: Path | str | BinaryIO, name: Path | str | None = None, page: int = 0
+) -> tuple[int, int, int]:
+    """Return (C, H, W) that read_image gives a picture, from its header; C = 1 or 3.
+
+    Of a TIFF the page is read.
+    """
+    with _reading(file, name) as handle:
+        if tiff.is_tiff(handle):
+            height, width, channels = tiff.read_page(handle, page).shape
+            return channels, height, width
+        with Image.open(handle, formats=FORMATS) as picture:
+            grey = picture.mode in ("1", "L", "LA") or picture.mode.startswith(("I", "F"))
+            return 1 if grey else 3, picture.height, picture.width
 
 
 def picture_size(
@@ -161,7 +183,7 @@ def _reading(file: Path | str | BinaryIO, name: Path | str | None) -> Iterator[B
             warnings.filterwarnings("ignore", module="PIL")
             warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
             named = isinstance(file, (str, Path))
-            yield stack.enter_context(open(file, "rb")) if named else file
+            yield stack.enter_context(open_plain(file)) if named else file
     except tiff.Refused as error:
         raise ValueError(f"image={name}: {error}") from None
     except ImportError:
@@ -297,7 +319,7 @@ class Tree:
                 # Not read(): it unpacks first and then looks whether the size was as promised.
                 with self._archive().open(info) as file:
                     return file.read(info.file_size)
-        return (self.path / name).read_bytes()
+        return read_plain(self.path / name)
 
     def read(self, name: str, channels: int | None = None) -> torch.Tensor:
         """Return one picture as uint8 (C, H, W); see read_image."""
@@ -309,6 +331,11 @@ class Tree:
         """Return (H, W) of one picture from its header."""
         entry, page = split_page(name)
         return picture_size(*self._file(entry), page)
+
+    def shape(self, name: str) -> tuple[int, int, int]:
+        """Return (C, H, W) of one picture from its header; see picture_shape."""
+        entry, page = split_page(name)
+        return picture_shape(*self._file(entry), page)
 
     def _file(self, entry: str) -> tuple[Path | io.BytesIO, str | None]:
         """Return (what is opened, what errors call it)."""
@@ -403,49 +430,127 @@ def _is_hidden(name: str) -> bool:
 
 
 def open_images(
-    path: Path | str, channels: int | None = None
+    path: Path | str,
+    channels: int | None = None,
+    *,
+    side: int = 0,
+    crop: str = "center",
+    key: str = "images",
 ) -> tuple[torch.Tensor | OnDisk, list[str]]:
     """Return (images uint8 (N, C, H, W) of one size, a name for each) of a path.
 
     Pictures in a folder or .zip and the array of an .npy come as OnDisk: each is read when asked
-    for. Hidden files and the `grid.png` of sample.py are skipped. An npz holds `images` (or its
-    first array) as uint8 NHWC or NHW, an npy such an array.
+    for. Hidden files and the sheets that sample.py draws are skipped. Where grey pictures lie among
+    colour ones they become colour. An npz holds `images` (or its first array) as uint8 NHWC or NHW,
+    an npy such an array.
 
     Args:
         path: a picture, a folder or .zip of them, an .npz or .npy.
-        channels: 1 or 3 converts pictures; arrays are taken as they are.
+        channels: 1 or 3 converts.
+        side, crop: to what size, see fit; side 0 leaves them as they are.
+        key: what errors call it.
 
     Raises:
-        ValueError: nothing there, or a broken file; mixed sizes when they are read.
+        ValueError: nothing there, a broken file, or mixed sizes.
     """
     path = Path(path)
     suffix = path.suffix.lower()
+    alike = functools.partial(_alike, channels=channels, side=side, crop=crop)
     if suffix in (".npz", ".npy") and path.is_file():
         pixels = (npz_images if suffix == ".npz" else npy_images)(path)[0]
-        return pixels, [str(number) for number in range(len(pixels))]
+        return alike(pixels), [str(number) for number in range(len(pixels))]
     if suffix in SUFFIXES and path.is_file():
         pages = _count_pages(path, path.stat().st_mtime_ns, path.stat().st_size)
         if pages == 1:
-            return read_image(path, channels)[None], [path.name]
-        return _read_pages(path, channels, pages), [f"{path.name}[{k}]" for k in range(pages)]
+            return alike(read_image(path, channels)[None]), [path.name]
+        names = [f"{path.name}[{k}]" for k in range(pages)]
+        return alike(_read_pages(path, channels, pages, key)), names
     if not path.is_dir() and not (suffix == ".zip" and path.is_file()):
-        raise ValueError(f"images={path}: no such folder, .zip or .npz (or .npy)")
-    tree = Tree(path)
-    names = [name for name in tree.names if PurePath(name).name != "grid.png"]
+        raise ValueError(f"{key}={path}: no such folder, .zip or .npz (or .npy)")
+    tree = Tree(path, key)
+    names = [name for name in tree.names if PurePath(name).name not in SHEETS]
     if not names:
-        raise ValueError(f"images={path}: holds no picture ({', '.join(SUFFIXES)})")
-    shape = tuple(tree.read(names[0], channels).shape)
-    read = functools.partial(_read_alike, tree, names, shape, channels)
+        raise ValueError(f"{key}={path}: holds no picture ({', '.join(SUFFIXES)})")
+    if len(names) < len(tree.names):
+        sheets = sorted({PurePath(name).name for name in set(tree.names).difference(names)})
+        warnings.warn(
+            f"{key}={path}: {_files(len(tree.names) - len(names))} left out, being a sheet "
+            f"of sample.py ({', '.join(sheets)})",
+            stacklevel=2,
+        )
+    shape = _common_shape(tree, names, channels, side)
+    read = functools.partial(_read_alike, tree, names, shape, side, crop)
     return OnDisk(read, shape, torch.arange(len(names))), names
 
 
-def _read_pages(path: Path, channels: int | None, pages: int) -> torch.Tensor:
+def _common_shape(
+    tree: Tree, names: list[str], channels: int | None, side: int
+) -> tuple[int, int, int]:
+    """Return the (C, H, W) that the pictures get; a warning counts grey ones that become colour.
+
+    Raises:
+        ValueError: mixed sizes, and no side to bring them to.
+    """
+    if channels and side:
+        return channels, side, side
+    shapes = [tree.shape(name) for name in names]
+    sizes = Counter(shape[1:] for shape in shapes)
+    size, most = sizes.most_common(1)[0]
+    if len(sizes) > 1 and not side:
+        other = next(k for k, shape in enumerate(shapes) if shape[1:] != size)
+        usual = next(k for k, shape in enumerate(shapes) if shape[1:] == size)
+        raise ValueError(
+            f"{tree.key}={tree.path}: mixed sizes, {names[other]} is {shapes[other]} but "
+            f"{names[usual]} is {shapes[usual]} ({len(names) - most} of {len(names)} differ from "
+            "the commonest); bring them to one, in evaluate.py with resolution=SIDE (and crop=)"
+        )
+    grey = sum(shape[0] == 1 for shape in shapes)
+    if channels is None and 0 < grey < len(names):
+        first = names[next(k for k, shape in enumerate(shapes) if shape[0] == 1)]
+        warnings.warn(
+            f"{tree.key}={tree.path}: {grey} of {len(names)} pictures are grey ({first}, ...) and "
+            "become colour as the others",
+            stacklevel=3,
+        )
+    channels = channels or (1 if grey == len(names) else 3)
+    return (channels, side, side) if side else (channels, *size)
+
+
+def _alike(
+    pixels: torch.Tensor | OnDisk, channels: int | None, side: int, crop: str
+) -> torch.Tensor | OnDisk:
+    """Return images (N, C, H, W) of an array with other channels and of another size, if asked."""
+    _, own, *size = pixels.shape
+    shape = (channels or own, *([side, side] if side else size))
+    if shape == tuple(pixels.shape[1:]):
+        return pixels
+    if isinstance(pixels, OnDisk):
+        read = functools.partial(_fit_all, pixels, shape, side, crop)
+        return OnDisk(read, shape, torch.arange(len(pixels)))
+    return _fit_all(pixels, shape, side, crop, list(range(len(pixels))))
+
+
+def _fit_all(
+    pixels: torch.Tensor | OnDisk,
+    shape: tuple[int, ...],
+    side: int,
+    crop: str,
+    numbers: list[int],
+) -> torch.Tensor:
+    """Return the images of these numbers, of this shape (C, H, W)."""
+    found = torch.empty(len(numbers), *shape, dtype=torch.uint8)
+    for row, number in enumerate(numbers):
+        found[row] = fit(with_channels(pixels[number : number + 1][0], shape[0]), side, crop)
+    return found
+
+
+def _read_pages(path: Path, channels: int | None, pages: int, key: str) -> torch.Tensor:
     """Return the pages of a TIFF, which must have one size, uint8 (N, C, H, W)."""
     pictures = [read_image(path, channels, f"{path}[{k}]", k) for k in range(pages)]
     for number, picture in enumerate(pictures):
         if picture.shape != pictures[0].shape:
             raise ValueError(
-                f"images={path}: mixed sizes, page {number} is {tuple(picture.shape)} but page 0 "
+                f"{key}={path}: mixed sizes, page {number} is {tuple(picture.shape)} but page 0 "
                 f"is {tuple(pictures[0].shape)}; save them as files of one size"
             )
     return torch.stack(pictures)
@@ -465,17 +570,18 @@ def _read_alike(
     tree: Tree,
     names: list[str],
     shape: tuple[int, int, int],
-    channels: int | None,
+    side: int,
+    crop: str,
     numbers: list[int],
 ) -> torch.Tensor:
-    """Return the pictures of these numbers, which must have that shape, uint8 (B, C, H, W)."""
+    """Return the pictures of these numbers, which get that shape, uint8 (B, C, H, W)."""
     pixels = torch.empty(len(numbers), *shape, dtype=torch.uint8)
     for row, number in enumerate(numbers):
-        picture = tree.read(names[number], channels)
+        picture = fit(tree.read(names[number], shape[0]), side, crop)
         if picture.shape != shape:
             raise ValueError(
-                f"images={tree.path}: mixed sizes, {names[number]} is {tuple(picture.shape)} but "
-                f"{names[0]} is {shape}; resize them or, if grey and colour are mixed, convert them"
+                f"{tree.key}={tree.path}: mixed sizes, {names[number]} is {tuple(picture.shape)}, "
+                f"not {shape} as others; resize it"
             )
         pixels[row] = picture
     return pixels

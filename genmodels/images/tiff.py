@@ -5,7 +5,9 @@ imagecodecs (LZW, JPEG, fax) and those that are neither grey nor RGB (palettes, 
 """
 
 import logging
+import zlib
 from dataclasses import dataclass
+from lzma import LZMADecompressor
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -17,6 +19,8 @@ UNNAMED, PREMULTIPLIED = 0, 1  # ExtraSamples: anything, alpha that the colours 
 NOT_A_PICTURE = 1 | 4  # NewSubfileType: a smaller copy of another page, or a mask
 LARGEST_PAGE = 1 << 30  # bytes
 MOST_PARTS = 1 << 20  # strips or tiles of a page
+MOST_UNPACKED = 1 << 26  # bytes
+DEFLATE, LZMA = (8, 32946), 34925  # Compression
 
 ORIENTATION = 0x0112  # of EXIF and TIFF: how the stored rows and columns lie in the upright picture
 UPRIGHT = {
@@ -160,8 +164,26 @@ def _check_whole(tiff: Any, page: Any) -> None:
     ends = [start + count for start, count in zip(page.dataoffsets, counts)]
     if not ends or 0 in counts or max(ends) > tiff.filehandle.size:
         raise ValueError("it is cut off, or a part of it is missing")
+    _check_unpacked(tiff.filehandle, page, size)
     if page.compression == 1 and sum(counts) < page.nbytes:
         raise ValueError(f"it holds {sum(counts)} bytes where its header promises {page.nbytes}")
+
+
+def _check_unpacked(file: Any, page: Any, size: int) -> None:
+    """Raise ValueError for a strip or tile that unpacks to more than the whole page promises.
+
+    tifffile unpacks deflate and LZMA to the end. What cannot reach MOST_UNPACKED is not looked at.
+    """
+    if page.compression not in (*DEFLATE, LZMA):
+        return
+    for start, count in zip(page.dataoffsets, page.databytecounts):
+        if page.compression in DEFLATE and 1032 * count <= max(size, MOST_UNPACKED):
+            continue  # 1032: the most that deflate makes of a byte
+        file.seek(start)
+        packed = file.read(count)
+        unpack: Any = zlib.decompressobj() if page.compression in DEFLATE else LZMADecompressor()
+        if len(unpack.decompress(packed, size + 1)) > size:
+            raise ValueError(f"a part of it unpacks to more than the {size} bytes of the page")
 
 
 def _channels_last(array: np.ndarray, page: Any) -> np.ndarray:

@@ -12,6 +12,7 @@ from torch import Tensor
 from genmodels import config, seeding
 from genmodels.config import check, to_plain
 from genmodels.networks import NETWORKS
+from genmodels.networks.edm2_unet import normalise_weights
 
 if TYPE_CHECKING:
     from genmodels.data import ImageDataModule
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 Batch = dict[str, Tensor]
 Labels = int | Sequence[int] | Tensor | None
 Callback = Callable[[int, Tensor], object]
+
+
+LARGEST_PIXEL = 1e18  # in magnitude; the square of a larger one is infinite in float32
+
+
+def _of_moderate_size(x: Tensor) -> Tensor:
+    """Return whether all pixels are finite and small enough to be squared, a scalar tensor."""
+    return (x.abs() < LARGEST_PIXEL).all()
 
 
 class GenerativeModule(L.LightningModule):
@@ -50,6 +59,8 @@ class GenerativeModule(L.LightningModule):
     # LABEL_DROPOUT        method.label_dropout > 0 hides that share of labels in training
     # P_STD                method.p_std is the spread of ln sigma in training
     # RETRIES              method.retry = 1, 2, ... goes on after a divergence with other noise
+    # BY_PROCESS           what of its training is drawn for each process or micro-batch and not for
+    #                      each image, in words: it differs after a resume on other devices
     # SAMPLE_OPTIONS       sample() takes these beyond seeds and labels: see settings_of
     # INPAINTS             sample() takes known= and mask=
     # LIKELIHOODS          log_prob() of these kinds: "ode" first where there is one, then bounds
@@ -65,6 +76,7 @@ class GenerativeModule(L.LightningModule):
     LABEL_DROPOUT: bool = False
     P_STD: bool = False
     RETRIES: bool = False
+    BY_PROCESS: tuple[str, ...] = ()
     SAMPLE_OPTIONS: ClassVar[dict[str, dataclasses.Field]] = {}
     INPAINTS: bool = False
     LIKELIHOODS: tuple[str, ...] = ()
@@ -97,7 +109,14 @@ class GenerativeModule(L.LightningModule):
         self.present: list[int] = cfg.data.present if cfg.data.labels else []
         self.nfe = 0  # network evaluations for each image in the latest sample()
         self.chains = ""  # where the images of the latest sample() came from, if it has chains
-        self.nonfinite = 0  # steps skipped in a row
+        self.nonfinite = 0  # steps skipped in a row, on a CPU
+        self.skips: Skips | None = None  # the same on a device
+        self.stopped: Tensor | None = None  # on a device: whether no further step is taken
+        # Of the micro-batch in training: whether values may be read on the host, what was to be
+        # logged, and its number from the start of the run, over all processes.
+        self.due = True
+        self.latest: dict[str, Tensor] = {}
+        self.micro_batch: int | None = None
         self.save_hyperparameters({"config": to_plain(cfg)})
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -241,6 +260,22 @@ class GenerativeModule(L.LightningModule):
             f"every image and knows no image without; {remedy}",
         )
 
+    def check_finite(self, x: Tensor, sigma: Tensor | float = 1.0) -> None:
+        """Raise ValueError for images or noise levels that no denoiser or energy has an answer to.
+
+        For denoise(), score() and energy() as a user calls them: it waits for the device once.
+        Samplers call the network itself, which does not look; so may whoever has to (vmap, say).
+
+        Args:
+            x: images, (B, C, H, W).
+            sigma: their noise level, a scalar or (B,).
+        """
+        level = torch.as_tensor(sigma, device=x.device)
+        good = torch.stack([(level > 0).all() & level.isfinite().all(), _of_moderate_size(x)])
+        of_level, of_image = good.tolist()
+        check(of_level, "sigma", "", "must be finite and > 0")
+        check(of_image, "image", "", f"its pixels must be finite, below {LARGEST_PIXEL:g}")
+
     def anywhere(self, decision: bool) -> bool:
         """Return whether it holds on any process; all of them have to ask at the same time.
 
@@ -250,18 +285,42 @@ class GenerativeModule(L.LightningModule):
             return decision
         return self.trainer.strategy.reduce_boolean_decision(decision, all=False)
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Force the weights of a network that wants it, once for each optimizer step."""
+        if NETWORKS[self.cfg.network.name].FORCED and not batch_idx % self.cfg.trainer.accumulate:
+            normalise_weights(self)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one micro-batch; dropout is keyed by (seed, micro-step, rank).
 
-        What is logged is this rank's last micro-batch, not a mean over all of them.
+        What is logged is this rank's last micro-batch, not a mean over all of them. Nothing is
+        read on the host, and nothing logged, in a step that is not due.
         """
-        micro_step = self.global_step * self.cfg.trainer.accumulate + (
-            batch_idx % self.cfg.trainer.accumulate
-        )
-        torch.manual_seed(seeding.torch_seed(self.cfg.seed, micro_step, self.global_rank))
-        loss, logs = self.loss(batch)
-        self.log_dict({f"train/{name}": value for name, value in logs.items()}, prog_bar=True)
+        parts = self.cfg.trainer.accumulate
+        micro_step = self.global_step * parts + batch_idx % parts
+        self.due = self.step_is_due() and (batch_idx + 1) % parts == 0
+        self.micro_batch = micro_step * self.trainer.world_size + self.global_rank
+        seed = seeding.torch_seed(self.cfg.seed, micro_step, self.global_rank)
+        seeding.seed_torch(seed, self.device)
+        loss, self.latest = self.loss(batch)
+        self.log_due("train/", self.latest, prog_bar=True)
         return loss
+
+    def step_is_due(self) -> bool:
+        """Return whether this optimizer step is logged or saved, or the last one."""
+        step, trainer = self.global_step + 1, self.trainer
+        periods = (trainer.log_every_n_steps, self.cfg.checkpoint.every)
+        return step == trainer.max_steps or any(p and step % p == 0 for p in periods)
+
+    def log_due(self, prefix: str, values: Mapping[str, Tensor], prog_bar: bool = False) -> None:
+        """Log scalars if it is due, brought to the host in one copy.
+
+        Lightning looks at what it has for the bar at every step, so it gets nothing on a device.
+        """
+        if self.due and values:
+            host = torch.stack([value.detach() for value in values.values()]).cpu().unbind()
+            names = (prefix + name for name in values)
+            self.log_dict(dict(zip(names, host)), prog_bar=prog_bar)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss on held-out images, with noise that is the same every time."""
@@ -282,7 +341,7 @@ class GenerativeModule(L.LightningModule):
             betas=tuple(cfg.betas),
             eps=cfg.eps,
             weight_decay=cfg.weight_decay,
-            fused=self.device.type == "cuda" or None,
+            fused=self.device.type != "cpu" or None,  # it can be told on the device to do nothing
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
@@ -315,7 +374,8 @@ class GenerativeModule(L.LightningModule):
     ) -> None:
         """Clip each parameter group's norm to optim.clip; skip the step if it is not finite.
 
-        Too many such steps in a row stop the run.
+        Too many such steps in a row stop the run. On a device the decision falls there, and is
+        read when it is due.
 
         Returning None from training_step would break DDP; so the gradients are dropped here.
 
@@ -327,16 +387,74 @@ class GenerativeModule(L.LightningModule):
         norm = torch.stack(
             [clip(group["params"], limit) for group in optimizer.param_groups]
         ).norm()
-        if torch.isfinite(norm):
+        if norm.device.type != "cpu":
+            self._decide_on_device(optimizer, norm)
+        elif torch.isfinite(norm):
             self.nonfinite = 0
-            self.log("train/grad_norm", norm)
+            self.log_due("train/", {"grad_norm": norm})
+        else:
+            self.nonfinite += 1
+            self.print(f"step {self.global_step}: gradient norm is {norm.item()}; step skipped")
+            optimizer.zero_grad(set_to_none=True)
+            self._stop_if_too_many(self.nonfinite, "the last")
+
+    def _decide_on_device(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+        """Let the optimizer skip its step, without asking, if the norm is not finite."""
+        bad = ~torch.isfinite(norm)
+        self.skips = self.skips or Skips(norm.device)
+        self.skips.count(bad)
+        if self.stopped is not None:
+            bad = bad | self.stopped
+        # What a GradScaler sets: the fused optimizer leaves weights and state as they are.
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        if not self.due:
             return
-        self.nonfinite += 1
-        self.print(f"step {self.global_step}: gradient norm is {norm.item()}; step skipped")
-        optimizer.zero_grad(set_to_none=True)
-        if self.nonfinite >= self.cfg.trainer.max_nonfinite:
-            logged = {k: float(v) for k, v in self.trainer.logged_metrics.items()}
+        row, longest, skipped = self.skips.read()
+        if skipped:
+            self.print(f"step {self.global_step}: {skipped} steps skipped, of non-finite gradients")
+            self._stop_if_too_many(longest, "read")
+        if not row:
+            self.log_due("train/", {"grad_norm": norm})
+
+    def _stop_if_too_many(self, in_a_row: int, word: str) -> None:
+        """Raise FloatingPointError after too many skipped steps in a row."""
+        limit = self.cfg.trainer.max_nonfinite
+        if in_a_row >= limit:
+            logged = {f"train/{name}": float(value) for name, value in self.latest.items()}
             raise FloatingPointError(
-                f"trainer.max_nonfinite={self.cfg.trainer.max_nonfinite}: that many steps in a row "
-                f"had non-finite gradients, the last at step {self.global_step} with {logged}"
+                f"trainer.max_nonfinite={limit}: that many steps in a row "
+                f"had non-finite gradients, {word} at step {self.global_step} with {logged}"
             )
+
+    def stop_on_device(self, fault: Tensor) -> bool:
+        """Take no further step if `fault`, a bool on the device, ever holds; return whether to end.
+
+        True only where it is due, and then on all processes.
+        """
+        self.stopped = fault if self.stopped is None else self.stopped | fault
+        return self.due and self.anywhere(bool(self.stopped))
+
+
+class Skips:
+    """Steps skipped for their gradients, counted on the device.
+
+    Attributes:
+        counts: int32 (3,): in a row up to now; the longest row and all, since the last read().
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.counts = torch.zeros(3, dtype=torch.int32, device=device)
+
+    def count(self, skipped: Tensor) -> None:
+        """Add a step; `skipped` is a bool on the device."""
+        row, longest, total = self.counts.unbind()
+        row = (row + 1) * skipped
+        self.counts = torch.stack([row, torch.maximum(longest, row), total + skipped])
+
+    def read(self) -> tuple[int, int, int]:
+        """Return (in a row, the longest row, all), the last two since the read before."""
+        row, longest, total = self.counts.tolist()  # waits for the device
+        self.counts = torch.stack(
+            [self.counts[0], self.counts[0], torch.zeros_like(self.counts[0])]
+        )
+        return row, longest, total

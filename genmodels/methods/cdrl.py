@@ -85,7 +85,9 @@ class CDRLConfig(Section):
         "n_t the noise of the level (noise)",
         choices=("step", "noise"),
     )
-    units_limit: float = setting(1.0, "units=noise: that factor is at most this", gt=0)
+    units_limit: float = setting(
+        1.0, "units=noise: that factor is at most this", gt=0, infinite=True
+    )
     initializer: str = setting(
         "unet", "network of the starts (none: chains start at x_t)", choices=("unet", "mlp", "none")
     )
@@ -153,6 +155,9 @@ class CDRL(GenerativeModule):
         )
         self.log_z: dict[tuple, float] = {}  # bounds that log_prob() has made
         self.rungs: RungMeans | None = None  # of the latest loss()
+        self.fault: RungMeans | None = (
+            None  # on a device: of the loss() that diverged, or the latest
+        )
 
     # --------------------------------------------------------------------------------------------
     # Training
@@ -236,7 +241,8 @@ class CDRL(GenerativeModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss; log the diagnostics of each level beside it."""
         loss = super().training_step(batch, batch_idx)
-        self.log_dict({f"levels/{name}": value for name, value in self.rungs.logs().items()})
+        if self.due:
+            self.log_due("levels/", self.rungs.logs())
         return loss
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -261,6 +267,16 @@ class CDRL(GenerativeModule):
             FloatingPointError: method.divergence exceeded, or too many non-finite steps.
         """
         limit = self.cfg.method.divergence
+        if self.device.type != "cpu":
+            self.fault = self.rungs.unless(self.stopped, self.fault)
+            if self.stop_on_device(self.rungs.diverged(limit)):
+                lines = self.fault.beyond(limit)[0] or ["a level on another process"]
+                raise FloatingPointError(
+                    f"method.divergence={limit:g}: exceeded in or before step {self.global_step} "
+                    f"at {'; '.join(lines)}"
+                )
+            super().configure_gradient_clipping(optimizer, *args, **kwargs)
+            return
         lines, finite = self.rungs.beyond(limit)
         rungs = "; ".join(lines) or "a level on another process"
         event = f"step {self.global_step} at {rungs}"
@@ -374,6 +390,7 @@ class CDRL(GenerativeModule):
         p is the density of the lowest noise level, 0.0075 on the scale of [-1, 1].
         """
         self.check_labels(labels)
+        self.check_finite(x)
         y, rung = self._lowest(x)
         return -self.f(y, rung, labels, torch.float64) / rung.s.double() ** 2
 

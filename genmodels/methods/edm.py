@@ -5,7 +5,7 @@ generative models", arXiv 2206.00364.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from genmodels.kernels.broadcast import over_items
 from genmodels.kernels.philox import philox_normal
 from genmodels.methods.base import Batch, Callback, GenerativeModule, Labels
 from genmodels.networks import NETWORKS
-from genmodels.networks.precond import PRECONDS, Uncertainty
+from genmodels.networks.precond import PRECONDS
 from genmodels.sampling.likelihood import TRACES, log_normal, ode_log_prob
 from genmodels.sampling.ode import SAMPLERS, Churn, sample_general
 from genmodels.sampling.schedules import SIGMAS, TIME_SCHEDULES, state_dtype
@@ -41,6 +41,8 @@ SAMPLING = (
     "churn_max",
     "churn_noise",
     "guidance",
+    "guidance_min",
+    "guidance_max",
 )
 
 
@@ -86,6 +88,12 @@ class EDMConfig(Section):
     churn_max: float = setting(math.inf, "S_max: no churn above this sigma")
     churn_noise: float = setting(1.0, "S_noise: standard deviation of the fresh noise")
     guidance: float = setting(1.0, "weight of this model against the guide; 1 = no guide")
+    guidance_min: float = setting(
+        0.0, "guide only steps that begin above this sigma (nearest of the grid)", ge=0
+    )
+    guidance_max: float = setting(
+        math.inf, "guide only steps that begin at or below this sigma (nearest of the grid)", ge=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,6 +108,9 @@ class EDMConfig(Section):
             "alpha",
             "euler takes no second-order step; use 1",
         )
+        for name, all_steps in (("guidance_min", 0), ("guidance_max", math.inf)):
+            unused = self.guidance == 1 and getattr(self, name) != all_steps
+            self.check(not unused, name, "nothing is guided; set guidance as well")
         if self.sampler == "dpmpp_2m":
             self.check(not self.churn, "churn", "dpmpp_2m is deterministic; use heun")
             self.check(
@@ -178,7 +189,7 @@ class EDM(GenerativeModule):
         )
         raw = NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes)
         self.net = PRECONDS[cfg.method.precond](raw, cfg.method.sigma_data)
-        self.uncertainty = Uncertainty() if cfg.method.uncertainty else None
+        self.uncertainty = raw.UNCERTAINTY() if cfg.method.uncertainty else None
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (L, {"loss": L per element}) with
@@ -243,9 +254,11 @@ class EDM(GenerativeModule):
             labels: int64 (B,), -1 = none.
 
         Raises:
-            ValueError: labels the model does not have.
+            ValueError: labels the model does not have, a sigma or pixels that are not finite.
         """
         self.check_labels(labels)
+        labels = None if labels is None else labels.to(x.device)
+        self.check_finite(x, sigma)
         return self.net(x, torch.as_tensor(sigma, device=x.device), labels)
 
     def score(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
@@ -339,20 +352,37 @@ class EDM(GenerativeModule):
         cfg = self._sampling_config(options, guide)
         generators = seeding.ImageGenerators(seeds, noise)
         latents = generators.randn(self.shape, device=self.device)
-        denoise = self._denoiser(self.image_labels(generators, labels), cfg.guidance, guide)
+        labels = self.image_labels(generators, labels)
         # Snapped and cut to what the network was trained for, as EDM's own generator does.
         low = max(cfg.sigma_min, self.net.sigma_min)
         high = min(cfg.sigma_max, self.net.sigma_max)
-        sigmas = SIGMAS[cfg.sigmas](cfg.steps, low, high, cfg.rho, self.device)
-        sigmas = self.net.known_sigma(sigmas)
+        # On the host, where each step asks for its own; in the precision of the device's state.
+        known = self.net.known_sigma_on_host()
+        sigmas = SIGMAS[cfg.sigmas](cfg.steps, low, high, cfg.rho)
+        sigmas = known(sigmas.to(state_dtype(self.device)))
         if cfg.sampler == "dpmpp_2m":
             sigmas = torch.unique_consecutive(sigmas)  # its step ratio needs distinct levels
 
         def randn(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             return generators.randn(shape, dtype=dtype, device=self.device)
 
+        guided = guided_steps(sigmas[:-1], cfg.guidance_min, cfg.guidance_max)
+        weights = [cfg.guidance if step else 1.0 for step in guided]
+        step = 0
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            # A number of the host is filled in on the device, not copied there.
+            sigma = torch.full((), float(sigma), dtype=torch.float32, device=x.device)
+            return self._denoised(x, sigma, labels, weights[step], guide)
+
+        def after_step(i: int, x: Tensor) -> None:
+            nonlocal step
+            step = i + 1
+            if callback:
+                callback(i, x)
+
         limits = (cfg.churn, cfg.churn_min, cfg.churn_max, cfg.churn_noise)
-        common = {"churn": Churn(*limits, self.net.known_sigma), "randn": randn}
+        common = {"churn": Churn(*limits, known), "randn": randn}
         self.nfe = 0
         x = latents.to(state_dtype(self.device)) * sigmas[0]
         if cfg.general:
@@ -365,11 +395,11 @@ class EDM(GenerativeModule):
                 schedule,
                 scaled=cfg.scaled,
                 alpha=alpha,
-                callback=callback,
+                callback=after_step,
                 **common,
             )
         else:
-            x = SAMPLERS[cfg.sampler](denoise, x, sigmas, callback=callback, **common)
+            x = SAMPLERS[cfg.sampler](denoise, x, sigmas, callback=after_step, **common)
         return x.float()
 
     def _sampling_config(self, options: dict[str, Any], guide: "EDM | None") -> EDMConfig:
@@ -398,21 +428,42 @@ class EDM(GenerativeModule):
             )
         return cfg
 
-    def _denoiser(
-        self, labels: Tensor | None, weight: float, guide: "EDM | None"
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return D(x, sigma) with labels and guidance built in; it counts self.nfe."""
+    def _denoised(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        labels: Tensor | None,
+        weight: float,
+        guide: "EDM | None",
+    ) -> Tensor:
+        """Return D(x, sigma) with guidance of this weight, 1 = none; it counts self.nfe."""
+        self.nfe += 1 if weight == 1 else 2
+        if weight == 1:
+            return self.net(x, sigma, labels)
+        if guide is not None:
+            guiding = guide.net(x, sigma, labels if guide.classes else None)
+            denoised = self.net(x, sigma, labels)
+        else:
+            both = torch.cat([labels, torch.full_like(labels, -1)])
+            denoised, guiding = self.net(torch.cat([x, x]), sigma, both).chunk(2)
+        return guiding + weight * (denoised - guiding)
 
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            self.nfe += 1 if weight == 1 else 2
-            if weight == 1:
-                return self.net(x, sigma, labels)
-            if guide is not None:
-                guiding = guide.net(x, sigma, labels if guide.classes else None)
-                denoised = self.net(x, sigma, labels)
-            else:
-                both = torch.cat([labels, torch.full_like(labels, -1)])
-                denoised, guiding = self.net(torch.cat([x, x]), sigma, both).chunk(2)
-            return guiding + weight * (denoised - guiding)
 
-        return denoise
+def guided_steps(sigmas: Tensor, low: float, high: float) -> list[bool]:
+    """Return which sampling steps are guided: those whose first sigma lies in (low, high].
+
+    Published ends are rounded noise levels, so an end within the grid means its nearest level.
+
+    Args:
+        sigmas: first noise level of each step, decreasing, > 0.
+        low, high: ends of the interval.
+
+    Reference: Kynkaanniemi et al. 2024, arXiv 2404.07724.
+    """
+
+    def snapped(end: float) -> float:
+        within = sigmas.min() <= end <= sigmas.max()
+        return float(sigmas[(sigmas - end).abs().argmin()]) if within else end
+
+    low, high = snapped(low), snapped(high)
+    return [low < sigma <= high for sigma in sigmas.tolist()]

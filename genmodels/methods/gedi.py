@@ -99,7 +99,9 @@ class GEDIConfig(Section):
     reinit: float = setting(
         0.05, "probability that a chain starts afresh when it is visited", ge=0, le=1
     )
-    max_gap: float = setting(1000.0, "stop when the mean |f(x) - f(fake)| passes this", gt=0)
+    max_gap: float = setting(
+        1000.0, "stop when the mean |f(x) - f(fake)| passes this", gt=0, infinite=True
+    )
     retry: int = setting(
         0, "number of restarts after a divergence: other noise, lr halved each", ge=0
     )
@@ -138,6 +140,11 @@ class GEDI(GenerativeModule):
 
     Config = GEDIConfig
     RETRIES = True
+    BY_PROCESS = (
+        "which chains of the buffer go on",
+        "their noise",
+        "the clusters' marginal of a micro-batch",
+    )
     SAMPLE_OPTIONS = settings_of(GEDIConfig, "start") | settings_of(ChainOptions)
     CLUSTERS = True
     OOD_SCORES = True
@@ -169,6 +176,20 @@ class GEDI(GenerativeModule):
                 name,
                 "needs clusters = classes of the data",
             )
+        processes = cfg.trainer.processes
+        share = cfg.data.batch_size // (processes * cfg.trainer.accumulate)
+        method.check(
+            not method.w_gen or method.buffer % processes == 0,
+            "buffer",
+            f"cannot be dealt to trainer.devices={cfg.trainer.devices} x "
+            f"trainer.num_nodes={cfg.trainer.num_nodes} processes in equal shares",
+        )
+        method.check(
+            not method.w_gen or method.buffer // processes >= share,
+            "buffer",
+            f"a process has {method.buffer // processes} of its entries, fewer than the {share} "
+            "images of its micro-batch; make it larger, or trainer.accumulate",
+        )
         self.net = network(cfg.network, self.shape)
         sizes = [self.net.width] + [method.head_width] * bool(method.head_width) + [self.clusters]
         layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
@@ -176,7 +197,7 @@ class GEDI(GenerativeModule):
         self.scalar = nn.Linear(self.net.width, 1) if method.energy == "scalar" else None
         self.replay = Replay(method.buffer, self.shape, method.reinit, cfg.seed, method.retry)
         self.marginal = terms.Marginal(method.marginal_ema)
-        self.mean_gap = 0.0
+        self.mean_gap: float | Tensor = 0.0  # a tensor on a device
         self.warned = ""
 
     def outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,11 +311,12 @@ class GEDI(GenerativeModule):
         self.replay.to(self.device)  # a checkpoint is read before the model moves to its device
         if not self.training:
             return self.replay.entries[: len(n)]
-        batch = int(n[0]) // len(n)  # its number in the stream: of the step, micro-batch and rank
+        batch = self.micro_batch  # its number in the stream: of the step, micro-batch and rank
+        if batch is None:
+            batch = int(n[0]) // len(n)
         slots, x = self.replay.draw(len(n), batch)
         x = self._chain(x, cfg.chain_steps, self.replay.keys(batch)[1], exact=True)
-        if torch.isfinite(x).all():
-            self.replay.put(slots, x)
+        self.replay.put(slots, x, torch.isfinite(x).all())
         return x
 
     def _rank_and_world(self) -> tuple[int, int]:
@@ -377,7 +399,8 @@ class GEDI(GenerativeModule):
                 steps,
                 "leaves the buffer's images in any cluster, whatever labels= says; try 100",
             )
-            x = self.replay.entries[keys % len(self.replay.entries)].to(device)
+            self.replay.to(device)
+            x = self.replay.entries[keys % len(self.replay.entries)]
         else:
             u = philox_uniform(self.shape, keys, 0, stream=int(Stream.CHAIN_START), device=device)
             x = 2 * u - 1
@@ -399,8 +422,14 @@ class GEDI(GenerativeModule):
         """
         cfg = self.cfg.method
         if "gap" in logs:
-            self.mean_gap += 0.02 * (abs(float(logs["gap"])) - self.mean_gap)
-            if self.anywhere(not self.mean_gap <= cfg.max_gap):
+            if logs["gap"].device.type == "cpu":
+                self.mean_gap += 0.02 * (abs(float(logs["gap"])) - self.mean_gap)
+                apart = self.anywhere(not self.mean_gap <= cfg.max_gap)
+            else:
+                mean, gap = torch.as_tensor(self.mean_gap).to(logs["gap"]), logs["gap"].abs()
+                self.mean_gap = mean + 0.02 * (gap - mean)
+                apart = self.stop_on_device(~(self.mean_gap <= cfg.max_gap))
+            if apart:
                 last = {key: round(float(value), 4) for key, value in logs.items()}
                 raise FloatingPointError(
                     f"method.max_gap={cfg.max_gap:g}: energies of data and chains ran apart at "
@@ -425,7 +454,9 @@ class GEDI(GenerativeModule):
         if state and self._rank_and_world()[1] > 1:
             gathered = self.all_gather({k: v.to(self.device) for k, v in state.items()})
             state = {key: value.flatten(0, 1).cpu() for key, value in gathered.items()}
-        gap = torch.tensor(self.mean_gap, dtype=torch.float64)  # the first process's
+        gap = torch.as_tensor(
+            self.mean_gap, dtype=torch.float64, device="cpu"
+        )  # the first process's
         checkpoint["replay"] = state | {"log_ema": self.marginal.log_ema, "mean_gap": gap}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from genmodels.networks.base import Network
 from genmodels.networks.denoiser import Denoiser, N2SUNet
 from genmodels.networks.ebm import EBM
+from genmodels.networks.edm2_unet import EDM2UNet
 from genmodels.networks.edm_unet import EDMUNet
 from genmodels.networks.encoder import Perceptron, ResNet8
 from genmodels.networks.mlp import MLP
@@ -19,6 +20,7 @@ __all__ = ["NETWORKS"]
 NETWORKS: dict[str, type[Network]] = {
     "unet": UNet,
     "edm_unet": EDMUNet,
+    "edm2_unet": EDM2UNet,
     "ebm": EBM,
     "mlp": MLP,
     "potential": Potential,

@@ -3,6 +3,7 @@
 from torch import nn
 
 from genmodels.config import Section
+from genmodels.networks.precond import Uncertainty
 
 __all__ = ["Network", "NetworkConfig"]
 
@@ -12,6 +13,8 @@ class Network(nn.Module):
 
     ENERGY: bool = False  # its output is f = -E, (B,), higher = likelier
     ENCODER: bool = False  # its output is features, (B, width)
+    FORCED: bool = False  # its weights are normalised before each optimizer step (EDM2)
+    UNCERTAINTY: type[nn.Module] = Uncertainty  # what method.uncertainty=true adds to it
 
 
 class NetworkConfig(Section):

@@ -13,6 +13,7 @@ arXiv 2206.00364, table 1 and appendices B.6 (edm) and C (the others).
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,10 @@ class Precond(nn.Module):
     def known_sigma(self, sigma: Tensor) -> Tensor:
         """Return the nearest noise levels that the network knows, in sigma's dtype."""
         return sigma
+
+    def known_sigma_on_host(self) -> Callable[[Tensor], Tensor]:
+        """Return known_sigma for noise levels on the CPU, wherever the network is."""
+        return self.known_sigma
 
     def forward(
         self,
@@ -173,12 +178,16 @@ class IDDPM(Precond):
 
     def index(self, sigma: Tensor) -> Tensor:
         """Return the index of the nearest level, int64 of sigma's shape."""
-        return (sigma.float()[..., None] - self.levels).abs().argmin(dim=-1)
+        return _nearest(sigma, self.levels)
 
     def known_sigma(self, sigma: Tensor) -> Tensor:
         """Return the nearest of the levels; 0 stays 0, the end of sampling."""
-        nearest = self.levels[self.index(sigma)].to(sigma.dtype)
-        return torch.where(sigma == 0, sigma, nearest)
+        return _snapped(sigma, self.levels)
+
+    def known_sigma_on_host(self) -> Callable[[Tensor], Tensor]:
+        """Return known_sigma for noise levels on the CPU: the table is read once."""
+        levels = self.levels.cpu()
+        return lambda sigma: _snapped(sigma, levels)
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """Return (c_skip, c_out, c_in, c_noise); c_noise counts the steps of the forward chain."""
@@ -195,6 +204,14 @@ class IDDPM(Precond):
         """Return one of the levels, each as likely."""
         index = (torch.special.ndtr(z) * len(self.levels)).long()
         return self.levels[index.clamp(max=len(self.levels) - 1)]
+
+
+def _nearest(sigma: Tensor, levels: Tensor) -> Tensor:
+    return (sigma.float()[..., None] - levels).abs().argmin(dim=-1)
+
+
+def _snapped(sigma: Tensor, levels: Tensor) -> Tensor:
+    return torch.where(sigma == 0, sigma, levels[_nearest(sigma, levels)].to(sigma.dtype))
 
 
 def iddpm_levels(count: int = 1000, c1: float = 0.001, c2: float = 0.008) -> list[float]:

@@ -199,8 +199,8 @@ def sample_ode(
     report = report if callback else None
     z = y - shift * variances[0]
     if solver == "heun":
-        sigmas = torch.tensor(variances, dtype=torch.float64).sqrt()
-        z = sample_heun(denoised, z, sigmas.to(z), callback=report)
+        sigmas = torch.tensor(variances, dtype=torch.float64).sqrt().to(z.dtype)
+        z = sample_heun(denoised, z, sigmas, callback=report)
         return z + shift * variances[-1]
     for i, (variance, after) in enumerate(itertools.pairwise(variances)):
         if after == 0:

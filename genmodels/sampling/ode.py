@@ -61,7 +61,8 @@ def sample_euler(
     Args:
         denoise: D(x, sigma) -> (B, C, H, W), sigma a scalar tensor.
         x: state at sigmas[0], (B, C, H, W); its dtype is kept (float64 advised).
-        sigmas: (steps + 1,) decreasing; the last may be 0.
+        sigmas: (steps + 1,) decreasing; the last may be 0. On the CPU: each step asks for them, and
+            one on a device would be waited for; D gets them as they come.
         churn: Churn, or None for the ODE.
         randn: callable shape, dtype -> noise (B, *shape); needed with churn.
         callback: called as callback(i, x) after each step.

@@ -367,16 +367,29 @@ class RungMeans:
             dim=1,
         )
         sums = rows.new_zeros(rungs, rows.shape[1]).index_add_(0, t - 1, rows)
-        self.present = torch.bincount(t - 1, minlength=rungs) > 0
-        self.values = sums / torch.bincount(t - 1, minlength=rungs)[:, None]
+        ones = torch.ones_like(t)
+        counts = ones.new_zeros(rungs).index_add_(0, t - 1, ones)  # a bincount waits for the device
+        self.present = counts > 0
+        self.values = sums / counts[:, None]
 
     def logs(self) -> dict[str, Tensor]:
-        """Return {"name_t": value}."""
-        return {
-            f"{name}_{t + 1}": row[i]
-            for i, name in enumerate(self.names)
-            for t, row in enumerate(self.values)
-        }
+        """Return {"name_t": value}, on the host."""
+        columns = zip(self.names, self.values.cpu().T)
+        return {f"{name}_{t}": v for name, column in columns for t, v in enumerate(column, 1)}
+
+    def unless(self, stopped: Tensor | None, before: "RungMeans | None") -> "RungMeans":
+        """Return these means, or those before them where `stopped` holds; decided on the device."""
+        if stopped is None or before is None:
+            return self
+        chosen = RungMeans.__new__(RungMeans)
+        chosen.values = torch.where(stopped, before.values, self.values)
+        chosen.present = torch.where(stopped, before.present, self.present)
+        return chosen
+
+    def diverged(self, limit: float) -> Tensor:
+        """Return, on the device, whether a |gap| is beyond the limit and all such rungs finite."""
+        wrong = self.present & ~(self.values[:, 2].abs() <= limit)
+        return wrong.any() & (self.values.isfinite().all(dim=1) | ~wrong).all()
 
     def beyond(self, limit: float) -> tuple[list[str], bool]:
         """Return a line for each rung whose |gap| is beyond the limit, and whether all are finite.

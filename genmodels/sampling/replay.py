@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from genmodels.kernels.broadcast import over_items
 from genmodels.kernels.philox import philox, philox_uniform
 from genmodels.seeding import Stream
 
@@ -99,17 +100,19 @@ class Replay:
         """Return (slots, states) that go on at this step; a share of them starts afresh."""
         slots, key = self.slots(count, step), self.keys(step)[0]
         u = philox_uniform((count,), key, 0, stream=int(Stream.REINIT), device=slots.device)[0]
-        new = (u < self.reinit).nonzero()[:, 0]
-        states = self.entries[slots]
-        if len(new):
-            states[new] = self.fresh(slots[new], key)
-            self.visits[slots[new]] = 0
-        self.visits[slots] += 1
+        new = u < self.reinit
+        anew = over_items(new, self.entries)
+        # Where, not an index: which and how many they are is known on the device alone.
+        states = torch.where(anew, self.fresh(slots, key), self.entries[slots])
+        self.visits[slots] = torch.where(new, 0, self.visits[slots]) + 1
         return slots, states
 
-    def put(self, slots: Tensor, states: Tensor) -> None:
-        """Store the states where they came from."""
-        self.entries[slots] = states.detach().to(self.entries)
+    def put(self, slots: Tensor, states: Tensor, valid: Tensor | None = None) -> None:
+        """Store the states where they came from, unless `valid`, a bool on the device, is false."""
+        states = states.detach().to(self.entries)
+        if valid is not None:
+            states = torch.where(valid, states, self.entries[slots])
+        self.entries[slots] = states
 
     def state(self) -> dict[str, Tensor]:
         """Return what a checkpoint has to hold; tensors on the CPU. Nothing before fill()."""
@@ -133,7 +136,7 @@ class Replay:
             raise ValueError(
                 f"method.buffer={self.size}: the checkpoint's holds {len(state['entries'])} of "
                 f"shape {tuple(state['entries'].shape[1:])}, this model's are {self.shape}; go on "
-                "with the same buffer and number of processes"
+                "with the same buffer"
             )
         self.rank = rank
         share = self.size // world

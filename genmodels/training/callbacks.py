@@ -1,6 +1,8 @@
 """Around training: EMA, picture grids, metrics, speed, the progress bar."""
 
 import contextlib
+import math
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -35,11 +37,12 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, half_life: float, rampup: float, batch_size: int) -> None:
-        super().__init__(use_buffers=False, multi_avg_fn=self._average)
+        super().__init__(use_buffers=False)
         self.half_life = half_life
         self.method: GenerativeModule | None = None
         self.rampup = rampup
         self.batch_size = batch_size
+        self.pairs: list[tuple[list[Any], list[Any]]] = []  # (average, model): weights, buffers
 
     def decay(self, step: int) -> float:
         """Return beta for the step after `step` optimizer steps."""
@@ -48,15 +51,48 @@ class EMA(WeightAveraging):
             half_life = min(half_life, self.rampup * step * self.batch_size)
         return 0.5 ** (self.batch_size / half_life) if half_life else 0.0
 
+    def on_train_batch_end(
+        self,
+        trainer: Any,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Average after an optimizer step.
+
+        What WeightAveraging does, but for its questions: how often it did so lies on the device,
+        and which tensors to average does not change from step to step.
+        """
+        if trainer.global_step > self._latest_update_step:
+            self.update(module)
+            self._latest_update_step = trainer.global_step
+
     @torch.no_grad()
-    def _average(self, averages: Any, weights: Any, num_averaged: Any) -> None:
-        # The stock avg_fn lets frozen weights drift by rounding; lerp leaves equal values alone.
-        torch._foreach_lerp_(averages, weights, 1 - self.decay(self._latest_update_step))
+    def update(self, module: L.LightningModule) -> None:
+        """Average the weights once; buffers are copied."""
+        average: Any = self._average_model
+        if not self.pairs:
+            pairs = [(m.parameters(), m.buffers()) for m in (average.module, module)]
+            self.pairs = [(list(own), list(its)) for own, its in zip(*pairs)]
+        (averages, weights), (buffers, newest) = self.pairs
+        if average.n_averaged == 0:
+            torch._foreach_copy_(averages, weights)
+        else:
+            # The stock average lets frozen weights drift by rounding; lerp leaves equal values
+            # alone.
+            torch._foreach_lerp_(averages, weights, 1 - self.decay(self._latest_update_step))
+        if buffers:
+            torch._foreach_copy_(buffers, newest)
+        average.n_averaged += 1
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Move the average to the model's device (setup made it before the model moved)."""
         # The LightningModule's own .to(), for it alone keeps .device right.
         self.module.to(module.device)
+        average: Any = self._average_model
+        average.n_averaged = average.n_averaged.cpu()  # asked for at every step
+        self.pairs = []
         if isinstance(module, GenerativeModule):
             self.method = module
 
@@ -168,6 +204,7 @@ class GeneratedMetrics(Callback):
                 train=data.train[0],
                 held_out=data.held_out[0],
                 device=module.device,
+                weights_are_code=self.cfg.weights_are_code,
             )
         with _evaluated(trainer, module) as model:
             source = Generated(model, range(self.cfg.num))
@@ -235,13 +272,51 @@ class Throughput(Callback):
         if step > self.step and step % trainer.log_every_n_steps == 0:
             now = time.monotonic()
             rate = (step - self.step) * self.batch_size / (now - self.time)
-            module.log("train/images_per_second", rate, prog_bar=True)
+            # A tensor of the host: the bar reads it at every step.
+            module.log("train/images_per_second", torch.tensor(rate), prog_bar=True)
             self.time = now
             self.step = step
 
 
 class Progress(TQDMProgressBar):
-    """One bar over the whole run, in micro-batches; there are no epochs."""
+    """One bar over the whole run, in micro-batches; there are no epochs.
+
+    Where nobody watches (a log file, a pipe) it is a line every EVERY seconds.
+    """
+
+    EVERY = 10.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watched = sys.stdout.isatty() or "ipykernel" in sys.modules
+        self.written, self.step = -math.inf, -1  # the latest line
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Move the bar, or write a line if one is due."""
+        if self.watched:
+            super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+        elif not self.is_disabled and time.monotonic() >= self.written + self.EVERY:
+            self.write_line(trainer, module)
+
+    def write_line(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Print the step and the numbers that stand beside a bar."""
+        self.written, self.step = time.monotonic(), trainer.global_step
+        numbers = self.get_metrics(trainer, module)
+        values = (
+            f"{name} {value:.4g}" for name, value in numbers.items() if isinstance(value, float)
+        )
+        print(", ".join([f"step {trainer.global_step}/{trainer.max_steps}", *values]), flush=True)
+
+    def init_train_tqdm(self) -> Tqdm:
+        """Return the bar, which shows nothing where nobody watches."""
+        return super().init_train_tqdm() if self.watched else Tqdm(disable=True)
 
     @property
     def total_train_batches(self) -> int:
@@ -259,6 +334,11 @@ class Progress(TQDMProgressBar):
 
     def on_train_end(self, *args: Any) -> None:
         """Leave the bar at its end (the last steps may fall between two refreshes)."""
+        if not self.watched:
+            if not self.is_disabled and self.trainer.global_step != self.step:
+                self.write_line(self.trainer, self.trainer.lightning_module)
+            super().on_train_end(*args)
+            return
         bar = self.train_progress_bar
         bar.n = min(bar.total or 0, self.trainer.global_step * self.trainer.accumulate_grad_batches)
         bar.refresh()

@@ -1,6 +1,7 @@
 """One training: what the machine lacks, the Trainer, the fit, the command that goes on."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,12 +14,13 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from genmodels import checkpoint, cli
 from genmodels.config import Config
-from genmodels.distributed import is_first
+from genmodels.distributed import check_launch, is_first
 from genmodels.evaluation.scorer import expand_metrics
 from genmodels.methods import METHODS
 from genmodels.metrics.features import load_features
 from genmodels.run import Run
 from genmodels.training import callbacks
+from genmodels.training.power_ema import PowerEMA
 from genmodels.training.saver import CSVMetrics, Saver
 
 
@@ -36,6 +38,7 @@ def usable_precision(precision: str, accelerator: str) -> str:
 
 def check_machine(cfg: Config) -> None:
     """Raise ValueError for what this machine lacks, before anything is written."""
+    check_launch(cfg.trainer.num_nodes, cfg.trainer.devices)
     if cfg.trainer.accelerator == "cuda" and not torch.cuda.is_available():
         raise ValueError("trainer.accelerator=cuda: no CUDA device here; use auto or cpu")
     if cfg.trainer.accelerator == "mps" and not torch.backends.mps.is_available():
@@ -44,7 +47,7 @@ def check_machine(cfg: Config) -> None:
         raise ValueError("trainer.loggers=wandb: not installed; pip install wandb")
     if cfg.eval.every:
         expand_metrics(cfg.eval.metrics)
-        load_features(cfg.eval.features)
+        load_features(cfg.eval.features, weights_are_code=cfg.eval.weights_are_code)
 
 
 class Ended(NamedTuple):
@@ -99,7 +102,12 @@ def make_trainer(cfg: Config, run: Run, step: int, saver: Saver) -> L.Trainer:
         callbacks.MissedLoss(cfg.eval.loss_every),
         callbacks.Throughput(cfg.data.batch_size),
     ]
-    if cfg.ema.half_life:
+    if cfg.ema.sigma_rel:
+        images = cfg.ema.snapshot
+        share = max(1, options.max_steps // 64) if images < 0 else 0
+        steps = share or math.ceil(images / cfg.data.batch_size)
+        extras.append(PowerEMA(cfg.ema.sigma_rel, run, steps))
+    elif cfg.ema.half_life:
         extras.append(callbacks.EMA(cfg.ema.half_life, cfg.ema.rampup, cfg.data.batch_size))
     if cfg.sample.every:
         extras.append(callbacks.SampleGrid(run, cfg.sample))
@@ -109,10 +117,12 @@ def make_trainer(cfg: Config, run: Run, step: int, saver: Saver) -> L.Trainer:
         extras.append(callbacks.Progress())
     extras.append(saver)  # last: see there
     precision: Any = usable_precision(options.precision, options.accelerator)
+    several = options.processes > 1
     return L.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
-        strategy="ddp" if options.strategy == "auto" and options.devices > 1 else options.strategy,
+        num_nodes=options.num_nodes,
+        strategy="ddp" if options.strategy == "auto" and several else options.strategy,
         precision=precision,
         max_steps=options.max_steps,
         max_epochs=-1,
@@ -149,6 +159,10 @@ def make_loggers(cfg: Config, run: Run, step: int) -> list[Logger]:
     return loggers
 
 
+# How gloo and NCCL say that a process at the other end is gone.
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process")
+
+
 @contextlib.contextmanager
 def remedies(cfg: Config, run: Run) -> Iterator[None]:
     """Raise ValueError with a remedy in place of a full disk's, memory's or a worker's own error.
@@ -158,12 +172,17 @@ def remedies(cfg: Config, run: Run) -> Iterator[None]:
         run: what the remedy goes on with.
     """
     parts, size = cfg.trainer.accumulate, cfg.data.batch_size
-    more = [n for n in range(parts + 1, size + 1) if size % (n * cfg.trainer.devices) == 0]
-    accumulate = f"trainer.accumulate={more[0]} (the same batch in parts) or " if more else ""
-    unit = parts * cfg.trainer.devices
+    more = [n for n in range(parts + 1, size + 1) if size % (n * cfg.trainer.processes) == 0]
+    in_parts = (
+        f"go on with python train.py resume={run.folder} trainer.accumulate={more[0]} (the same "
+        "batch in parts), or try "
+        if more
+        else "try "
+    )
+    unit = parts * cfg.trainer.processes
     smaller = max(1, size // unit // 2) * unit  # the stream takes multiples of the unit only
     too_large = (
-        f"data.batch_size={size}: does not fit into memory; try {accumulate}"
+        f"data.batch_size={size}: does not fit into memory; {in_parts}"
         f"data.batch_size={smaller} with python train.py {run.config}"
     )
     try:
@@ -177,6 +196,13 @@ def remedies(cfg: Config, run: Run) -> Iterator[None]:
             f"{cli.REMEDIES[error.errno]}, then go on with python train.py resume={run.folder}"
         ) from None
     except RuntimeError as error:
+        if cfg.trainer.processes > 1 and any(words in str(error) for words in LOST):
+            reason = str(error).splitlines()[0][:160]
+            folder = run.folder if run.config.is_file() else "its folder, named by the first one"
+            raise RuntimeError(
+                f"another process of this training has ended ({reason}); see what it wrote, then "
+                f"go on with python train.py resume={folder}"
+            ) from None
         if not str(error).startswith("DataLoader worker"):
             raise
         raise ValueError(

@@ -99,5 +99,6 @@ class Judge:
                 train=self.data.train[0],
                 held_out=self.data.held_out[0],
                 device=self.device,
+                weights_are_code=self.cfg.eval.weights_are_code,
             )
         return self.scorers[split]

@@ -6,15 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from genmodels.checkpoint import newest_checkpoint
-from genmodels.config import Config, load_config, to_plain
+from genmodels.config import Config, check_foreign, load_config, to_plain
+from genmodels.config.load import read_yaml
 from genmodels.data import check_settings
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
 from genmodels.run import Run
 from genmodels.training.saver import read_table
 
+# What deals a batch out: the run stays what it is, but for what dealt_anew names.
+DEVICES = (
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.accelerator",
+    "trainer.accumulate",
+)
 # What a resumed run may change; anything else would be ignored or would make another run of it.
 CHANGEABLE = (
+    *DEVICES,
     "trainer.max_steps",
     "trainer.max_time",
     "trainer.log_every",
@@ -23,6 +33,7 @@ CHANGEABLE = (
     "checkpoint.",
     "sample.",
     "eval.",
+    "ema.snapshot",
     "data.root",
     "data.fingerprint",
     "data.device",
@@ -54,13 +65,17 @@ def resumed_config(run: Run, words: Mapping[str, str]) -> Config:
             raise ValueError(
                 f"{key}={text}: cannot change when resuming; start a new run with init={run.folder}"
             )
+    check_foreign(read_yaml(run.config))
     old = _read_config([run.config], {})
     if "trainer.max_steps" in words and old.optim.decay == "cosine":
         raise ValueError(
             f"trainer.max_steps={words['trainer.max_steps']}: optim.decay={old.optim.decay} was "
             f"laid out for {old.trainer.max_steps} steps; start a new run with init={run.folder}"
         )
-    return _read_config([run.config], words)
+    cfg = _read_config([run.config], words)
+    if METHODS[cfg.method.name].NEEDS:  # its rounds have no check_same: they are runs of their own
+        warn_of_dealing(_flat(to_plain(old)), cfg)
+    return cfg
 
 
 def check_same(cfg: Config, run: Run) -> tuple[int, Path | None]:
@@ -81,6 +96,11 @@ def check_same(cfg: Config, run: Run) -> tuple[int, Path | None]:
                 f"with init={path}"
             )
     step = saved["global_step"]
+    if cfg.trainer.max_steps < step:
+        raise ValueError(
+            f"trainer.max_steps={cfg.trainer.max_steps}: {run.folder} has made {step} steps "
+            "already; give as many or more"
+        )
     rows = read_table(run.metrics, step)  # raises now rather than after a write
     old, new = _flat(saved["hyper_parameters"]["config"]), _flat(to_plain(cfg))
     for key in new:
@@ -90,6 +110,7 @@ def check_same(cfg: Config, run: Run) -> tuple[int, Path | None]:
                 f"{key}={new[key]}: {path} was trained with {old.get(key)}; put that back "
                 "into config.yaml, or start a new run with init="
             )
+    warn_of_dealing(old, cfg)
     last, every = max(rows, default=0), old["trainer.log_every"]
     if last < step - step % every:
         warnings.warn(
@@ -112,8 +133,34 @@ def check_unsaved(cfg: Config, run: Run) -> None:
             f"resume={run.folder}: metrics.csv reaches step {step}, but no checkpoint is there; "
             f"put it back, or start a new run with python train.py {run.config}"
         )
-    if step:
-        warnings.warn(f"{run.folder}: no checkpoint yet, training begins anew", stacklevel=2)
+    warnings.warn(f"{run.folder}: no checkpoint yet, training begins anew", stacklevel=2)
+
+
+def warn_of_dealing(old: Mapping[str, Any], cfg: Config) -> None:
+    """Warn of what differs from a run that was not resumed, if its batches are dealt out anew.
+
+    Images, their noise and the order are functions of (seed, n) and stay; sums of gradients are
+    rounded otherwise in any case.
+
+    Args:
+        old: {"a.b": value} of the config so far.
+        cfg: Config that goes on.
+    """
+    keys = ("trainer.devices", "trainer.num_nodes", "trainer.accumulate", "trainer.accelerator")
+    new, old = _flat(to_plain(cfg)), {"trainer.num_nodes": 1} | dict(old)
+    changed = [key for key in keys if old[key] != new[key]]
+    if not changed:
+        return
+    network = [key for key, value in new.items() if key.endswith("dropout") and value]
+    differs = [key for key in network if "label_dropout" not in key]
+    if changed != ["trainer.accelerator"]:  # those are keyed by the process and the micro-batch
+        differs += METHODS[cfg.method.name].BY_PROCESS
+    words = ", ".join(f"{key}={new[key]} (was {old[key]})" for key in changed)
+    warnings.warn(
+        f"{words}: goes on with the same images and noise; "
+        f"{', '.join([*differs, 'rounding'])} will differ from a run that never stopped",
+        stacklevel=2,
+    )
 
 
 def _read_config(paths: Sequence[Path | str], words: Mapping[str, str]) -> Config:

@@ -26,8 +26,8 @@ class Saver(Callback):
 
     It must stand last in the list of callbacks: the EMA has taken in the step by then, the step's
     grid and metrics are written, and at the end of the run this saves before the average is swapped
-    in. Ctrl-C, SIGTERM and max_time end the run after the current optimizer step, saved; a second
-    Ctrl-C does not wait. `signal` then holds the signal's number on every rank, else 0.
+    in. Ctrl-C, SIGTERM, SIGHUP and max_time end the run after the current optimizer step, saved; a
+    second Ctrl-C does not wait. `signal` then holds the signal's number on every rank, else 0.
 
     Args:
         run: where to save.
@@ -50,11 +50,29 @@ class Saver(Callback):
         self.saved_step = trainer.global_step
         if trainer.is_global_zero:
             atomic.remove_partial(self.run.checkpoints)  # of a kill in the middle of a save
-        for number in (signal.SIGINT, signal.SIGTERM):
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        # A terminal that closes, unless nohup has it ignored.
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             try:
                 self.handlers[number] = signal.signal(number, self._on_signal)
             except ValueError:  # not in the main thread: whoever runs us there handles signals
                 return
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, saved: dict[str, Any]
+    ) -> None:
+        """Count the batches so far in today's parts: Lightning steps at multiples of accumulate.
+
+        A run that goes on with another trainer.accumulate would else begin inside a step.
+        """
+        batches = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        begun = saved["global_step"] * trainer.accumulate_grad_batches
+        further = begun - batches["current"]["ready"]
+        for counts in (batches["total"], batches["current"]):
+            for key in ("ready", "started", "processed", "completed"):
+                counts[key] += further
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal and number == signal.SIGINT:

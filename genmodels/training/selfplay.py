@@ -109,8 +109,33 @@ class SelfPlay:
         self.device = self.judge.device
         self.metric = self.judge.metric
         if self.first:
+            self.check_steps()
             run.make_folders()
+            self.mend_last()
             save_config(cfg, run.config)
+
+    def check_steps(self) -> None:
+        """Raise ValueError if the round that goes on has candidates past trainer.max_steps."""
+        state = next((_read_state(folder) for folder in _round_folders(self.run)[::-1]), {})
+        going = state.get("candidates", []) if not state.get("winner") else []
+        step = max((entry["step"] for one in going for entry in one["curve"]), default=0)
+        check(
+            self.cfg.trainer.max_steps >= step,
+            "trainer.max_steps",
+            self.cfg.trainer.max_steps,
+            f"a candidate has made {step} steps already; give as many or more",
+        )
+
+    def mend_last(self) -> None:
+        """Put the newest winner in the place of a last.ckpt that is missing or damaged."""
+        winners = sorted(self.run.folder.glob("round-*/winner.ckpt"))
+        if not winners:
+            return
+        try:
+            checkpoint.read_checkpoint(self.run.last)
+        except ValueError as error:
+            self.say(f"{error}; {winners[-1]} takes its place")
+            link(winners[-1], self.run.last)
 
     def round(self, number: int) -> bool:
         """Play one round, or what is left of it; return whether it found a better model."""
@@ -306,6 +331,7 @@ class SelfPlay:
             init=state["reference"]["model"],
             method=replace(method, **changed),
             eval=replace(self.cfg.eval, every=0),  # scored from outside, between the fits
+            ema=replace(self.cfg.ema, snapshot=0) if self.cfg.ema.sigma_rel else self.cfg.ema,
         )
 
     def score(self, candidate: Mapping[str, Any], step: int) -> dict[str, Any]:
@@ -442,7 +468,10 @@ def _state_file(folder: Path) -> Path:
 def _read_state(folder: Path) -> dict[str, Any]:
     """Return the state of the round in a folder, empty if it has not begun."""
     path = _state_file(folder)
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"resume={folder.parent}: {path} cannot be read ({error})") from None
 
 
 def _holds(value: Any, keys: Sequence[str | int]) -> bool:

@@ -298,7 +298,10 @@ def test_selftest_passes_and_fails(capsys, tmp_path):
             return rows + torch.arange(len(rows)).unsqueeze(1) * 0.01
 
     torch.jit.script(Drifting()).save(str(tmp_path / "drifting.pt"))
-    assert evaluate.main(["selftest", f"features={tmp_path}/drifting.pt"]) == 1
+    assert (
+        evaluate.main(["selftest", f"features={tmp_path}/drifting.pt", "weights_are_code=true"])
+        == 1
+    )
     shown = capsys.readouterr().out
     assert shown.count("FAIL") >= 2 and "another batch of the net" in shown
 
@@ -327,9 +330,9 @@ def test_selftest_passes_and_fails(capsys, tmp_path):
         (["noise=tpu"], "noise=tpu: choose from cpu, cuda, mps"),
         (["plot=p.png", "metrics=kid"], "plot=p.png: nothing to draw; add metrics=fd or prc"),
         (["metrics="], "metrics=: name some of fd, "),
-        (["feature_batch=-3"], "feature_batch=-3: must be >= 0"),
+        (["feature_batch=-3"], "feature_batch=-3: must be in [0, 1e+06]"),
         (["seed=-1"], "seed=-1: must be in [0, 2^63)"),
-        (["pad=-7"], "pad=-7: must be >= -1"),
+        (["pad=-7"], "pad=-7: must be in [-1, 4096]"),
         (["batch=0"], "batch=0: must be >= 1"),
         (["sha256=abcdabcd"], "sha256=abcdabcd: features=pixels has no weights"),
         (["equal=true", "metrics=nn1"], "equal=true: changes metrics=fd only"),
@@ -405,7 +408,10 @@ def test_features_that_fail_are_one_line_and_exit_2(tmp_path, capsys, digits):
     (tmp_path / "bad.safetensors").write_bytes(b"not the weights")
     real = ["images=digits:test", "reference=digits:train"]
     for words, message in (
-        ([*real, f"features={tmp_path}/spoiled.pt"], "finite, got NaN or infinite values"),
+        (
+            [*real, f"features={tmp_path}/spoiled.pt", "weights_are_code=true"],
+            "finite, got NaN or infinite values",
+        ),
         ([f"images={one}", "reference=digits:test"], "num=1: scores need at least 4 images"),
         (["images=digits:test", f"reference={one}"], "360 images, 1 in the reference"),
         ([*real, "features=digits", f"weights={tmp_path}/bad.safetensors"], "sha256"),
@@ -413,7 +419,7 @@ def test_features_that_fail_are_one_line_and_exit_2(tmp_path, capsys, digits):
         ([*real, "metrics=is"], "metrics=is: features=pixels gives no class scores"),
         ([*real, "metrics=kid_subsets"], "needs at least 1000 images on each side, got 360"),
         ([*real, "features=inception"], "weights= is missing: features=inception needs a file"),
-        ([*real, "num=50"], "num=50: images= scores all its images; leave it out"),
+        ([*real, "num=500"], "num=500: images=digits:test holds 360 images; give no more"),
         (["stats", "data=digits"], "out=: stats writes a file; name it, out=STATS.npz"),
         (["stats", "out=s.npz"], "data=: name a data set"),
     ):

@@ -232,8 +232,9 @@ def test_a_batch_too_large_for_memory(failure, tiny_run, tmp_path, capsys, monke
     (run,) = tmp_path.glob("*/*")
     one_line(
         capsys,
-        "data.batch_size=12: does not fit into memory; try trainer.accumulate=3",
-        f"or data.batch_size=6 with python train.py {run}/config.yaml",
+        "data.batch_size=12: does not fit into memory; "
+        f"go on with python train.py resume={run} trainer.accumulate=3 (the same batch in parts), "
+        f"or try data.batch_size=6 with python train.py {run}/config.yaml",
     )
     monkeypatch.setattr(EDM, "sample", failure)
     assert sample.main([str(tiny_run), "num=9", "batch=8", f"out={tmp_path}/a"]) == 2

@@ -105,7 +105,7 @@ BAD_WORDS = {
     "trainer.strategy=foo": "trainer.strategy=foo: choose from auto, ddp",
     "trainer.devices=3": "must be a multiple of trainer.devices x accumulate = 3",
     "name=../../elsewhere": "name=../../elsewhere: must be one folder's name",
-    "name=${x}": "name: Interpolation key 'x' not found",
+    "name=${x}": "name=${x}: write the value itself",
 }
 
 

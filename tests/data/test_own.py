@@ -158,7 +158,7 @@ def test_an_npz_larger_than_memory_is_refused_unread(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros((100, 8, 8, 3), np.uint8))
     assert len(arrays.npz_images(tmp_path / "a.npz")[0]) == 100
     monkeypatch.setattr(arrays, "memory_size", lambda: 10_000)
-    with pytest.raises(ValueError, match="npz=.*images unpacks to 0 GB, more than this machine"):
+    with pytest.raises(ValueError, match="npz=.*images unpacks to .* MB, more than"):
         arrays.npz_images(tmp_path / "a.npz")
 
 

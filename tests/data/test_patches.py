@@ -9,7 +9,7 @@ from PIL import Image
 
 from genmodels.config import DataConfig, NoiseConfig
 from genmodels.data import patches
-from genmodels.data.patches import NoisyDataModule
+from genmodels.data.patches import NoisyDataModule, Pictures
 
 
 @pytest.fixture
@@ -33,7 +33,10 @@ def make(folder, seed=0, rank=0, world=1, step=0, batch=8, holdout=0.2, **noise)
         noise=NoiseConfig(**noise),
     )
     data = NoisyDataModule(cfg, seed)
-    data.trainer = SimpleNamespace(global_step=step, global_rank=rank, world_size=world)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(
+        global_step=step, global_rank=rank, world_size=world, strategy=strategy
+    )
     return data
 
 
@@ -182,6 +185,22 @@ def test_what_cannot_be_is_one_line(folder):
         NoiseConfig(law="gaussian", copies="given", target="clean")
     with pytest.raises(ValueError, match="is no folder of pictures"):
         NoisyDataModule(DataConfig(name="digits", patch=4, noise=NoiseConfig(law="gaussian")))
+
+
+def test_patches_cut_at_once_are_those_cut_one_by_one():
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(2, 9, 7), (2, 5, 12), (2, 8, 8)]
+    pictures = [torch.rand(size, generator=generator) for size in sizes]
+    numbers = torch.randint(3, (200,), generator=generator)
+    row, column, turn = torch.rand(3, 200, generator=generator).double()
+    patches = Pictures(pictures).cut(numbers, 5, row, column, turn)
+    for k, number in enumerate(numbers.tolist()):
+        _, height, width = sizes[number]
+        top, left = int(row[k] * (height - 4)), int(column[k] * (width - 4))
+        patch = pictures[number][:, top : top + 5, left : left + 5]
+        patch = torch.rot90(patch, int(turn[k] * 4), (1, 2))
+        patch = patch.flip(-1) if int(turn[k] * 8) % 2 else patch
+        assert torch.equal(patches[k], patch)
 
 
 def test_no_noise_is_that_of_a_test_picture(folder):

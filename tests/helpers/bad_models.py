@@ -73,7 +73,7 @@ checkpoint_case(
     "pickle", lambda f, run: (f / "a.ckpt").write_bytes(pickle.dumps(Evil(f / "evil"))), NOT_OURS
 )
 checkpoint_case(
-    "payload", edit(lambda s: s.update(extra=Evil("/tmp/genmodels-evil"))), NOT_OURS, "Weights only"
+    "payload", edit(lambda s: s.update(extra=Evil("/tmp/genmodels-evil"))), NOT_OURS, "a call of"
 )
 checkpoint_case("no-config", edit(lambda s: s.pop("hyper_parameters")), NOT_OURS)
 checkpoint_case("no-weights", edit(lambda s: s.pop("state_dict")), NOT_OURS, "state_dict")
@@ -134,6 +134,7 @@ def stored(change):
         state = load_file(model / "model.safetensors")
         change(state)
         save_file(state, model / "model.safetensors")
+        described(lambda plain: plain.pop("weights_sha256"))(model)  # as a forger would
 
     return tamper
 
@@ -197,9 +198,17 @@ def swap(old, new):
 
 
 LAST = "checkpoints/last.ckpt"
-resume_case(
-    "truncated", lambda r: os.truncate(r / LAST, 5000), f"model={{dir}}/run/{LAST}: not a check"
-)
+
+
+def cut_all(run):
+    """Cut every checkpoint of a run: where one is whole, it is taken."""
+    for path in (run / "checkpoints").iterdir():
+        cut = path.read_bytes()[:5000]
+        path.unlink()  # last.ckpt and the latest step are one file
+        path.write_bytes(cut)
+
+
+resume_case("truncated", cut_all, f"model={{dir}}/run/{LAST}: not a check")
 resume_case(
     "config", lambda r: (r / "config.yaml").write_text("a: ["), "config={dir}/run/config.yaml: not"
 )

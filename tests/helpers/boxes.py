@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional
 
-from genmodels.config import check
+from genmodels.config import Config, check
 from genmodels.noise import LAWS
 
 
@@ -17,6 +17,7 @@ class Box:
     ANY_SIZE, most, ESTIMATORS = True, float("inf"), ("law",)
     classes = 0
     device = torch.device("cpu")
+    cfg = Config()
 
     def __init__(self, radius=1, channels=1, shift=0, laws=("gaussian", "poisson")):
         self.radius, self.shape, self.shift = radius, (channels, 8, 8), shift

@@ -13,7 +13,7 @@ import sample
 from genmodels import checkpoint, seeding
 from genmodels.config import to_plain
 from genmodels.images import to_uint8
-from genmodels.methods.edm import SAMPLING
+from genmodels.methods.edm import SAMPLING, guided_steps
 from genmodels.sampling.ode import Churn, sample_euler, sample_heun
 from genmodels.sampling.schedules import karras_sigmas
 from tests.helpers.gaussian import Gaussian
@@ -402,6 +402,54 @@ def test_classifier_free_guidance_is_the_model_without_label():
     one = model.sample([0, 5], 3, steps=3, guidance=2.0)
     other = model.sample([0, 5], 3, steps=3, guidance=2.0, guide=guide)
     torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "low, high, steps",
+    [(0.28, 2.90, range(15, 22)), (0.19, 1.61, range(17, 23)), (0.60, 5.00, range(13, 20))],
+)
+def test_published_intervals_of_guidance(low, high, steps):
+    """Of EDM2-S and XXL by FID: rounded levels of the grid of 32 steps; and by FD in DINOv2."""
+    sigmas = karras_sigmas(32, 0.002, 80.0, 7.0, torch.device("cpu"))[:-1]
+    found = [i for i, step in enumerate(guided_steps(sigmas, low, high)) if step]
+    assert found == list(steps)
+    ends = float(sigmas[found[0]]), float(sigmas[found[-1] + 1])
+    assert ends == pytest.approx((high, low), abs=0.0051)  # as printed
+
+
+def test_all_of_the_interval_is_plain_guidance_and_nothing_of_it_is_none():
+    model, guide = filled(labels=True, label_dropout=0.1), filled(1, labels=True)
+    for options in ({}, {"guide": guide}, {"churn": 5.0}, {"sampler": "dpmpp_2m"}):
+        at = lambda o=options, **more: model.sample([0, 5], 3, steps=4, **o, **more)  # noqa: E731
+        guided = at(guidance=2.0)
+        assert torch.equal(at(guidance=2.0, guidance_min=0.0, guidance_max=math.inf), guided)
+        none = at(guidance=2.0, guidance_min=1.0, guidance_max=1.0)
+        plain = model.sample(
+            [0, 5], 3, steps=4, **{k: v for k, v in options.items() if k != "guide"}
+        )
+        assert torch.equal(none, plain)
+        assert not torch.equal(at(guidance=2.0, guidance_max=2.0), guided)
+        assert not torch.equal(at(guidance=2.0, guidance_max=2.0), plain)
+
+
+def test_a_step_is_guided_as_a_whole():
+    """Of four steps the second, corrector included: 7 evaluations and 2 of the guide."""
+    model, seen = filled(), []
+    guide = make()
+    guide.net.forward = lambda x, sigma, labels: seen.append(float(sigma)) or x
+    sigmas = karras_sigmas(4, 0.002, 80.0, 7.0, torch.device("cpu")).tolist()
+    options = {"guide": guide, "guidance": 2.0}
+    model.sample([0], steps=4, guidance_min=sigmas[2], guidance_max=sigmas[1], **options)
+    assert seen == pytest.approx(sigmas[1:3]) and model.nfe == 9
+    seen.clear()
+    near = {"guidance_min": 1.1 * sigmas[2], "guidance_max": 0.95 * sigmas[1]}
+    model.sample([0], steps=4, **near, **options)
+    assert seen == pytest.approx(sigmas[1:3])
+
+
+def test_an_interval_without_guidance_is_refused():
+    with pytest.raises(ValueError, match="^guidance_max=2.0: nothing is guided"):
+        filled(labels=True, label_dropout=0.1).sample([0], 3, steps=1, guidance_max=2.0)
 
 
 def test_a_model_that_saw_every_label_is_no_guide_of_itself():

@@ -275,7 +275,7 @@ BAD = {
     "method.offset=0": "method.offset=0.0: must be in [0.001, 2]",
     "method.sigma_min=3": "method.sigma_min=3.0: must be in (0, sigma_max=2.0)",
     "method.drift=20": "method.drift=20.0: |drift - 0.5| sigma_max^2 must be <= 25",
-    "method.drift=nan": "method.drift=nan: |drift",
+    "method.drift=nan": "method.drift=nan: must be finite",
     "method.sigma_max=11": "method.sigma_max=11.0: must be <= 10",
     "method.prior=flat": "method.prior=flat: choose from lognormal, lowrank, full",
     "method.anneal=1.5": "method.anneal=1.5: must be in (0, 1]",

@@ -21,7 +21,7 @@ from genmodels.metrics.features.colour_nets import (
 
 
 def test_batch_norms_are_folded_into_the_convolutions():
-    """Against torch's own batch norm in eval mode, with statistics that are not the initial ones."""
+    """Against torch's own batch norm in eval mode, with statistics of its own."""
     torch.manual_seed(0)
     net = ColourNet(norms=True)
     for module in net.modules():
@@ -61,10 +61,10 @@ def test_it_knows_the_exact_test_pictures():
     if not path.is_file():
         pytest.skip("needs GENMODELS_DATA with cifar10/cifar10_exact_subset.npz")
     with np.load(path) as file:
-        images = torch.from_numpy(file["test_images"]).permute(0, 3, 1, 2)[:600]
-        labels = torch.from_numpy(file["all_test_labels"][:600].astype(np.int64))
-        assert (file["test_indices"][:600] == np.arange(600)).all()
+        images = torch.from_numpy(file["test_images"]).permute(0, 3, 1, 2)
+        labels = torch.from_numpy(file["all_test_labels"][: len(images)].astype(np.int64))
+        assert (file["test_indices"] == np.arange(len(images))).all()
     features = load_features("cifar")
     with torch.no_grad():
         found = features.net.logits(extract(features, images)).argmax(dim=1)
-    assert (found == labels).double().mean() >= 0.87
+    assert (found == labels).double().mean() >= 0.88

@@ -314,13 +314,17 @@ def test_torchscript_file(tmp_path):
 
     path = tmp_path / "mean.pt"
     torch.jit.script(Mean()).save(str(path))
-    features = load_features(str(path))
+    with pytest.raises(ValueError, match="is a program, .* add weights_are_code=true"):
+        load_features(str(path))
+    with pytest.raises(ValueError, match="weights_are_code=true: features=digits runs no code"):
+        load_features("digits", weights_are_code=True)
+    features = load_features(str(path), weights_are_code=True)
     images = torch.randint(0, 256, (5, 3, 4, 6), dtype=torch.uint8)
     torch.testing.assert_close(extract(features, images), images.float().mean(dim=(2, 3)))
     assert features.name == "mean" and len(features.sha256) == 64
     path.write_text("not a net")
     with pytest.raises(ValueError, match="is not a TorchScript file"):
-        load_features(path)
+        load_features(path, weights_are_code=True)
 
 
 def test_features_refuse():

@@ -29,11 +29,11 @@ def test_ema_follows_the_published_rule(rampup):
     ema = callbacks.EMA(half_life=1000.0, rampup=rampup, batch_size=32)
     model = nn.Linear(1, 1, bias=False)
     weights = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema._average)
+    ema._average_model = average = torch.optim.swa_utils.AveragedModel(model)
     expected = edm_ema(weights.tolist(), 1000.0, rampup, 32)
     for step, weight in enumerate(weights):
         nn.init.constant_(model.weight, float(weight))
-        average.update_parameters(model)
+        ema.update(model)
         ema._latest_update_step = step + 1
         assert float(average.module.weight) == pytest.approx(expected[step], abs=1e-5)
 
@@ -53,9 +53,9 @@ def test_ema_follows_the_model_to_its_device():
 def test_ema_leaves_frozen_weights_alone():
     ema = callbacks.EMA(half_life=100.0, rampup=0.0, batch_size=1)
     model = nn.Linear(50, 50)
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema._average)
+    ema._average_model = average = torch.optim.swa_utils.AveragedModel(model)
     for _ in range(500):
-        average.update_parameters(model)
+        ema.update(model)
     assert torch.equal(average.module.weight, model.weight)
 
 

@@ -1,17 +1,25 @@
 """Trainings of several processes: two of gloo on this machine stand for eight GPUs."""
 
+import math
+import os
+import signal
+import time
+
 import numpy as np
 import pytest
 import torch
 
+import train
 from genmodels import images
 from genmodels.checkpoint import AtomicCheckpointIO, build, read_checkpoint
 from genmodels.config import load_config, to_plain
 from genmodels.methods import METHODS
+from genmodels.methods.edm import EDM
 from genmodels.networks import NETWORKS
+from genmodels.training import callbacks
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import together
-from tests.helpers.tiny import last_words
+from tests.helpers.tiny import TINY, last_words
 
 KINDS = ("edm", "ddo", "gbm", "cdrl", "drl", "noise2score", "gedi")
 CONFIGS = sorted(
@@ -120,3 +128,192 @@ def test_every_config_trains_on_two_processes(name, pictures, tmp_path):
         assert (run / "round-01/state.json").is_file() and last.is_file()
     else:
         assert read_checkpoint(last)["global_step"] == 2
+
+
+# ------------------------------------------------------------------------------------------------
+# Nodes, and other devices after a resume
+
+DIGITS = [
+    *TINY,
+    "data.batch_size=8",
+    "trainer.accelerator=cpu",
+    "trainer.loggers=csv",
+    "trainer.log_every=1",
+    "checkpoint.every=2",
+    "sample.every=0",
+    "eval.loss_every=0",
+    "optim.eps=1e-2",  # else Adam makes a step of the rounding of a gradient near zero
+]
+
+
+def weights(run):
+    return read_checkpoint(run / "checkpoints/last.ckpt")["current_model_state"]
+
+
+def one_process(out, *words, name="edm_digits"):
+    assert train.main(argv(name, out, *DIGITS, *words)) == 0
+    (run,) = out.glob("*/*")
+    return run
+
+
+@pytest.mark.slow
+def test_two_nodes_of_two_processes_train_what_one_process_does(tmp_path):
+    words = ("trainer.max_steps=3",)
+    one = weights(one_process(tmp_path / "one", *words))
+    words += ("trainer.devices=2", "trainer.num_nodes=2", "sample.every=3", "sample.num=4")
+    words = argv("edm_digits", tmp_path / "four", *DIGITS, *words, "method.steps=1")
+    ended = together(words, tmp_path, devices=2, nodes=2)
+    assert [process.code for process in ended] == [0] * 4, ended
+    (run,) = (tmp_path / "four").glob("*/*")  # one folder, written by the first alone
+    assert [bool(process.text) for process in ended] == [True, False, False, False]
+    for key, value in weights(run).items():
+        torch.testing.assert_close(value, one[key], rtol=0, atol=1e-6)
+    assert len(list((run / "samples").iterdir())) == 1
+
+
+def test_processes_that_the_config_does_not_count_are_refused(tmp_path):
+    """Before a folder is made; each of them would train alone."""
+    ended = together(argv("edm_digits", tmp_path / "runs", *DIGITS), tmp_path)
+    assert [process.code for process in ended] == [2, 2]
+    for process in ended:
+        assert process.text.count("\n") == 1 and "trainer.devices=2" in process.text
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_resume_in_other_micro_batches_goes_on_as_one_that_never_stopped(tmp_path, capsys):
+    """In whole batches, then in two parts from an odd step on, then in four."""
+    whole = one_process(tmp_path / "whole", "trainer.max_steps=7")
+    run = one_process(tmp_path / "parts", "trainer.max_steps=3")
+    capsys.readouterr()
+    assert train.main([f"resume={run}", "trainer.max_steps=5", "trainer.accumulate=2"]) == 0
+    note = "note: trainer.accumulate=2 (was 1): goes on with the same images and noise; rounding"
+    assert note in capsys.readouterr().err
+    assert train.main([f"resume={run}", "trainer.max_steps=7", "trainer.accumulate=4"]) == 0
+    assert read_checkpoint(run)["global_step"] == 7
+    for key, value in weights(run).items():
+        torch.testing.assert_close(value, weights(whole)[key], rtol=0, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_a_resume_on_two_processes_and_back(tmp_path):
+    whole = one_process(tmp_path / "whole", "trainer.max_steps=6")
+    run = one_process(tmp_path / "runs", "trainer.max_steps=2")
+    words = (f"resume={run}", "trainer.max_steps=4", "trainer.devices=2")
+    ended = together(words, tmp_path)
+    assert [process.code for process in ended] == [0, 0], ended
+    assert "trainer.devices=2 (was 1)" in ended[0].text and "note" not in ended[1].text
+    assert train.main([f"resume={run}", "trainer.max_steps=6", "trainer.devices=1"]) == 0
+    for key, value in weights(run).items():
+        torch.testing.assert_close(value, weights(whole)[key], rtol=0, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_a_buffer_is_dealt_anew_or_the_resume_is_refused(tmp_path, capsys):
+    """GEDI's chains belong to processes: all entries go on, in other hands."""
+    small = [*shrunk("gedi_circles", tmp_path), "optim.decay=none"]
+    assert train.main(argv("gedi_circles", tmp_path / "runs", *small, "trainer.max_steps=2")) == 0
+    (run,) = (tmp_path / "runs").glob("*/*")
+    before = read_checkpoint(run)["replay"]["entries"]
+    config = (run / "config.yaml").read_text()
+    words = [f"resume={run}", "trainer.max_steps=4", "trainer.accumulate=1"]
+    ended = together([*words, "trainer.devices=4"], tmp_path / "four", devices=4)
+    assert [process.code for process in ended] == [0] * 4, ended
+    assert "which chains of the buffer go on" in ended[0].text
+    after = read_checkpoint(run)["replay"]["entries"]
+    assert after.shape == before.shape and (after != before).any()
+    (run / "config.yaml").write_text(config.replace("batch_size: 4", "batch_size: 3"))
+    assert train.main([*words[:2], "trainer.devices=3"]) == 2
+    line = capsys.readouterr().err
+    assert "method.buffer=8: cannot be dealt to trainer.devices=3" in line
+    assert "devices: 1" in (run / "config.yaml").read_text()
+
+
+def test_a_log_file_gets_a_line_now_and_then(tmp_path, capsys, monkeypatch):
+    """At the first step, when EVERY seconds have passed, and at the end."""
+    clock = iter(range(0, 10**6, 4))  # a step seems to take some multiple of four seconds
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(callbacks.Progress, "EVERY", 60.0)
+    one_process(tmp_path, "trainer.max_steps=12", "trainer.progress=true")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert lines[0].startswith("step 1/12, loss ") and lines[-1].startswith("step 12/12, loss ")
+    assert 3 <= len(lines) < 12
+
+
+# ------------------------------------------------------------------------------------------------
+# Ends: all processes within a minute, with the command that goes on
+
+
+def long_run(out):
+    words = ["trainer.max_steps=100000", "trainer.devices=2", "checkpoint.every=1"]
+    return argv("edm_digits", out, *DIGITS, *words)
+
+
+def once_it_trains(out, act):
+    """Return a `during` that acts on the processes as soon as the third step is saved."""
+
+    def during(processes):
+        for _ in range(6000):
+            if list(out.glob("*/*/checkpoints/step-00000003.ckpt")):
+                return act(processes)
+            time.sleep(0.02)
+        raise AssertionError("no third step within two minutes")
+
+    return during
+
+
+def goes_on(out, folder):
+    """Whether two processes resume the run there, two steps on."""
+    (run,) = out.glob("*/*")
+    step = read_checkpoint(run)["global_step"]
+    ended = together([f"resume={run}", f"trainer.max_steps={step + 2}"], folder)
+    return [p.code for p in ended] == [0, 0] and read_checkpoint(run)["global_step"] == step + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_to_one_process_saves_and_ends_all(tmp_path, rank):
+    out = tmp_path / "runs"
+    during = once_it_trains(out, lambda processes: os.kill(processes[rank], signal.SIGTERM))
+    ended = together(long_run(out), tmp_path, during=during, seconds=180)
+    assert [process.code for process in ended] == [128 + signal.SIGTERM, 0]
+    (run,) = out.glob("*/*")
+    assert f"python train.py resume={run}" in ended[0].text
+    assert goes_on(out, tmp_path / "again")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_others_with_the_command_that_goes_on(tmp_path, rank):
+    out, killed = tmp_path / "runs", []
+
+    def kill(processes):
+        os.kill(processes[rank], signal.SIGKILL)
+        killed.append(time.monotonic())
+
+    ended = together(long_run(out), tmp_path, during=once_it_trains(out, kill), seconds=180)
+    assert time.monotonic() - killed[0] < 60
+    assert ended[rank].code == -9 and ended[1 - rank].code == 1
+    (run,) = out.glob("*/*")
+    text = ended[1 - rank].text
+    assert "another process of this training has ended" in text, text
+    assert f"go on with python train.py resume={run}" in text or rank == 0
+    assert goes_on(out, tmp_path / "again")
+
+
+@pytest.mark.slow
+def test_a_diverging_run_ends_on_all_processes(tmp_path, monkeypatch):
+    """The gradient of one process's half of the batch is not finite."""
+    original = EDM.loss
+
+    def loss(self, batch):
+        value, logs = original(self, batch)
+        return value * (math.nan if self.global_step >= 3 and self.global_rank else 1), logs
+
+    monkeypatch.setattr(EDM, "loss", loss)
+    words = [*long_run(tmp_path / "runs"), "trainer.max_nonfinite=2"]
+    ended = together(words, tmp_path, seconds=180)
+    assert [process.code for process in ended] == [1, 1]
+    assert all("start again from the last good checkpoint" in p.text for p in ended)
+    monkeypatch.undo()
+    assert goes_on(tmp_path / "runs", tmp_path / "again")

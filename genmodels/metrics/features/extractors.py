@@ -118,6 +118,18 @@ def _inception(
     )
 
 
+def _spatial(weights: Path | str | None, device: torch.device, mode: str, resize: str) -> Features:
+    """Return the spatial features of FID's Inception-v3, those of sFID; see inception.Spatial."""
+    features = _inception(weights, device, mode, resize)
+    if not isinstance(features.net, inception.Inception):
+        raise ValueError(
+            f"weights={weights}: is TorchScript, which gives no layer in between; "
+            f"features=inception_spatial needs the state dict, {inception.URL}"
+        )
+    net, dim = inception.Spatial(features.net), inception.SPATIAL_DIM
+    return replace(features, name="inception_spatial", net=net, dim=dim, outputs=("features",))
+
+
 def _dinov2(weights: Path | str | None, device: torch.device, mode: str, resize: str) -> Features:
     """Return DINOv2 ViT-L/14, the features of FD-DINOv2."""
     dinov2.load_timm()
@@ -145,10 +157,11 @@ def _file(path: Path | str, device: torch.device, mode: str) -> Features:
 
 # name -> function of (weights, device, mode=, resize=) that returns the Features.
 FEATURES: dict[str, Callable[..., Features]] = {name: partial(_grey, name) for name in GREY_NETS}
-FEATURES |= {"cifar": _cifar, "inception": _inception, "dinov2": _dinov2, "pixels": _pixels}
-RESIZES: dict[str, tuple[str, ...]] = {
-    "inception": ("tf1", "clean")
-}  # where there is a choice; the first is the default
+INCEPTIONS = ("inception", "inception_spatial")  # of one file of weights
+FEATURES |= {"inception": _inception, "inception_spatial": _spatial}
+FEATURES |= {"cifar": _cifar, "dinov2": _dinov2, "pixels": _pixels}
+# Where there is a choice; the first is the default.
+RESIZES: dict[str, tuple[str, ...]] = dict.fromkeys(INCEPTIONS, ("tf1", "clean"))
 
 
 def _known_resize(name: str, resize: str | None) -> str:
@@ -178,6 +191,24 @@ def _loader(
     )
 
 
+def _check_code(name: str, weights: Path | str | None, allowed: bool) -> None:
+    """Raise ValueError for a program among the weights that nobody allowed, or none to allow."""
+    file = Path(weights) if weights and name in INCEPTIONS else Path(name)
+    program = name not in FEATURES and file.is_file()
+    if name in INCEPTIONS and file.is_file():
+        program = is_script(file) and read_weights(file)[1] not in inception.PUBLISHED
+    key = "weights" if name in INCEPTIONS else "features"
+    if program and not allowed:
+        raise ValueError(
+            f"{key}={file}: a TorchScript file is a program, which may do anything that you may; "
+            "if you trust it, add weights_are_code=true"
+        )
+    if allowed and not program:
+        raise ValueError(
+            f"weights_are_code=true: features={name} runs no code of a file; leave it out"
+        )
+
+
 def load_features(
     name: Features | Path | str,
     weights: Path | str | None = None,
@@ -186,6 +217,7 @@ def load_features(
     mode: str = "exact",
     resize: str | None = None,
     sha256: str | None = None,
+    weights_are_code: bool = False,
 ) -> Features:
     """Return the feature extractor called `name`.
 
@@ -194,7 +226,7 @@ def load_features(
             (B,D), or a Features, which is returned as it is. "pixels" = values in [0,1], flattened;
             "digits" (8x8), "fashion" and "mnist" (28x28, or padded to 32x32 and cropped back) = the
             in-tree nets on grey images; "cifar" (32x32) = that on colour images; "inception" =
-            FID's network; "dinov2" = FD-DINOv2's.
+            FID's network, "inception_spatial" = its layer that sFID takes; "dinov2" = FD-DINOv2's.
         weights: the file of weights; "download" = fetch the published one (inception, dinov2). The
             in-tree nets ship with theirs; a copy must have its hash.
         device: where to compute.
@@ -203,6 +235,8 @@ def load_features(
             measured with mode_difference and reported.
         resize: inception: "tf1" (FID) or "clean" (clean-fid's).
         sha256: what the hash of the weights must begin with (8 digits or more); None = any.
+        weights_are_code: a TorchScript file may run. It is a program, which can read and write
+            files; NVIDIA's published Inception, known by its hash, may run without this word.
 
     Raises:
         ValueError: unknown name, mode or resize, a missing or unfit file, another sha256, no
@@ -214,6 +248,7 @@ def load_features(
         raise ValueError(f"mode={mode}: choose exact or fast")
     name = str(name)
     device = torch.device(device)
+    _check_code(name, weights, weights_are_code)
     load = _loader(name, weights, device, _known_resize(name, resize))
     features = load(mode=mode)
     if features.sha256 is not None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from genmodels.atomic import whole_path
+from genmodels.foreign import check_plain, load_torch, read_plain
 
 
 def read_weights(path: Path | str) -> tuple[bytes, str]:
@@ -21,9 +22,9 @@ def read_weights(path: Path | str) -> tuple[bytes, str]:
         ValueError: it cannot be read.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_plain(path)
     except OSError as error:
-        raise ValueError(f"weights={path} cannot be read: {error.strerror}") from None
+        raise ValueError(f"weights={path} cannot be read: {error.strerror or error}") from None
     return data, hashlib.sha256(data).hexdigest()
 
 
@@ -94,12 +95,12 @@ def load_state(path: Path | str) -> dict[str, torch.Tensor]:
     """
     try:
         if Path(path).suffix == ".safetensors":
+            check_plain(path)
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_torch(path)
     except Exception as error:  # unpickling raises whatever the bytes make it raise
-        raise ValueError(
-            f"weights={path} holds no state dict: {str(error).splitlines()[0][:100]}"
-        ) from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"weights={path} holds no state dict: {reason[:100]}") from None
     for key in ("state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
