@@ -4,9 +4,9 @@
                                    [overlay=CONFIG] [key=value ...]
 
 published: float32 without TF32, as in configs/edm_cifar10.yaml. fast: bf16, channels_last and
-torch.compile. The pictures are random numbers of CIFAR-10's shape, so no data are needed; a step costs
-the same. Writes FOLDER/edm_METHOD.json: images/s of the training command (the median of its later
-lines) and of 18 steps of Heun's method.
+torch.compile. The pictures are random numbers of CIFAR-10's shape, so no data are needed; a step
+costs the same. Writes FOLDER/edm_HOW.json: images/s of the training command (the median of its
+later lines; written at once) and of 18 steps of Heun's method.
 """
 
 import csv
@@ -72,22 +72,26 @@ def measure(argv):
             model.net.compile()
     precision = "bf16" if how == "fast" else "fp32"
     options = {"batch": min(num, 250), "precision": precision, "steps": 18, "progress": False}
+    facts = {
+        "seed": model.cfg.seed,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "batch": batch,
+        "train_images_per_second": statistics.median(rates[len(rates) // 3 :]),
+        "train_rates": rates,
+        "sample_batch": options["batch"],
+    }
+    path, command = (
+        out / f"edm_{how}.json",
+        record.command_line("edm_speed", argv, without=("out",)),
+    )
+    record.write(path, command, **facts)
     generation.generate_all(model, range(options["batch"]), **options)  # compiles
     started = time.monotonic()
     generation.generate_all(model, range(num), **options)
-    record.write(
-        out / f"edm_{how}.json",
-        record.command_line("edm_speed", argv, without=("out",)),
-        seed=model.cfg.seed,
-        parameters=sum(p.numel() for p in model.parameters()),
-        batch=batch,
-        train_images_per_second=statistics.median(rates[len(rates) // 3 :]),
-        train_rates=rates,
-        nfe=model.nfe,
-        sample_batch=options["batch"],
-        sample_images_per_second=num / (time.monotonic() - started),
-        peak_memory_gb=torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None,
-    )
+    facts |= {"nfe": model.nfe, "sample_images_per_second": num / (time.monotonic() - started)}
+    if device == "cuda":
+        facts["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    record.write(path, command, **facts)
 
 
 if __name__ == "__main__":
