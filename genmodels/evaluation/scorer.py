@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,6 +76,7 @@ class Metric:
         limit_of: the metric whose limit for infinitely many images it is. It needs halves of the
             images larger than the dimension of the features.
         published: it is kept for FID's published features; the metric of all others.
+        published_for: the name of these features.
         drawn: plot= has a picture of it.
 
     Raises:
@@ -94,6 +95,7 @@ class Metric:
     equal: Callable[..., float] | None = None
     limit_of: str = ""
     published: str = ""
+    published_for: str = "inception"
     drawn: bool = False
 
     def __post_init__(self) -> None:
@@ -207,6 +209,15 @@ METRICS: dict[str, Metric] = {
         needs=("frechet",),
         limit_of="fid",
         published="fd_inf",
+        drawn=True,
+    ),
+    "sfid": Metric(
+        "fd of features=inception_spatial, ADM's sFID",
+        _distance,
+        needs=("frechet",),
+        better="lower",
+        published="fd",
+        published_for="inception_spatial",
         drawn=True,
     ),
     "kid": Metric("kernel distance over all pairs", _kid, better="lower"),
@@ -348,6 +359,22 @@ def need_splits(words: Iterable[str]) -> bool:
     return any({"train", "held_out"} & set(metric.needs) for metric in metrics)
 
 
+def check_features(metrics: Mapping[str, Metric], features: Features) -> None:
+    """Raise ValueError for a metric that these features cannot give."""
+    for name, metric in metrics.items():
+        standard = features.standard and features.name == metric.published_for
+        if metric.published and not standard:
+            raise ValueError(
+                f"metrics={name}: is kept for features={metric.published_for}, resize=tf1 and "
+                f"the published weights; with features={features.name}, resize {features.resize}, "
+                f"these weights, write metrics={metric.published}"
+            )
+        if "logits" in metric.needs and "logits" not in features.outputs:
+            raise ValueError(
+                f"metrics={name}: features={features.name} gives no class scores; inception does"
+            )
+
+
 class Scorer:
     """Scores images against fixed reference images; the reference is prepared once.
 
@@ -369,6 +396,7 @@ class Scorer:
         progress: show bars.
         num: how many images will be scored, so that too few are refused before the work.
         keep: KeptFeatures, where rows are looked for before images are passed over, or None.
+        keep_rows: keep the rows of both sides even where no metric needs them.
 
     Attributes:
         metrics: {name: Metric as it is computed}.
@@ -402,10 +430,12 @@ class Scorer:
         progress: bool = False,
         num: int | None = None,
         keep: KeptFeatures | None = None,
+        keep_rows: bool = False,
     ):
         words = list(metrics)
         self.metrics = metrics_to_score(words, equal)
         self.keep_rows, self.keep_logits = tables_to_keep(words, equal)
+        self.keep_rows |= keep_rows
         self.resamples = resamples
         self.features = load_features(features, weights, device, weights_are_code=weights_are_code)
         self.batch = batch
@@ -422,7 +452,7 @@ class Scorer:
         splits = {"train": train, "held_out": held_out}
         if isinstance(reference, Moments):
             reference = Scored([reference])
-        self._check_features()
+        check_features(self.metrics, self.features)
         self._check_sources(reference if reference_images is None else None, splits)
         # Moments may be of more images than there are rows beside them.
         self.reference_num = (
@@ -461,22 +491,6 @@ class Scorer:
 
     def _dim(self) -> int:
         return self.features.dim or len(self.moments.mean)
-
-    def _check_features(self) -> None:
-        """Raise ValueError for a metric that these features cannot give."""
-        features = self.features
-        for name, metric in self.metrics.items():
-            if metric.published and not features.standard:
-                raise ValueError(
-                    f"metrics={name}: is kept for features=inception, resize=tf1 and the published "
-                    f"weights; with features={features.name}, resize {features.resize}, these "
-                    f"weights, write metrics={metric.published}"
-                )
-            if "logits" in metric.needs and "logits" not in features.outputs:
-                raise ValueError(
-                    f"metrics={name}: features={features.name} gives no class scores; inception "
-                    "does"
-                )
 
     def _check_sources(self, reference: Any, splits: dict[str, Any]) -> None:
         """Raise ValueError for a metric that lacks images."""
@@ -565,6 +579,27 @@ class Scorer:
             logits=self.keep_logits,
             store=store,
         )
+        return self._all_of(scored, seed, curve)
+
+    def of_rows(
+        self, rows: torch.Tensor, logits: torch.Tensor | None = None, seed: int = 0
+    ) -> dict[str, Entry]:
+        """Return what calling it returns, of images whose features are known already.
+
+        Args:
+            rows: float32 (N,D).
+            logits: (N,C), for the metrics that need them.
+            seed: of the resampled error bars.
+
+        Raises:
+            ValueError: too few rows.
+        """
+        self._check_number(len(rows), self._dim())
+        scored = Scored.of_rows(rows, self.features, self.moments.mean, logits=logits)
+        return self._all_of(scored, seed)
+
+    def _all_of(self, scored: Scored, seed: int, curve: bool = False) -> dict[str, Entry]:
+        """Return the entries of all metrics on the first process, {} on the others."""
         self.frechet = None
         self.generated_rows = scored.rows
         self.marks = (self.marks[0], scored.marks)
