@@ -23,6 +23,7 @@ def load_reference(cfg: Config, source: str, device: torch.device) -> Any:
     Raises:
         ValueError: another network, preconditioning or sigma_data, or weights are missing.
     """
+    checkpoint.check_size(cfg)
     model = checkpoint.build(cfg)
     fresh = checkpoint.init_weights(model, source)
     check(not fresh, "init", source, f"lacks {fresh[:1]}; DDO needs a model of this very config")
