@@ -209,7 +209,7 @@ PICKLES = {
 for _name, (_pickled, *_parts) in PICKLES.items():
     for _reader in ("checkpoint", "weights"):
         attack(_name, _reader, zip_form(_pickled, {"data/0": bytes(16)}), "a.ckpt", *_parts)
-OLDER = {"deep-key", "shared-key", "bytearray", "deep-list", "stride-0"}
+OLDER = ("deep-key", "shared-key", "bytearray", "deep-list", "stride-0")
 for _name in OLDER:
     _pickled, *_parts = PICKLES[_name]
     attack(f"older-{_name}", "weights", old_form(_pickled, bytes(64)), "a.ckpt", *_parts)
