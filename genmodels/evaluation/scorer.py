@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from genmodels.evaluation.kept import KeptFeatures
 from genmodels.evaluation.passes import Scored, Store, score_pass, sums_device
 from genmodels.evaluation.sources import ImageSource, Pictures
 from genmodels.images import OnDisk
+from genmodels.metrics.cmmd import cmmd
 from genmodels.metrics.errorbars import resampled
 from genmodels.metrics.features import Features, load_features, mode_difference
 from genmodels.metrics.frechet import (
@@ -33,6 +34,8 @@ from genmodels.metrics.manifold import (
     nn1_sides,
     precision_recall,
 )
+from genmodels.metrics.sliced import mind
+from genmodels.metrics.vendi import vendi
 
 # A score as a report holds it: {"value": v, "stderr": s, ...}. A metric may add "deviations":
 # numbers whose squares add up to stderr^2, and which may be subtracted for sets of paired images.
@@ -73,6 +76,7 @@ class Metric:
         limit_of: the metric whose limit for infinitely many images it is. It needs halves of the
             images larger than the dimension of the features.
         published: it is kept for FID's published features; the metric of all others.
+        published_for: the name of these features.
         drawn: plot= has a picture of it.
 
     Raises:
@@ -91,6 +95,7 @@ class Metric:
     equal: Callable[..., float] | None = None
     limit_of: str = ""
     published: str = ""
+    published_for: str = "inception"
     drawn: bool = False
 
     def __post_init__(self) -> None:
@@ -206,6 +211,15 @@ METRICS: dict[str, Metric] = {
         published="fd_inf",
         drawn=True,
     ),
+    "sfid": Metric(
+        "fd of features=inception_spatial, ADM's sFID",
+        _distance,
+        needs=("frechet",),
+        better="lower",
+        published="fd",
+        published_for="inception_spatial",
+        drawn=True,
+    ),
     "kid": Metric("kernel distance over all pairs", _kid, better="lower"),
     "kid_subsets": Metric(
         "the same as a mean over 100 random subsets of 1000", _kid_subsets, least=1000
@@ -270,6 +284,19 @@ METRICS: dict[str, Metric] = {
         needs=("rows", "train", "held_out"),
         halves=True,
     ),
+    "cmmd": Metric(
+        "squared MMD of normalised features under a Gaussian kernel (sigma 10), times 1000",
+        cmmd,
+        better="lower",
+    ),
+    "mind": Metric(
+        "sliced Wasserstein distance over 1000 directions, W2^2 times 3 D", mind, better="lower"
+    ),
+    "vendi": Metric(
+        "how many different images the set is worth (cosine kernel); no comparison with real ones",
+        vendi,
+        needs=("rows",),
+    ),
 }
 
 
@@ -330,6 +357,22 @@ def need_splits(words: Iterable[str]) -> bool:
     """Return whether metrics need the training and the held-out images beside the reference."""
     metrics = metrics_to_score(words).values()
     return any({"train", "held_out"} & set(metric.needs) for metric in metrics)
+
+
+def check_features(metrics: Mapping[str, Metric], features: Features) -> None:
+    """Raise ValueError for a metric that these features cannot give."""
+    for name, metric in metrics.items():
+        standard = features.standard and features.name == metric.published_for
+        if metric.published and not standard:
+            raise ValueError(
+                f"metrics={name}: is kept for features={metric.published_for}, resize=tf1 and "
+                f"the published weights; with features={features.name}, resize {features.resize}, "
+                f"these weights, write metrics={metric.published}"
+            )
+        if "logits" in metric.needs and "logits" not in features.outputs:
+            raise ValueError(
+                f"metrics={name}: features={features.name} gives no class scores; inception does"
+            )
 
 
 class Scorer:
@@ -406,7 +449,7 @@ class Scorer:
         splits = {"train": train, "held_out": held_out}
         if isinstance(reference, Moments):
             reference = Scored([reference])
-        self._check_features()
+        check_features(self.metrics, self.features)
         self._check_sources(reference if reference_images is None else None, splits)
         # Moments may be of more images than there are rows beside them.
         self.reference_num = (
@@ -446,22 +489,6 @@ class Scorer:
     def _dim(self) -> int:
         return self.features.dim or len(self.moments.mean)
 
-    def _check_features(self) -> None:
-        """Raise ValueError for a metric that these features cannot give."""
-        features = self.features
-        for name, metric in self.metrics.items():
-            if metric.published and not features.standard:
-                raise ValueError(
-                    f"metrics={name}: is kept for features=inception, resize=tf1 and the published "
-                    f"weights; with features={features.name}, resize {features.resize}, these "
-                    f"weights, write metrics={metric.published}"
-                )
-            if "logits" in metric.needs and "logits" not in features.outputs:
-                raise ValueError(
-                    f"metrics={name}: features={features.name} gives no class scores; inception "
-                    "does"
-                )
-
     def _check_sources(self, reference: Any, splits: dict[str, Any]) -> None:
         """Raise ValueError for a metric that lacks images."""
         for name, metric in self.metrics.items():
@@ -470,7 +497,7 @@ class Scorer:
                     f"metrics={name}: needs a data set with a training and a test split"
                 )
             bare = isinstance(reference, Scored) and reference.rows is None
-            if bare and metric.keeps_rows:
+            if bare and metric.keeps_rows and metric.needs != ("rows",):
                 equal = "" if metric is METRICS[name] else " (equal=true)"
                 raise ValueError(
                     f"metrics={name}{equal}: needs the reference's images, statistics give fd and "
@@ -549,6 +576,27 @@ class Scorer:
             logits=self.keep_logits,
             store=store,
         )
+        return self._all_of(scored, seed, curve)
+
+    def of_rows(
+        self, rows: torch.Tensor, logits: torch.Tensor | None = None, seed: int = 0
+    ) -> dict[str, Entry]:
+        """Return what calling it returns, of images whose features are known already.
+
+        Args:
+            rows: float32 (N,D).
+            logits: (N,C), for the metrics that need them.
+            seed: of the resampled error bars.
+
+        Raises:
+            ValueError: too few rows.
+        """
+        self._check_number(len(rows), self._dim())
+        scored = Scored.of_rows(rows, self.features, self.moments.mean, logits=logits)
+        return self._all_of(scored, seed)
+
+    def _all_of(self, scored: Scored, seed: int, curve: bool = False) -> dict[str, Entry]:
+        """Return the entries of all metrics on the first process, {} on the others."""
         self.frechet = None
         self.generated_rows = scored.rows
         self.marks = (self.marks[0], scored.marks)

@@ -71,14 +71,18 @@ def is_stats(path: Path | str) -> bool:
 def load_stats(path: Path | str, features: Features) -> tuple[Moments, dict[str, Any]]:
     """Return (Moments, meta dict) of a statistics file, ours or another program's.
 
-    Files of pytorch-fid and EDM (`mu`, `sigma`) and ADM (with `mu_s`, `sigma_s` besides) do not say
-    which net made them: a UserWarning says so, and meta is empty.
+    Files of pytorch-fid and EDM (`mu`, `sigma`) and ADM (with `mu_s`, `sigma_s` besides, those of
+    features=inception_spatial) do not say which net made them: a UserWarning says so, and meta is
+    empty.
 
     Raises:
         ValueError: not such a file; made with another net, resize or weights; another dimension.
     """
     with _reading(path), open_npz(path) as file:
-        mean, cov = (_numbers(file, name) for name in ("mu", "sigma"))
+        names = ("mu", "sigma")
+        if features.name == "inception_spatial" and "mu_s" in file.files:
+            names = ("mu_s", "sigma_s")
+        mean, cov = (_numbers(file, name) for name in names)
         meta = json.loads(str(file.read("meta", 1 << 24))) if "meta" in file.files else {}
         if meta:
             meta = {**meta, "num": int(meta["num"]), "features": dict(meta["features"])}

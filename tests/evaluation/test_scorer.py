@@ -110,6 +110,20 @@ def test_fid_is_the_name_for_published_features_only(named):
                 Scorer([metric], other, reference=real)
 
 
+def test_sfid_is_the_name_for_the_published_spatial_features_only(named):
+    real, made = pictures(90), pictures(80, 1, 200)
+    spatial = named("inception_spatial", standard=True)
+    scores = Scorer(["sfid", "fd"], spatial, reference=real)(made)
+    assert scores["sfid"] == scores["fd"]
+    for metric, features, wanted in (
+        ("sfid", named(standard=True), "inception_spatial"),
+        ("sfid", named("inception_spatial"), "inception_spatial"),
+        ("fid", spatial, "inception"),
+    ):
+        with pytest.raises(ValueError, match=f"metrics={metric}: .*features={wanted}, .*=fd$"):
+            Scorer([metric], features, reference=real)
+
+
 def test_rows_are_kept_only_where_a_score_needs_them(named, monkeypatch):
     kept = []
     original = scoring.score_pass

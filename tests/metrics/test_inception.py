@@ -68,6 +68,26 @@ def test_every_layer_equals_torch_fidelity(referee, ours):
     torch.testing.assert_close(own["logits"], theirs[4], rtol=0, atol=5e-6)
 
 
+def test_spatial_features_are_seven_channels_in_tensorflows_order(referee, weights):
+    """(height, width, channel), each number put where it belongs by hand."""
+    kept = []
+    layer = referee.get_submodule("Mixed_6d.branch1x1")
+    hook = layer.register_forward_hook(lambda module, inputs, output: kept.append(output.clone()))
+    images = varied(2, 40)
+    referee(images)
+    hook.remove()
+    truth = np.zeros((2, 2023), np.float32)
+    for h in range(17):
+        for w in range(17):
+            for c in range(7):
+                truth[:, (h * 17 + w) * 7 + c] = kept[0][:, c, h, w]
+    features = load_features("inception_spatial", weights)
+    rows = extract(features, images, batch=2)
+    assert features.name == "inception_spatial" and features.dim == 2023
+    assert truth.std() > 0.1 and truth.min() == 0
+    np.testing.assert_allclose(rows, truth, rtol=0, atol=5e-6 * truth.max())
+
+
 def test_moments_equal_torch_fidelitys(referee, ours):
     images = varied(16)
     theirs, own = referee(images)[3:], extract(ours, images, outputs=("features", "logits"))

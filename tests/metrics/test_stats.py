@@ -59,6 +59,16 @@ def test_files_of_other_programs_are_taken_with_a_warning(tmp_path, extra):
         load_stats(path, net(dim=7))
 
 
+def test_adms_spatial_moments_are_those_of_the_spatial_features(tmp_path):
+    path = tmp_path / "VIRTUAL.npz"
+    spatial = np.arange(4.0), 2 * np.eye(4)
+    np.savez(path, mu=np.zeros(6), sigma=np.eye(6), mu_s=spatial[0], sigma_s=spatial[1])
+    with pytest.warns(UserWarning, match="names no features"):
+        moments, _ = load_stats(path, net("inception_spatial", dim=4))
+    np.testing.assert_array_equal(moments.mean, spatial[0])
+    np.testing.assert_allclose(moments.cov, spatial[1], rtol=1e-9)
+
+
 def test_broken_files_are_one_error(tmp_path):
     path = tmp_path / "x.npz"
     path.write_bytes(b"no zip")

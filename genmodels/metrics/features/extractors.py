@@ -109,6 +109,18 @@ def _inception(
     )
 
 
+def _spatial(weights: Path | str | None, device: torch.device, mode: str, resize: str) -> Features:
+    """Return the spatial features of FID's Inception-v3, those of sFID; see inception.Spatial."""
+    features = _inception(weights, device, mode, resize)
+    if not isinstance(features.net, inception.Inception):
+        raise ValueError(
+            f"weights={weights}: is TorchScript, which gives no layer in between; "
+            f"features=inception_spatial needs the state dict, {inception.URL}"
+        )
+    net, dim = inception.Spatial(features.net), inception.SPATIAL_DIM
+    return replace(features, name="inception_spatial", net=net, dim=dim, outputs=("features",))
+
+
 def _dinov2(weights: Path | str | None, device: torch.device, mode: str, resize: str) -> Features:
     """Return DINOv2 ViT-L/14, the features of FD-DINOv2."""
     dinov2.load_timm()
@@ -136,10 +148,11 @@ def _file(path: Path | str, device: torch.device, mode: str) -> Features:
 
 # name -> function of (weights, device, mode=, resize=) that returns the Features.
 FEATURES: dict[str, Callable[..., Features]] = {name: partial(_grey, name) for name in GREY_NETS}
-FEATURES |= {"inception": _inception, "dinov2": _dinov2, "pixels": _pixels}
-RESIZES: dict[str, tuple[str, ...]] = {
-    "inception": ("tf1", "clean")
-}  # where there is a choice; the first is the default
+INCEPTIONS = ("inception", "inception_spatial")  # of one file of weights
+FEATURES |= {"inception": _inception, "inception_spatial": _spatial}
+FEATURES |= {"dinov2": _dinov2, "pixels": _pixels}
+# Where there is a choice; the first is the default.
+RESIZES: dict[str, tuple[str, ...]] = dict.fromkeys(INCEPTIONS, ("tf1", "clean"))
 
 
 def _known_resize(name: str, resize: str | None) -> str:
@@ -171,11 +184,11 @@ def _loader(
 
 def _check_code(name: str, weights: Path | str | None, allowed: bool) -> None:
     """Raise ValueError for a program among the weights that nobody allowed, or none to allow."""
-    file = Path(weights) if weights and name == "inception" else Path(name)
+    file = Path(weights) if weights and name in INCEPTIONS else Path(name)
     program = name not in FEATURES and file.is_file()
-    if name == "inception" and file.is_file():
+    if name in INCEPTIONS and file.is_file():
         program = is_script(file) and read_weights(file)[1] not in inception.PUBLISHED
-    key = "weights" if name == "inception" else "features"
+    key = "weights" if name in INCEPTIONS else "features"
     if program and not allowed:
         raise ValueError(
             f"{key}={file}: a TorchScript file is a program, which may do anything that you may; "
@@ -203,7 +216,8 @@ def load_features(
         name: a key of FEATURES, or the path of a TorchScript file that maps uint8 (B,C,H,W) to
             (B,D), or a Features, which is returned as it is. "pixels" = values in [0,1], flattened;
             "digits" (8x8), "fashion" and "mnist" (28x28, or padded to 32x32 and cropped back) = the
-            in-tree nets on grey images; "inception" = FID's network; "dinov2" = FD-DINOv2's.
+            in-tree nets on grey images; "inception" = FID's network, "inception_spatial" = its
+            layer that sFID takes; "dinov2" = FD-DINOv2's.
         weights: the file of weights; "download" = fetch the published one (inception, dinov2). The
             in-tree nets ship with theirs; a copy must have its hash.
         device: where to compute.

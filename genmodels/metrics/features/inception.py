@@ -102,6 +102,8 @@ BLOCKS = {
     "Mixed_7b": (1280, _E, "average"),
     "Mixed_7c": (2048, _E, "max"),
 }
+SPATIAL_BLOCK, SPATIAL_CHANNELS = "Mixed_6d", 7
+SPATIAL_DIM = 17 * 17 * SPATIAL_CHANNELS
 
 
 class Conv(nn.Conv2d):
@@ -205,6 +207,35 @@ class Inception(nn.Module):
             x = self.get_submodule(name)(x)
         features = x.float().mean(dim=(2, 3))
         return {"features": features, "logits": F.linear(features, self.fc.weight.float())}
+
+
+class Spatial(nn.Module):
+    """The features of sFID: a 17x17 map of 7 channels, flattened as TensorFlow keeps it.
+
+    These are the first channels of the 1x1 branch after its ReLU, `mixed_6/conv` in TensorFlow's
+    graph and Mixed_6d.branch1x1 here, in the order (height, width, channel): 2023 numbers. What
+    comes after is not computed.
+
+    Args:
+        inception: the network.
+
+    Reference: Nash et al. 2021, "Generating images with sparse representations", arXiv 2103.03841
+        (sFID); Dhariwal and Nichol 2021, arXiv 2105.05233 (its use; the layer is that of their
+        evaluation program).
+    """
+
+    def __init__(self, inception: Inception):
+        super().__init__()
+        self.inception = inception
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return (B,2023) float32 of uint8 images (B,1 or 3,H,W)."""
+        net = self.inception
+        x = prepare(images, net.resize, net.fc.weight.dtype)
+        for name in STEM | dict.fromkeys(list(BLOCKS)[: list(BLOCKS).index(SPATIAL_BLOCK)]):
+            x = net.get_submodule(name)(x)
+        y = net.get_submodule(f"{SPATIAL_BLOCK}.branch1x1")(x)
+        return y[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).float().flatten(1)
 
 
 class ScriptInception(nn.Module):

@@ -1,0 +1,220 @@
+"""Energies beside diffusion models at equal CPU seconds: samples, memory of the training set, OOD.
+
+    python -m benchmarks.energies digits|fashion_mnist [seconds=370] [seeds=0-2] [methods=A,B,...]
+        [out=benchmarks/results] [work=runs/energies] [pictures=docs] [key=value of every config]
+
+For each method and seed: the cost of a step is measured in a short training, then one of as many
+steps as fit into `seconds` of CPU time (of the process, one thread); the row says what it took.
+Samples are scored once, in blocks of the held-out images. Stopped, the command goes on where it
+was: finished rows and trainings stay. Writes OUT/energies_NAME.json, a figure of quality against
+seconds and a gallery in PICTURES.
+
+Settings of energy matching on the digits (smoothing, time, batch) were chosen on 180 digits held
+out of the training ones, with other seeds; those of the other methods are their configs'.
+"""
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import genmodels
+from benchmarks import record
+from benchmarks.record import last_words
+from genmodels import checkpoint, cli, generation, images
+from genmodels.commands.evaluate import evaluate
+from genmodels.commands.train import train
+from genmodels.config.words import check_choice, check_flags, parse_seeds, split_words
+from genmodels.data import load_split
+from genmodels.evaluation.scorer import Scorer
+
+SMALL_UNET = (
+    "network.channels=[16,32,64]",
+    "network.layers=1",
+    "network.attention=[]",
+    "network.norm_groups=8",
+    "network.head_dim=16",
+)
+SMALL_EDM = (
+    "data.pad=0",
+    "data.batch_size=64",
+    "trainer.max_time=",
+    "trainer.precision=32-true",
+    "trainer.compile=false",
+    "trainer.channels_last=false",
+    "optim.rampup=6400",
+    "optim.decay=cosine",
+    "ema.half_life=10000",
+    *SMALL_UNET,
+)
+DRL = (
+    "method.angles=drl",
+    "method.initializer=none",
+    "method.shared_noise=false",
+    "method.tweedie_scale=0",
+)
+FASHION = ("data.name=fashion_mnist", "data.labels=true")
+# Words of each method's training; of the energies those that one CPU can train.
+METHODS = {
+    "digits": {
+        "EDM": ["configs/edm_digits.yaml"],
+        "GBM": ["configs/gbm_digits.yaml"],
+        "CDRL": ["configs/cdrl_digits.yaml"],
+        "DRL": ["configs/cdrl_digits.yaml", *DRL],
+        "energy matching": ["configs/energy_digits.yaml"],
+        "GEDI": ["configs/gedi_mnist_cpu.yaml", "data.name=digits", "method.view_affine=0.2"],
+    },
+    "fashion_mnist": {
+        "EDM": ["configs/edm_fashion.yaml", *SMALL_EDM],
+        "GBM": ["configs/gbm_fashion.yaml"],
+        "CDRL": ["configs/cdrl_digits.yaml", *FASHION, "network.width=512"],
+        "DRL": ["configs/cdrl_digits.yaml", *FASHION, "network.width=512", *DRL],
+        "energy matching": ["configs/energy_fashion.yaml"],
+        "GEDI": ["configs/gedi_mnist_cpu.yaml", "data.name=fashion_mnist"],
+    },
+}
+FEATURES = {"digits": "digits", "fashion_mnist": "fashion"}
+SAMPLES = {"digits": 1440, "fashion_mnist": 1000}
+BLOCK = {"digits": 360, "fashion_mnist": 1000}
+QUIET = ["trainer.loggers=csv", "trainer.progress=false", "sample.every=0", "eval.loss_every=0"]
+PROBE = (20, 80)  # steps of the two short trainings whose difference is the cost of a step
+
+
+def measure(argv):
+    """Train, score and draw; see the module's docstring."""
+    names, words, flags = split_words(argv)
+    check_flags(flags, ("--help",))
+    if flags or len(names) != 1 or names[0] not in METHODS:
+        print(__doc__.strip())
+        return
+    (name,), command = names, record.command_line("energies", argv, ("out", "work", "pictures"))
+    seconds = float(words.pop("seconds", "370"))
+    seeds = parse_seeds(words.pop("seeds", "0-2"))
+    methods = words.pop("methods", ",".join(METHODS[name])).split(",")
+    for method in methods:
+        check_choice("methods", method, METHODS[name])
+    path = Path(words.pop("out", "benchmarks/results")) / f"energies_{name}.json"
+    work = Path(words.pop("work", "runs/energies")) / name
+    pictures = Path(words.pop("pictures", "docs"))
+    given = [f"{key}={text}" for key, text in words.items()]
+    torch.set_num_threads(1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    for seed in seeds:
+        for method in methods:
+            if any((row["method"], row["seed"]) == (method, seed) for row in rows):
+                continue
+            folder = work / f"{method.replace(' ', '_')}-{seed}"
+            rows.append(one_row(name, method, seed, seconds, folder, given))
+            record.write(path, command, seconds=seconds, table=table(rows), rows=rows)
+    print(json.dumps(table(rows), indent=1))
+    draw(name, rows, work, pictures)
+
+
+def one_row(name, method, seed, seconds, folder, given):
+    """Return what one training gave: its steps, seconds and scores."""
+    words = [*METHODS[name][method], *QUIET, *given, f"seed={seed}"]
+    training = record.once(folder / "training.json", lambda: train_for(words, seconds, folder))
+    run = folder / training["run"]
+    model, scores = genmodels.load(run), {}
+    started = time.process_time()
+    generated = generation.generate_all(model, range(SAMPLES[name]), batch=BLOCK[name])
+    sampling = (time.process_time() - started) / len(generated)
+    images.write_png(folder / "samples.png", images.grid(generated[:40], 10))
+    (real, _), (held_out, _) = (load_split(model.cfg.data, s) for s in ("train", "test"))
+    held_out = held_out[: BLOCK[name]]
+    for metrics, features in (
+        (("nn1", "nn1_fake", "nn1_real"), "pixels"),
+        (("fd",), FEATURES[name]),
+    ):
+        for metric in metrics:
+            scorer = Scorer([metric], features, reference=held_out, equal=True, resamples=50)
+            scores[metric] = next(iter(scorer(generated).values()))
+    near = Scorer(["memorised"], "pixels", reference=held_out, train=real, held_out=held_out)
+    scores["memorised"] = next(iter(near(generated).values()))
+    if model.OOD_SCORES:
+        other = "mnist" if name == "fashion_mnist" else None
+        sets = ",".join(filter(None, ("interpolation", "noise", other)))
+        out = folder / "ood.json"
+        evaluate([str(run), f"ood={sets}", f"out={out}"])
+        scores["ood"] = json.loads(out.read_text())["metrics"]
+    parameters = sum(p.numel() for p in model.parameters())
+    return {
+        "method": method,
+        "seed": seed,
+        "words": words,
+        "parameters": parameters,
+        **{key: value for key, value in training.items() if key != "run"},
+        "sample_cpu_seconds_per_image": round(sampling, 5),
+        "scores": scores,
+    }
+
+
+def train_for(words, seconds, folder):
+    """Return {run, steps, CPU seconds} of the training that takes about this long."""
+    took = {}
+    for steps in PROBE:
+        started = time.process_time()
+        train(last_words([*words, f"trainer.max_steps={steps}", f"out_dir={folder}/probe"]))
+        took[steps] = time.process_time() - started
+    cost = (took[PROBE[1]] - took[PROBE[0]]) / (PROBE[1] - PROBE[0])
+    steps = max(1, round(seconds / cost))
+    started = time.process_time()
+    run = train(last_words([*words, f"trainer.max_steps={steps}", f"out_dir={folder}"]))
+    spent = time.process_time() - started
+    reached = checkpoint.read_checkpoint(run)["global_step"]
+    run = str(Path(run).relative_to(folder))
+    return {"run": run, "steps": reached, "train_cpu_seconds": round(spent, 1)}
+
+
+def table(rows):
+    """Return {method: {score: mean over seeds and its standard error}}."""
+    out = {}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        out[method] = {"seeds": len(own)}
+        for key in ("nn1", "nn1_fake", "nn1_real", "fd", "memorised"):
+            values = [row["scores"][key]["value"] for row in own]
+            error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+            out[method][key] = {"mean": statistics.mean(values), "stderr": error}
+        out[method]["train_cpu_seconds"] = statistics.mean(r["train_cpu_seconds"] for r in own)
+    return out
+
+
+def draw(name, rows, work, pictures):
+    """Write a gallery (four rows of ten for each method) and a figure: FD against nn1."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    figure, axes = plt.subplots(1, len(methods), figsize=(3 * len(methods), 1.7), squeeze=False)
+    for axis, method in zip(axes[0], methods):
+        seed = next(row["seed"] for row in rows if row["method"] == method)
+        axis.imshow(plt.imread(work / f"{method.replace(' ', '_')}-{seed}" / "samples.png"))
+        axis.set_title(method)
+        axis.axis("off")
+    figure.savefig(pictures / f"energies_{name}.png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    figure, axis = plt.subplots(figsize=(5, 3.5))
+    for method in methods:
+        own = [row for row in rows if row["method"] == method]
+        seconds = [row["train_cpu_seconds"] for row in own]
+        axis.plot(seconds, [row["scores"]["fd"]["value"] for row in own], "o", label=method)
+    axis.set(xlabel="CPU seconds of training", ylabel=f"FD ({FEATURES[name]})", yscale="log")
+    axis.legend()
+    figure.savefig(pictures / f"energies_{name}_seconds.png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
+def main(argv=None):
+    """Return the exit code: 0 done, 2 the user's mistake, 1 anything else."""
+    return cli.run(measure, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
