@@ -258,7 +258,9 @@ def test_ddo_starts_at_a_reference_that_is_forced_once(tmp_path):
     ddo = ("method.name=ddo", "method.uncertainty=false")
     model = genmodels.build(str(ROOT / "configs/edm2_digits.yaml"), *small, *ddo)
     reference = load_reference(model.cfg, str(path), torch.device("cpu"))
-    rows = [rms(m.weight.flatten(1), 1).mean() for m in reference.modules() if isinstance(m, UnitConv)]
+    rows = [
+        rms(m.weight.flatten(1), 1).mean() for m in reference.modules() if isinstance(m, UnitConv)
+    ]
     assert (torch.stack(rows) - 1).abs().max() < 1e-3
     assert not any("uncertainty" in name for name, _ in reference.named_parameters())
 
