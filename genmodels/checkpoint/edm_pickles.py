@@ -117,7 +117,7 @@ def load_released(path: Path | str, *, data: str = "imagefolder", key: str = "em
         "network": spec["network"],
         "method": {
             "name": "edm",
-            "steps": 32 if edm2 else 18 if size < 64 else 40,
+            "steps": steps,
             **spec["method"],
         },
     }

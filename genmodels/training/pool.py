@@ -25,6 +25,7 @@ def load_reference(cfg: Config, source: str, device: torch.device) -> Any:
     Raises:
         ValueError: another network, preconditioning or sigma_data, or weights are missing.
     """
+    checkpoint.check_size(cfg)
     model = checkpoint.build(cfg)  # without EDM2's loss weights u, which DDO has no use for
     fresh = checkpoint.init_weights(model, source)
     check(not fresh, "init", source, f"lacks {fresh[:1]}; DDO needs a model of this very config")
