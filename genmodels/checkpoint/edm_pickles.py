@@ -207,7 +207,7 @@ def _specify_edm2(net: Record) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
         if f"enc.{res}x{res}_block0.attn_qkv.weight" in inner:
             attention.append(res)
         res //= 2
-    network = {
+    network: dict[str, Any] = {
         "name": "edm2_unet",
         "channels": channels,
         "multipliers": multipliers,
@@ -309,7 +309,7 @@ def _architecture(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]
         res = res // 2
     adm, label = name == "DhariwalUNet", tensors.get("map_label.weight")
     pyramid = any("aux_residual" in key for key in tensors)
-    network = {
+    network: dict[str, Any] = {
         "name": "edm_unet",
         "kind": "adm" if adm else "ncsnpp" if pyramid else "ddpmpp",
         "channels": channels,
