@@ -230,14 +230,12 @@ _ARRAYS: dict[tuple[str, str], Any] = {
     )
 }
 
-_ANSWERS: dict[tuple[str, str], Any] = {
+# EDM2's encoders of latents hold their scale and bias in arrays.
+_ANSWERS: dict[tuple[str, str], Any] = _ARRAYS | {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Call(_persistent),
     ("torch.storage", "_load_from_bytes"): _Call(_storage),
     ("torch._utils", "_rebuild_tensor_v2"): _Call(_tensor),
     ("torch._utils", "_rebuild_parameter"): _Call(_parameter),
-    ("numpy.core.multiarray", "scalar"): _Call(_scalar),
-    ("numpy._core.multiarray", "scalar"): _Call(_scalar),
-    ("numpy", "dtype"): _DType,
     ("collections", "OrderedDict"): _Dict,
     ("torch.nn.modules.container", "ModuleDict"): Record,
     ("dnnlib.util", "EasyDict"): _Dict,
