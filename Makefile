@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow test-gpu gpu lint format clean
+.PHONY: demo test test-slow test-gpu gpu gpu-bundle gpu-offline lint format clean
 
 $(READY): setup.py constraints.txt kernels/ops/native.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -27,10 +27,22 @@ test-slow: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
 
-# On a machine with a GPU and GENMODELS_DATA set: the checks, then the measured training run.
-gpu: $(READY)
-	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python -m benchmarks.edm_fashion
+# On a machine with a GPU and GENMODELS_DATA set: the checks, the kernels' times, then the measured
+# training. They fetch nothing: .venv where there is one, else whatever PYTHON has.
+HERE = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu:
+	$(HERE) -m pytest -m gpu
+	$(HERE) -m benchmarks --device cuda --json benchmarks/results/gpu.json --markdown benchmarks/results/gpu.md
+	$(HERE) -m benchmarks.edm_fashion
+
+# Without a network: `make gpu-bundle` where there is one; there, in BUNDLE/repo, `make gpu-offline`.
+BUNDLE ?= build/gpu
+gpu-bundle:
+	$(HERE) benchmarks/gpu_offline.py pack out=$(BUNDLE)
+
+gpu-offline:
+	-$(HERE) benchmarks/gpu_offline.py kernels out=runs/gpu
+	$(HERE) benchmarks/gpu_offline.py training out=runs/gpu
 
 lint: $(READY)
 	$(BIN)/ruff check .

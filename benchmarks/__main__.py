@@ -20,8 +20,8 @@ from . import report, timing
 from .cases import SIZES, SUITES, cases
 
 
-def run(device, suites, budget, command, sizes=None):
-    """Return the record of one run: machine, roofline and a row per case."""
+def run(device, suites, budget, command, sizes=None, path=None):
+    """Return the record of one run: machine, roofline and a row per case; write each at once."""
     start = time.perf_counter()
     torch.manual_seed(0)
     if device == "cpu":
@@ -56,13 +56,23 @@ def run(device, suites, budget, command, sizes=None):
             "variants": variants,
         }
         record["rows"].append(row)
+        write(record, path)
         times = {n: v.get("median", v.get("error")) for n, v in variants.items()}
         print(f"{case.name} {case.size} {case.dtype}: {times}", file=sys.stderr, flush=True)
         del case
         gc.collect()
         torch._dynamo.reset()
     record["seconds"] = time.perf_counter() - start
+    write(record, path)
     return record
+
+
+def write(record, path):
+    """Write a record with one line per case, if there is a path."""
+    if path:
+        rows = ",\n".join(json.dumps(row) for row in record["rows"])
+        head = json.dumps({**record, "rows": []}, indent=1)
+        path.write_text(head.replace('"rows": []', f'"rows": [\n{rows}\n]') + "\n")
 
 
 def main(argv=None):
@@ -93,12 +103,10 @@ def main(argv=None):
         command = shlex.join(
             ["python", "-m", "benchmarks", *(sys.argv[1:] if argv is None else argv)]
         )
-        record = run(device, suites, arguments.budget, command, arguments.sizes)
+        record = run(device, suites, arguments.budget, command, arguments.sizes, arguments.json)
     table = report.markdown(record)
-    if arguments.json:
-        rows = ",\n".join(json.dumps(row) for row in record["rows"])  # one line per case
-        head = json.dumps({**record, "rows": []}, indent=1)
-        arguments.json.write_text(head.replace('"rows": []', f'"rows": [\n{rows}\n]') + "\n")
+    if arguments.json and arguments.read:
+        write(record, arguments.json)
     if arguments.markdown:
         arguments.markdown.write_text(table)
     print(table)

@@ -9,8 +9,10 @@ checkpoints/last.ckpt               the latest, which is the run's model
 """
 
 import contextlib
+import errno
 import os
 import shutil
+import stat
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +24,7 @@ from genmodels.atomic import make_folder
 from genmodels.config import Config, to_plain
 from genmodels.config.load import read_yaml
 from genmodels.distributed import is_first
+from genmodels.foreign import open_plain
 
 __all__ = ["Run", "check_output", "holds_arrays"]
 
@@ -149,7 +152,7 @@ class Run:
             return
         import fcntl
 
-        with open(self.folder / ".lock", "a+") as file:
+        with open(self.folder / ".lock", "a+", opener=_open_lock) as file:
             try:  # gone with the process, also a killed one's
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -167,6 +170,15 @@ class Run:
                 yield
             finally:
                 _locks.discard(file.fileno())
+
+
+def _open_lock(path: str, flags: int) -> int:
+    """Return the lock opened; a link in a run from elsewhere would empty what it leads to."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no plain file; delete it", path)
+    return descriptor
 
 
 # A process that reads images would hold the lock on after its killed parent.
@@ -212,7 +224,8 @@ def check_output(
                 raise ValueError(f"{key}={out}: holds {source.name}, which is read; name another")
     for above in (target, *target.parents):
         first = target.relative_to(above).parts[:1]
-        own = not first or first[0] in _OWN or first[0].startswith("round-")
+        # Some systems do not tell capitals from small letters.
+        own = not first or first[0].lower() in _OWN or first[0].lower().startswith("round-")
         if own and Run(above).config.is_file() and Run(above).checkpoints.is_dir():
             raise ValueError(
                 f"{key}={out}: lies among the own files of the run {above}; name another place"
@@ -225,7 +238,7 @@ def check_output(
 
 
 _IN_FOLDERS = (".png", ".npz", ".csv")
-_OWN = ("config.yaml", "metrics.csv", "samples", "checkpoints", ".lock")
+_OWN = ("config.yaml", "metrics.csv", "samples", "checkpoints", "ema", ".lock")
 
 
 def _resolved(text: Path | str) -> Path | None:
@@ -246,7 +259,7 @@ def _same_file(one: Path, other: Path) -> bool:
 def holds_arrays(path: Path, names: Iterable[str]) -> bool:
     """Return whether a file is an .npz with arrays of these names."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_plain(path) as file, zipfile.ZipFile(file) as archive:
             return {f"{name}.npy" for name in names} <= set(archive.namelist())
     except (OSError, zipfile.BadZipFile):
         return False

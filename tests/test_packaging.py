@@ -86,7 +86,7 @@ def wheel(tmp_path_factory):
     site, _ = build_wheel(tmp_path_factory.mktemp("wheel"))
     names = [str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()]
     assert "genmodels/kernels/philox.py" in names
-    nets = {f"genmodels/metrics/features/{name}_net.safetensors" for name in GREY_NETS}
+    nets = {f"genmodels/metrics/features/{name}_net.safetensors" for name in (*GREY_NETS, "cifar")}
     assert nets <= set(names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"genmodels"}
@@ -117,7 +117,7 @@ from omegaconf import OmegaConf
 import genmodels
 from genmodels.metrics.features import load_features
 from genmodels.metrics.features.grey_nets import GREY_NETS
-for name in GREY_NETS:
+for name in (*GREY_NETS, "cifar"):
     load_features(name)
 for name in {kernels}:
     import_module("genmodels.kernels." + name)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from genmodels.checkpoint.models import (
         FORMAT,
         build,
+        check_size,
         init_weights,
         is_diffusers,
         load,
@@ -25,6 +26,7 @@ __all__ = [
     "FORMAT",
     "AtomicCheckpointIO",
     "build",
+    "check_size",
     "export",
     "init_weights",
     "is_diffusers",

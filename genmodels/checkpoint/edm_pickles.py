@@ -2,9 +2,10 @@
 
     python -m genmodels.importers edm-cifar10-32x32-cond-vp.pkl out=models/edm_cifar10 data=cifar10
 
-Handled: SongUNet and DhariwalUNet under EDMPrecond, VPPrecond, VEPrecond and iDDPMPrecond. The
-files are read by inert_pickle.py beside this one. The weights keep the licence they were released
-under (CC BY-NC-SA 4.0, non-commercial).
+Handled: SongUNet and DhariwalUNet under EDMPrecond, VPPrecond, VEPrecond and iDDPMPrecond, and
+EDM2's UNet under Precond (of pixels; DDO's files have these layouts too). The files are read by
+inert_pickle.py beside this one. The weights keep the licence they were released under (CC BY-NC-SA
+4.0, non-commercial).
 """
 
 import math
@@ -22,6 +23,14 @@ from genmodels.checkpoint.inert_pickle import Array, Record, load_pickle
 from genmodels.checkpoint.models import build
 from genmodels.config import Section, setting, settings_of
 from genmodels.config.words import check_flags, help_text, split_words, typed_words
+from genmodels.networks.edm2_unet import (
+    BALANCE,
+    LABEL_BALANCE,
+    LARGEST,
+    EDM2UNet,
+    EDM2UNetConfig,
+    UnitUncertainty,
+)
 from genmodels.networks.edm_unet import FAMILIES, EDMUNet, EDMUNetConfig
 
 PRECONDITIONINGS = {
@@ -30,6 +39,7 @@ PRECONDITIONINGS = {
     "VEPrecond": "ve",
     "iDDPMPrecond": "iddpm",
 }
+EDM2 = "Precond"  # the class of EDM2's preconditioned network
 # Attributes of the released preconditioners that ours have as constants. A file that differs was
 # not made by the released code, and would be denoised wrongly.
 _CONSTANTS: dict[str, dict[str, float]] = {
@@ -38,7 +48,17 @@ _CONSTANTS: dict[str, dict[str, float]] = {
     "ve": {"sigma_min": 0.02, "sigma_max": 100},
     "iddpm": {"C_1": 0.001, "C_2": 0.008, "M": 1000},
 }
-_LICENCE = "CC BY-NC-SA 4.0 (NVIDIA, non-commercial) if it is one of the weights released with EDM"
+# What EDM2's blocks have as attributes and ours as constants.
+_EDM2_BLOCK = {
+    "res_balance": BALANCE,
+    "attn_balance": BALANCE,
+    "clip_act": LARGEST,
+    "resample_filter": [1, 1],
+}
+_LICENCE = (
+    "CC BY-NC-SA 4.0 (NVIDIA, non-commercial) if it is one of the weights released with EDM, EDM2 "
+    "or DDO"
+)
 
 
 def convert(
@@ -59,17 +79,23 @@ def convert(
     check_new(out)
     model = load_released(path, data=data, key=key)
     cfg = model.cfg
+    if model.shape[0] not in (1, 3):
+        raise ValueError(
+            f"{path}: '{key}' makes latents, which nothing here decodes; take one of RGB"
+        )
+    kind = cfg.network.kind if cfg.network.name == "edm_unet" else cfg.network.name
+    published = "2206.00364" if cfg.network.name == "edm_unet" else "2312.02696"
     card = f"""---
 library_name: genmodels
 tags: [image-generation, edm]
 ---
 # {out.name}
 
-Converted from {Path(path).name} ({cfg.network.kind}, preconditioning {cfg.method.precond}) by
+Converted from {Path(path).name} ({kind}, preconditioning {cfg.method.precond}) by
 genmodels.importers.
 
 - Licence of the weights: {_LICENCE}.
-- Reference: Karras, Aittala, Aila and Laine 2022, arXiv 2206.00364.
+- Reference: Karras et al., arXiv {published}.
 
 ```
 python sample.py {out.name} num=64 steps={cfg.method.steps} noise=cuda out=samples
@@ -83,15 +109,25 @@ def load_released(path: Path | str, *, data: str = "imagefolder", key: str = "em
     """Return the EDM method with the weights of a released pickle; arguments as for convert."""
     spec, tensors = read_released(path, key)
     size, classes = spec["shape"][1], spec["classes"]
+    edm2 = spec["network"]["name"] == "edm2_unet"
+    steps = 32 if edm2 else 18 if size < 64 else 40
     plain: dict[str, Any] = {
         "name": Path(path).stem,
         "data": {"name": data, "labels": classes > 0},
         "network": spec["network"],
-        "method": {"name": "edm", "steps": 18 if size < 64 else 40, **spec["method"]},
+        "method": {
+            "name": "edm",
+            "steps": steps,
+            **spec["method"],
+        },
     }
     if data == "imagefolder":
         plain["data"] |= {"resolution": size, "shape": spec["shape"], "classes": classes}
     model = build([plain])
+    if edm2:
+        for part, prefix in ((model.net.net, "unet."), (model.uncertainty, "logvar_")):
+            part.load_state_dict(_below(tensors, prefix))
+        return model.eval()
     model.net.net.load_state_dict(state_from_released(model.net.net, tensors, size))
     if "levels" in spec:
         model.net.levels.copy_(spec["levels"])
@@ -109,20 +145,23 @@ def read_released(
 
     Returns:
         spec: {"network": fields of EDMUNetConfig, "method": {"precond", "sigma_data",
-            "label_dropout"}, "shape": [C, H, W], "classes": int} and, for iddpm, "levels".
-        tensors: the raw network's tensors under their released names, float32.
+            "label_dropout"}, "shape": [C, H, W], "classes": int} and, for iddpm, "levels". Of
+            EDM2 those of EDM2UNetConfig, and "uncertainty" in place of "label_dropout".
+        tensors: the raw network's tensors under their released names, float32; of EDM2 those of
+            the preconditioned network, whose u is logvar_*.
 
     Raises:
         ValueError: see load_pickle; or a network that is not one of EDM's.
     """
     content = load_pickle(path)
     net = dict.get(content, key) if isinstance(content, dict) else None
-    if not isinstance(net, Record) or net.name not in PRECONDITIONINGS:
+    known = (*PRECONDITIONINGS, EDM2)
+    if not isinstance(net, Record) or net.name not in known:
         kind = ascii(net.name)[:100] if isinstance(net, Record) else type(net).__name__
-        raise ValueError(
-            f"{path}: '{key}' must be one of {', '.join(PRECONDITIONINGS)}, found {kind}"
-        )
+        raise ValueError(f"{path}: '{key}' must be one of {', '.join(known)}, found {kind}")
     try:
+        if net.name == EDM2:
+            return _specify_edm2(net)
         return _specify(net, PRECONDITIONINGS[net.name])
     except Exception as error:  # whatever a hostile file's tensors and names may trip over
         raise ValueError(f"{path}: '{key}' is not an EDM network: {ascii(error)[:200]}") from error
@@ -151,6 +190,78 @@ def _specify(net: Record, kind: str) -> tuple[dict[str, Any], dict[str, torch.Te
     if kind == "iddpm":
         spec["levels"] = net.state["_buffers"]["u"].value[:-1]  # the last one is 0
     return spec, tensors
+
+
+def _specify_edm2(net: Record) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return (spec, tensors) of the record of EDM2's preconditioned network."""
+    tensors: dict[str, torch.Tensor] = {}
+    dropout = [0.0]
+    _collect(net, "", tensors, dropout, set())
+    inner = _below(tensors, "unet.")
+    (stem,) = [key for key in inner if re.fullmatch(r"enc\.\d+x\d+_conv\.weight", key)]
+    size = int(stem.removeprefix("enc.").partition("x")[0])
+    channels, colours = inner[stem].shape[0], inner[stem].shape[1] - 1  # and one channel of ones
+    multipliers, attention, res = [], [], size
+    while res and (key := f"enc.{res}x{res}_block0.conv_res0.weight") in inner:
+        multipliers.append(inner[key].shape[0] // channels)
+        if f"enc.{res}x{res}_block0.attn_qkv.weight" in inner:
+            attention.append(res)
+        res //= 2
+    network: dict[str, Any] = {
+        "name": "edm2_unet",
+        "channels": channels,
+        "multipliers": multipliers,
+        "blocks": sum(f"enc.{size}x{size}_block{i}.conv_res0.weight" in inner for i in range(100)),
+        "attention": attention,
+        "dropout": max(dropout),
+    }
+    shape = [colours, size, size]
+    classes = inner["emb_label.weight"].shape[1] if "emb_label.weight" in inner else 0
+    with torch.device("meta"):
+        ours = EDM2UNet(EDM2UNetConfig(**network), shape, classes)
+        uncertainty = UnitUncertainty()
+    expected = {f"unet.{key}": value for key, value in ours.state_dict().items()}
+    expected |= {f"logvar_{key}": value for key, value in uncertainty.state_dict().items()}
+    _check_shapes(expected, tensors)
+    unet = net.state["_modules"]["unet"].state
+    _check_values("unet", unet, {"label_balance": LABEL_BALANCE, "concat_balance": 0.5})
+    for part in ("enc", "dec"):
+        for name, block in unet["_modules"][part].state["_modules"].items():
+            if name.endswith("_conv"):
+                continue
+            module = getattr(ours, part)[name]
+            heads = module.heads if module.attn_qkv is not None else 0
+            _check_values(f"{part}.{name}", block.state, _EDM2_BLOCK | {"num_heads": heads})
+    method = {"precond": "edm", "sigma_data": float(net.state["sigma_data"]), "uncertainty": True}
+    return {"network": network, "method": method, "shape": shape, "classes": classes}, tensors
+
+
+def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Return the tensors whose names begin with the prefix, without it."""
+    return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+
+
+def _check_shapes(
+    expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Raise ValueError unless the tensors have the names and shapes expected."""
+    if set(expected) != set(tensors):
+        missing, extra = (
+            sorted(a.keys() - b.keys())[:3] for a, b in ((expected, tensors), (tensors, expected))
+        )
+        raise ValueError(f"the network's tensors do not fit: missing {missing}, unknown {extra}")
+    for key, like in expected.items():
+        shape = tuple(tensors[key].shape)
+        if shape != tuple(like.shape):
+            raise ValueError(f"{key} must be {tuple(like.shape)}, got {shape}")
+
+
+def _check_values(name: str, state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a module's attributes have the values that ours has as constants."""
+    for key, value in expected.items():
+        found = state[key]
+        if (list(found) if isinstance(value, list) else found) != value:
+            raise ValueError(f"{name}.{key} must be {value}, found {reprlib.repr(found)}")
 
 
 def _collect(
@@ -198,7 +309,7 @@ def _architecture(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]
         res = res // 2
     adm, label = name == "DhariwalUNet", tensors.get("map_label.weight")
     pyramid = any("aux_residual" in key for key in tensors)
-    network = {
+    network: dict[str, Any] = {
         "name": "edm_unet",
         "kind": "adm" if adm else "ncsnpp" if pyramid else "ddpmpp",
         "channels": channels,

@@ -230,14 +230,12 @@ _ARRAYS: dict[tuple[str, str], Any] = {
     )
 }
 
-_ANSWERS: dict[tuple[str, str], Any] = {
+# EDM2's encoders of latents hold their scale and bias in arrays.
+_ANSWERS: dict[tuple[str, str], Any] = _ARRAYS | {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Call(_persistent),
     ("torch.storage", "_load_from_bytes"): _Call(_storage),
     ("torch._utils", "_rebuild_tensor_v2"): _Call(_tensor),
     ("torch._utils", "_rebuild_parameter"): _Call(_parameter),
-    ("numpy.core.multiarray", "scalar"): _Call(_scalar),
-    ("numpy._core.multiarray", "scalar"): _Call(_scalar),
-    ("numpy", "dtype"): _DType,
     ("collections", "OrderedDict"): _Dict,
     ("torch.nn.modules.container", "ModuleDict"): Record,
     ("dnnlib.util", "EasyDict"): _Dict,
@@ -255,6 +253,25 @@ class _Unpickler(_InPython):
 
     dispatch = dict(_InPython.dispatch)
 
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
+        self.left = 4 * len(file) + (1 << 20)  # bytes that calls may get; of text twice as many
+
+    def load_reduce(self) -> None:
+        self._count(self.stack[-1])
+        super().load_reduce()
+
+    def load_build(self) -> None:
+        self._count(self.stack[-1])
+        super().load_build()
+
+    def _count(self, args: Any) -> None:
+        """Refuse bytes that stand once in the file and are copied over and over."""
+        if isinstance(args, tuple):
+            self.left -= sum(len(a) for a in args if isinstance(a, (bytes, bytearray, str)))
+        if self.left < 0:
+            raise pickle.UnpicklingError("calls that copy more bytes than the file has")
+
     def load_setitem(self) -> None:
         _check_keys(self.stack[-2:-1])
         super().load_setitem()
@@ -267,6 +284,8 @@ class _Unpickler(_InPython):
         _check_keys(self.stack)
         super().load_additems()
 
+    dispatch[pickle.REDUCE[0]] = load_reduce
+    dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.ADDITEMS[0]] = load_additems
@@ -284,6 +303,7 @@ class _ArrayUnpickler(_Unpickler):
     answers = _ARRAYS
 
 
+_MOST_KEYS = 256
 _ODD_OPCODES = ("PERSID", "BINPERSID", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "DICT", "FROZENSET")
 
 
@@ -323,12 +343,17 @@ def load_arrays(path: Path | str) -> Any:
     Raises:
         ValueError: as load_pickle.
     """
-    return _plain(_loaded(path, _ArrayUnpickler, "a pickle of numpy arrays"))
+    try:
+        return _plain(_loaded(path, _ArrayUnpickler, "a pickle of numpy arrays"))
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} is not a pickle of numpy arrays; found: {error}") from None
 
 
 def _plain(thing: Any, depth: int = 0) -> Any:
     """Return a dict with arrays in place of _Numbers, two dicts deep at most."""
     if isinstance(thing, dict) and depth < 2:
+        if len(thing) > _MOST_KEYS:  # one dict in many places would become many
+            raise pickle.UnpicklingError(f"a dict of {len(thing)} keys")
         return {key: _plain(value, depth + 1) for key, value in thing.items()}
     return thing.value if isinstance(thing, _Numbers) else thing
 

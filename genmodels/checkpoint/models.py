@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from safetensors import SafetensorError, safe_open
 from genmodels import data
 from genmodels.config import Config, check_foreign, load_config
 from genmodels.foreign import check_plain, load_torch, read_plain
+from genmodels.images.arrays import memory_size
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
 from genmodels.run import Run
 
 LARGEST_SIZE = 1 << 20  # of a network's widths and numbers of layers
+MOST_TENSORS = 20_000  # of a network
 FORMAT = 1  # of exported folders; a larger number is refused
 
 
@@ -57,6 +59,23 @@ def build(
         return METHODS[cfg.method.name](cfg, **needs)
 
 
+def check_size(cfg: Config) -> None:
+    """Raise ValueError for a network that is larger than this machine's memory."""
+    data.fill_in(cfg.data)
+    key, memory = f"network.name={cfg.network.name}", memory_size()
+    line = f"{key}: it asks for more than {MOST_TENSORS} tensors; make it smaller"
+    try:
+        model = _method_without_memory(cfg, MOST_TENSORS, line)
+    except NoNetwork as error:
+        raise ValueError(f"{key}: {error}") from None
+    size = sum(p.nbytes for p in model.parameters())
+    if size > memory:
+        raise ValueError(
+            f"{key}: its weights take {size / 1e9:.3g} GB and this machine has "
+            f"{memory / 1e9:.3g} GB; make it smaller"
+        )
+
+
 def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cpu") -> Any:
     """Return a trained method in eval mode. Nothing in the file is executed.
 
@@ -82,7 +101,9 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
     try:
         check_foreign(plain)
         cfg = load_config([plain], methods=METHODS, networks=NETWORKS)
-        _check_state(_without_memory(cfg, len(state)), state, path)
+        few = f"it asks for more than {4 * len(state) + 1000} tensors, the file has {len(state)}"
+        model = _method_without_memory(cfg, 4 * len(state) + 1000, few)
+        _check_state(model, state, path)
         model = build(cfg)
     except Unfit:
         raise
@@ -186,37 +207,49 @@ def _read_export(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return plain, state
 
 
-def _without_memory(cfg: Config, count: int) -> Any:
-    """Return the model of a foreign config with shapes and no numbers, so that sizes cost nothing.
+class NoNetwork(ValueError):
+    """Settings that no network can be made of."""
 
-    Args:
-        cfg: of a file.
-        count: how many tensors the file has weights in.
 
-    Raises:
-        ValueError: no network can be made so, or one of far more tensors.
-    """
+def _method_without_memory(cfg: Config, most: int, line: str) -> Any:
+    """Return the method of a config with shapes and no numbers; see _without_memory."""
     for key, value in vars(cfg.network).items():
         for size in value if isinstance(value, list) else [value]:
             if isinstance(size, int) and size > LARGEST_SIZE:
                 raise ValueError(f"network.{key}={size}: no network is so large")
-    most, made = 4 * count + 1000, 0
+    data.fill_in(cfg.data)  # not below: it may read the data
+    return _without_memory(lambda: METHODS[cfg.method.name](cfg), most, line)
+
+
+def _without_memory(make: Callable[[], Any], most: int, line: str) -> Any:
+    """Return what `make` makes with shapes and no numbers, so that sizes cost nothing.
+
+    Args:
+        make: makes a module.
+        most: tensors that it may have.
+        line: of the error if it asks for more.
+
+    Raises:
+        ValueError: it asks for more.
+        NoNetwork: nothing can be made so.
+    """
+    made = 0
 
     def stop(*_: Any) -> None:
         nonlocal made
         made += 1
         if made > most:
-            raise ValueError(f"it asks for more than {most} tensors, the file has {count}")
+            raise ValueError(line)
 
     hook = torch.nn.modules.module.register_module_parameter_registration_hook(stop)
     try:
-        with torch.device("meta"):
-            return build(cfg)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return make()
     except ValueError:
         raise
     except Exception as error:  # sizes that nobody checks end in any kind
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:100]}"
-        raise ValueError(f"no network can be made of it ({reason})") from None
+        raise NoNetwork(f"no network can be made of it ({reason})") from None
     finally:
         hook.remove()
 
@@ -246,12 +279,19 @@ def _check_state(model: Any, state: Mapping[str, Any], path: Path) -> None:
                 f"model={path}: {what} {keys[0]} (and {len(keys) - 1} more); "
                 "it does not belong to its config"
             )
-    for key, value in state.items():
-        # Of a sum a single value that is not finite leaves nothing finite.
-        if value.is_floating_point() and not value.sum(dtype=torch.float64).isfinite():
-            raise Unfit(
-                f"model={path}: {key} holds NaN or infinite values; take another checkpoint"
-            )
+    if odd := _not_finite(state):
+        raise Unfit(f"model={path}: {odd} holds NaN or infinite values; take another checkpoint")
+
+
+def _not_finite(state: Mapping[str, torch.Tensor]) -> str:
+    """Return the first key of values that are not finite, or ""."""
+    # Of a sum a single value that is not finite leaves nothing finite.
+    odd = (
+        key
+        for key, value in state.items()
+        if value.is_floating_point() and not value.sum(dtype=torch.float64).isfinite()
+    )
+    return next(odd, "")
 
 
 def is_diffusers(path: Path | str) -> bool:
@@ -271,20 +311,50 @@ def init_weights(model: Any, path: Path | str) -> list[str]:
         ValueError: the networks differ in anything but their class embedding.
     """
     if is_diffusers(path):
-        from diffusers import UNet2DModel
-
         target = getattr(getattr(model.net, "net", None), "unet", None)
         if target is None:
             raise ValueError(f"init={path}: a diffusers UNet needs network.name=unet")
-        try:
-            folder = Path(path).expanduser()
-            source = UNet2DModel.from_pretrained(folder, use_safetensors=True).state_dict()
-        except (OSError, ValueError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"init={path}: cannot be read as safetensors ({reason})") from None
+        source = _diffusers_weights(path, target.state_dict())
     else:
         target, source = model, load(path).state_dict()
     ours = target.state_dict()
+    agree = _agreeing(path, ours, source)
+    target.load_state_dict({key: source[key] for key in agree}, strict=False)
+    return sorted(ours.keys() - agree)
+
+
+def _diffusers_weights(path: Path | str, ours: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return the state dict of a diffusers folder; it is of our sizes before memory is taken."""
+    from diffusers import UNet2DModel
+
+    folder = Path(path).expanduser()
+    line = f"it asks for far more than our {len(ours)} tensors"
+    try:
+        for file in [*folder.glob("*.safetensors"), *folder.glob("*.json")]:
+            check_plain(file)
+        settings = UNet2DModel.load_config(folder)
+        sizes = _without_memory(
+            lambda: UNet2DModel.from_config(settings), 4 * len(ours) + 1000, line
+        )
+        shapes = sizes.state_dict()
+    except Exception as error:  # of settings that may be anything
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(f"init={path}: is no UNet2DModel ({reason})") from None
+    _agreeing(path, ours, shapes)
+    try:
+        source = UNet2DModel.from_pretrained(folder, use_safetensors=True).state_dict()
+    except Exception as error:  # of a broken file nearly any kind
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(f"init={path}: cannot be read as safetensors ({reason})") from None
+    if odd := _not_finite(source):
+        raise ValueError(f"init={path}: {odd} holds NaN or infinite values; take another model")
+    return source
+
+
+def _agreeing(
+    path: Path | str, ours: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]
+) -> set[str]:
+    """Return the keys of one shape here and there; ValueError if others have to agree too."""
     agree = {k for k in ours.keys() & source.keys() if ours[k].shape == source[k].shape}
     others = sorted((ours.keys() | source.keys()) - agree)
     # New labels, augmentation values and loss weights start fresh; a prior is fitted to the data.
@@ -299,8 +369,7 @@ def init_weights(model: Any, path: Path | str) -> list[str]:
             f"init={path}: {wrong[0]} is {there} there and {here} here (and {len(wrong) - 1} "
             "more); use the network.* and data settings of that model"
         )
-    target.load_state_dict({key: source[key] for key in agree}, strict=False)
-    return [key for key in others if key in ours]
+    return agree
 
 
 def file_sha256(path: Path) -> str:

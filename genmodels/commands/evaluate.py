@@ -193,6 +193,7 @@ def write_results(options: Any, rows: Sequence[Row], facts: dict[str, Any], star
         print_rows(rows, facts)
     else:
         print_scores(f"{rows[0].name} {title}", rows[0].scores)
+    print_classes(facts.get("per_class", {}))
     for path in written:
         print(f"written: {path}")
     if options.out:
@@ -330,6 +331,8 @@ def check_scores(options: ScoreOptions, models: Sequence[str]) -> None:
         raise ValueError(
             f"save_images={options.save_images}: holds the images of one MODEL; name one"
         )
+    if len(names) > 1 and options.per_class:
+        raise ValueError("per_class=true: is for one set of images or one MODEL; name one")
     for key in ("seeds", "labels", "save_images"):
         if options.images and getattr(options, key):
             raise ValueError(
@@ -442,6 +445,18 @@ def print_scores(title: str, scores: dict[str, dict[str, Any]]) -> None:
         for key, score in scores.items()
     ]
     cli.print_table(title, ("metric", "value", "standard error"), rows)
+
+
+def print_classes(classes: dict[str, Any]) -> None:
+    """Print a row for each class, if they were scored by themselves."""
+    if not classes:
+        return
+    metrics = list(next(iter(classes.values()))["metrics"])
+    rows = [
+        (name, of["num"], of["reference_num"], *(shown(of["metrics"][m]) for m in metrics))
+        for name, of in classes.items()
+    ]
+    cli.print_table("each class by itself", ("class", "images", "real", *metrics), rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -75,6 +75,7 @@ def train_one(cfg: Config, run: Run | None, stack: contextlib.ExitStack) -> Path
     data_module = NoisyDataModule if cfg.data.noise.law else ImageDataModule
     with cli.warnings_as_notes(late=True):
         data = data_module(cfg.data, cfg.seed, cfg.trainer.accumulate)
+    checkpoint.check_size(cfg)
     model = checkpoint.build(cfg)
     with cli.warnings_as_notes(late=True):
         step, start = check_same(cfg, run) if run else (0, None)

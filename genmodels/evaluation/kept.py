@@ -11,6 +11,7 @@ import torch
 from genmodels import atomic
 from genmodels.distributed import rank
 from genmodels.evaluation.passes import Scored
+from genmodels.foreign import open_npz
 from genmodels.metrics.features import Features
 from genmodels.metrics.stats import describe
 
@@ -42,8 +43,8 @@ class KeptFeatures:
         if not self.path.is_file():
             return
         try:
-            with np.load(self.path, allow_pickle=False) as file:
-                self.arrays = {name: file[name] for name in file.files}
+            with open_npz(self.path) as file:
+                self.arrays = file.read_unpacked()
         except Exception as error:  # numpy raises nearly anything
             raise ValueError(f"keep={path}: cannot be read ({error}); delete it") from None
         strange = [n for n in self.arrays if n.partition(".")[2] not in (*_TABLES, "meta")]
@@ -51,6 +52,10 @@ class KeptFeatures:
             raise ValueError(
                 f"keep={path}: holds {strange[0]}, so it is no file of kept features; name another"
             )
+        for name in self.arrays:
+            mark, _, table = name.partition(".")
+            if not _fits(self.arrays[name], table, self.arrays.get(f"{mark}.rows")):
+                raise ValueError(f"keep={path}: {name} is no table of features; delete the file")
 
     def scored(
         self, source: "ImageSource", features: Features, shift: torch.Tensor | None = None
@@ -65,6 +70,12 @@ class KeptFeatures:
         mark = _mark(source, features)
         if f"{mark}.rows" not in self.arrays:
             return None
+        rows = self.arrays[f"{mark}.rows"]
+        if len(rows) != len(source) or features.dim not in (None, rows.shape[1]):
+            raise ValueError(
+                f"keep={self.path}: {mark}.rows has shape {rows.shape} for {len(source)} images; "
+                "delete the file"
+            )
         self.read.append(mark)
         found = {
             name: torch.from_numpy(self.arrays[f"{mark}.{name}"])
@@ -92,6 +103,16 @@ class KeptFeatures:
         if self.changed and rank() == 0:
             with atomic.whole_file(self.path) as file:
                 np.savez(file, **self.arrays)
+
+
+def _fits(array: np.ndarray, table: str, rows: np.ndarray | None) -> bool:
+    """Return whether an array may stand in a table beside these rows."""
+    if table == "meta":
+        return True
+    kind, axes = (np.int64, 1) if table == "marks" else (np.float32, 2)
+    if array.dtype != kind or array.ndim != axes or rows is None:
+        return False
+    return array.shape[:1] == rows.shape[:1]
 
 
 def _mark(source: Any, features: Features) -> str:

@@ -187,6 +187,9 @@ class ScoreOptions(OodOptions, FeatureOptions, FileOptions):
     seeds: str = setting("", "seeds in place of num and seed: 0-63,100")
     labels: str = setting("", "classes, as in sample.py")
     equal: bool = setting(False, "fd as the mean over blocks as large as the reference, as nn1 is")
+    per_class: bool = setting(
+        False, "also score each class by itself, where both sides have classes"
+    )
     resamples: int = setting(
         100, "random halves behind the error bars of nn1 and memorised; 0: none"
     )

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from genmodels import atomic, distributed
+from genmodels.foreign import open_npz
 from genmodels.metrics.errorbars import BLOCKS, block_of
 from genmodels.metrics.features import Features, feature_rows
 from genmodels.metrics.frechet import Moments, merged
@@ -141,8 +142,8 @@ class Store:
     def _read(self, path: Path, *names: str) -> dict[str, np.ndarray]:
         """Return the arrays of a part, all of them if none is named."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in names or file.files}
+            with open_npz(path) as file:
+                return file.read_unpacked(*names)
         except Exception as error:  # numpy raises nearly anything
             raise ValueError(f"out: {path} cannot be read ({error}); delete it") from None
 

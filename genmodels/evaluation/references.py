@@ -6,12 +6,13 @@ npz         mu and sigma: `evaluate.py stats`, pytorch-fid, EDM; with `rows` of 
 npz of ADM  mu and sigma of the whole set beside arr_0, 10,000 of its images, from which
             precision and recall are taken
 pkl         EDM2's: mu and sigma of Inception and of DINOv2; nothing in it is executed
-URL         any of these by https://, http:// or hf://[datasets/]OWNER/NAME/FILE, fetched once
+URL         any of these by https://, http:// or hf://[datasets/]OWNER/NAME/FILE, fetched once;
+            with #sha256=HEX behind it, no other file than that
 """
 
 import hashlib
+import http.client
 import re
-import shutil
 import urllib.request
 import warnings
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from genmodels.data.source import SourceImages, read_source
 from genmodels.distributed import barrier, rank
 from genmodels.evaluation.passes import Scored
 from genmodels.evaluation.sources import Pictures
+from genmodels.foreign import open_npz
 from genmodels.images.arrays import npz_images
 from genmodels.metrics.features import Features
 from genmodels.metrics.frechet import Moments
@@ -34,6 +36,7 @@ from genmodels.metrics.stats import checked_stats, is_stats, load_rows, load_sta
 
 PickleReader = Callable[[str], Any]  # the inert reader: path -> plain data and numpy arrays
 _PATIENCE = 60  # seconds without a byte
+LARGEST_FILE = 1 << 34  # bytes of a file that is fetched; ADM's of ImageNet have 2 GB
 EDM2 = {"inception": "fid", "dinov2": "fd_dinov2"}  # features -> what EDM2's files call them
 
 
@@ -82,7 +85,14 @@ def open_reference(
     path = source
     if is_url(source):
         path = str(fetch(source, key))
-        sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        with open(path, "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        wanted = source.partition("#sha256=")[2].lower()
+        if not sha256.startswith(wanted):
+            raise ValueError(
+                f"{key}={source}: its sha256 is {sha256}: another or a broken file; delete {path} "
+                "to fetch it anew"
+            )
         fetched = {"file": {"url": source, "sha256": sha256}}
         if rank() == 0:
             print(f"{key}: {source} is {path}, sha256 {sha256}")
@@ -107,7 +117,7 @@ def open_reference(
 
 def _images_beside(path: str) -> Pictures | None:
     """Return the images in a file of moments, as ADM's have them, or None."""
-    with np.load(path, allow_pickle=False) as file:
+    with open_npz(path) as file:
         if not {"arr_0", "images"} & set(file.files):
             return None
     return Pictures(npz_images(path)[0])
@@ -117,7 +127,7 @@ def _edm2_moments(path: str, tables: Any, features: Features, key: str) -> Momen
     """Return the moments of these features in {"fid": {"mu": ..., "sigma": ...}, ...}."""
     name = EDM2.get(features.name, features.name)
     if not isinstance(tables, dict) or not isinstance(tables.get(name), dict):
-        there = ", ".join(map(str, tables)) if isinstance(tables, dict) else "none"
+        there = ", ".join(map(str, tables))[:100] if isinstance(tables, dict) else "none"
         raise ValueError(
             f"{key}={path}: has no {name}, which are the statistics of features={features.name} "
             f"(it has {there}); choose from features={', '.join(EDM2)}"
@@ -133,6 +143,10 @@ def _edm2_moments(path: str, tables: Any, features: Features, key: str) -> Momen
     return checked_stats(path, mean, cov, features)
 
 
+class _Unfit(ValueError):
+    """An address that is none; the text says of which word."""
+
+
 def is_url(source: str) -> bool:
     """Return whether a source is to be fetched."""
     return re.match(r"(https?|hf)://", source) is not None
@@ -142,11 +156,12 @@ def fetch(url: str, key: str = "reference") -> Path:
     """Return the path of a file fetched into torch's cache (of hf:// into that of the hub), once.
 
     Args:
-        url: https://..., http://... or hf://[datasets/]OWNER/NAME/PATH of the Hugging Face hub.
+        url: https://..., http://... or hf://[datasets/]OWNER/NAME/PATH of the Hugging Face hub;
+            what stands behind a # is not asked for.
         key: what errors call it.
 
     Raises:
-        ValueError: no connection, or no such file.
+        ValueError: no connection, no such file, or one of more than LARGEST_FILE bytes.
     """
     if rank() == 0:
         path = _fetched(url, key)
@@ -155,21 +170,29 @@ def fetch(url: str, key: str = "reference") -> Path:
 
 
 def _fetched(url: str, key: str) -> Path:
+    address, _, pin = url.partition("#")
+    if "#" in url and not re.fullmatch("sha256=[0-9a-fA-F]{8,64}", pin):
+        raise ValueError(f"{key}={url}: behind # stands sha256=HEX, of 8 or more digits")
     try:
-        if url.startswith("hf://"):
-            return _from_hub(url, key)
-        folder = hashlib.sha256(url.encode()).hexdigest()[:12]
-        name = url.partition("?")[0].rstrip("/").rsplit("/", 1)[1]
+        if address.startswith("hf://"):
+            return _from_hub(address, key)
+        folder = hashlib.sha256(address.encode()).hexdigest()[:12]
+        name = address.partition("?")[0].rstrip("/").rsplit("/", 1)[1]
         path = Path(torch.hub.get_dir()) / "references" / folder / name
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole_path(path, several=True) as partial, open(partial, "wb") as file:
-                with urllib.request.urlopen(url, timeout=_PATIENCE) as answer:
-                    shutil.copyfileobj(answer, file)
-                    size = int(answer.headers.get("Content-Length") or file.tell())
-                if file.tell() != size:
+                with urllib.request.urlopen(address, timeout=_PATIENCE) as answer:
+                    size = int(answer.headers.get("Content-Length") or -1)
+                    while file.tell() <= LARGEST_FILE >= size and (block := answer.read(1 << 20)):
+                        file.write(block)
+                if max(size, file.tell()) > LARGEST_FILE:
+                    raise OSError(f"it has more than {LARGEST_FILE / 1e9:.3g} GB")
+                if file.tell() != size >= 0:
                     raise OSError(f"it broke off after {file.tell()} of {size} bytes")
-    except OSError as error:
+    except _Unfit:
+        raise
+    except (OSError, ValueError, http.client.HTTPException) as error:  # of names, too
         reason = " ".join(str(getattr(error, "reason", error)).split())[:200]
         raise ValueError(
             f"{key}={url}: cannot be fetched ({reason}); fetch it elsewhere and name the file"
@@ -183,8 +206,6 @@ def _from_hub(url: str, key: str) -> Path:
     kind = "dataset" if url.startswith("hf://datasets/") else "model"
     parts = url.removeprefix("hf://").removeprefix("datasets/").split("/", 2)
     if len(parts) < 3 or not all(parts):
-        raise ValueError(
-            f"{key}={url}: write hf://OWNER/NAME/FILE or hf://datasets/OWNER/NAME/FILE"
-        )
+        raise _Unfit(f"{key}={url}: write hf://OWNER/NAME/FILE or hf://datasets/OWNER/NAME/FILE")
     owner, name, file = parts
     return Path(hf_hub_download(f"{owner}/{name}", file, repo_type=kind))

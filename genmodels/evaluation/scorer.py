@@ -396,6 +396,7 @@ class Scorer:
         progress: show bars.
         num: how many images will be scored, so that too few are refused before the work.
         keep: KeptFeatures, where rows are looked for before images are passed over, or None.
+        keep_rows: keep the rows of both sides even where no metric needs them.
 
     Attributes:
         metrics: {name: Metric as it is computed}.
@@ -429,10 +430,12 @@ class Scorer:
         progress: bool = False,
         num: int | None = None,
         keep: KeptFeatures | None = None,
+        keep_rows: bool = False,
     ):
         words = list(metrics)
         self.metrics = metrics_to_score(words, equal)
         self.keep_rows, self.keep_logits = tables_to_keep(words, equal)
+        self.keep_rows |= keep_rows
         self.resamples = resamples
         self.features = load_features(features, weights, device, weights_are_code=weights_are_code)
         self.batch = batch

@@ -17,6 +17,14 @@ from genmodels.evaluation.comparison import Row, differences, in_order, short_na
 from genmodels.evaluation.kept import KeptFeatures
 from genmodels.evaluation.notes import note_copies, note_files
 from genmodels.evaluation.passes import Store
+from genmodels.evaluation.per_class import (
+    check_common,
+    chosen_classes,
+    classes_of,
+    generated_classes,
+    metrics_of_classes,
+    score_classes,
+)
 from genmodels.evaluation.references import PickleReader, open_reference
 from genmodels.evaluation.sources import (
     Generated,
@@ -104,6 +112,10 @@ class Scoring:
             named[f"reference={self.source}"] = self.reference.named
         note_files(named)
         self.kept: list[Any] = list(scoring.tables_to_keep(options.metrics, options.equal))
+        self.classes: tuple[list[str], list[str]] | None = None  # of the images, of the reference
+        if options.per_class:
+            self.classes = self._classes(named)
+            self.kept[0] = True
         against = self.reference.images or self.reference.source
         self.keep = KeptFeatures(options.keep) if options.keep else None
         self.scorer = scoring.Scorer(
@@ -118,8 +130,23 @@ class Scoring:
             num=min(map(len, self.pictures)),
             store=Store.of(options.out, "reference", against, self.features, self.kept),
             keep=self.keep,
+            keep_rows=bool(self.classes),
             **self.reference.splits,
         )
+
+    def _classes(self, named: Mapping[str, SourceImages]) -> tuple[list[str], list[str]]:
+        """Return (class of each image of the only set, of each of the reference)."""
+        options, pictures = self.options, self.pictures[0]
+        metrics_of_classes(options.metrics, options.equal)
+        real = classes_of(self.reference.named, f"reference={self.source}")
+        if isinstance(pictures, Generated):
+            made = generated_classes(pictures)
+        else:
+            key = f"images={options.images}"
+            made = classes_of(named.get(key), key)
+            made = chosen_classes(made, key, options.num, options.seed)
+        check_common(made, real)
+        return made, real
 
     def _pictures_of(self, each: Set) -> tuple[Generated | Pictures, Any, SourceImages | None]:
         """Return (images, what pairs them with another set's, their files)."""
@@ -203,10 +230,15 @@ def score_images(
     only = Set("", model) if model else Set(image_names(options.images)[0])
     work = Scoring([only], options, extra, device, read_pickle)
     scores = work.score(0)
+    per_class = {}
+    if work.classes:
+        equal = options.equal
+        per_class = score_classes(work.scorer, options.metrics, *work.classes, equal, options.seed)
     work.note_copies("the model" if model else f"images={only.name}")
     pictures, features, more = work.pictures[0], work.features, work.facts()
     facts = {"data": work.source, "num": len(pictures)} | more
     facts |= {"stages": work.scorer.seconds, "rows": [], "scorer": work.scorer}
+    facts |= {"per_class": per_class} if work.classes else {}
     mode = "" if features.mode == "exact" else f", mode {features.mode}"
     title = f"against {work.source}: {len(pictures)} images, features {features.name}{mode}"
     return scores, facts, title

@@ -104,6 +104,20 @@ class Npz:
         with self.archive.open(info) as file:
             return np.lib.format.read_array(file, allow_pickle=False)
 
+    def read_unpacked(self, *names: str) -> dict[str, np.ndarray]:
+        """Return {name: array} of a file by numpy.savez, all if none is named; none is packed.
+
+        Raises:
+            ValueError: one is, or two share bytes: they take no more memory than the file then.
+            Exception: any kind, where the zip is broken.
+        """
+        for name, info in self._infos.items():
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{name} is packed; numpy.savez packs none")
+        if sum(info.compress_size for info in self._infos.values()) > self.archive.start_dir:
+            raise ValueError("its arrays overlap")
+        return {name: self.read(name) for name in names or self.files}
+
 
 def _shown(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 10**9 else f"{size / 1e6:.3g} MB"

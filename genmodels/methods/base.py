@@ -260,7 +260,7 @@ class GenerativeModule(L.LightningModule):
             f"every image and knows no image without; {remedy}",
         )
 
-    def check_finite(self, x: Tensor, sigma: Tensor | float = 1.0) -> None:
+    def check_finite(self, x: Tensor, sigma: Tensor | float = 1.0, key: str = "sigma") -> None:
         """Raise ValueError for images or noise levels that no denoiser or energy has an answer to.
 
         For denoise(), score() and energy() as a user calls them: it waits for the device once.
@@ -269,11 +269,12 @@ class GenerativeModule(L.LightningModule):
         Args:
             x: images, (B, C, H, W).
             sigma: their noise level, a scalar or (B,).
+            key: what the method calls it.
         """
         level = torch.as_tensor(sigma, device=x.device)
         good = torch.stack([(level > 0).all() & level.isfinite().all(), _of_moderate_size(x)])
         of_level, of_image = good.tolist()
-        check(of_level, "sigma", "", "must be finite and > 0")
+        check(of_level, key, "", "must be finite and > 0")
         check(of_image, "image", "", f"its pixels must be finite, below {LARGEST_PIXEL:g}")
 
     def anywhere(self, decision: bool) -> bool:

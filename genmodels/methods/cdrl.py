@@ -401,6 +401,7 @@ class CDRL(GenerativeModule):
         noise e for all images and levels. grad_norm: minus the norm of f's gradient.
         """
         self.check_labels(labels, "give labels (ood= has none)")
+        self.check_finite(x)
         y, rung = self._lowest(x)
         with torch.enable_grad(), frozen(self.net):
             y.requires_grad_(True)

@@ -159,6 +159,15 @@ class Discriminative:
         logs = {name: row[:count].mean() for name, row in rows.items()}
         return loss, {"loss": loss.detach()} | diagnostics(real, fake, beta) | logs
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Force the weights of a network that wants it, but in the first step.
+
+        There they are the reference's, which load_reference() has forced. A second time moves them
+        by 1e-4 of their size, the outputs by rounding, and Delta would not start at exactly 0.
+        """
+        if self.global_step:
+            super().on_train_batch_start(batch, batch_idx)
+
     def steepness(self, delta: Tensor) -> Tensor | float:
         """Return beta as Delta is multiplied by it, from betas and beta_unit of the method.
 

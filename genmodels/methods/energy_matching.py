@@ -347,6 +347,7 @@ class EnergyMatching(GenerativeModule):
             labels: int64 (B,) of a conditional model, -1 = none; or None.
         """
         self.check_labels(labels)
+        self.check_finite(x)
         with torch.no_grad(), evaluating(self.net):
             return self.potential(x.float(), labels, torch.float64) / self.cfg.method.eps_max
 
@@ -366,6 +367,7 @@ class EnergyMatching(GenerativeModule):
         f: -V. grad_norm: minus the norm of V's gradient.
         """
         self.check_labels(labels, "give labels (ood= has none)")
+        self.check_finite(x)
         with torch.enable_grad(), frozen(self.net, self), evaluating(self.net):
             x = x.detach().float().requires_grad_(True)
             v = self.potential(x, labels, torch.float64)

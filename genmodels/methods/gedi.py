@@ -214,7 +214,15 @@ class GEDI(GenerativeModule):
         Args:
             x: (B, C, H, W) in [-1, 1].
             labels: cluster of each image, int64 (B,), -1 = none.
+
+        Raises:
+            ValueError: pixels that are not finite.
         """
+        self.check_finite(x)
+        return self._energy(x, labels)
+
+    def _energy(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """Return energy(); chains do not look at each state."""
         z, f = self.outputs(x)
         if labels is None:
             return -f
@@ -224,6 +232,7 @@ class GEDI(GenerativeModule):
     @torch.no_grad()
     def cluster(self, x: Tensor) -> Tensor:
         """Return p(y | x), float32 (B, C); the largest entry is the assignment."""
+        self.check_finite(x)
         return self.outputs(x)[0].softmax(dim=1)
 
     def ood_scores(self, x: Tensor) -> dict[str, Tensor]:
@@ -232,6 +241,7 @@ class GEDI(GenerativeModule):
         f = log p(x) + log Gamma; the largest p(y | x); -|grad f|, small where f is flat or peaks
         (Grathwohl et al. 2020, section 5.3).
         """
+        self.check_finite(x)
         x = x.detach().requires_grad_(True)
         with torch.enable_grad(), frozen(self):
             z, f = self.outputs(x)
@@ -336,7 +346,7 @@ class GEDI(GenerativeModule):
         """Return the states after `steps` Langevin steps; keys, exact: see ula_chain."""
         cfg = self.cfg.method
         return ula_chain(
-            lambda y: self.energy(y, labels),
+            lambda y: self._energy(y, labels),
             x,
             steps=steps,
             step=cfg.step,

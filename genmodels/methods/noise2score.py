@@ -260,7 +260,16 @@ class Noise2Score(GenerativeModule):
         return loss, {"loss": loss.detach()}
 
     def score(self, y: Tensor, level: Tensor) -> Tensor:
-        """Return s(y) = grad_y log p(y) of noisy pixels y on [0, 1]; level (B,), the law's unit."""
+        """Return s(y) = grad_y log p(y) of noisy pixels y on [0, 1]; level (B,), the law's unit.
+
+        Raises:
+            ValueError: a level or pixels that are not finite.
+        """
+        self.check_finite(y, level, "level")
+        return self._score(y, level)
+
+    def _score(self, y: Tensor, level: Tensor) -> Tensor:
+        """Return score() without a look at its arguments, for derivatives."""
         level = over_items(level, y).to(y)
         w, sigma = self.to_state(y, level)
         s = -self.noise_in(w, sigma) / sigma
@@ -268,9 +277,10 @@ class Noise2Score(GenerativeModule):
 
     def estimate(self, y: Tensor, level: Tensor) -> Tensor:
         """Return the restored pixels on [0, 1], not clipped; arguments as for score()."""
+        self.check_finite(y, level, "level")
         wide = over_items(level, y).to(y)
         if self.cfg.method.objective == "score":
-            s = self.score(y, level)
+            s = self._score(y, level)
             if self.cfg.method.estimator == "law" or self.law.corrected is None:
                 return self.law.estimate(y, s, wide)
             return self.law.corrected(y, s, self.diagonal(y, level), wide)
@@ -302,7 +312,7 @@ class Noise2Score(GenerativeModule):
         signs = seeding.signs(zeros, 0, self.cfg.method.probes, y.shape[1:])
         total = torch.zeros_like(y)
         for v in signs:
-            total += v * torch.func.jvp(lambda y: self.score(y, level), (y,), (v,))[1]
+            total += v * torch.func.jvp(lambda y: self._score(y, level), (y,), (v,))[1]
         return total / len(signs)
 
     def noisy_state(self, images: Tensor) -> None:

@@ -26,6 +26,7 @@ __all__ = ["checked_stats", "describe", "is_stats", "load_rows", "load_stats", "
 
 _LARGEST = 1 << 15  # dimensions; a covariance of them takes 8 GB
 _MOST = 2**53
+_ODD = "has values that are infinite, NaN or no feature's"
 _UNKNOWN = 2**31  # number of images where a file does not say it
 
 
@@ -117,11 +118,15 @@ def checked_stats(
     Raises:
         ValueError: another dimension, or no covariance.
     """
-    if mean.ndim != 1 or cov.shape != 2 * mean.shape or features.dim not in (None, len(mean)):
+    square = mean.ndim == 1 and len(mean) > 0 and cov.shape == 2 * mean.shape
+    if not square or features.dim not in (None, len(mean)):
         raise ValueError(
             f"reference={path}: mu has shape {tuple(mean.shape)} and sigma {tuple(cov.shape)}, "
             f"features={features.name} has dimension {features.dim}: statistics of another net"
         )
+    for name, values in (("mu", mean), ("sigma", cov)):
+        if not (values.abs() < _MOST).all():
+            raise ValueError(f"reference={path}: {name} {_ODD}; make the file again")
     slack = 1e-6 * float(cov.abs().max())  # files of float32 are not quite symmetric
     if cov.diagonal().min() < -slack or (cov - cov.T).abs().max() > slack:
         raise ValueError(f"reference={path}: sigma is no covariance; make the file again")
@@ -180,7 +185,7 @@ def _numbers(file: Npz, name: str) -> torch.Tensor:
         raise ValueError(f"{name} has shape {shape}")
     values = torch.from_numpy(file.read(name).astype(np.float64))
     if not (values.abs() < _MOST).all():
-        raise ValueError(f"{name} has values that are infinite, NaN or no feature's")
+        raise ValueError(f"{name} {_ODD}")
     return values
 
 

@@ -10,6 +10,8 @@ import torch
 from genmodels import checkpoint, distributed, images
 from genmodels.config import Config, check
 from genmodels.images import arrays
+from genmodels.networks import NETWORKS
+from genmodels.networks.edm2_unet import normalise_weights
 
 
 def load_reference(cfg: Config, source: str, device: torch.device) -> Any:
@@ -23,7 +25,8 @@ def load_reference(cfg: Config, source: str, device: torch.device) -> Any:
     Raises:
         ValueError: another network, preconditioning or sigma_data, or weights are missing.
     """
-    model = checkpoint.build(cfg)
+    checkpoint.check_size(cfg)
+    model = checkpoint.build(cfg)  # without EDM2's loss weights u, which DDO has no use for
     fresh = checkpoint.init_weights(model, source)
     check(not fresh, "init", source, f"lacks {fresh[:1]}; DDO needs a model of this very config")
     theirs = None if checkpoint.is_diffusers(source) else checkpoint.load(source).cfg.method
@@ -42,6 +45,8 @@ def load_reference(cfg: Config, source: str, device: torch.device) -> Any:
         dropout,
         f"init={source} was trained with a label for every image; use 0",
     )
+    if NETWORKS[cfg.network.name].FORCED:  # as the trained one: its hash and its fakes are of these
+        normalise_weights(model)
     if cfg.trainer.channels_last:  # as the trained one: else its rounding would differ
         model.net.to(memory_format=torch.channels_last)
     if cfg.trainer.compile:

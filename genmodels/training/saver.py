@@ -18,6 +18,7 @@ from lightning.pytorch.loggers.logger import Logger
 from genmodels import atomic
 from genmodels.config import Config, seconds
 from genmodels.distributed import is_first
+from genmodels.foreign import read_plain
 from genmodels.run import Run
 
 
@@ -157,7 +158,7 @@ def read_table(path: Path, until: int | float = math.inf) -> dict[int, dict[str,
     if not path.exists():
         return {}
     try:
-        text = path.read_bytes().decode()
+        text = read_plain(path).decode()
         lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(

@@ -23,8 +23,9 @@ from genmodels.data import commands
 from genmodels.methods.edm import EDM
 from genmodels.run import Run
 from genmodels.training.fit import remedies
+from genmodels.training.saver import Saver
 from tests.helpers.paths import ROOT
-from tests.helpers.tiny import TINY
+from tests.helpers.tiny import TINY, last_words
 
 DEBUG = [
     str(ROOT / "configs/edm_digits.yaml"),
@@ -265,3 +266,47 @@ def test_other_errors_keep_their_traceback(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(EDM, "loss", broken)
     assert train.main([*DEBUG, f"out_dir={tmp_path}"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (lambda file: os.truncate(file, 600), "cannot be read (it has 472 bytes where its header"),
+        (lambda file: np.save(file, np.zeros((1, 8, 8, 1), np.uint8)), "holds 1 images now, fewer"),
+    ],
+    ids=["cut", "fewer"],
+)
+def test_an_array_that_becomes_shorter_while_training(tmp_path, monkeypatch, capsys, spoil, line):
+    """One line; what was saved before goes on when the array is put back."""
+    file, whole = tmp_path / "a.npy", np.zeros((40, 8, 8, 1), np.uint8)
+    np.save(file, whole)
+    words = ["data.name=npy", f"data.root={file}", "data.device=disk", "data.workers=0"]
+    words += [f"out_dir={tmp_path}/runs", "checkpoint.every=1"]
+    save = Saver.save
+
+    def save_and_spoil(saver, trainer):
+        save(saver, trainer)
+        if trainer.global_step == 2:
+            spoil(file)
+
+    monkeypatch.setattr(Saver, "save", save_and_spoil)
+    assert train.main([*DEBUG, *words, "trainer.max_steps=20"]) == 2
+    one_line(capsys, f"npy={file}: {line}")
+    np.save(file, whole)
+    (run,) = tmp_path.glob("runs/*/*")
+    assert train.main([f"resume={run}", "trainer.max_steps=4"]) == 0
+
+
+def test_a_network_larger_than_the_machine(tmp_path, capsys):
+    """One line and no folder, before memory is taken for it."""
+    for words, line in (
+        (["network.channels=[1000000,1000000]"], "its weights take"),
+        (["network.channels=[4611686018427387904]"], "no network is so large"),
+        (["network.layers=1000000"], "it asks for more than 20000 tensors"),
+    ):
+        started = time.monotonic()
+        assert train.main(last_words([*DEBUG, *words, f"out_dir={tmp_path}/runs"])) == 2
+        errors = capsys.readouterr().err
+        assert errors.startswith("error: network.") and line in errors, errors
+        assert errors.count("\n") == 1 and time.monotonic() - started < 30
+    assert list(tmp_path.iterdir()) == []

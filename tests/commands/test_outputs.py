@@ -29,6 +29,10 @@ def place(tiny_run, tmp_path_factory):
         np.savez(folder / f"{name}.npz", images=pixels.permute(0, 2, 3, 1).numpy())
     os.link(folder / "a.npz", folder / "linked.npz")
     (folder / "pointer.npz").symlink_to("a.npz")
+    (folder / "way").symlink_to(folder / "run" / "checkpoints")
+    (folder / "run" / "ema").mkdir()
+    for name in ("pipe.json", "pipe.npz"):
+        os.mkfifo(folder / name)
     (folder / "mine.json").write_text('{"my": "notes"}')
     images.write_png(folder / "mine.png", pixels[0])
     return folder
@@ -52,6 +56,15 @@ REFUSED = {
     ),
     "scores over a config": ([*SCORES, "out={run}/config.yaml"], "own files of the run"),
     "scores over a checkpoint": ([*SCORES, "out={run}/checkpoints/last.ckpt"], "own files of the"),
+    "scores over a config in capitals": ([*SCORES, "out={run}/CONFIG.yaml"], "own files of the"),
+    "scores among averages": ([*SCORES, "out={run}/ema/x.json"], "own files of the run"),
+    "scores through a link": ([*SCORES, "out={here}/way/x.json"], "own files of the run"),
+    "features among checkpoints": (
+        [*FILES, "keep={run}/checkpoints/x.npz"],
+        "own files of the run",
+    ),
+    "scores over a pipe": ([*FILES, "out={here}/pipe.json"], "no earlier output"),
+    "images over a pipe": ([*SCORES, "save_images={here}/pipe.npz"], "no earlier output"),
     "scores among pictures": ([*SCORES, "out={run}/samples/x.json"], "own files of the run"),
     "scores over an export": (
         ["evaluate", "{export}", *SCORES[2:], "out={export}/model.safetensors"],
@@ -101,7 +114,9 @@ def test_refused_in_one_line_and_nothing_is_written(place, capsys, what):
     before = files(place)
     assert run(place, words) == 2
     errors = capsys.readouterr().err
-    assert errors.startswith(("error: out=", "error: save_images=", "error: plot=")), errors
+    assert errors.startswith(
+        ("error: out=", "error: save_images=", "error: plot=", "error: keep=")
+    ), errors
     assert says in errors and errors.count("\n") == 1, errors
     assert files(place) == before
 

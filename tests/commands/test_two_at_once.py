@@ -77,6 +77,18 @@ def test_a_lock_is_not_held_on_by_a_child(tmp_path):
         os.waitpid(child, 0)
 
 
+@pytest.mark.parametrize("make", [lambda p, mine: p.symlink_to(mine), lambda p, _: os.mkfifo(p)])
+def test_a_lock_that_is_none_is_not_written(tmp_path, make):
+    """In a run from elsewhere it may lead to any file of the user, or to a pipe."""
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / "run").mkdir()
+    make(tmp_path / "run" / ".lock", mine)
+    with pytest.raises(OSError, match="lock"), Run(tmp_path / "run").lock():
+        pass
+    assert mine.read_text() == "mine"
+
+
 def test_fewer_steps_than_were_made_are_refused(train_tiny, capsys):
     run = train_tiny("trainer.max_steps=4")
     before = files(run)

@@ -201,6 +201,64 @@ def test_a_url_is_fetched_once_and_its_hash_shown(
     assert "cannot be fetched" in line
 
 
+@pytest.mark.parametrize(
+    ("size", "sent", "line"),
+    [
+        (None, 2000, "more than 1e-06 GB"),  # no length is said
+        (2000, 10, "more than 1e-06 GB"),
+        (900, 500, "broke off after 500 of 900 bytes"),
+        ("many", 500, "invalid literal"),
+    ],
+)
+def test_what_is_sent_is_bounded_and_whole(tmp_path, monkeypatch, size, sent, line):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(references, "LARGEST_FILE", 1000)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            if size is not None:
+                self.send_header("Content-Length", size)
+            self.end_headers()
+            self.wfile.write(bytes(sent))
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/a.npz"
+        with pytest.raises(ValueError, match=f"reference={url}: cannot be fetched .*{line}"):
+            references.fetch(url)
+        server.shutdown()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("url", ["http://a b/x", "http:///x", "http://[x", "http://h", "hf://a/b/"])
+def test_addresses_that_are_none_are_one_line(url):
+    with pytest.raises(ValueError, match="reference=.*(cannot be fetched|write hf)"):
+        references.fetch(url)
+
+
+def test_a_hash_may_be_asked_for(tmp_path, monkeypatch, train):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    np.savez(tmp_path / "s.npz", mu=train[1], sigma=train[2])
+    server = Server(tmp_path)
+    try:
+        sha256 = hashlib.sha256((tmp_path / "s.npz").read_bytes()).hexdigest()
+        features = load_features("digits")
+        with pytest.warns(UserWarning, match="names no features"):
+            references.open_reference(f"{server.url}/s.npz#sha256={sha256[:12]}", features)
+        with pytest.raises(ValueError, match="its sha256 is .*to fetch it anew"):
+            references.open_reference(f"{server.url}/s.npz#sha256={'0' * 12}", features)
+        with pytest.raises(ValueError, match="behind # stands sha256=HEX"):
+            references.fetch(f"{server.url}/s.npz#top")
+        assert server.paths == ["/s.npz"]
+    finally:
+        server.server.shutdown()
+        server.server.server_close()
+
+
 def test_a_path_of_the_hub_is_its_librarys(monkeypatch, tmp_path):
     asked = []
 

@@ -20,11 +20,15 @@ import numpy as np
 import torch
 
 from genmodels import checkpoint
+from genmodels.checkpoint.inert_pickle import load_arrays
 from genmodels.config import load_config
+from genmodels.evaluation.kept import KeptFeatures
+from genmodels.evaluation.passes import Store
+from genmodels.evaluation.references import open_reference
 from genmodels.images import open_images, picture_bytes, pictures, read_image, read_values
 from genmodels.images.arrays import npy_images
 from genmodels.methods import METHODS
-from genmodels.metrics.features import load_features
+from genmodels.metrics.features import Features, load_features
 from genmodels.metrics.features.weights import load_state, read_weights
 from genmodels.metrics.stats import load_stats
 from genmodels.networks import NETWORKS
@@ -47,6 +51,19 @@ class Attack:
     slow: bool = False
 
 
+SMALL: dict = {
+    "data": {"name": "digits", "labels": False},
+    "method": {"name": "edm"},
+    "network": {"name": "unet", "channels": [8], "layers": 1, "norm_groups": 4},
+}
+SMALL["network"] |= {"attention": [], "head_dim": 8}
+
+
+def init_from(folder: Path) -> object:
+    """Start a small model from a diffusers folder."""
+    return checkpoint.init_weights(checkpoint.build(SMALL), folder)
+
+
 READERS: dict[str, Callable[[Path], object]] = {
     "checkpoint": checkpoint.read_checkpoint,
     "model": checkpoint.load,
@@ -58,6 +75,13 @@ READERS: dict[str, Callable[[Path], object]] = {
     "arrays to restore": lambda path: pictures.read_picture(path.name, path.read_bytes),
     "npy": npy_images,
     "statistics": lambda path: load_stats(path, load_features("pixels")),
+    "reference": lambda path: open_reference(
+        str(path), Features("inception", None, "none", 2, None), read_pickle=load_arrays
+    ),
+    "kept": KeptFeatures,
+    "blocks": lambda path: Store(path.parent, "a", []),
+    "script": lambda path: load_features(str(path)),
+    "diffusers": init_from,
     "yaml": lambda path: load_config([path], methods=METHODS, networks=NETWORKS),
 }
 ATTACKS: dict[str, Attack] = {}
@@ -185,7 +209,7 @@ PICKLES = {
 for _name, (_pickled, *_parts) in PICKLES.items():
     for _reader in ("checkpoint", "weights"):
         attack(_name, _reader, zip_form(_pickled, {"data/0": bytes(16)}), "a.ckpt", *_parts)
-OLDER = {"deep-key", "shared-key", "bytearray", "deep-list", "stride-0"}
+OLDER = ("deep-key", "shared-key", "bytearray", "deep-list", "stride-0")
 for _name in OLDER:
     _pickled, *_parts = PICKLES[_name]
     attack(f"older-{_name}", "weights", old_form(_pickled, bytes(64)), "a.ckpt", *_parts)
@@ -567,3 +591,156 @@ def array_named_npz(folder: Path) -> Path:
 
 
 attack("npy", "statistics", array_named_npz, "reference=", "a.npz: cannot be read (")
+attack("empty", "statistics", stats_of(mu=np.zeros(0), sigma=np.zeros((0, 0))), "reference=", "net")
+
+
+# ---- what evaluations keep and compare with ----------------------------------------------------
+
+
+def named(name: str, make: Callable[[Path], Path]):
+    """Return a maker of the same file under another name."""
+    return lambda folder: make(folder).rename(folder / name)
+
+
+ROWS = np.zeros((4, 2), np.float32)
+for _reader, _file, _good in (
+    ("kept", "k.npz", {"m.rows": ROWS}),
+    ("blocks", "a-00.npz", {"mark": np.array("x")}),
+):
+    _bomb = bomb_of(next(iter(_good)), "<f4", (1 << 26, 1), 1 << 28)
+    attack("bomb", _reader, named(_file, _bomb), _file, "is packed", slow=True)
+    attack("packed", _reader, named(_file, npz_of(**_good)), _file, "is packed")
+    attack("not-zip", _reader, of_bytes(b"PK\3\4hello", _file), _file, "cannot be read (")
+    _objects = npz_of(packed=False, **{next(iter(_good)): np.array([{}], object)})
+    attack("objects", _reader, named(_file, _objects), _file, "Python objects")
+    _whole = npz_of(packed=False, **_good)
+
+    def _flipped(folder: Path, whole=_whole) -> Path:
+        path = whole(folder)
+        data = bytearray(path.read_bytes())
+        data[data.index(b"PK\1\2") - 3] ^= 1
+        path.write_bytes(data)
+        return path
+
+    attack("flip", _reader, named(_file, _flipped), _file, "cannot be read (Bad CRC")
+attack("pipe", "blocks", fifo("a-00.npz"), "a-00.npz", PIPE)
+for _name, _arrays in {
+    "other": {"images": FEW},
+    "float64": {"m.rows": ROWS.astype(float)},
+    "deep": {"m.rows": ROWS[None]},
+    "alone": {"m.logits": ROWS},
+    "short": {"m.rows": ROWS, "m.marks": np.zeros(3, np.int64)},
+}.items():
+    attack(_name, "kept", npz_of(packed=False, name="k.npz", **_arrays), "keep=", "k.npz: ")
+
+
+def overlapping(folder: Path) -> Path:
+    """An npz of 1 MB whose directory lists its array a thousand times."""
+    path = npz_of(packed=False, **{"m.rows": np.zeros((1 << 17, 2), np.float32)})(folder)
+    data = path.read_bytes()
+    start, end = data.index(b"PK\1\2"), data.rindex(b"PK\5\6")
+    entry = data[start:end]
+    many = b"".join(entry.replace(b"m.rows", b"%06x" % k) for k in range(1000))
+    tail = struct.pack("<HHIIH", 1000, 1000, len(many), start, 0)
+    path.write_bytes(data[:start] + many + data[end : end + 8] + tail)
+    return path
+
+
+attack("overlap", "kept", overlapping, "keep=", "cannot be read (")
+
+attack("beside", "reference", stats_of(arr_0=np.array([{}], object)), "a.npz", "Python objects")
+attack(
+    "beside-bomb",
+    "reference",
+    bomb_of("arr_0", "|u1", (1 << 20, 32, 32), GIB, mu=np.zeros(2), sigma=EYE),
+    "a.npz",
+    "from",
+    slow=True,
+)
+attack("rows", "reference", stats_of(rows=np.array(["a"])), "reference=", "rows holds no numbers")
+
+
+def numbers(kind: str, shape: tuple[int, ...], data: bytes):
+    """Return what pickles as a numpy array of these bytes."""
+
+    class Made:
+        def __reduce__(self):
+            state = (1, shape, np.dtype(kind), False, data)
+            return (np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), state)
+
+    return Made()
+
+
+def pickled(thing: object):
+    return of_bytes(pickle.dumps(thing), "a.pkl")
+
+
+def with_fid(**parts: object):
+    return pickled({"fid": {"mu": np.zeros(2), "sigma": EYE} | parts})
+
+
+def copied() -> bytes:
+    """Return a pickle of 1 MB of which 2000 arrays of the other order of bytes are made."""
+    data = b"B" + struct.pack("<I", 1 << 20) + bytes(1 << 20) + b"q\0000"
+    kind = b"cnumpy\ndtype\n" + text("f8") + b"\x85R" + int4(3) + text(">") + b"\x86bq\x010"
+    call = b"cnumpy._core.numeric\n_frombuffer\n"
+    array = call + b"(h\0h\1" + int4(1 << 17) + b"\x85" + text("C") + b"tR"
+    return b"\x80\x04" + data + kind + b"(" + array * 2000 + b"l."
+
+
+WIDE = {f"{k}": 0.0 for k in range(5000)}
+for _name, _make, *_parts in [
+    ("call", of_bytes(PICKLES["system"][0], "a.pkl"), "the name os.system"),
+    ("nothing", of_bytes(b"", "a.pkl"), "no data"),
+    ("deep-key", of_bytes(PICKLES["deep-key"][0], "a.pkl"), "a tuple as a key"),
+    ("shared-key", of_bytes(PICKLES["shared-key"][0], "a.pkl"), "a tuple as a key"),
+    ("many-dicts", pickled({f"{k}": WIDE for k in range(5000)}), "a dict of 5000 keys"),
+    ("copies", of_bytes(copied(), "a.pkl"), "calls that copy more bytes"),
+    ("short", with_fid(mu=numbers("f8", (1 << 30,), b"short")), "in 5 bytes"),
+    ("nan", with_fid(mu=np.array([np.nan, 0])), "mu has values that are infinite, NaN"),
+    ("infinite", with_fid(sigma=EYE * np.inf), "sigma has values that are infinite"),
+    ("complex", with_fid(mu=np.zeros(2, complex)), "a numpy array of an unknown type"),
+    ("wide", with_fid(mu=np.zeros(3)), "statistics of another net"),
+    ("list", with_fid(sigma=[1.0]), "has no mu and sigma"),
+    ("indefinite", with_fid(sigma=np.array([[1.0, 5], [5, 1]])), "negative variance"),
+]:
+    attack(f"pickle-{_name}", "reference", _make, "reference=", "a.pkl", *_parts)
+attack("pipe", "script", fifo("a.pt"), "a.pt")
+
+# ---- models of diffusers -----------------------------------------------------------------------
+
+
+def unet_of(spoil: Callable[[Path], object] = bool, **changes: object):
+    """Return a maker of a folder of the network of init_from, its config changed."""
+
+    def make(folder: Path) -> Path:
+        checkpoint.build(SMALL).net.net.unet.save_pretrained(folder / "u")
+        plain = json.loads((folder / "u" / "config.json").read_text()) | changes
+        (folder / "u" / "config.json").write_text(json.dumps(plain))
+        spoil(folder / "u")
+        return folder / "u"
+
+    return make
+
+
+def nan_unet(model: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = model / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    state["conv_in.weight"][0] = float("nan")
+    save_file(state, path, {"format": "pt"})
+
+
+UNET = "diffusion_pytorch_model.safetensors"
+for _name, _make, *_parts in [
+    ("wide", unet_of(block_out_channels=[1 << 16]), "there and"),
+    ("layers", unet_of(layers_per_block=10**9), "it asks for far more than our"),
+    ("overflow", unet_of(block_out_channels=[1 << 62]), "is no UNet2DModel ("),
+    ("odd", unet_of(block_out_channels="eight"), "is no UNet2DModel ("),
+    ("deep", unet_of(config_json("[" * 200_000 + '"UNet2DModel"')), "is no UNet2DModel ("),
+    ("nan", unet_of(nan_unet), "conv_in.weight holds NaN"),
+    ("cut", unet_of(lambda m: os.truncate(m / UNET, 1000)), "cannot be read as safetensors"),
+    ("pipe", unet_of(pipe_for(UNET)), PIPE),
+]:
+    attack(_name, "diffusers", _make, "init=", *_parts)

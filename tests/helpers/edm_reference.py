@@ -210,6 +210,40 @@ def released(kind, precond="EDMPrecond", **more):
     return cfg, weights, released_pickle(weights, cfg, precond, **attributes)
 
 
+def released_edm2(tensors, size=16, channels=3, classes=4, vae=False, unet=(), **block):
+    """Return the bytes of an EDM2 pickle around tensors named unet.* and logvar_*, as float16.
+
+    Args:
+        tensors: {released name: tensor}.
+        size, channels, classes: of the images or latents.
+        vae: whether the encoder is of latents, with its numbers in numpy arrays.
+        unet: pairs of attributes of the U-Net that differ from the released ones.
+        block: attributes of its blocks that do.
+    """
+    halves = OrderedDict((name, tensor.half()) for name, tensor in tensors.items())
+    attributes = dict(img_resolution=size, img_channels=channels, label_dim=classes)
+    attributes |= dict(use_fp16=True, sigma_data=0.5)
+    net = module_tree("Precond", halves, buffers=("freqs", "phases"), **attributes)
+    for name, module in net.named_modules():
+        if name == "unet":
+            module.__dict__.update(dict(label_balance=0.5, concat_balance=0.5) | dict(unet))
+        if "conv_res0" in module._modules:
+            heads = 0
+            for part in ("attn_qkv", "attn_proj", "conv_skip"):
+                if part not in module._modules:
+                    module.__dict__[part] = None
+                elif part == "attn_proj":
+                    heads = max(1, len(module._modules[part].weight) // 64)
+            values = dict(res_balance=0.3, attn_balance=0.3, clip_act=256, dropout=0.1)
+            module.__dict__.update(values | dict(resample_filter=[1, 1], num_heads=heads) | block)
+    encoder = persistent("StandardRGBEncoder")
+    if vae:
+        numbers = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+        encoder = persistent("StabilityVAEEncoder", scale=numbers, bias=numbers, _vae=None)
+    content = dict(ema=net, encoder=encoder, dataset_kwargs=dict(path="x.zip"))
+    return dumps(content | {"loss_fn": persistent("EDM2Loss", P_mean=-0.8)})
+
+
 def write(tmp_path, data):
     path = tmp_path / "network.pkl"
     path.write_bytes(data)

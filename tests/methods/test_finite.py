@@ -68,3 +68,40 @@ def test_what_a_terminal_would_obey_is_written_out(capsys):
 
     assert cli.run(crash, []) == 1
     assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["cdrl", "gedi", "energy_matching"])
+def test_what_energies_say_of_images_refuses(name):
+    if name == "energy_matching":
+        words = ("data.name=moons", "data.labels=false", "network.width=8", "network.layers=1")
+        model = checkpoint.build(ROOT / "configs/energy_digits.yaml", *words)
+    else:
+        model = checkpoint.load(OLD / name / "run")
+    x = torch.zeros(2, *model.shape)
+    calls = [model.energy, model.ood_scores, *([model.cluster] if model.CLUSTERS else [])]
+    for call in calls:
+        call(x)
+        for value in (math.nan, math.inf, 1e38):
+            with pytest.raises(ValueError, match="image=: its pixels must be finite"):
+                call(x.index_fill(0, torch.tensor([1]), value))
+
+
+def test_scores_and_estimates_of_noisy_pixels_refuse():
+    model = checkpoint.load(OLD / "noise2score" / "run")
+    y, level = torch.full((2, *model.shape), 0.5), model.levels.max().expand(2)
+    for call in (model.score, model.estimate):
+        with torch.no_grad():
+            assert call(y, level).isfinite().all()
+        for bad in (0.0, -1.0, math.inf, math.nan):
+            with pytest.raises(ValueError, match="level=: must be finite and > 0"):
+                call(y, level.new_tensor([1.0, bad]))
+        with pytest.raises(ValueError, match="image=: its pixels must be finite"):
+            call(y * math.nan, level)
+
+
+def test_chains_do_not_look(monkeypatch):
+    """One look at what a user gives, none for each step."""
+    model, looks = checkpoint.load(OLD / "gedi" / "run"), []
+    monkeypatch.setattr(type(model), "check_finite", lambda *args: looks.append(1))
+    model.sample([0], steps=3)
+    assert not looks

@@ -319,13 +319,13 @@ def test_configs_build(path):
 
 def test_chains_freeze_the_parameters_and_leave_the_graph(x, monkeypatch):
     model, seen = build(), []
-    original = GEDI.energy
+    original = GEDI._energy
 
-    def spy(self, y, labels=None):
+    def spy(self, y, labels):
         seen.append(any(p.requires_grad for p in self.parameters()))
         return original(self, y, labels)
 
-    monkeypatch.setattr(GEDI, "energy", spy)
+    monkeypatch.setattr(GEDI, "_energy", spy)
     fake = model._fakes(torch.arange(32))
     assert seen == [False, False] and not fake.requires_grad
     assert all(p.requires_grad for p in model.parameters())
@@ -335,7 +335,7 @@ def test_chains_freeze_the_parameters_and_leave_the_graph(x, monkeypatch):
 @pytest.mark.parametrize("step, scale, variance", [(0.02, 0.2, 1.0101), (0.05, 0.1, 0.1026)])
 def test_stationary_variance(monkeypatch, step, scale, variance):
     """On a standard normal x' = (1 - a) x + s z has s^2 / (1 - (1 - a)^2); s^2 / 2a is its T."""
-    monkeypatch.setattr(GEDI, "energy", lambda self, y, labels: 0.5 * y.square().flatten(1).sum(1))
+    monkeypatch.setattr(GEDI, "_energy", lambda self, y, labels: 0.5 * y.square().flatten(1).sum(1))
     model = build(f"method.step={step}", f"method.noise_scale={scale}")
     start = torch.zeros(4000, 2, 1, 1)
     end = model._chain(start, 150, torch.arange(4000))
@@ -344,7 +344,7 @@ def test_stationary_variance(monkeypatch, step, scale, variance):
 
 def test_clamp_and_grad_clip_reach_the_chains(monkeypatch):
     """A steep energy: free it leaves the box at once, clamped it stays, clipped it moves by a."""
-    monkeypatch.setattr(GEDI, "energy", lambda self, y, labels: -100 * y.flatten(1).sum(1))
+    monkeypatch.setattr(GEDI, "_energy", lambda self, y, labels: -100 * y.flatten(1).sum(1))
     words = ("method.step=0.1", "method.noise_scale=1e-6")
     start = torch.zeros(4, 2, 1, 1)
     for options, end in (((), 10.0), (("method.clamp=true",), 1.0), (("method.grad_clip=2",), 0.2)):

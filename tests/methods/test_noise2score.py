@@ -242,10 +242,10 @@ def test_corrected_estimator_uses_the_diagonal_of_the_jacobian():
     """With a score of each pixel alone, Hutchinson's signs give the derivative exactly."""
     model = build("data.noise.law=gamma", "data.noise.level=20", "method.estimator=corrected")
     y, level = torch.rand(1, 1, 16, 16, dtype=torch.float64) + 0.2, torch.tensor([20.0]).double()
-    model.score = lambda y, level: torch.sin(4 * y) - y**2
+    model._score = lambda y, level: torch.sin(4 * y) - y**2
     torch.testing.assert_close(model.diagonal(y, level), 4 * torch.cos(4 * y) - 2 * y)
     column = level.reshape(1, 1, 1, 1)
-    s = model.score(y, level)
+    s = model._score(y, level)
     expected = LAWS["gamma"].corrected(y, s, 4 * torch.cos(4 * y) - 2 * y, column)
     torch.testing.assert_close(model.estimate(y, level), expected)
     assert not torch.allclose(expected, LAWS["gamma"].estimate(y, s, column), atol=1e-3)

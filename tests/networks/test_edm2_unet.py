@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import genmodels
-from genmodels.config import load_config
+from genmodels import checkpoint
+from genmodels.checkpoint import AtomicCheckpointIO
+from genmodels.config import load_config, to_plain
 from genmodels.data.sets import DATASETS
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
@@ -26,6 +28,7 @@ from genmodels.networks.edm2_unet import (
     unit_sum,
 )
 from genmodels.networks.precond import PRECONDS
+from genmodels.training.pool import load_reference
 from tests.helpers.paths import ROOT
 
 TINY = {"channels": 64, "multipliers": [1, 2], "blocks": 1, "attention": [8]}
@@ -238,3 +241,37 @@ def test_evaluation_does_not_depend_on_the_length_of_rows():
                 layer.weight.mul_(7)
         after = net(x, sigma)
     assert float((after - before).norm() / before.norm()) < 3e-4
+
+
+def test_ddo_starts_at_a_reference_that_is_forced_once(tmp_path):
+    """Delta is 0 to the bit in the first step; row lengths of the loaded weights do not matter."""
+    small = ("network.channels=16", "method.label_dropout=0")
+    base = genmodels.build(str(ROOT / "configs/edm2_digits.yaml"), *small)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.add_(2 * torch.randn(parameter.shape, generator=generator))
+    path = tmp_path / "base.ckpt"
+    saved = {"state_dict": base.state_dict(), "hyper_parameters": {"config": to_plain(base.cfg)}}
+    AtomicCheckpointIO().save_checkpoint(saved | {"global_step": 0}, path)
+
+    ddo = ("method.name=ddo", "method.uncertainty=false")
+    model = genmodels.build(str(ROOT / "configs/edm2_digits.yaml"), *small, *ddo)
+    reference = load_reference(model.cfg, str(path), torch.device("cpu"))
+    rows = [
+        rms(m.weight.flatten(1), 1).mean() for m in reference.modules() if isinstance(m, UnitConv)
+    ]
+    assert (torch.stack(rows) - 1).abs().max() < 1e-3
+    assert not any("uncertainty" in name for name, _ in reference.named_parameters())
+
+    model = checkpoint.build(model.cfg, reference=reference)
+    model.load_state_dict(reference.state_dict())
+    images = torch.rand(2, 8, 1, 8, 8, generator=generator) * 2 - 1
+    labels, n = torch.arange(8), torch.arange(8)
+    batch = {"image": images[0], "fake": images[1], "label": labels, "fake_label": labels, "n": n}
+    model.train().on_train_batch_start(batch, 0)
+    loss, logs = model.loss(batch)
+    for side in ("real", "fake"):
+        assert float(logs[f"delta_{side}"]) == float(logs[f"delta_{side}_std"]) == 0
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())  # else DDP stops

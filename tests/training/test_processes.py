@@ -21,7 +21,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.processes import together
 from tests.helpers.tiny import TINY, last_words
 
-KINDS = ("edm", "ddo", "gbm", "cdrl", "drl", "noise2score", "gedi")
+KINDS = ("edm", "edm2", "ddo", "gbm", "cdrl", "drl", "noise2score", "gedi")
 CONFIGS = sorted(
     path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem.split("_")[0] in KINDS
 )
@@ -31,6 +31,7 @@ FAST = ("edm_cifar10", "ddo_cifar10")
 SMALL = {
     "unet": ("channels={16 each}", "norm_groups=8", "head_dim=8", "layers=1"),
     "edm_unet": ("channels=32", "multipliers={1 each}", "blocks=1"),
+    "edm2_unet": ("channels=32", "multipliers={1 each}", "blocks=1"),
     "ebm": ("channels=8", "blocks=1"),
     "mlp": ("width=16",),
     "resnet8": ("width=16",),

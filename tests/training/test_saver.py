@@ -1,5 +1,7 @@
 import csv
+import os
 
+import pytest
 import torch
 
 from genmodels.training import saver as saving
@@ -48,3 +50,15 @@ def test_a_steps_line_is_written_before_its_checkpoint(train_tiny, monkeypatch):
         early = {k: v for k, v in seen[step][str(step)].items() if v}
         late = {k: v for k, v in whole[str(step)].items() if v and not k.startswith("val/")}
         assert "train/loss" in early and early == late
+
+
+def test_a_table_with_other_line_ends_is_the_same_and_a_pipe_is_refused(tmp_path):
+    plain, other, pipe = (tmp_path / name for name in ("a.csv", "b.csv", "c.csv"))
+    plain.write_bytes(b"step,loss\n1,0.5\n2,0.25\n3,0.1")
+    other.write_bytes(plain.read_bytes().replace(b"\n", b"\r\n"))
+    assert saving.read_table(other) == saving.read_table(plain) and set(
+        saving.read_table(other)
+    ) == {1, 2}
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="is no plain file"):
+        saving.read_table(pipe)

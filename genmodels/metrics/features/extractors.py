@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from genmodels.metrics.features import dinov2, inception
+from genmodels.metrics.features.colour_nets import DIM, SIDE, cifar_file, colour_net
 from genmodels.metrics.features.grey_nets import GREY_NETS, grey_net, weights_file
 from genmodels.metrics.features.rows import Features
 from genmodels.metrics.features.weights import (
@@ -53,6 +54,14 @@ def _grey(
     # On a CPU a small batch stays in its cache: twice the speed of 256.
     batch = 32 if device.type == "cpu" else 1024
     return Features(name, spec.sha256, resize, spec.dim, net, shapes, device, batch)
+
+
+def _cifar(weights: Path | str | None, device: torch.device, mode: str, resize: str) -> Features:
+    """Return the in-tree net of CIFAR-10, from the shipped file or a copy of it."""
+    data, sha256 = read_weights(weights or cifar_file())
+    net = colour_net(data).requires_grad_(False).to(device)
+    batch = 64 if device.type == "cpu" else 1024
+    return Features("cifar", sha256, "none", DIM, net, ((3, SIDE, SIDE),), device, batch)
 
 
 def half_precision(device: torch.device) -> torch.dtype:
@@ -150,7 +159,7 @@ def _file(path: Path | str, device: torch.device, mode: str) -> Features:
 FEATURES: dict[str, Callable[..., Features]] = {name: partial(_grey, name) for name in GREY_NETS}
 INCEPTIONS = ("inception", "inception_spatial")  # of one file of weights
 FEATURES |= {"inception": _inception, "inception_spatial": _spatial}
-FEATURES |= {"dinov2": _dinov2, "pixels": _pixels}
+FEATURES |= {"cifar": _cifar, "dinov2": _dinov2, "pixels": _pixels}
 # Where there is a choice; the first is the default.
 RESIZES: dict[str, tuple[str, ...]] = dict.fromkeys(INCEPTIONS, ("tf1", "clean"))
 
@@ -216,13 +225,13 @@ def load_features(
         name: a key of FEATURES, or the path of a TorchScript file that maps uint8 (B,C,H,W) to
             (B,D), or a Features, which is returned as it is. "pixels" = values in [0,1], flattened;
             "digits" (8x8), "fashion" and "mnist" (28x28, or padded to 32x32 and cropped back) = the
-            in-tree nets on grey images; "inception" = FID's network, "inception_spatial" = its
-            layer that sFID takes; "dinov2" = FD-DINOv2's.
+            in-tree nets on grey images; "cifar" (32x32) = that on colour images; "inception" =
+            FID's network, "inception_spatial" = its layer that sFID takes; "dinov2" = FD-DINOv2's.
         weights: the file of weights; "download" = fetch the published one (inception, dinov2). The
             in-tree nets ship with theirs; a copy must have its hash.
         device: where to compute.
-        mode: "exact" = float32 without TF32 (in-tree nets: float64), deterministic; "fast" = half
-            precision (in-tree nets: float32), TF32, compiled on a GPU. What it costs is to be
+        mode: "exact" = float32 without TF32 (grey in-tree nets: float64), deterministic; "fast" =
+            half precision (in-tree nets: float32), TF32, compiled on a GPU. What it costs is to be
             measured with mode_difference and reported.
         resize: inception: "tf1" (FID) or "clean" (clean-fid's).
         sha256: what the hash of the weights must begin with (8 digits or more); None = any.

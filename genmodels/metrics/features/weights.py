@@ -63,7 +63,7 @@ def download_weights(url: str, sha256: str | None) -> Path:
 
 def is_script(path: Path | str) -> bool:
     """Return whether the file is TorchScript."""
-    if not zipfile.is_zipfile(path):
+    if not Path(path).is_file() or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as file:
         return any("/code/" in name for name in file.namelist())
