@@ -193,9 +193,8 @@ def compare(config: str, pairs: int) -> dict[str, Any]:
     failed: list[BaseException] = []
 
     def run(loop: Any, k: int) -> None:
-        cfg = load_config([config], words, methods=METHODS, networks=NETWORKS)
         try:
-            loop(cfg, turns, k)
+            loop(load_config([config], words, methods=METHODS, networks=NETWORKS), turns, k)
         except BaseException as error:
             failed.append(error)
             turns.end()
