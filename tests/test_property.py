@@ -60,7 +60,12 @@ def test_a_printed_list_reads_back_as_itself(values):
 @QUICK
 @given(st.lists(TEXT))
 def test_every_command_line_is_sorted_without_loss(argv):
-    positionals, words, flags = split_words(argv)
+    argv = [word.replace("~", "-") for word in argv]  # which may stand for the home of the user
+    try:
+        positionals, words, flags = split_words(argv)
+    except ValueError as error:
+        assert str(error).endswith("too; leave one out")  # two values of one key
+        return
     assert len(positionals) + len(flags) + len(words) <= len(argv)
     kept = {*positionals, *flags, *(f"{key}={text}" for key, text in words.items())}
     assert kept <= set(argv)

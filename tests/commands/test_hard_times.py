@@ -246,15 +246,15 @@ def test_a_batch_too_large_for_memory(failure, tiny_run, tmp_path, capsys, monke
 @pytest.mark.parametrize(
     ("size", "parts", "line"),
     [
-        (12, 4, "trainer.accumulate=6 (the same batch in parts) or data.batch_size=4 "),
-        (48, 3, "trainer.accumulate=4 (the same batch in parts) or data.batch_size=24 "),
+        (12, 4, "trainer.accumulate=6 (the same batch in parts), or try data.batch_size=4 "),
+        (48, 3, "trainer.accumulate=4 (the same batch in parts), or try data.batch_size=24 "),
     ],
 )
 def test_what_to_try_is_a_batch_that_can_be_shared_out(tmp_path, size, parts, line):
     """A batch is a multiple of the micro-batches, also the smaller one that is suggested."""
     cfg = Config()
     cfg.data.batch_size, cfg.trainer.accumulate = size, parts
-    with pytest.raises(ValueError, match=re.escape(f"try {line}")):
+    with pytest.raises(ValueError, match=re.escape(f"resume={tmp_path} {line}")):
         with remedies(cfg, Run(tmp_path)):
             raise MemoryError
 

@@ -46,7 +46,10 @@ TINY = {
         "noise2score_bsd400",
         ("data.patch=16", "network.channels=[4]", "network.blocks=[1]"),
     ),
-    "gedi": ("gedi_moons", ("network.width=16", "method.buffer=8", "method.steps=2")),
+    "gedi": (
+        "gedi_moons",
+        ("network.width=16", "method.buffer=32", "method.steps=2", "data.batch_size=32"),
+    ),
     "energy_matching": ("energy_digits", ("network.width=16", "data.labels=false")),
 }
 # Settings of one likelihood that takes no time.

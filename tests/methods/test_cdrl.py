@@ -149,7 +149,7 @@ def test_two_groups_are_two_optimizers_bit_for_bit():
         "optim.decay=none",
     )
     together, apart = (genmodels.build(DIGITS, *words).train() for _ in range(2))
-    together.log = lambda *args: None
+    together.log = lambda **values: None
     (optimizer,), (schedule,) = together.configure_optimizers()
     assert [group["lr"] for group in optimizer.param_groups] == [0, 0]
     rates = (1e-3, 1e-3)

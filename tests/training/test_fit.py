@@ -195,7 +195,9 @@ def test_dropout_differs_between_micro_batches_steps_and_ranks():
 
     def draw(step, batch_idx, rank, seed=0):
         model = models[seed]
-        model.trainer = SimpleNamespace(global_step=step, global_rank=rank, world_size=3)
+        model.trainer = SimpleNamespace(
+            global_step=step, global_rank=rank, world_size=3, max_steps=9, log_every_n_steps=50
+        )
         model.log_dict = lambda *args, **kwargs: None
         model.loss = lambda batch: (torch.rand(4), {})
         return tuple(model.training_step({}, batch_idx).tolist())
