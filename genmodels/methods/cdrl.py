@@ -28,15 +28,18 @@ import torch
 from torch import Tensor
 
 from genmodels import config, seeding
-from genmodels.config import Section, check, setting, settings_of
+from genmodels.config import Section, setting, settings_of
 from genmodels.kernels.broadcast import over_items
 from genmodels.kernels.philox import philox_normal
 from genmodels.methods.base import Batch, Callback, GenerativeModule, Labels
 from genmodels.methods.composed import (
     AISOptions,
     ComposeOptions,
+    given_pixels,
     guided_settings,
     image_blend,
+    log_normalisers,
+    training_labels,
 )
 from genmodels.networks import NETWORKS
 from genmodels.networks.ebm import fixed_weights, power_iteration
@@ -165,7 +168,7 @@ class CDRL(GenerativeModule):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (L_f + L_g, {"loss": L_f, "loss_initializer": L_g}); see the module."""
         x, n, seed = batch["image"], batch["n"], self.cfg.seed
-        labels = self._labels(batch["label"], n)
+        labels = training_labels(self, batch["label"], n)
         pair = seeding.uniform(seed, n, Stream.SIGMA) * self.cfg.method.levels
         t = 1 + pair.long().clamp(max=self.cfg.method.levels - 1)
         rung = self.schedule.at(t)
@@ -228,15 +231,6 @@ class CDRL(GenerativeModule):
 
         change = network(x_t, rung, labels) if blend is None else blend.map(network, x_t, rung)
         return x_t + change.float() + over_items(rung.v.sqrt(), noise) * noise
-
-    def _labels(self, labels: Tensor, n: Tensor) -> Tensor | None:
-        """Return the batch's labels, some hidden (-1) in training; None if unconditional."""
-        if not self.classes:
-            return None
-        if not self.training or not self.cfg.method.label_dropout:
-            return labels
-        hidden = seeding.uniform(self.cfg.seed, n, Stream.LABEL_DROP)
-        return torch.where(hidden < self.cfg.method.label_dropout, -1, labels)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss; log the diagnostics of each level beside it."""
@@ -328,12 +322,7 @@ class CDRL(GenerativeModule):
         generators = seeding.ImageGenerators(seeds, noise)
         drawn = self.image_labels(generators, labels)
         blend = image_blend(self, cfg.guidance, drawn, labels, compose, keys)
-        if (known is None) != (mask is None):
-            raise ValueError("inpaint=, mask=: give both")
-        if known is not None:
-            index = keys.remainder(len(known)).to(known.device)
-            mask = mask.expand_as(known)[index].to(self.device)
-            known = known[index].to(self.device)
+        known, mask = given_pixels(keys, known, mask)
         y, rung, f = self.draw(keys, blend, cfg, known, mask, callback)
         x = denoise_tweedie(lambda y: f(y, rung), y, rung, cfg.tweedie_scale).clamp(-1, 1)
         return x if mask is None else torch.where(mask, known, x)
@@ -443,13 +432,8 @@ class CDRL(GenerativeModule):
 
         Reference: as in genmodels/sampling/ais.py.
         """
-        check(kind in self.LIKELIHOODS, "kind", kind, f"choose from {', '.join(self.LIKELIHOODS)}")
-        self.check_labels(labels)
-        settings = AISOptions(**{k: value for k, value in options.items() if value is not None})
-        classes = torch.full((len(x),), -1, device=x.device) if labels is None else labels
-        bounds = {int(c): self._log_z(int(c), kind, settings) for c in classes.unique()}
-        log_z = torch.tensor(
-            [bounds[int(c)] for c in classes], dtype=torch.float64, device=x.device
+        log_z = log_normalisers(
+            self, x, labels, kind, options, lambda label, ais: self._log_z(label, kind, ais)
         )
         scale = float(self.schedule.exact.scale[1])
         return -self.energy(x, labels) - log_z + math.prod(self.shape) * math.log(scale)
@@ -461,10 +445,6 @@ class CDRL(GenerativeModule):
 
     def _log_z(self, label: int, kind: str, settings: AISOptions) -> float:
         """Return the bound on log Z of a label that bounds log p from the side of `kind`."""
-        versions = tuple(p._version for p in self.net.parameters())
-        key = (label, kind, *dataclasses.astuple(settings), versions)
-        if key in self.log_z:
-            return self.log_z[key]
         words = dataclasses.asdict(settings)
         keys = torch.arange(words.pop("ais_chains"), device=self.device)
         labels = torch.full_like(keys, label) if self.classes else None
@@ -481,7 +461,6 @@ class CDRL(GenerativeModule):
                 noise=noise,
                 **words,
             )
-        self.log_z[key] = bound.log_z
         return bound.log_z
 
 

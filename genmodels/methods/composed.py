@@ -1,6 +1,7 @@
-"""What energies share that are sampled of several labels at once: guidance, AND, OR, NOT."""
+"""What energies share: guidance, AND, OR, NOT of labels, completion of images, bounds on log Z."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,15 @@ from genmodels.methods.base import GenerativeModule, Labels
 from genmodels.sampling.composition import Blend, blend_of, parse_compose
 from genmodels.seeding import Stream
 
-__all__ = ["AISOptions", "ComposeOptions", "guided_settings", "image_blend"]
+__all__ = [
+    "AISOptions",
+    "ComposeOptions",
+    "given_pixels",
+    "guided_settings",
+    "image_blend",
+    "log_normalisers",
+    "training_labels",
+]
 
 
 @dataclass
@@ -91,3 +100,74 @@ def image_blend(
         "no label was hidden in training (method.label_dropout); make the weights sum to 1",
     )
     return blend
+
+
+def training_labels(model: GenerativeModule, labels: Tensor, n: Tensor) -> Tensor | None:
+    """Return a batch's labels, some hidden (-1) in training; None for an unconditional model.
+
+    Args:
+        labels: int64 (B,). n: int64 (B,), positions in the training stream.
+    """
+    if not model.classes:
+        return None
+    if not model.training or not model.cfg.method.label_dropout:
+        return labels
+    hidden = seeding.uniform(model.cfg.seed, n, Stream.LABEL_DROP)
+    return torch.where(hidden < model.cfg.method.label_dropout, -1, labels)
+
+
+def given_pixels(
+    keys: Tensor, known: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return (known, mask) of each image on the device of the keys; (None, None) without.
+
+    Args:
+        keys: int64 (N,), the images' seeds: seed k gets image k modulo K.
+        known: images (K, C, H, W) in [-1, 1], or None.
+        mask: bool, broadcastable to them: True where they are kept; or None.
+
+    Raises:
+        ValueError: one without the other.
+    """
+    if (known is None) != (mask is None):
+        raise ValueError("inpaint=, mask=: give both")
+    if known is None:
+        return None, None
+    index = keys.remainder(len(known)).to(known.device)
+    mask = mask.expand_as(known)[index].to(keys.device)
+    return known[index].to(keys.device), mask
+
+
+def log_normalisers(
+    model: GenerativeModule,
+    x: Tensor,
+    labels: Tensor | None,
+    kind: str,
+    options: Mapping[str, Any],
+    bound: Callable[[int, AISOptions], float],
+) -> Tensor:
+    """Return bounds on log Z of the label of each image, float64 (B,), made once for each label.
+
+    Args:
+        model: which keeps them in its log_z until a weight changes.
+        x: images, (B, C, H, W). labels: int64 (B,), -1 = none; or None.
+        kind: ais_lower or ais_upper: the side from which log p is bounded.
+        options: of AISOptions; None leaves the default.
+        bound: function of a label (-1 = none) and AISOptions that returns the bound.
+
+    Raises:
+        ValueError: another kind, an option out of range, labels the model does not have.
+    """
+    kinds = model.LIKELIHOODS
+    check(kind in kinds, "kind", kind, f"choose from {', '.join(kinds)}")
+    model.check_labels(labels)
+    settings = AISOptions(**{k: value for k, value in options.items() if value is not None})
+    versions = tuple(p._version for p in model.parameters())
+    classes = torch.full((len(x),), -1, device=x.device) if labels is None else labels
+    bounds = {}
+    for label in map(int, classes.unique()):
+        key = (label, kind, *dataclasses.astuple(settings), versions)
+        if key not in model.log_z:
+            model.log_z[key] = bound(label, settings)
+        bounds[label] = model.log_z[key]
+    return torch.tensor([bounds[int(c)] for c in classes], dtype=torch.float64, device=x.device)

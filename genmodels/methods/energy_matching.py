@@ -33,7 +33,15 @@ from genmodels import config, seeding
 from genmodels.config import Section, check, setting, settings_of
 from genmodels.kernels.philox import philox_normal
 from genmodels.methods.base import Batch, Callback, GenerativeModule, Labels
-from genmodels.methods.composed import AISOptions, ComposeOptions, guided_settings, image_blend
+from genmodels.methods.composed import (
+    AISOptions,
+    ComposeOptions,
+    given_pixels,
+    guided_settings,
+    image_blend,
+    log_normalisers,
+    training_labels,
+)
 from genmodels.networks import NETWORKS
 from genmodels.networks.ebm import fixed_weights
 from genmodels.sampling.ais import bound_log_z
@@ -145,7 +153,7 @@ class EnergyMatching(GenerativeModule):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (L, {"loss": L_flow, "v_data": mean V, in the main phase also the chains'})."""
         x, n, seed, method = batch["image"], batch["n"], self.cfg.seed, self.cfg.method
-        labels = self._labels(batch["label"], n)
+        labels = training_labels(self, batch["label"], n)
 
         def draw(stream: Stream) -> Tensor:
             return philox_normal(self.shape, seed, n, stream=int(stream), device=x.device)
@@ -223,15 +231,6 @@ class EnergyMatching(GenerativeModule):
             ).y
         return y.clamp(-1, 1), started
 
-    def _labels(self, labels: Tensor, n: Tensor) -> Tensor | None:
-        """Return the batch's labels, some hidden (-1) in training; None if unconditional."""
-        if not self.classes:
-            return None
-        if not self.training or not self.cfg.method.label_dropout:
-            return labels
-        hidden = seeding.uniform(self.cfg.seed, n, Stream.LABEL_DROP)
-        return torch.where(hidden < self.cfg.method.label_dropout, -1, labels)
-
     def lr_factor(self, step: int) -> float:
         """Return the factor on lr for this optimizer step; main_lr multiplies it later on."""
         start = self.cfg.method.main_start
@@ -283,12 +282,7 @@ class EnergyMatching(GenerativeModule):
             labels = -1 if self.unlabelled else labels  # a random class may contradict `known`
         drawn = self.image_labels(seeding.ImageGenerators(seeds, noise), labels)
         blend = image_blend(self, cfg.guidance, drawn, labels, compose, keys)
-        if (known is None) != (mask is None):
-            raise ValueError("inpaint=, mask=: give both")
-        if known is not None:
-            index = keys.remainder(len(known)).to(known.device)
-            mask = mask.expand_as(known)[index].to(self.device)
-            known = known[index].to(self.device)
+        known, mask = given_pixels(keys, known, mask)
         return self.draw(keys, blend, cfg, known, mask, callback).clamp(-1, 1)
 
     def draw(
@@ -397,22 +391,13 @@ class EnergyMatching(GenerativeModule):
 
         Reference: as in genmodels/sampling/ais.py.
         """
-        check(kind in self.LIKELIHOODS, "kind", kind, f"choose from {', '.join(self.LIKELIHOODS)}")
-        self.check_labels(labels)
-        settings = AISOptions(**{k: value for k, value in options.items() if value is not None})
-        classes = torch.full((len(x),), -1, device=x.device) if labels is None else labels
-        bounds = {int(c): self._log_z(int(c), kind, settings) for c in classes.unique()}
-        log_z = torch.tensor(
-            [bounds[int(c)] for c in classes], dtype=torch.float64, device=x.device
+        log_z = log_normalisers(
+            self, x, labels, kind, options, lambda label, ais: self._log_z(label, kind, ais)
         )
         return -self.energy(x, labels) - log_z
 
     def _log_z(self, label: int, kind: str, settings: AISOptions) -> float:
         """Return the bound on log Z of a label that bounds log p from the side of `kind`."""
-        versions = tuple(p._version for p in self.parameters())
-        key = (label, kind, *dataclasses.astuple(settings), versions)
-        if key in self.log_z:
-            return self.log_z[key]
         words, eps = dataclasses.asdict(settings), self.cfg.method.eps_max
         keys = torch.arange(words.pop("ais_chains"), device=self.device)
         labels = torch.full_like(keys, label) if self.classes else None
@@ -429,7 +414,6 @@ class EnergyMatching(GenerativeModule):
                 noise=eps**2,
                 **words,
             )
-        self.log_z[key] = bound.log_z
         return bound.log_z
 
 

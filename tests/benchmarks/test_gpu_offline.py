@@ -86,7 +86,7 @@ def test_the_packing_list(tmp_path, monkeypatch):
         return None
 
     if not (gpu_offline.ROOT / ".git").exists():
-        pytest.skip("no clone")
+        pytest.skip("packs what git tracks: needs a clone, and this is none")
     monkeypatch.setattr(gpu_offline.subprocess, "run", download)
     out = tmp_path / "bundle"
     assert gpu_offline.main(["pack", f"out={out}"]) == 0

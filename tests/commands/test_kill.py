@@ -4,17 +4,16 @@ The moments are drawn anew each time; GENMODELS_KILL_SEED=N repeats those of a f
 GENMODELS_KILLS=5 makes it quicker.
 """
 
-import csv
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import sample
 import train
@@ -22,10 +21,13 @@ from genmodels import cli
 from genmodels.checkpoint import read_checkpoint
 from genmodels.data import commands
 from tests.helpers.paths import ROOT
+from tests.helpers.runs import assert_same, rows
 from tests.helpers.tiny import TINY
 
 KILLS = int(os.environ.get("GENMODELS_KILLS") or 20)
 SEED = int(os.environ.get("GENMODELS_KILL_SEED") or random.SystemRandom().randrange(10**6))
+
+TRAIN400 = Path(os.environ.get("GENMODELS_DATA", "none")) / "denoise/Train400"
 
 pytestmark = pytest.mark.slow
 
@@ -65,24 +67,6 @@ def files(folder):
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def lines(run):
-    with open(run / "metrics.csv", newline="") as file:
-        return [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(file)]
-
-
-def assert_same(a, b, path=""):
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_same(a[key], b[key], f"{path}/{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b)):
-            assert_same(x, y, f"{path}/{i}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
 
 
 def test_training_killed_twenty_times(tmp_path):
@@ -138,7 +122,7 @@ def test_training_killed_twenty_times(tmp_path):
     assert found["global_step"] == expected["global_step"] == target
     for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers"):
         assert_same(found[key], expected[key], key)
-    assert lines(run) == lines(whole)
+    assert rows(run) == rows(whole)
     assert files(run / "samples") == files(whole / "samples")
     assert files(run).keys() == files(whole).keys()  # nothing left over, nothing missing
     print(f"killed at steps {steps}")
@@ -201,8 +185,8 @@ METHODS = {
 @pytest.mark.parametrize("config", METHODS)
 def test_a_training_of_each_method_is_killed(tmp_path, config):
     """Weights, average, optimizer, what the method keeps, and the table, as without a kill."""
-    if config == "noise2score_bsd400" and not os.environ.get("GENMODELS_DATA"):
-        pytest.skip("needs GENMODELS_DATA with the pictures of BSD400")
+    if config == "noise2score_bsd400" and not TRAIN400.is_dir():
+        pytest.skip("needs GENMODELS_DATA with denoise/Train400, the pictures of BSD400")
     chance = random.Random(f"{SEED} {config}")
     print(f"GENMODELS_KILL_SEED={SEED}")
     words = [f"configs/{config}.yaml", "configs/debug.yaml", *METHODS[config]]
@@ -229,4 +213,4 @@ def test_a_training_of_each_method_is_killed(tmp_path, config):
     assert found.keys() == expected.keys()
     for key in found.keys() - {"loops", "callbacks", "hyper_parameters"}:
         assert_same(found[key], expected[key], key)
-    assert lines(run) == lines(whole)
+    assert rows(run) == rows(whole)

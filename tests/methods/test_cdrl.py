@@ -13,6 +13,7 @@ from genmodels.images import from_uint8, to_uint8
 from genmodels.kernels.philox import philox_normal
 from genmodels.methods import cdrl
 from genmodels.methods.base import GenerativeModule
+from genmodels.methods.composed import training_labels
 from genmodels.sampling.composition import blend_of, parse_compose
 from genmodels.sampling.recovery import Rung
 from genmodels.seeding import Stream
@@ -190,9 +191,9 @@ def test_two_groups_are_two_optimizers_bit_for_bit():
 def test_a_share_of_the_labels_is_hidden_in_training():
     model, n = genmodels.build(DIGITS, *SMALL, "method.label_dropout=0.2"), torch.arange(4000)
     labels = torch.full((4000,), 3)
-    hidden = model.train()._labels(labels, n) == -1
+    hidden = training_labels(model.train(), labels, n) == -1
     assert abs(float(hidden.double().mean()) - 0.2) < 5 * (0.2 * 0.8 / 4000) ** 0.5
-    assert torch.equal(model.eval()._labels(labels, n), labels)
+    assert torch.equal(training_labels(model.eval(), labels, n), labels)
 
 
 def test_each_step_is_followed_by_a_power_iteration(monkeypatch):
