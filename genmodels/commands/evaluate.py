@@ -333,11 +333,11 @@ def check_scores(options: ScoreOptions, models: Sequence[str]) -> None:
         )
     if len(names) > 1 and options.per_class:
         raise ValueError("per_class=true: is for one set of images or one MODEL; name one")
-    for key in ("seeds", "labels", "save_images"):
-        if options.images and getattr(options, key):
-            raise ValueError(
-                f"{key}={getattr(options, key)}: images= are there already; leave it out"
-            )
+    for key in ("seeds", "labels", "save_images", "compile", "channels_last"):
+        value = getattr(options, key)
+        if options.images and value:
+            text = "true" if value is True else value
+            raise ValueError(f"{key}={text}: images= are there already; leave it out")
 
 
 def measure(

@@ -179,6 +179,8 @@ class Scoring:
             name = f"images{number + 1 if number else ''}"
             parts = Store.of(options.out, name, pictures, self.features, kept)
         curve = bool(options.plot) and len(self.pictures) == 1
+        if options.compile and isinstance(pictures, Generated):
+            self.scorer.seconds["warm_up"] = round(pictures.warm_up(), 2)
         scores = self.scorer(pictures, options.seed, store=parts, curve=curve, label=label)
         if isinstance(pictures, Generated) and options.save_images:
             pictures.write_npz()
@@ -269,6 +271,8 @@ def compare_sets(
             "images": work.scorer.seconds[name],
             "scores": work.scorer.seconds.get("scores", 0),
         }
+        if options.compile:
+            stages["warm_up"] = work.scorer.seconds["warm_up"]
         num = len(work.pictures[number])
         deviations = dict(work.scorer.deviations)
         rows.append(Row(each, num, scores, deviations, work.pairings[number], stages))
@@ -305,6 +309,7 @@ def generated(
     seeds = seed_list(options.num or reference_num or 1, options.seed, options.seeds)
     labels = generation.labels_for(seeds, options.labels, model.classes, model.present)
     settings = extra | {key: getattr(options, key) for key in ("batch", "precision", "noise")}
+    settings |= generation.speed_up([model, extra.get("guide")], options, len(seeds))
     return Generated(model, seeds, labels, save=options.save_images, **settings)
 
 
