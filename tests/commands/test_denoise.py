@@ -325,7 +325,7 @@ def test_bf16_and_the_ensemble_reach_the_network(box, tmp_path):
         (["law=gaussian", "ensemble=3"], "ensemble=3: choose from false, no, 0, true, yes, 1, 4"),
         (["law=gaussian", "gain=2"], "gain=2: is of law=poisson-gaussian; name it, or leave"),
         (["law=gaussian", "read=0"], "read=0: is of law=poisson-gaussian; name it, or leave"),
-        (["law=gaussian", "gain=0"], "gain=0.0: must be > 0"),
+        (["law=gaussian", "gain=0"], "gain=0: must be > 0"),
         (["law=gaussian", "correlated=no"], "correlated=no: choose from raise, shuffle, ignore"),
         (["law=gaussian", "labels=3"], "labels=3: this model is unconditional"),
         (["law=gaussian", "format=npz"], "format=npz: choose from png"),
