@@ -124,9 +124,9 @@ def _draw_distance(axes: Any, frechet: BlockFrechet, name: str) -> None:
 
 
 def _draw_precision_recall(axes: Any, rows: torch.Tensor, reference: torch.Tensor) -> None:
-    """Draw precision against recall for k = 1, 2, 3, 5, 8."""
+    """Draw precision against recall for k = 1, 2, 3, 5, 8, as far as there are more rows."""
     shown: list[tuple[float, float, list[int]]] = []  # where names stand, of one point or several
-    for k in (1, 2, 3, 5, 8):
+    for k in (k for k in (1, 2, 3, 5, 8) if k < min(len(rows), len(reference))):
         precision, recall = (
             float(part.double().mean()) for part in precision_recall(rows, reference, k)
         )

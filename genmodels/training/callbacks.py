@@ -273,13 +273,20 @@ class GeneratedMetrics(Callback):
             with _evaluated(trainer, module) as model:
                 source = Generated(model, range(self.cfg.num))
                 scores = self.scorer(source, seed=self.seed)
-            if scores and viewers(trainer) and (plot := scores_png(self.scorer)) is not None:
-                values = torch.from_numpy(images.read_values(plot, "scores.png"))
-                log_picture(trainer, "scores", values.permute(2, 0, 1))
         if scores:
             logs = {f"eval/{k}_{self.cfg.num}": score["value"] for k, score in scores.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(logs, trainer.global_step - 1)
+            if viewers(trainer):
+                with self.trouble.survived("plot", trainer):
+                    self.draw(trainer)
+
+    def draw(self, trainer: L.Trainer) -> None:
+        """Hand the loggers a plot of the latest scores, if there is anything to draw."""
+        plot = None if self.scorer is None else scores_png(self.scorer)
+        if plot is not None:
+            values = torch.from_numpy(images.read_values(plot, "scores.png"))
+            log_picture(trainer, "scores", values.permute(2, 0, 1))
 
 
 class MissedLoss(Callback):
