@@ -5,7 +5,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning as L
@@ -209,11 +209,21 @@ class SampleGrid(Callback):
                     pictures = trainer.datamodule.preview(model, self.num)
             else:
                 seeds = range(self.num if labels is None else len(labels))
-                pictures = generation.generate_everywhere(model, seeds, labels, progress=False)
+                pictures = generation.generate_everywhere(
+                    model, seeds, labels, batch=small_batch(model.shape), progress=False
+                )
             if trainer.is_global_zero:
                 sheet = images.contact_sheet(pictures, columns)
                 images.write_png(self.run.samples / f"step-{trainer.global_step:08d}.png", sheet)
                 log_picture(trainer, "samples", sheet)
+
+
+def small_batch(shape: Sequence[int]) -> int:
+    """Return how many images (C, H, W) to make at a time: many of points, 64 of photographs.
+
+    It changes no image; small ones would wait for Python between the steps.
+    """
+    return max(64, 65536 // math.prod(shape))
 
 
 def viewers(trainer: L.Trainer) -> list[Any]:

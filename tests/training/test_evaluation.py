@@ -11,8 +11,11 @@ import torch
 import train
 from genmodels import generation, images
 from genmodels.checkpoint import read_checkpoint
+from genmodels.config import load_config
 from genmodels.evaluation import passes
+from genmodels.methods import METHODS
 from genmodels.methods.edm import EDM
+from genmodels.networks import NETWORKS
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import together
 from tests.helpers.tiny import TINY, last_words
@@ -156,3 +159,13 @@ def test_refused_scores_end_all_processes(tmp_path):
     ended = together(argv(tmp_path / "runs", *words), tmp_path, seconds=120)
     assert [process.code for process in ended] == [2, 2], ended
     assert not (tmp_path / "runs").exists()
+
+
+def test_every_config_draws_pictures_now_and_then():
+    """The first at step 100, the last at the end or near it."""
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        if path.name != "debug.yaml":
+            cfg = load_config([path], methods=METHODS, networks=NETWORKS)
+            every, steps = cfg.sample.every, cfg.trainer.max_steps
+            assert 100 < every <= steps, path
+            assert steps % every == 0 or steps > 100_000, path
