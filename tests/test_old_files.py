@@ -73,7 +73,7 @@ CHANGED = {
     ("gedi_mnist_cpu.yaml", "sample.every"): 400,
     ("gedi_moons.yaml", "sample.every"): 3500,
     ("noise2score_bsd400.yaml", "sample.every"): 860,
-    ("noise2score_cbsd400.yaml", "sample.every"): 1000,
+    ("noise2score_cbsd400.yaml", "sample.every"): 860,
     ("noise2score_published.yaml", "sample.every"): 1000,
 }
 # Configs that have another name today.
