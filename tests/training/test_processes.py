@@ -1,5 +1,6 @@
 """Trainings of several processes: two of gloo on this machine stand for eight GPUs."""
 
+import json
 import math
 import os
 import signal
@@ -13,10 +14,13 @@ import train
 from genmodels import images
 from genmodels.checkpoint import AtomicCheckpointIO, build, read_checkpoint
 from genmodels.config import load_config, to_plain
+from genmodels.data import ImageDataModule
+from genmodels.distributed import rank
 from genmodels.methods import METHODS
 from genmodels.methods.edm import EDM
 from genmodels.networks import NETWORKS
-from genmodels.training import callbacks
+from genmodels.training import callbacks, judge
+from genmodels.training.pool import load_reference
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import together
 from tests.helpers.tiny import TINY, last_words
@@ -44,7 +48,7 @@ SHORT = {
     "cdrl": ("steps=2", "initializer_blocks=1", "initializer_channels=64"),
     "gbm": ("rank=4",),
     "gedi": ("chain_steps=2", "buffer=8"),
-    "ddo": ("rounds=1", "pool=8", "shard=4", "steps=1"),
+    "ddo": ("rounds=1", "pool=8", "shard=4", "steps=1", "alphas=1,4", "betas=0.1"),
 }
 SETS = ("cifar10", "cifar100", "svhn", "fashion_mnist", "mnist", "imagefolder")
 
@@ -71,7 +75,7 @@ def shrunk(name, pictures):
     if cfg.method.name == "cdrl" and cfg.method.initializer != "unet":
         words = [word for word in words if "initializer_" not in word]
     if cfg.method.name == "ddo":
-        words += ["eval.every=0", "eval.num=4", "eval.features=pixels", "eval.metrics=nn1"]
+        words += ["eval.every=0", "eval.num=8", "eval.features=pixels", "eval.metrics=fd"]
     if cfg.data.name in SETS:
         grey = "mnist" in cfg.data.name
         side = {"mnist": 28, "fashion_mnist": 28}.get(cfg.data.name, cfg.data.resolution or 32)
@@ -108,6 +112,20 @@ def base(cfg, path):
     return path
 
 
+def note_judged(folder, monkeypatch):
+    """Score images two at a time; return a function of a process: the first seeds that it made."""
+    original = judge.Judge.generate
+
+    def generate(self, model, seeds, progress=False):
+        with open(folder / f"made-{rank()}", "a") as file:
+            file.write(f"{seeds[0]}\n")
+        return original(self, model, seeds, progress)
+
+    monkeypatch.setattr(judge, "BATCH", 2)
+    monkeypatch.setattr(judge.Judge, "generate", generate)
+    return lambda number: set(map(int, (folder / f"made-{number}").read_text().split()))
+
+
 def argv(name, out, *words):
     return last_words([str(ROOT / f"configs/{name}.yaml"), f"out_dir={out}", *words])
 
@@ -115,18 +133,27 @@ def argv(name, out, *words):
 @pytest.mark.parametrize(
     "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS]
 )
-def test_every_config_trains_on_two_processes(name, pictures, tmp_path):
+def test_every_config_trains_on_two_processes(name, pictures, tmp_path, monkeypatch):
     """DDP refuses a parameter without a gradient at the second step, for one."""
     words = [*shrunk(name, pictures), "trainer.devices=2"]
     if name.startswith("ddo"):
         words.append(f"init={base(read(name, *words), tmp_path / 'base.ckpt')}")
+        made_by = note_judged(tmp_path, monkeypatch)
     ended = together(argv(name, tmp_path / "runs", *words), tmp_path)
     assert [process.code for process in ended] == [0, 0], ended[0].text + ended[1].text
     (run,) = (tmp_path / "runs").glob("*/*")
     assert ended[0].text.splitlines()[-1] == f"run: {run}" and "run:" not in ended[1].text
     last = run / "checkpoints/last.ckpt"
     if name.startswith("ddo"):
-        assert (run / "round-01/state.json").is_file() and last.is_file()
+        state = json.loads((run / "round-01/state.json").read_text())
+        assert state["winner"] and last.is_file() and not (run / "round-01/scored").exists()
+        # The judge's images are made by both, and the score is that of one process.
+        cfg = read(name, *words)
+        model = load_reference(cfg, cfg.init, torch.device("cpu"))
+        alone = judge.Judge(cfg, ImageDataModule(cfg.data), torch.device("cpu"))
+        assert state["start"]["fd"] == alone.score(model)["fd"]
+        first = alone.choice["seeds"]
+        assert made_by(0) >= {first, first + 4} and made_by(1) >= {first + 2, first + 6}
     else:
         assert read_checkpoint(last)["global_step"] == 2
 

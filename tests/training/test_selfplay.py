@@ -405,6 +405,7 @@ def test_another_eval_every_goes_on_behind_the_last_score(every, scored):
     own.state["candidates"] = [{"name": "a", "curve": [entry | {"step": 50}], "end": ""}]
     own.train_to = lambda *args: None
     own.score = lambda candidate, step: {"step": step, "fd": 1 / step}
+    own.forget = lambda name: None
     own.settle = lambda change, *keys: change(own.state)
     own.finetune(0, None, own.cfg.trainer.max_steps)
     (candidate,) = own.state["candidates"]
@@ -416,10 +417,10 @@ def test_a_candidate_whose_images_are_not_finite_ends_alone(base, tmp_path, monk
     """Of two pairs the other one goes on, and the state can be read again."""
     original = judge.Judge.score
 
-    def score(self, model):
+    def score(self, model, folder):
         if model.cfg.method.alphas == [1.0] and model.cfg.method.reference:
             model.net.net.unet.conv_out.bias.data.fill_(math.nan)
-        return original(self, model)
+        return original(self, model, folder)
 
     monkeypatch.setattr(judge.Judge, "score", score)
     run = play(base, tmp_path, "method.rounds=1", "method.alphas=1,4", "method.patience=0")
@@ -451,7 +452,7 @@ def test_scored_models_are_in_eval_mode(base, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_play_to_the_same_scores(base, tmp_path):
-    """Both make shards and train; one scores. Rounding apart, it is what one process does."""
+    """Both train and make images; one scores. Rounding apart, it is what one process does."""
     words = (
         "method.rounds=2",
         "method.alphas=1",
