@@ -25,7 +25,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.processes import together
 from tests.helpers.tiny import TINY, last_words
 
-KINDS = ("edm", "edm2", "ddo", "gbm", "cdrl", "drl", "noise2score", "gedi")
+KINDS = ("edm", "edm2", "ddo", "gbm", "cdrl", "drl", "noise2score", "gedi", "energy")
 CONFIGS = sorted(
     path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem.split("_")[0] in KINDS
 )
@@ -48,6 +48,7 @@ SHORT = {
     "cdrl": ("steps=2", "initializer_blocks=1", "initializer_channels=64"),
     "gbm": ("rank=4",),
     "gedi": ("chain_steps=2", "buffer=8"),
+    "energy_matching": ("chain_steps=2",),
     "ddo": ("rounds=1", "pool=8", "shard=4", "steps=1", "alphas=1,4", "betas=0.1"),
 }
 SETS = ("cifar10", "cifar100", "svhn", "fashion_mnist", "mnist", "imagefolder")
@@ -277,15 +278,15 @@ def long_run(out):
     return argv("edm_digits", out, *DIGITS, *words)
 
 
-def once_it_trains(out, act):
-    """Return a `during` that acts on the processes as soon as the third step is saved."""
+def once_it_trains(out, act, step=3):
+    """Return a `during` that acts on the processes as soon as a step is saved, the third."""
 
     def during(processes):
         for _ in range(6000):
-            if list(out.glob("*/*/checkpoints/step-00000003.ckpt")):
+            if list(out.glob(f"*/*/checkpoints/step-{step:08d}.ckpt")):
                 return act(processes)
             time.sleep(0.02)
-        raise AssertionError("no third step within two minutes")
+        raise AssertionError(f"no step {step} within two minutes")
 
     return during
 
@@ -345,3 +346,83 @@ def test_a_diverging_run_ends_on_all_processes(tmp_path, monkeypatch):
     assert all("start again from the last good checkpoint" in p.text for p in ended)
     monkeypatch.undo()
     assert goes_on(tmp_path / "runs", tmp_path / "again")
+
+
+# One config of each method but EDM, which the tests above take.
+DISTURBED = {
+    "cdrl": "cdrl_digits",
+    "gbm": "gbm_digits",
+    "gedi": "gedi_moons",
+    "noise2score": "noise2score_bsd400",
+    "energy_matching": "energy_digits",
+}
+
+
+def slowed(monkeypatch, method, nan_from=math.inf):
+    """Let each step take a tenth of a second; from a step on process 1 has a loss that is none."""
+    original = METHODS[method].loss
+
+    def loss(self, batch):
+        time.sleep(0.1)
+        value, logs = original(self, batch)
+        bad = self.global_rank and self.global_step >= nan_from
+        return value * math.nan if bad else value, logs
+
+    monkeypatch.setattr(METHODS[method], "loss", loss)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", DISTURBED)
+def test_disturbed_it_resumes_to_what_it_would_have_been(method, pictures, tmp_path, monkeypatch):
+    """A SIGTERM, then a kill: all end within a minute and the command printed goes on."""
+    name = DISTURBED[method]
+    words = [*shrunk(name, pictures), "trainer.max_steps=20", "trainer.devices=2"]
+
+    def train_in(folder, act=None):
+        during = act and once_it_trains(folder / "runs", act)
+        return together(argv(name, folder / "runs", *words), folder, during=during, seconds=60)
+
+    ended = train_in(tmp_path / "whole")
+    assert [process.code for process in ended] == [0, 0], ended[0].text + ended[1].text
+    (whole,) = (tmp_path / "whole/runs").glob("*/*")
+
+    slowed(monkeypatch, method)
+    folder = tmp_path / "cut"
+    ended = train_in(folder, act=lambda p: os.kill(p[1], signal.SIGTERM))
+    (run,) = (folder / "runs").glob("*/*")
+    assert [process.code for process in ended] == [128 + signal.SIGTERM, 0], ended
+    assert f"python train.py resume={run}" in ended[0].text
+    stopped = read_checkpoint(run)["global_step"]
+    assert 3 <= stopped < 17
+
+    def kill(processes):
+        os.kill(processes[1], signal.SIGKILL)
+
+    further = once_it_trains(folder / "runs", kill, stopped + 2)
+    ended = together([f"resume={run}"], folder, during=further, seconds=60)
+    assert [process.code for process in ended] == [1, -9], ended
+    assert f"go on with python train.py resume={run}" in ended[0].text
+    monkeypatch.undo()
+    assert read_checkpoint(run)["global_step"] < 20
+    ended = together([f"resume={run}"], folder, seconds=60)
+    assert [process.code for process in ended] == [0, 0], ended
+    for key, value in weights(run).items():
+        assert torch.equal(value, weights(whole)[key]), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", DISTURBED)
+def test_a_diverging_process_ends_the_run_of_every_method(method, pictures, tmp_path, monkeypatch):
+    slowed(monkeypatch, method, nan_from=3)
+    words = [*shrunk(DISTURBED[method], pictures), "trainer.max_steps=20", "trainer.devices=2"]
+    words = argv(DISTURBED[method], tmp_path / "runs", *words, "trainer.max_nonfinite=2")
+    ended = together(words, tmp_path, seconds=60)
+    assert [process.code for process in ended] == [1, 1], ended
+    (run,) = (tmp_path / "runs").glob("*/*")
+    for process in ended:
+        assert "start again from the last good checkpoint" in process.text, process.text
+        assert f"={run}" in process.text
+    monkeypatch.undo()
+    command = ended[0].text.split("checkpoint: python train.py ")[1].split("\n")[0].split()
+    ended = together([*command, f"out_dir={tmp_path}/again"], tmp_path, seconds=60)
+    assert [process.code for process in ended] == [0, 0], ended
