@@ -4,9 +4,10 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from genmodels.run import Run
 from genmodels.training import judge, selfplay
 from genmodels.training.callbacks import EMA
 from tests.helpers.paths import ROOT
+from tests.helpers.processes import once, together
 from tests.helpers.tiny import last_words
 
 SMALL = [
@@ -204,21 +206,13 @@ POINTS = (
 
 def test_kill_9_at_several_points_and_the_same_command_again(base, straight, tmp_path):
     """Each time the file appears the process is killed; the last command runs to the end."""
-    command = [sys.executable, "train.py", *argv(base, tmp_path, *TWO)]
+    out = tmp_path / "runs"
     for point in POINTS:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        while not list(tmp_path.glob(f"*/*/{point}")):
-            assert process.poll() is None, (point, process.stderr.read())
-            time.sleep(0.01)
-        process.kill()
-        process.communicate()
-    run = play(base, tmp_path, *TWO)  # the same folder: play() finds exactly one
+        there = partial(lambda point: list(out.glob(f"*/*/{point}")), point)
+        during = once(there, lambda processes: os.kill(processes[0], signal.SIGKILL))
+        (ended,) = together(argv(base, out, *TWO), tmp_path, devices=1, during=during)
+        assert ended.code == -signal.SIGKILL
+    run = play(base, out, *TWO)  # the same folder: play() finds exactly one
     for number in (1, 2):
         assert timeless(state(run, number)) == timeless(state(straight, number))
     ours, theirs = (genmodels.load(folder) for folder in (run, straight))
