@@ -424,15 +424,24 @@ def find_noise(
     def seen() -> Iterable[torch.Tensor]:
         return (to_image(part, black, white) for part in parts())
 
-    law = asked.law
+    law, notes = asked.law, []
+    level: float | PoissonGaussian = asked.level or 0.0
+    found = asked.level is None
+    fit = None
+    if law in ("auto", CAMERA) and CAMERA in model.DENOISE_LAWS:
+        camera = {"gain": asked.gain, "offset": asked.offset, "read": asked.read}
+        if None in camera.values():
+            with contextlib.suppress(NoNoise):
+                fit = fit_line(
+                    Blocks.pooled(Blocks.of(part, limits) for part in parts()), **camera, step=step
+                )
+        else:
+            level, found = PoissonGaussian.of_camera(**camera), False  # type: ignore[arg-type]
     if law == "auto":
         law = statistics.mode(find_law(model, image, law) for image in seen())
-    notes: list[str] = []
-    level: float | PoissonGaussian
-    if law == CAMERA:
-        law, level, notes, found = _camera_noise(parts(), asked, black, white, limits, step)
-    else:
-        level, found = asked.level or 0.0, asked.level is None
+        law = CAMERA if fit and _is_camera(fit, law, black, white) else law
+    if law == CAMERA and found:
+        law, level, notes = _camera_noise(fit, black, white)
     if found and not level:
         if not (levels := list(_levels(model, seen(), law))):
             return Noise(law, 0.0, notes=(*notes, "no noise is found; left as it is"))
@@ -480,33 +489,34 @@ def _levels(model: Any, seen: Iterable[torch.Tensor], law: str) -> Iterator[floa
             yield find_level(model, image, law)
 
 
-def _camera_noise(
-    parts: Iterable[np.ndarray],
-    asked: AskedNoise,
-    black: float,
-    white: float,
-    limits: tuple[float, float] | None,
-    step: float,
-) -> tuple[str, float | PoissonGaussian, list[str], bool]:
-    """Return (law, level, notes, whether it is found) of poisson-gaussian noise.
+def _is_camera(fit: Fit, law: str, black: float, white: float) -> bool:
+    """Return whether noise that law=auto takes for that of `law` is a camera's.
 
-    The law is gaussian, the level 0 if it is to be found anew, where no gain can be seen.
+    In files of 8 bits black is 0, so Poisson and Gamma noise begin there; elsewhere black is what
+    is darkest, and a line says more than a power of the brightness above it.
     """
-    told = {"gain": asked.gain, "offset": asked.offset, "read": asked.read}
-    if None not in told.values():
-        return CAMERA, PoissonGaussian.of_camera(**told), [], False  # type: ignore[arg-type]
-    try:
-        fit = fit_line(Blocks.pooled(Blocks.of(part, limits) for part in parts), **told, step=step)
-    except NoNoise:
-        return "gaussian", 0.0, [], True
+    shift = abs(fit.noise.black - black) if fit.line else 0.0
+    away = shift > max(3 * fit.black_error, 0.03 * (white - black))
+    return fit.line and (black != 0 or law == "gaussian" or (law == "poisson" and away))
+
+
+def _camera_noise(
+    fit: Fit | None, black: float, white: float
+) -> tuple[str, float | PoissonGaussian, list[str]]:
+    """Return (law, level, notes) of poisson-gaussian noise that was looked for.
+
+    The law is gaussian where no gain can be seen, and the level 0 where it is to be found anew.
+    """
+    if fit is None:  # no noise, as far as can be seen
+        return "gaussian", 0.0, []
     if fit.line:
-        return CAMERA, fit.noise, [_report(fit, black, white)], True
+        return CAMERA, fit.noise, [_report(fit, black, white)]
     if fit.misfit > MISFIT:
         note = "the noise's variance does not grow as a camera's: restored as gaussian"
-        return "gaussian", 0.0, [note], True
-    note = "brightness varies too little to tell gain and black: restored as gaussian"
+        return "gaussian", 0.0, [note]
+    note = "the picture shows no noise that grows with brightness: restored as gaussian"
     sigma = 255 * fit.noise.constant**0.5 / (white - black)
-    return "gaussian", min(max(sigma, 0.1), 255.0), [note], True
+    return "gaussian", min(max(sigma, 0.1), 255.0), [note]
 
 
 def _report(fit: Fit, black: float, white: float) -> str:
