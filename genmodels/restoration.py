@@ -10,24 +10,26 @@ on multiples of 32 from the corner if tile and overlap do, as in the whole pictu
 
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from genmodels import cli, distributed, generation, images
-from genmodels.atomic import make_folder, write_bytes
-from genmodels.config import Section, setting
+from genmodels.atomic import make_folder
+from genmodels.config import Section, check, setting
 from genmodels.config.words import DEVICES, check_choice
 from genmodels.images import pictures
 from genmodels.images.arrays import load_npy
+from genmodels.images.scale import Quantiles, Scale, Wanted, whole_range
 
 Span = tuple[int, int]  # from a pixel to the one after the last
 Window = tuple[slice, slice]  # rows, columns
-Noise = tuple[str, float]  # law, level
+Noise = tuple[str, float]  # law, level on the scale of black=, white=, or of the file's type
 
 
 @dataclass
@@ -47,6 +49,16 @@ class DenoiseOptions(RestoreOptions):
     """What sample.py denoise= takes."""
 
     denoise: str = setting("", "noisy images to restore, in place of generating")
+    scale: str = setting(
+        "auto",
+        "what the network sees as black and white: quantiles .1 and 99.9 % of a file, or file: "
+        "what is by its type; auto: quantiles for 16 bits and floats, or as the model was trained",
+        choices=("auto", "quantiles", "file"),
+    )
+    black: list[float] = setting(
+        [], "black in the file's units, in place of scale=; one, or one for each channel of a stack"
+    )
+    white: list[float] = setting([], "white, the same")
     labels: str = setting("", "classes of the images, as for generating")
     batch: int = setting(64, "images at a time; changes no image", ge=1)
     format: str = setting("png", "how images are written", choices=("png",))
@@ -54,6 +66,25 @@ class DenoiseOptions(RestoreOptions):
     out: str = setting("samples", "folder to write to")
     device: str = setting("auto", "what computes", choices=DEVICES)
     ema: bool = setting(True, "the averaged weights; false: the raw ones of a checkpoint")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done to one image of a file.
+
+    Attributes:
+        law: of its noise.
+        level: in the law's unit, on the scale.
+        scale: what is black and white.
+        clip: to black and white; else what the file's type holds is the limit.
+        noise: the law, and the level on the scale that words count on.
+    """
+
+    law: str
+    level: float
+    scale: Scale
+    clip: bool
+    noise: Noise
 
 
 SETTINGS = ("tile", "overlap", "ensemble", "precision")  # of restore(), from the command line
@@ -125,6 +156,7 @@ def restore(
     overlap: int = 32,
     ensemble: bool = False,
     precision: str = "fp32",
+    clip: bool = True,
     tick: Callable[[], object] | None = None,
 ) -> torch.Tensor:
     """Return the restored image in [-1, 1], float32 (C, H, W) on the CPU.
@@ -136,6 +168,7 @@ def restore(
         level: in the law's unit.
         tile, overlap, ensemble: see RestoreOptions.
         precision: "fp32" (without TF32) or "bf16" (autocast).
+        clip: to [-1, 1]; false: the image may leave it.
         tick: called after each tile.
 
     Raises:
@@ -144,8 +177,10 @@ def restore(
     noisy = planes(model, image)
     restored = torch.empty(noisy.shape)
 
+    free = {} if clip else {"clip": False}
+
     def call(x):
-        return model.restore(x, law, level)[0].float()
+        return model.restore(x, law, level, **free)[0].float()
 
     too_large = (
         f"tile={tile}: does not fit into memory; try tile={max(2 * overlap + 32, tile // 2)}"
@@ -164,29 +199,30 @@ def restore(
     return restored.reshape(image.shape)
 
 
-def find_level(model: Any, image: torch.Tensor, law: str) -> float:
-    """Return the model's estimate of a picture's one noise level, in the law's unit.
+def find_level(model: Any, images: Sequence[torch.Tensor], law: str) -> float:
+    """Return the model's estimate of the one noise level of images, in the law's unit.
 
-    A grey model's for a colour picture is the median over its channels.
+    A grey model's for colour pictures is the median over the channels.
     """
     too_large = "level=auto: the picture does not fit into memory whole; give the level"
     with generation.tf32(False), cli.fits_memory(too_large):
-        return statistics.median(model.noise_level(part, law) for part in planes(model, image))
+        parts = zip(*(planes(model, image) for image in images))
+        return statistics.median(model.noise_level(torch.cat(part), law) for part in parts)
 
 
-def find_law(model: Any, image: torch.Tensor, law: str) -> str:
-    """Return the law, picked for this image where law is auto.
+def find_law(model: Any, images: Sequence[torch.Tensor], law: str) -> str:
+    """Return the law, picked for these images where law is auto.
 
     Raises:
         ValueError: too small a picture, or the model does not know the one that was picked.
     """
     if law != "auto":
         return law
-    if min(image.shape[1:]) < 32:
+    if min(images[0].shape[1:]) < 32:
         raise ValueError("law=auto: needs a picture of 32 x 32 pixels at least; name the law")
     from genmodels.noise.levels import pick_law
 
-    picked = pick_law((image.double() + 1) / 2)
+    picked = pick_law((torch.cat(list(images)).double() + 1) / 2)
     if picked not in model.DENOISE_LAWS:
         known = ", ".join(model.DENOISE_LAWS)
         raise ValueError(f"law=auto: finds {picked} noise, this model knows {known}; name one")
@@ -209,44 +245,59 @@ def denoise_pictures(model: Any, options: DenoiseOptions, level: float | None, o
     """Restore pictures of any size and write each as it came, under its own name."""
     law = asked_law(model, options.law, level)
     choose_estimator(model, options.estimator)
-    if level is not None:
-        model.check_level(level)
+    Wanted(options.scale, options.black, options.white)  # which refuses white below black
     if options.labels:
         generation.labels_for((), options.labels, model.classes)
     settings = {key: getattr(options, key) for key in SETTINGS}
-    readers = pictures.find_pictures(Path(options.denoise))
+    readers = pictures.find_pictures(Path(options.denoise), any_scale=True)
     names = list(readers)
     check_folder(out, Path(options.denoise), names)
     # All are read before the first is written, so that a broken one stops the work at once.
     first = distributed.rank() == 0
     shown = {"delay": 0.5, "disable": None if first else True}  # on a terminal only
-    work = [
-        noises_and_tiles(model, reader(), law, level, settings, verbose=first)
-        for reader in tqdm(readers.values(), desc="reading", unit="img", **shown)
-    ]
+    work, tiles = [], []
+    for reader in tqdm(readers.values(), desc="reading", unit="img", **shown):
+        picture = reader()
+        with cli.name_in_errors(picture.name):
+            work.append(jobs_of(model, picture, law, level, options, verbose=first))
+            windows_of = windows(picture.size, options.tile, options.overlap)
+        tiles.append(len(picture) * len(windows_of))
     indices = distributed.share(len(names))
-    noises: list[Noise] = []
-    tiles = sum(work[k][1] for k in indices)
-    with tqdm(total=tiles, desc="restoring", unit="tile", **shown) as bar:
+    with tqdm(total=sum(tiles[k] for k in indices), desc="restoring", unit="tile", **shown) as bar:
         for k in indices:
-            picture, restored = readers[names[k]](), []
-            for image, noise in zip(picture.images(), work[k][0]):
-                with cli.name_in_errors(picture.name):
-                    done = restore(model, image, *noise, **settings, tick=bar.update)
-                restored.append(done)
-                noises.append(noise)
-            make_folder((out / names[k]).parent, exist_ok=True)
-            write_bytes(out / names[k], picture.as_file(torch.stack(restored)))
+            picture = readers[names[k]]()
+            planes_done = restored_planes(model, picture, work[k], settings, bar.update)
+            picture.write(out / names[k], planes_done)
     distributed.barrier()
-    noises = [noise for part in distributed.gather_to_all(noises) for noise in part]
     if first:
         after = [
-            pictures.read_picture(name, (out / name).read_bytes, scale_known=True)
+            pictures.read_picture(name, (out / name).read_bytes, any_scale=True)
             for name in names[:4]
         ]
         before = [readers[name]() for name in names[:4]]
         images.write_png(out / pictures.SHEET, pictures.before_after(zip(before, after)))
-        print(f"{len(noises)} pictures restored, {noise_summary(noises)}: {out}")
+        jobs = [job for part in work for job in part]
+        noises = [job.noise for job in jobs]
+        print(f"{len(jobs)} pictures restored, {noise_summary(noises)}: {out}")
+        if line := scale_summary(jobs):
+            print(line)
+
+
+def restored_planes(
+    model: Any,
+    picture: pictures.Picture,
+    jobs: Sequence[Job],
+    settings: dict[str, Any],
+    tick: Callable[[], object],
+) -> Iterator[np.ndarray]:
+    """Yield the restored values of each plane of a Picture, float64 (H, W, C), in its units."""
+    for number, job in enumerate(jobs):
+        image = picture.image(number, job.scale)
+        with cli.name_in_errors(picture.name):
+            restored = restore(
+                model, image, job.law, job.level, **settings, clip=job.clip, tick=tick
+            )
+        yield job.scale.from_image(restored.permute(1, 2, 0).numpy())
 
 
 def asked_law(model: Any, law: str, level: float | None = None) -> str:
@@ -274,35 +325,71 @@ def choose_estimator(model: Any, name: str) -> None:
         model.cfg.method.estimator = name
 
 
-def noises_and_tiles(
+def wanted_scale(model: Any, options: DenoiseOptions, dtype: np.dtype, channels: int) -> Wanted:
+    """Return what words say of a file's scale, or else how the model's training pictures had it."""
+    words = Wanted(options.scale, options.black, options.white)
+    noise = model.cfg.data.noise
+    if words.said or noise.copies != "given":
+        return words
+    if noise.scale == "auto":  # trained before there was a choice
+        return Wanted("file")
+    # Bytes are on another scale than what was measured of 16 bits; channels have each their own.
+    fits = noise.scale == "file" or dtype != np.uint8
+    if not fits or {len(noise.black), len(noise.white)} - {0, 1, channels}:
+        return words
+    return Wanted(noise.scale, noise.black, noise.white)
+
+
+def jobs_of(
     model: Any,
     picture: pictures.Picture,
     law: str,
     level: float | None,
-    settings: dict[str, Any],
+    options: DenoiseOptions,
     verbose: bool = True,
-) -> tuple[list[Noise], int]:
-    """Return ([(law, level) of each image of a Picture], how many tiles they have together).
+) -> list[Job]:
+    """Return what is done to each plane of a Picture.
 
     Raises:
         ValueError: pixels, channels or a law that the model does not know, no noise to measure.
     """
-    noisy = picture.images()
-    noises: list[Noise] = []
-    with cli.name_in_errors(picture.name):
-        for image in noisy:
-            model.noisy_state(planes(model, image))
-            known_law = find_law(model, image, law)
-            measured = find_level(model, image, known_law) if level is None else level
-            nearest = model.nearest_level(measured)
-            noises.append((known_law, nearest))
-            if verbose and nearest != measured:
-                print(
-                    f"{cli.escaped(picture.name)}: level {measured:.4g} found; restored with the "
-                    f"nearest that the model knows, {nearest:.4g}",
-                    file=sys.stderr,
-                )
-    return noises, len(noisy) * len(windows(noisy.shape, settings["tile"], settings["overlap"]))
+    dtype = picture.dtype
+    wanted = wanted_scale(model, options, dtype, 1)
+    quantiles = Quantiles(dtype)
+    quantiles.add(picture.values)
+    (scale,), plain = wanted.scales(dtype, [quantiles]), wanted.defined(dtype)
+    unit = wanted.unit(dtype)
+    if unit == whole_range(dtype) and (scale == unit or level is not None):
+        pictures.check_scale(dtype, quantiles.most, picture.name)
+    jobs = []
+    for number in range(len(picture)):
+        image = picture.image(number, plain)
+        model.noisy_state(planes(model, image))
+        known_law = find_law(model, [image], law)
+        factor, used = 1.0, plain
+        if known_law == "gaussian":  # the only noise that stays what it is when black moves
+            factor, used = unit.over(scale), scale
+        check(
+            used is scale or options.scale != "quantiles",
+            "scale",
+            "quantiles",
+            f"{known_law} noise depends on where black is; tell black= and white=, or scale=file",
+        )
+        if level is None:
+            measured = find_level(model, [picture.image(number, used)], known_law)
+        else:
+            measured = level * factor
+            model.check_level(measured)
+        nearest = model.nearest_level(measured)
+        clip = used == whole_range(dtype)
+        jobs.append(Job(known_law, nearest, used, clip, (known_law, nearest / factor)))
+        if verbose and nearest != measured:
+            print(
+                f"{cli.escaped(picture.name)}: level {measured / factor:.4g} found; restored with "
+                f"the nearest that the model knows, {nearest / factor:.4g}",
+                file=sys.stderr,
+            )
+    return jobs
 
 
 def check_folder(out: Path, source: Path, names: Sequence[str]) -> None:
@@ -339,10 +426,24 @@ def noise_summary(noises: Sequence[Noise]) -> str:
     return "; ".join(lines)
 
 
+def scale_summary(jobs: Sequence[Job]) -> str:
+    """Return a line about black and white, "" where they are what the types of the files say."""
+    scales = {(job.scale.black, job.scale.white) for job in jobs if not job.clip}
+    if not scales:
+        return ""
+    ends = []
+    for name, values in zip(("black", "white"), zip(*scales)):
+        low, high = f"{min(values):.5g}", f"{max(values):.5g}"
+        ends.append(f"{name} {low if low == high else f'{low} to {high}'}")
+    return f"scale: {', '.join(ends)}, put back on writing"
+
+
 def denoise_images(model: Any, options: DenoiseOptions, level: float | None, out: Path) -> None:
     """Restore images of the model's own shape and write them as PNGs with numbers."""
-    for key, word in (("ensemble", "true"), ("estimator", options.estimator)):
-        if getattr(options, key):
+    words = {"ensemble": "true", "estimator": options.estimator, "scale": options.scale}
+    words |= {key: ",".join(f"{v:g}" for v in getattr(options, key)) for key in ("black", "white")}
+    for key, word in words.items():
+        if getattr(options, key) not in (False, "", "auto", []):
             raise ValueError(f"{key}={word}: {type(model).__name__} does not take it; leave it out")
     noisy = read_noisy(Path(options.denoise), model)
     generation.check_folder("out", out, range(len(noisy)))
@@ -371,7 +472,7 @@ def read_noisy(path: Path, model: Any) -> torch.Tensor:
         array = load_npy(path)
         if array.ndim != 4 or array.dtype.kind != "f":
             raise ValueError(f"denoise={path}: {array.dtype} {array.shape}; must be (N, H, W, C)")
-        pictures.check_scale(array, path)
+        pictures.check_scale(array.dtype, array.max(initial=0), path)
         native = array.astype(array.dtype.newbyteorder("="), copy=False)
         noisy = torch.from_numpy(native).permute(0, 3, 1, 2).float() / 127.5 - 1
     else:

@@ -126,7 +126,7 @@ def restore_one(
     settings = {key: getattr(options, key) for key in restoration.SETTINGS if key != "ensemble"}
     assumed = level
     if options.blind:
-        row["level"] = restoration.find_level(model, noisy, law)
+        row["level"] = restoration.find_level(model, [noisy], law)
         assumed = model.nearest_level(row["level"])
 
     def restored(ensemble: bool) -> np.ndarray:

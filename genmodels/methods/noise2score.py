@@ -346,6 +346,7 @@ class Noise2Score(GenerativeModule):
         law: str,
         level: float | None = None,
         labels: Tensor | None = None,
+        clip: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Return (restored pictures in [-1, 1], float32, their levels (B,)) of noisy ones.
 
@@ -354,6 +355,7 @@ class Noise2Score(GenerativeModule):
             law: the one it was trained on, a key of DENOISE_LAWS.
             level: in the law's unit; None: estimated for each picture, the nearest that it knows.
             labels: None; it knows no classes.
+            clip: to black and white; false: where -1 and 1 are not the ends, see images/scale.py.
 
         Raises:
             ValueError: another law or number of channels, a level it was not trained on.
@@ -373,7 +375,8 @@ class Noise2Score(GenerativeModule):
             levels = [level] * len(images)
         levels = torch.tensor(levels, dtype=torch.float32, device=self.device)
         y = (images.to(self.device) + 1) / 2
-        return (self.estimate(y, levels) * 2 - 1).clamp(-1, 1), levels
+        restored = self.estimate(y, levels) * 2 - 1
+        return restored.clamp(-1, 1) if clip else restored, levels
 
     def sample(self, seeds: Sequence[int], labels: Labels = None, **options: Any) -> Tensor:
         """Raise ValueError: this method restores pictures and generates none."""
