@@ -58,12 +58,19 @@ setup(
         *find_packages(include=["genmodels", "genmodels.*"]),
         "genmodels.configs",
         "genmodels.kernels",
+        "genmodels.pretrained",
     ],
+    entry_points={"console_scripts": ["genmodels = genmodels.commands.main:main"]},
     ext_modules=[NATIVE] if os.name == "posix" else [],
     cmdclass={"bdist_wheel": Wheel},
-    package_dir={"genmodels.configs": "configs", "genmodels.kernels": "kernels/ops"},
+    package_dir={
+        "genmodels.configs": "configs",
+        "genmodels.kernels": "kernels/ops",
+        "genmodels.pretrained": "pretrained",
+    },
     package_data={
         "genmodels.configs": ["*.yaml"],
+        "genmodels.pretrained": ["noise2score_grey/*"],  # the others are larger: from a clone
         "genmodels.metrics.features": ["*.safetensors"],
     },
     install_requires=[

@@ -3,16 +3,25 @@
 import contextlib
 import errno
 import os
+import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = [ROOT / "genmodels", ROOT / "kernels", ROOT / "benchmarks"]
 SCRIPTS = [ROOT / "train.py", ROOT / "sample.py", ROOT / "evaluate.py"]
+
+
+# How texts call the commands: as in a clone. torchrun and `configs/` belong to the call.
+CALL = re.compile(
+    r"(torchrun(?: --\S+ \d+)* )?(?<![\w/.-])(?:python )?(\w+\.py)((?: configs/\w+\.yaml)*)"
+    r"|python -m (genmodels\.\w+)\b(?!\.)"
+)
+_names: Mapping[str, str] = {}  # how the user calls them, while a command runs; see run()
 
 
 class Stopped(Exception):
@@ -23,7 +32,11 @@ class Stopped(Exception):
         self.signal = signal
 
 
-def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> int:
+def run(
+    main: Callable[[list[str]], Any],
+    argv: Sequence[str] | None = None,
+    names: Mapping[str, str] | None = None,
+) -> int:
     """Return the exit code of main(argv): 0 done, 2 the user's mistake, 1 anything else.
 
     A run that was stopped by a signal returns 128 + its number, as shells do; where main itself
@@ -32,9 +45,19 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     A ValueError or OSError raised by this package's own code is addressed to the user and becomes
     one line on stderr; one raised elsewhere is a defect and keeps its traceback. A reader of the
     output that goes away ends nothing (`train.py ... | head`).
+
+    Args:
+        main: the command.
+        argv: its words; None: those of this process.
+        names: how the user calls the commands, {"train.py": "genmodels train", "genmodels.data":
+            ...}; what is printed calls them so. None: as in a clone.
     """
     out, errors = (_Lasting(stream) if stream else stream for stream in (sys.stdout, sys.stderr))
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+    with (
+        _called(names or {}),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+    ):
         code = _run(main, sys.argv[1:] if argv is None else list(argv))
         for stream in (out, errors):
             if stream:
@@ -66,8 +89,34 @@ def _run(main: Callable[[list[str]], Any], argv: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+@contextlib.contextmanager
+def _called(names: Mapping[str, str]) -> Iterator[None]:
+    global _names
+    before, _names = _names, names
+    try:
+        yield
+    finally:
+        _names = before
+
+
+def as_called(text: str) -> str:
+    """Return a text that calls commands as in a clone with the calls that the user makes."""
+
+    def call(match: re.Match[str]) -> str:
+        launcher, script, configs, module = match.groups()
+        if (name := _names.get(script or module)) is None:
+            return match[0]
+        if launcher:  # it starts a file, or a module
+            name = f"{launcher}-m {name.removeprefix('python -m ')}"
+        return name + re.sub(r"configs/(\w+)\.yaml", r"\1", configs or "")
+
+    return CALL.sub(call, text) if _names else text
+
+
 class _Lasting:
     """A stream for text that takes everything: once it cannot be written, the rest is dropped.
+
+    Commands are written as the user calls them.
 
     Args:
         stream: sys.stdout or sys.stderr.
@@ -80,7 +129,7 @@ class _Lasting:
     def write(self, text: str) -> int:
         """Write the text, or drop it."""
         try:
-            self.stream.write(text)
+            self.stream.write(as_called(text))
         except OSError as error:
             self._drop(error)
         return len(text)

@@ -11,6 +11,7 @@ checkpoints/last.ckpt               the latest, which is the run's model
 import contextlib
 import errno
 import os
+import re
 import shutil
 import stat
 import time
@@ -27,6 +28,8 @@ from genmodels.distributed import is_first
 from genmodels.foreign import open_plain
 
 __all__ = ["Run", "check_output", "holds_arrays"]
+
+_TIME = re.compile(r"\d{8}-\d{6}(-\d+)?")  # see Run.new
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,20 @@ class Run:
         """
         run = cls(Path(path).expanduser())
         if not run.config.is_file():
-            raise ValueError(f"resume={run.folder}: no config.yaml there; give the folder of a run")
+            newest = cls.newest(run.folder)
+            hint = f"; its newest is {newest.folder}" if newest else ""
+            raise ValueError(
+                f"resume={run.folder}: no config.yaml there; give the folder of a run{hint}"
+            )
         return run
+
+    @classmethod
+    def newest(cls, folder: Path | str) -> "Run | None":
+        """Return the newest of the runs NAME/TIME in a folder NAME that has saved something."""
+        runs = [cls(path.parent) for path in Path(folder).glob("*/config.yaml")]
+        runs = [run for run in runs if _TIME.fullmatch(run.folder.name)]
+        runs = [run for run in runs if run.last.exists() or run.steps()]
+        return max(runs, key=lambda run: run.folder.name, default=None)
 
     @classmethod
     def unfinished(cls, cfg: Config, finished: Callable[["Run"], bool]) -> "Run | None":

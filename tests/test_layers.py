@@ -8,7 +8,7 @@ import sys
 from tests.helpers.paths import ROOT
 
 PACKAGE = ROOT / "genmodels"
-SHIMS = {"importers", "diffusers_export"}  # two lines each, for `python -m`
+SHIMS = {"importers", "diffusers_export", "__main__"}  # two lines each, for `python -m`
 SCRIPTS = ("train", "sample", "evaluate")
 
 

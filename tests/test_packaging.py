@@ -9,6 +9,7 @@ import zipfile
 import pytest
 
 from genmodels.metrics.features.grey_nets import GREY_NETS
+from genmodels.version import __version__
 from tests.helpers.paths import ROOT
 
 # What a user's process does; the first line takes away the editable install of the test machine.
@@ -112,7 +113,7 @@ CASES = [
 OPEN = """
 import sys
 sys.meta_path = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
-from importlib import import_module, resources
+from importlib import import_module, metadata, resources
 from omegaconf import OmegaConf
 import genmodels
 from genmodels.metrics.features import load_features
@@ -122,6 +123,13 @@ for name in (*GREY_NETS, "cifar"):
 for name in {kernels}:
     import_module("genmodels.kernels." + name)
 texts = {{p.name: p.read_text() for p in resources.files("genmodels.configs").iterdir()}}
+from genmodels.config.load import read_yaml
+from genmodels.config.shipped import MODELS, shipped
+assert (shipped(MODELS)["noise2score_grey"] / "model.safetensors").is_file()
+assert read_yaml("edm_digits") == OmegaConf.to_container(OmegaConf.create(texts["edm_digits.yaml"]))
+(script,) = metadata.distribution("genmodels").entry_points
+assert (script.name, script.group) == ("genmodels", "console_scripts")
+assert script.load()(["--version"]) == 0
 assert all(OmegaConf.create(text) for text in texts.values())
 print(*sorted(name for name in texts if name.endswith(".yaml")))
 """
@@ -132,7 +140,9 @@ def test_the_wheel_opens_every_net_config_and_kernel(wheel, tmp_path):
     code = OPEN.replace("{kernels}", repr(kernels))
     done = run(tmp_path, [wheel], True, code)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == sorted(p.name for p in (ROOT / "configs").glob("*.yaml"))
+    said, names = done.stdout.splitlines()
+    assert said == f"genmodels {__version__}"
+    assert names.split() == sorted(p.name for p in (ROOT / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -161,7 +171,7 @@ print(library._name if library else None, *philox_normal((3,), 1)[0].tolist())
 def clone_without_library(folder):
     """Copy what a build needs into the folder, without what was compiled."""
     ignore = shutil.ignore_patterns("__pycache__", "*.so")
-    for name in ("genmodels", "kernels", "configs"):
+    for name in ("genmodels", "kernels", "configs", "pretrained"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)

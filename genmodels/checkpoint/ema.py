@@ -27,7 +27,7 @@ from safetensors.torch import save
 
 from genmodels.atomic import write_bytes
 from genmodels.checkpoint.exports import check_new, model_card, write_export
-from genmodels.checkpoint.models import load
+from genmodels.checkpoint.models import load, model_path
 from genmodels.config import Section, check, setting, settings_of
 from genmodels.config.words import typed_words
 from genmodels.run import Run
@@ -223,7 +223,7 @@ def write_averages(positionals: Sequence[str], words: dict[str, str]) -> None:
     if len(positionals) != 1:
         raise ValueError(usage)
     options.check(options.sigma_rel, "sigma_rel", usage)
-    run, widths = Run(Path(positionals[0]).expanduser()), options.sigma_rel
+    run, widths = Run(model_path(positionals[0])), options.sigma_rel
     if not options.step and (found := averages_of(run)):
         options.step = found[-1].step
     default = run.folder / "exports"

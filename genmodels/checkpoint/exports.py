@@ -1,9 +1,11 @@
 """Trained models as folders: config.json + model.safetensors + README.md.
 
 python -m genmodels.checkpoint MODEL out=DIR [half=true]
+python -m genmodels.checkpoint MODEL out=DIR format=diffusers
 python -m genmodels.checkpoint ema RUN sigma_rel=0.1[,0.15,...] [step=N] [out=DIR]
 
-The second exports averages of other widths of a run that was trained with ema.sigma_rel.
+The second writes a pipeline that diffusers loads without this package (EDM with the network
+`unet`), the third averages of other widths of a run that was trained with ema.sigma_rel.
 """
 
 import json
@@ -16,7 +18,7 @@ from safetensors.torch import save_file
 
 from genmodels import data
 from genmodels.atomic import new_folder, write_bytes
-from genmodels.checkpoint.models import FORMAT, file_sha256, load, read_checkpoint
+from genmodels.checkpoint.models import FORMAT, file_sha256, load, model_path, read_checkpoint
 from genmodels.config import Config, Section, setting, settings_of, to_plain
 from genmodels.config.words import check_flags, help_text, split_words, typed_words
 from genmodels.run import check_output
@@ -37,7 +39,7 @@ def export(path: Path | str, out: Path | str, *, half: bool = False) -> Path:
     Raises:
         ValueError: `out` exists, or the model cannot be read.
     """
-    path, out = Path(path), Path(out)
+    path, out = model_path(path), Path(out)
     check_new(out)
     model = load(path)
     steps = None
@@ -128,6 +130,7 @@ class ExportOptions(Section):
 
     out: str = setting("", "folder to make")
     half: bool = setting(False, "store float16")
+    format: str = setting("genmodels", "who is to load it", choices=("genmodels", "diffusers"))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -148,4 +151,11 @@ def main(argv: Sequence[str]) -> None:
     if len(positionals) != 1:
         raise ValueError("usage: python -m genmodels.checkpoint MODEL out=DIR [half=true]")
     options.check(options.out, "out", "say which folder to make")
-    print(f"exported: {export(positionals[0], options.out, half=options.half)}")
+    if options.format == "diffusers":
+        from genmodels.checkpoint.diffusers import export_diffusers
+
+        options.check(not options.half, "half", "is not for format=diffusers; leave it out")
+        made = export_diffusers(positionals[0], options.out)
+    else:
+        made = export(positionals[0], options.out, half=options.half)
+    print(f"exported: {made}")

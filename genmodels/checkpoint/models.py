@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from genmodels import data
 from genmodels.config import Config, check_foreign, load_config
+from genmodels.config.shipped import MODELS, nearest, shipped
 from genmodels.foreign import check_plain, load_torch, read_plain
 from genmodels.images.arrays import memory_size
 from genmodels.methods import METHODS
@@ -81,14 +82,15 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
 
     Args:
         path: run folder (its last checkpoint, or the newest that can be read, with a warning),
-            .ckpt file, or exported folder.
+            .ckpt file, exported folder, a folder of runs (its newest, with a warning), or the name
+            of a model that comes along.
         ema: the averaged weights (default) or, from a checkpoint, the raw ones.
         device: where to put it.
 
     Raises:
         ValueError: not a model of this package, broken, or from a newer version.
     """
-    path, checkpoint = Path(path).expanduser(), None
+    path, checkpoint = model_path(path), None
     if (path / "config.json").is_file():
         plain, state = _read_export(path)
     elif path.suffix == ".ckpt" or Run(path).checkpoints.is_dir():
@@ -97,7 +99,8 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
         raw = not ema and "current_model_state" in checkpoint
         state = checkpoint["current_model_state" if raw else "state_dict"]
     else:
-        raise ValueError(f"model={path}: is no run folder, .ckpt file or exported folder")
+        hint = "" if path.exists() else nearest(MODELS, str(path))
+        raise ValueError(f"model={path}: is no run folder, .ckpt file or exported folder{hint}")
     try:
         check_foreign(plain)
         cfg = load_config([plain], methods=METHODS, networks=NETWORKS)
@@ -122,6 +125,22 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
     return model.eval()
 
 
+def newest_run(path: Path | str) -> Path | str:
+    """Return the newest run in a folder of runs, with a warning; any other path as it is."""
+    folder = Path(path).expanduser()
+    is_model = (folder / "config.json").is_file() or Run(folder).checkpoints.is_dir()
+    if is_model or not folder.is_dir() or (run := Run.newest(folder)) is None:
+        return path
+    warnings.warn(f"model={path}: is a folder of runs; its newest is {run.folder}", stacklevel=2)
+    return run.folder
+
+
+def model_path(path: Path | str) -> Path:
+    """Return where a model lies: a path that exists, the newest run in it, or what comes along."""
+    found = Path(newest_run(path)).expanduser()
+    return found if found.exists() else shipped(MODELS).get(str(path), found)
+
+
 def load_guide(settings: dict[str, Any], device: torch.device | str) -> None:
     """Put the model in the place of its path, if the settings for sample() name a guide."""
     if settings.get("guide"):
@@ -134,7 +153,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     Raises:
         ValueError: missing, damaged, or not written by this package.
     """
-    path = Path(path).expanduser()
+    path = model_path(path)
     return newest_checkpoint(path)[1] if path.is_dir() else _read_file(path)
 
 

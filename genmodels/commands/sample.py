@@ -7,10 +7,11 @@
     torchrun --nproc_per_node 2 sample.py MODEL num=64 out=DIR
     python sample.py MODEL denoise=PATH law=gaussian level=25 out=DIR     level=auto estimates it
 
-MODEL is a run folder, a .ckpt or an exported folder. Writes DIR/000000.png ... named by seed and
-DIR/grid.png; a DIR that holds images of other seeds is refused. With format=npz DIR/images.npz
-(uint8 NHWC images, seeds, labels). Image k depends on seed k alone: not on batch=, on the number of
-processes, or on the other seeds. IMAGES to cluster are a folder, .zip, .npz or NAME[:SPLIT].
+MODEL is a run folder (or one of runs: its newest), a .ckpt, an exported folder or the name of a
+model that comes along. Writes DIR/000000.png ... named by seed and DIR/grid.png; a DIR that holds
+images of other seeds is refused. With format=npz DIR/images.npz (uint8 NHWC images, seeds, labels).
+Image k depends on seed k alone: not on batch=, on the number of processes, or on the other seeds.
+IMAGES to cluster are a folder, .zip, .npz or NAME[:SPLIT].
 
 denoise= takes a picture, a folder or .zip of them, or an .npy of floats on the scale 0..255, not
 clipped, which keeps what 8 bits cut off. Noise2Score restores pictures of any size, grey or colour,

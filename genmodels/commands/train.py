@@ -5,6 +5,7 @@
     python train.py CONFIG.yaml --print                             show the resolved config
     python train.py --help                                          show every key
 
+CONFIG.yaml is a file or the name of a config that comes along: edm_digits.
 The last line printed is the run's folder: "run: runs/...". In it: config.yaml, metrics.csv,
 samples/, checkpoints/. Ctrl-C saves before it stops (exit code 130); so do SIGTERM and SIGHUP.
 """

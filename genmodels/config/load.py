@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from genmodels.atomic import write_bytes
 from genmodels.config.schema import Config, check, to_plain
+from genmodels.config.shipped import CONFIGS, nearest, shipped
 from genmodels.config.words import parse_value
 from genmodels.foreign import read_plain
 
@@ -211,14 +212,17 @@ def kind_of_files(path: str | Path) -> str:
 def read_yaml(path: str | Path) -> dict:
     """Return what a YAML file holds, ${...} as it stands there.
 
+    Args:
+        path: of the file, or the name of a config that comes along; a path that exists wins.
+
     Raises:
         ValueError: no such file, not YAML of keys and values, too large or too deep.
     """
     path = Path(path).expanduser()
+    if not path.exists():
+        path = shipped(CONFIGS).get(str(path), path)
     if not path.is_file():
-        near = difflib.get_close_matches(path.stem, [p.stem for p in _configs()], 1)
-        hint = f"; did you mean configs/{near[0]}.yaml?" if near else ""
-        raise ValueError(f"config={path}: no such file{hint}")
+        raise ValueError(f"config={path}: no such file{nearest(CONFIGS, path.stem)}")
     try:
         data = read_plain(path)
         if len(data) > LARGEST:
@@ -237,10 +241,6 @@ def read_yaml(path: str | Path) -> dict:
     plain: Any = OmegaConf.to_container(values)
     _check_references(plain, path)
     return plain
-
-
-def _configs() -> list[Path]:
-    return sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 def _split_word(word: str) -> tuple[str, str]:

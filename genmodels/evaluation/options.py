@@ -179,6 +179,11 @@ class OodOptions(ClusterOptions):
 class ScoreOptions(OodOptions, FeatureOptions, FileOptions):
     """Scores of a model's images, or of images in files."""
 
+    features: str = setting(
+        "pixels",
+        "pixels, digits, fashion, inception, ... or a TorchScript file; A,B: each of them, "
+        "with weights=A,B and sha256=A,B",
+    )
     data: str = setting("", "data set the model is scored against, NAME or NAME:SPLIT")
     images: str = setting("", "images to score in place of a model's: A, or A,B,C in one table")
     reference: str = setting(

@@ -375,6 +375,39 @@ def check_features(metrics: Mapping[str, Metric], features: Features) -> None:
             )
 
 
+def of_features(words: Iterable[str], several: Iterable[Features]) -> list[list[str]]:
+    """Return for each of several features the metrics to be had with it.
+
+    A metric that is kept for some features takes the place of its general form there: fid that of
+    fd.
+
+    Raises:
+        ValueError: a metric that none of them can give, or features for which there is none.
+    """
+    names, several = expand_metrics(words), list(several)
+    able: dict[str, list[str]] = {features.name: [] for features in several}
+    for name in names:
+        refusals = []
+        for features in several:
+            try:
+                check_features({name: METRICS[name]}, features)
+                able[features.name].append(name)
+            except ValueError as refusal:
+                refusals.append(refusal)
+        if len(refusals) == len(several):
+            raise refusals[0]
+    chosen = []
+    for features_name, found in able.items():
+        if not found:
+            raise ValueError(
+                f"features={features_name}: gives none of metrics={','.join(names)}; add one that "
+                "it gives, or leave it out"
+            )
+        general = {METRICS[name].published for name in found}
+        chosen.append([name for name in found if name not in general])
+    return chosen
+
+
 class Scorer:
     """Scores images against fixed reference images; the reference is prepared once.
 

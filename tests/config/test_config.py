@@ -150,7 +150,7 @@ def test_bad_file_is_one_line_and_exit_2(text, capsys, tmp_path):
     ("argv", "message"),
     [
         (["nosuch.yaml"], "config=nosuch.yaml: no such file"),
-        (["configs/edm_digit.yaml"], "did you mean configs/edm_digits.yaml?"),
+        (["configs/edm_digit.yaml"], "did you mean edm_digits?"),
         (["seed=1"], "config=: name a file"),
         (["resume=nowhere"], "resume=nowhere: no config.yaml there"),
         ([str(DIGITS), "resume=nowhere"], "brings its own config"),
