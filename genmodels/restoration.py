@@ -52,7 +52,8 @@ class DenoiseOptions(RestoreOptions):
     scale: str = setting(
         "auto",
         "what the network sees as black and white: quantiles .1 and 99.9 % of a file, or file: "
-        "what is by its type; auto: quantiles for 16 bits and floats, or as the model was trained",
+        "what is by its type; auto: quantiles for 16 bits and floats whose level is found, or as "
+        "the model was trained",
         choices=("auto", "quantiles", "file"),
     )
     black: list[float] = setting(
@@ -325,11 +326,23 @@ def choose_estimator(model: Any, name: str) -> None:
         model.cfg.method.estimator = name
 
 
-def wanted_scale(model: Any, options: DenoiseOptions, dtype: np.dtype, channels: int) -> Wanted:
-    """Return what words say of a file's scale, or else how the model's training pictures had it."""
-    words = Wanted(options.scale, options.black, options.white)
+def wanted_scale(
+    model: Any, options: DenoiseOptions, told: bool, dtype: np.dtype, channels: int
+) -> Wanted:
+    """Return what words say of a file's scale, or else how the model's training pictures had it.
+
+    Args:
+        model: a method with ANY_SIZE.
+        options: the words.
+        told: whether the level is; then what it counts on is left as it is, unless words say else.
+        dtype: of the file's values.
+        channels: how many the file has.
+    """
+    scale = "file" if told and options.scale == "auto" else options.scale
+    words = Wanted(scale, options.black, options.white)
     noise = model.cfg.data.noise
-    if words.said or noise.copies != "given":
+    said = options.scale != "auto" or options.black or options.white
+    if said or noise.copies != "given":
         return words
     if noise.scale == "auto":  # trained before there was a choice
         return Wanted("file")
@@ -354,7 +367,7 @@ def jobs_of(
         ValueError: pixels, channels or a law that the model does not know, no noise to measure.
     """
     dtype = picture.dtype
-    wanted = wanted_scale(model, options, dtype, 1)
+    wanted = wanted_scale(model, options, level is not None, dtype, 1)
     quantiles = Quantiles(dtype)
     quantiles.add(picture.values)
     (scale,), plain = wanted.scales(dtype, [quantiles]), wanted.defined(dtype)

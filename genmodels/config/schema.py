@@ -154,7 +154,8 @@ class NoiseConfig(Section):
     scale: str = setting(
         "auto",
         "copies=given: what the network sees as black and white: quantiles .1 and 99.9 % of all "
-        "pictures, or file: what is by their type; auto: quantiles for 16 bits and floats",
+        "pictures, or file: by their type; auto: quantiles for 16 bits and floats "
+        "if level=0",
         choices=("auto", "quantiles", "file"),
     )
     black: list[float] = setting(

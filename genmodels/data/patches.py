@@ -283,10 +283,10 @@ def _common_scale(
         ValueError: pictures of several types, whose quantiles mean nothing together.
     """
     noise = cfg.noise
-    words = Wanted(noise.scale, noise.black, noise.white, "data.noise.")
     older = noise.scale == "auto" and cfg.fingerprint not in ("", NEW)
-    if older:  # the run began before there was a choice
-        words = Wanted("file")
+    # The run began before there was a choice; or what a told level counts on is left as it is.
+    plain = older or (noise.level and noise.scale == "auto")
+    words = Wanted("file" if plain else noise.scale, noise.black, noise.white, "data.noise.")
     gaussian = noise.law == "gaussian"  # only this noise stays what it is when black moves
     check(
         gaussian or words.scale != "quantiles",

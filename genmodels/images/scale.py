@@ -123,11 +123,6 @@ class Wanted:
                     f"{self.prefix}white={white:g}: must be above {self.prefix}black={black:g}"
                 )
 
-    @property
-    def said(self) -> bool:
-        """Whether it says anything."""
-        return self.scale != "auto" or bool(self.black) or bool(self.white)
-
     def told(self, channel: int, count: int) -> tuple[Any, Any]:
         """Return (black, white) of a channel, None where they are not told.
 

@@ -91,11 +91,14 @@ def test_scaling_a_file_scales_what_comes_out(box, tmp_path):
 @pytest.mark.parametrize(
     ("words", "ends", "unit"),
     [
+        ([], (0, 65535), 65535),
         (["scale=file"], (0, 65535), 65535),
+        (["scale=quantiles"], (None, None), 65535),
         (["black=90", "white=1090"], (90, 1090), 1000),
         (["black=90", "white=1090", "scale=file"], (90, 1090), 1000),
         (["white=4095", "scale=file"], (0, 4095), 65535),
-        (["black=90"], (90, None), 65535),
+        (["black=90"], (90, 65535), 65535),
+        (["black=90", "scale=quantiles"], (90, None), 65535),
         (["white=4095.5", "scale=quantiles"], (None, 4095.5), 65535),
     ],
 )
@@ -146,6 +149,7 @@ def test_other_noise_is_not_moved(box, tmp_path, capsys):
         (["black=1,2", "white=9"], "black=1,2: the file has 1 channel; give one number, or one"),
         (["black=5000"], "black=5000: hardly a pixel is brighter; tell black and white both"),
         (["white=-3"], "white=-3: hardly a pixel is darker; tell black and white both"),
+        (["white=-3", "level=2"], "black=0, white=-3: white must be above black; tell both"),
         (["black=70000", "scale=file"], "black=70000, white=65535: white must be above black"),
     ],
 )
@@ -197,7 +201,9 @@ def test_given_pictures_have_one_scale_that_is_kept(dark):
     again = data_of(folder, data.cfg.fingerprint, **vars(noise))  # as a run that goes on has it
     assert torch.equal(again.views["image"][1], data.views["image"][1])
     assert again.levels == data.levels and vars(again.cfg.noise) == vars(noise)
-    told = data_of(folder, level=0.2)  # in the type's unit, as when restoring
+    plain = data_of(folder, level=0.2)
+    assert plain.levels == [0.2, 0.2] and plain.cfg.noise.scale == "file"
+    told = data_of(folder, level=0.2, scale="quantiles")  # in the type's unit, as when restoring
     assert told.levels == pytest.approx([0.2 * 65535 / (high - low)] * 2)
 
 
