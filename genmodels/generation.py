@@ -70,6 +70,25 @@ def labels_for(
     return [int(parts[seed % len(parts)]) for seed in seeds]
 
 
+def class_grid(model: Any, num: int) -> tuple[list[int] | None, int | None]:
+    """Return (labels, columns) of a grid of about `num` images with a class in each column.
+
+    Every column has the same number of images, and they are `num` or fewer. Where there are more
+    classes than half of `num`, as many as make a square are shown, evenly spaced. Without classes
+    it is (None, None).
+
+    Args:
+        model: a method; the classes that it saw images of are shown.
+        num: images in the grid, > 0.
+    """
+    if not model.classes:
+        return None, None
+    shown = list(model.present or range(model.classes))
+    columns = len(shown) if 2 * len(shown) <= num else min(len(shown), max(1, round(num**0.5)))
+    shown = [shown[k * len(shown) // columns] for k in range(columns)]
+    return shown * max(1, num // columns), columns
+
+
 def generate(
     model: Any,
     seeds: Sequence[int],
@@ -123,13 +142,14 @@ def generate_everywhere(
     """Return generate_all's images on every process, each of which makes its share."""
     share = distributed.share(len(seeds))
     shown = options.pop("progress", True) and distributed.rank() == 0
-    images = generate_all(
-        model,
-        [seeds[i] for i in share],
-        None if labels is None else [labels[i] for i in share],
-        progress=shown,
-        **options,
-    )
+    with distributed.together():
+        images = generate_all(
+            model,
+            [seeds[i] for i in share],
+            None if labels is None else [labels[i] for i in share],
+            progress=shown,
+            **options,
+        )
     return distributed.gather_rows(images, len(seeds))
 
 

@@ -30,8 +30,8 @@ class Limits:
         return not isinstance(value, float) or math.isfinite(value) or self.infinite
 
     def allow(self, value: Any) -> bool:
-        """Return whether a single value lies within them; NaN lies within no bound."""
-        return (
+        """Return whether a single value lies within them; NaN lies within no bound, None in all."""
+        return value is None or (
             (self.ge is None or value >= self.ge)
             and (self.gt is None or value > self.gt)
             and (self.le is None or value <= self.le)

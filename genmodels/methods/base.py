@@ -69,7 +69,7 @@ class GenerativeModule(L.LightningModule):
     # OOD_SCORES           ood_scores(x) -> {name: (B,)}, higher = more like the training data
     # DENOISE_LAWS         restore() of noise of these laws: {law: what its level is}
     # ANY_SIZE             restore() of pictures of any size; it is trained on patches of such, and
-    #                      has noisy_state, noise_level, nearest_level and check_level
+    #                      has noisy_state, noise_level, nearest_level, check_level, treatment
     # ESTIMATORS           method.estimator may be set to these for restore()
     NEEDS: tuple[str, ...] = ()
     ENERGY: bool = False

@@ -1,5 +1,6 @@
-"""Scores of a model: to choose one of many, and the final ones, on other seeds and other images."""
+"""Scores of a model in training: on the way, to choose one of many, and the final ones."""
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,12 +8,58 @@ from typing import Any
 import torch
 
 from genmodels import distributed, generation, seeding
-from genmodels.config import Config, check
+from genmodels.config import Config, EvalConfig, check
 from genmodels.data import ImageDataModule
 from genmodels.evaluation import scorer
 
 CHOOSING_SEEDS, SEEDS = 1 << 31, 1 << 22  # where the seeds of choices begin; for each cfg.seed
 BATCH = 256  # images at a time; changes no image
+
+
+def make_scorer(
+    cfg: EvalConfig, data: ImageDataModule, split: str = "train", **options: Any
+) -> scorer.Scorer:
+    """Return the Scorer of eval.* against the images of a split of the run's data.
+
+    Args:
+        cfg: which metrics and features.
+        data: the training and the held-out images.
+        split: "train" or "held_out".
+        options: of Scorer; `features` in place of loading eval.features.
+
+    Raises:
+        ValueError: what Scorer raises, its keys with eval. before them.
+    """
+    try:
+        return scorer.Scorer(
+            cfg.metrics,
+            options.pop("features", cfg.features),
+            reference=getattr(data, split)[0],
+            train=data.train[0],
+            held_out=data.held_out[0],
+            weights_are_code=cfg.weights_are_code,
+            **options,
+        )
+    except ValueError as error:
+        text = re.sub("^(?=(features|metrics|num)=)", "eval.", str(error))
+        raise ValueError(text) from None
+
+
+def check_scores(cfg: EvalConfig, data: ImageDataModule, *splits: str) -> None:
+    """Raise ValueError for scores that cannot be had of these images; nothing is scored.
+
+    Args:
+        cfg: which metrics, in which features and of how many images.
+        data: the training and the held-out images.
+        splits: what is scored against: "train", "held_out".
+    """
+    for split in splits:
+        make_scorer(cfg, data, split, num=cfg.num, work=False)
+
+
+def final_split(data: ImageDataModule) -> str:
+    """Return what final scores are against: held-out images, or training ones if none are."""
+    return "held_out" if len(data.held_out[0]) else "train"
 
 
 class Judge:
@@ -79,8 +126,7 @@ class Judge:
         """
         pictures, _ = self.generate(model, range(first, first + self.cfg.eval.num))
         with distributed.alone():
-            split = "held_out" if len(self.data.held_out[0]) else "train"
-            return self._scorer(split, 100)(pictures)
+            return self._scorer(final_split(self.data), 100)(pictures)
 
     def distance(self, entry: Mapping[str, Any]) -> float:
         """Return the number that is lowest for the best of several scores."""
@@ -91,14 +137,7 @@ class Judge:
 
     def _scorer(self, split: str, resamples: int) -> scorer.Scorer:
         if split not in self.scorers:
-            self.scorers[split] = scorer.Scorer(
-                self.cfg.eval.metrics,
-                self.cfg.eval.features,
-                resamples=resamples,
-                reference=getattr(self.data, split)[0],
-                train=self.data.train[0],
-                held_out=self.data.held_out[0],
-                device=self.device,
-                weights_are_code=self.cfg.eval.weights_are_code,
+            self.scorers[split] = make_scorer(
+                self.cfg.eval, self.data, split, resamples=resamples, device=self.device
             )
         return self.scorers[split]

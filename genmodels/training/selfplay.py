@@ -38,7 +38,7 @@ from genmodels.data.pairs import PairedData
 from genmodels.methods import METHODS
 from genmodels.run import Run
 from genmodels.training.fit import fit
-from genmodels.training.judge import SEEDS, Judge
+from genmodels.training.judge import SEEDS, Judge, check_scores, final_split
 from genmodels.training.pool import load_reference, make_pool
 
 POOL_SEEDS = 1 << 30  # below: final scores and whoever samples; above, the judge's
@@ -71,6 +71,7 @@ def play(cfg: Config, run: Run | None) -> tuple[Run, int]:
     )
     with cli.warnings_as_notes(late=True):
         data = PairedData(cfg.data, cfg.seed, cfg.trainer.accumulate)
+    check_scores(cfg.eval, data, "train", final_split(data))
     run = run or _unfinished_or_new(cfg)
     with run.lock():
         selfplay = SelfPlay(cfg, run, data)

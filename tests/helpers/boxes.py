@@ -28,11 +28,14 @@ class Box:
         assert x.shape[1] == self.shape[0] and torch.isfinite(x).all()
         return x
 
-    def check_level(self, level):
+    def check_level(self, level, law=""):
         check(level <= self.most, "level", f"{level:.4g}", f"this model knows up to {self.most}")
 
-    def nearest_level(self, level):
+    def nearest_level(self, level, law=""):
         return min(level, self.most)
+
+    def treatment(self, law, level):
+        return ""
 
     def restore(self, x, law, level=None, labels=None, clip=True):
         LAWS[law or "gaussian"].check(level)

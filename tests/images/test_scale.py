@@ -139,6 +139,23 @@ def test_other_noise_is_not_moved(box, tmp_path, capsys):
     assert message in capsys.readouterr().err and not (tmp_path / "p").exists()
 
 
+def test_a_model_of_gaussian_noise_moves_white_alone_for_other_noise(box, tmp_path):
+    """It makes Poisson noise Gaussian, which goes on from black on: 0, or as told."""
+    model, picture = box(radius=0), twelve_bits()
+    model.cfg = copy.deepcopy(Box.cfg)
+    model.cfg.data.noise.law = "gaussian"
+    tifffile.imwrite(tmp_path / "a.tif", picture)
+    words = ["law=poisson", "level=0.001", "scale=quantiles"]
+    assert run(tmp_path / "a.tif", tmp_path / "o", *words) == 0
+    assert run(tmp_path / "a.tif", tmp_path / "o", *words, "black=90") == 0
+    high = float(np.quantile(picture, 0.999, method="inverted_cdf"))
+    for seen, told, black in zip(model.seen, model.told, (0.0, 90.0)):
+        expected = 2 * (picture - black) / (high - black) - 1
+        assert np.abs(seen[0, 0].double().numpy() - expected).max() < 1e-6
+        assert told == pytest.approx(0.001 * (65535 - black) / (high - black))  # zeta is an amount
+    assert np.array_equal(tifffile.imread(tmp_path / "o" / "a.tif"), picture)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

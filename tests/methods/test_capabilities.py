@@ -17,6 +17,7 @@ from genmodels.methods.edm import EDMLikelihoodOptions, GuideOptions
 from genmodels.methods.gbm import GBMLikelihoodOptions
 from genmodels.methods.gedi import ChainOptions
 from genmodels.networks import NETWORKS
+from genmodels.noise.poisson_gaussian import PoissonGaussian
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 UNET = (
@@ -64,7 +65,14 @@ FUNCTIONS = {
     "CLUSTERS": ("cluster",),
     "OOD_SCORES": ("ood_scores",),
     "LIKELIHOODS": ("log_prob",),
-    "ANY_SIZE": ("restore", "noise_level", "nearest_level", "check_level", "noisy_state"),
+    "ANY_SIZE": (
+        "restore",
+        "noise_level",
+        "nearest_level",
+        "check_level",
+        "noisy_state",
+        "treatment",
+    ),
 }
 # Declared by one attribute, read from one setting of the method.
 SETTINGS = {
@@ -182,9 +190,12 @@ def test_known_pixels_are_kept(name, build):
 def test_restoring_needs_a_law_that_is_declared(name, build):
     model = build(name)
     for law in model.DENOISE_LAWS:
-        level = 25.0 if law == "gaussian" else 0.1
+        camera = PoissonGaussian.of_camera(0.02, 0.0, 0.05)
+        level = {"lognormal": 0.1, "poisson-gaussian": camera}.get(law, 1.0)
         restored, levels = model.restore(pictures(model), law, level)
-        assert restored.shape == (2, *model.shape) and levels.tolist() == pytest.approx([level] * 2)
+        assert restored.shape == (2, *model.shape)
+        if level is not camera:
+            assert levels.tolist() == pytest.approx([level] * 2)
         with pytest.raises(ValueError, match="^law=snow: choose from"):
             model.restore(pictures(model), "snow", level)
     assert model.DENOISE_LAWS or not model.ANY_SIZE
