@@ -81,10 +81,7 @@ def fit(
     Raises:
         FloatingPointError: too many non-finite gradients in a row.
     """
-    if cfg.trainer.channels_last:
-        model.net.to(memory_format=torch.channels_last)
-    if cfg.trainer.compile:
-        model.net.compile()
+    model.speed_up(compile=cfg.trainer.compile, channels_last=cfg.trainer.channels_last)
     saver = Saver(run, cfg, whole)
     trainer = make_trainer(cfg, run, step, saver)
     last = (start or run.last) if step else None

@@ -47,10 +47,8 @@ def load_reference(cfg: Config, source: str, device: torch.device) -> Any:
     )
     if NETWORKS[cfg.network.name].FORCED:  # as the trained one: its hash and its fakes are of these
         normalise_weights(model)
-    if cfg.trainer.channels_last:  # as the trained one: else its rounding would differ
-        model.net.to(memory_format=torch.channels_last)
-    if cfg.trainer.compile:
-        model.net.compile()
+    # As the trained one: else its rounding would differ.
+    model.speed_up(compile=cfg.trainer.compile, channels_last=cfg.trainer.channels_last)
     return model.to(device).eval()
 
 
