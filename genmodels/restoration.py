@@ -26,11 +26,12 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from genmodels import cli, distributed, generation, images
-from genmodels.atomic import make_folder, write_bytes
-from genmodels.config import Section, setting
+from genmodels.atomic import make_folder
+from genmodels.config import Section, check, setting
 from genmodels.config.words import DEVICES, check_choice
 from genmodels.images import pictures
 from genmodels.images.arrays import load_npy
+from genmodels.images.scale import Quantiles, Scale, Wanted, whole_range
 from genmodels.noise.correlated import ROWS, WHITE, correlation, row_noise
 from genmodels.noise.laws import LAWS
 from genmodels.noise.levels import NoNoise
@@ -114,6 +115,17 @@ class DenoiseOptions(RestoreOptions):
     """What sample.py denoise= takes."""
 
     denoise: str = setting("", "noisy images to restore, in place of generating")
+    scale: str = setting(
+        "auto",
+        "what the network sees as black and white: quantiles .1 and 99.9 % of a file, or file: "
+        "what is by its type; auto: quantiles for 16 bits and floats whose level is found, or as "
+        "the model was trained",
+        choices=("auto", "quantiles", "file"),
+    )
+    black: list[float] = setting(
+        [], "black in the file's units, in place of scale=; one, or one for each channel of a stack"
+    )
+    white: list[float] = setting([], "white, the same")
     gain: float | None = setting(
         None, "of law=poisson-gaussian: what one count is worth in the file's unit", gt=0
     )
@@ -132,6 +144,23 @@ class DenoiseOptions(RestoreOptions):
     out: str = setting("samples", "folder to write to")
     device: str = setting("auto", "what computes", choices=DEVICES)
     ema: bool = setting(True, "the averaged weights; false: the raw ones of a checkpoint")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done to one plane of a file.
+
+    Attributes:
+        noise: of the plane; its level counts on the scale.
+        scale: what the network sees as black and white.
+        clip: to black and white; else what the file's type holds is the limit.
+        shown: the noise, its level as words count it.
+    """
+
+    noise: Noise
+    scale: Scale
+    clip: bool
+    shown: Noise
 
 
 SETTINGS = ("tile", "overlap", "ensemble", "precision")  # of restore(), from the command line
@@ -293,8 +322,8 @@ def passes(ensemble: bool | int | str) -> int:
 
 def to_image(values: np.ndarray, black: float, white: float) -> torch.Tensor:
     """Return pixels (H, W) or (H, W, C) on the [-1, 1] scale, float32 (C, H, W), not clipped."""
-    scaled = (np.asarray(values, np.float64) - black) / ((white - black) / 2) - 1
-    return torch.from_numpy(np.atleast_3d(scaled)).movedim(2, 0).float()
+    scaled = Scale(black, white).to_image(np.atleast_3d(values))
+    return torch.from_numpy(scaled).movedim(2, 0).float()
 
 
 def restore_values(
@@ -330,7 +359,7 @@ def restore_values(
         if result[part].size:
             image = to_image(result[part], black, white)
             done = restore(model, image, noise.law, level, tick=tick, clip=clip, **settings)
-            pixels = (done.double().movedim(0, 2).numpy() + 1) * ((white - black) / 2) + black
+            pixels = Scale(black, white).from_image(done.movedim(0, 2).numpy())
             result[part] = pixels.reshape(result[part].shape)
     return result
 
@@ -424,15 +453,24 @@ def find_noise(
     def seen() -> Iterable[torch.Tensor]:
         return (to_image(part, black, white) for part in parts())
 
-    law = asked.law
+    law, notes = asked.law, []
+    level: float | PoissonGaussian = asked.level or 0.0
+    found = asked.level is None
+    fit = None
+    if law in ("auto", CAMERA) and CAMERA in model.DENOISE_LAWS:
+        camera = {"gain": asked.gain, "offset": asked.offset, "read": asked.read}
+        if None in camera.values():
+            with contextlib.suppress(NoNoise):
+                fit = fit_line(
+                    Blocks.pooled(Blocks.of(part, limits) for part in parts()), **camera, step=step
+                )
+        else:
+            level, found = PoissonGaussian.of_camera(**camera), False  # type: ignore[arg-type]
     if law == "auto":
         law = statistics.mode(find_law(model, image, law) for image in seen())
-    notes: list[str] = []
-    level: float | PoissonGaussian
-    if law == CAMERA:
-        law, level, notes, found = _camera_noise(parts(), asked, black, white, limits, step)
-    else:
-        level, found = asked.level or 0.0, asked.level is None
+        law = CAMERA if fit and _is_camera(fit, law, black, white) else law
+    if law == CAMERA and found:
+        law, level, notes = _camera_noise(fit, black, white)
     if found and not level:
         if not (levels := list(_levels(model, seen(), law))):
             return Noise(law, 0.0, notes=(*notes, "no noise is found; left as it is"))
@@ -480,33 +518,34 @@ def _levels(model: Any, seen: Iterable[torch.Tensor], law: str) -> Iterator[floa
             yield find_level(model, image, law)
 
 
-def _camera_noise(
-    parts: Iterable[np.ndarray],
-    asked: AskedNoise,
-    black: float,
-    white: float,
-    limits: tuple[float, float] | None,
-    step: float,
-) -> tuple[str, float | PoissonGaussian, list[str], bool]:
-    """Return (law, level, notes, whether it is found) of poisson-gaussian noise.
+def _is_camera(fit: Fit, law: str, black: float, white: float) -> bool:
+    """Return whether noise that law=auto takes for that of `law` is a camera's.
 
-    The law is gaussian, the level 0 if it is to be found anew, where no gain can be seen.
+    In files of 8 bits black is 0, so Poisson and Gamma noise begin there; elsewhere black is what
+    is darkest, and a line says more than a power of the brightness above it.
     """
-    told = {"gain": asked.gain, "offset": asked.offset, "read": asked.read}
-    if None not in told.values():
-        return CAMERA, PoissonGaussian.of_camera(**told), [], False  # type: ignore[arg-type]
-    try:
-        fit = fit_line(Blocks.pooled(Blocks.of(part, limits) for part in parts), **told, step=step)
-    except NoNoise:
-        return "gaussian", 0.0, [], True
+    shift = abs(fit.noise.black - black) if fit.line else 0.0
+    away = shift > max(3 * fit.black_error, 0.03 * (white - black))
+    return fit.line and (black != 0 or law == "gaussian" or (law == "poisson" and away))
+
+
+def _camera_noise(
+    fit: Fit | None, black: float, white: float
+) -> tuple[str, float | PoissonGaussian, list[str]]:
+    """Return (law, level, notes) of poisson-gaussian noise that was looked for.
+
+    The law is gaussian where no gain can be seen, and the level 0 where it is to be found anew.
+    """
+    if fit is None:  # no noise, as far as can be seen
+        return "gaussian", 0.0, []
     if fit.line:
-        return CAMERA, fit.noise, [_report(fit, black, white)], True
+        return CAMERA, fit.noise, [_report(fit, black, white)]
     if fit.misfit > MISFIT:
         note = "the noise's variance does not grow as a camera's: restored as gaussian"
-        return "gaussian", 0.0, [note], True
-    note = "brightness varies too little to tell gain and black: restored as gaussian"
+        return "gaussian", 0.0, [note]
+    note = "the picture shows no noise that grows with brightness: restored as gaussian"
     sigma = 255 * fit.noise.constant**0.5 / (white - black)
-    return "gaussian", min(max(sigma, 0.1), 255.0), [note], True
+    return "gaussian", min(max(sigma, 0.1), 255.0), [note]
 
 
 def _report(fit: Fit, black: float, white: float) -> str:
@@ -571,42 +610,56 @@ def denoise_pictures(model: Any, options: DenoiseOptions, level: float | None, o
     choose_estimator(model, options.estimator)
     if options.labels:
         generation.labels_for((), options.labels, model.classes)
+    Wanted(options.scale, options.black, options.white)  # which refuses white below black
     settings = {key: getattr(options, key) for key in SETTINGS}
-    readers = pictures.find_pictures(Path(options.denoise))
+    readers = pictures.find_pictures(Path(options.denoise), any_scale=True)
     names = list(readers)
     check_folder(out, Path(options.denoise), names)
     # All are read before the first is written, so that a broken one stops the work at once.
     first = distributed.rank() == 0
     shown = {"delay": 0.5, "disable": None if first else True}  # on a terminal only
-    work = [
-        noises_and_tiles(model, reader(), asked, settings, verbose=first)
-        for reader in tqdm(readers.values(), desc="reading", unit="img", **shown)
-    ]
+    work, counts = [], []
+    for reader in tqdm(readers.values(), desc="reading", unit="img", **shown):
+        picture = reader()
+        with cli.name_in_errors(picture.name):
+            jobs = jobs_of(model, picture, asked, options, verbose=first)
+            counts.append(sum(tiles(picture.plane(0), job.noise, settings) for job in jobs))
+        work.append(jobs)
     indices = distributed.share(len(names))
-    noises: list[Noise] = []
-    total = sum(work[k][1] for k in indices)
+    total = sum(counts[k] for k in indices)
     with tqdm(total=total, desc="restoring", unit="tile", **shown) as bar:
         for k in indices:
-            picture, restored = readers[names[k]](), []
-            for values, noise in zip(picture.values, work[k][0]):
-                with cli.name_in_errors(picture.name):
-                    done = restore_values(
-                        model, values, noise, 0, picture.white, **settings, tick=bar.update
-                    )
-                restored.append(torch.from_numpy(done / (picture.white / 2) - 1).movedim(2, 0))
-                noises.append(noise)
-            make_folder((out / names[k]).parent, exist_ok=True)
-            write_bytes(out / names[k], picture.as_file(torch.stack(restored)))
+            picture = readers[names[k]]()
+            done = restored_planes(model, picture, work[k], settings, bar.update)
+            picture.write(out / names[k], done)
     distributed.barrier()
-    noises = [noise for part in distributed.gather_to_all(noises) for noise in part]
     if first:
         after = [
-            pictures.read_picture(name, (out / name).read_bytes, scale_known=True)
+            pictures.read_picture(name, (out / name).read_bytes, any_scale=True)
             for name in names[:4]
         ]
         before = [readers[name]() for name in names[:4]]
         images.write_png(out / pictures.SHEET, pictures.before_after(zip(before, after)))
-        print(f"{len(noises)} pictures restored, {noise_summary(noises)}: {out}")
+        jobs = [job for part in work for job in part]
+        print(f"{len(jobs)} pictures restored, {noise_summary([j.shown for j in jobs])}: {out}")
+        if line := scale_summary(jobs):
+            print(line)
+
+
+def restored_planes(
+    model: Any,
+    picture: pictures.Picture,
+    jobs: Sequence[Job],
+    settings: dict[str, Any],
+    tick: Callable[[], object],
+) -> Iterator[np.ndarray]:
+    """Yield the restored values of each plane of a Picture, float64 (H, W, C), in its units."""
+    for number, job in enumerate(jobs):
+        values, ends = picture.plane(number), job.scale.ends
+        with cli.name_in_errors(picture.name):
+            yield restore_values(
+                model, values, job.noise, *ends, clip=job.clip, tick=tick, **settings
+            )
 
 
 def asked_law(model: Any, law: str, level: float | None = None) -> str:
@@ -658,29 +711,100 @@ def choose_estimator(model: Any, name: str) -> None:
         model.cfg.method.estimator = name
 
 
-def noises_and_tiles(
+def wanted_scale(
+    model: Any, options: DenoiseOptions, told: bool, dtype: np.dtype, channels: int
+) -> Wanted:
+    """Return what words say of a file's scale, or else how the model's training pictures had it.
+
+    Args:
+        model: a method with ANY_SIZE.
+        options: the words.
+        told: whether the level is; then what it counts on is left as it is, unless words say else.
+        dtype: of the file's values.
+        channels: how many the file has.
+    """
+    scale = "file" if told and options.scale == "auto" else options.scale
+    words = Wanted(scale, options.black, options.white)
+    noise = model.cfg.data.noise
+    said = options.scale != "auto" or options.black or options.white
+    if said or noise.copies != "given":
+        return words
+    if noise.scale == "auto":  # trained before there was a choice
+        return Wanted("file")
+    # Bytes are on another scale than what was measured of 16 bits; channels have each their own.
+    fits = noise.scale == "file" or dtype != np.uint8
+    if not fits or {len(noise.black), len(noise.white)} - {0, 1, channels}:
+        return words
+    return Wanted(noise.scale, noise.black, noise.white)
+
+
+def law_scale(model: Any, law: str, plain: Scale, stretched: Scale) -> Scale:
+    """Return the scale on which noise of a law is restored.
+
+    That of a camera and Gaussian noise stay what they are when black moves. Other noise grows from
+    black on: white alone may move, for a model that makes it Gaussian; one that was trained on the
+    law knows it on its own scale.
+
+    Args:
+        model: a method with ANY_SIZE.
+        law: of the noise.
+        plain: as told, else by the type.
+        stretched: by quantiles, if they are asked for.
+    """
+    if law in ("gaussian", CAMERA):
+        return stretched
+    gaussian = model.cfg.data.noise.law == "gaussian"
+    return Scale(plain.black, stretched.white) if gaussian and stretched != plain else plain
+
+
+def jobs_of(
     model: Any,
     picture: pictures.Picture,
     asked: AskedNoise,
-    settings: dict[str, Any],
+    options: DenoiseOptions,
     verbose: bool = True,
-) -> tuple[list[Noise], int]:
-    """Return ([the noise of each image of a Picture], how many tiles they have together).
+) -> list[Job]:
+    """Return what is done to each plane of a Picture.
 
     Raises:
         ValueError: pixels, channels or a law that the model does not know.
     """
-    whole = picture.values.dtype.kind == "u"
-    file = {"limits": (0, picture.white), "step": 1} if whole else {}
-    noises: list[Noise] = []
-    with cli.name_in_errors(picture.name):
-        for values in picture.values:
-            model.noisy_state(planes(model, to_image(values, 0, picture.white)))
-            noise = find_noise(model, [values], asked, 0, picture.white, **file)
-            noises.append(noise)
-            for note in noise.notes if verbose else ():
-                print(f"{cli.escaped(picture.name)}: {note}", file=sys.stderr)
-    return noises, sum(tiles(values, n, settings) for values, n in zip(picture.values, noises))
+    dtype = picture.dtype
+    wanted = wanted_scale(model, options, asked.level is not None, dtype, 1)
+    quantiles = Quantiles(dtype)
+    quantiles.add(picture.values)
+    (stretched,), plain = wanted.scales(dtype, [quantiles]), wanted.defined(dtype)
+    unit = wanted.unit(dtype)
+    whole = dtype.kind in "iu"
+    file = {"limits": whole_range(dtype).ends, "step": 1} if whole else {}
+    jobs = []
+    for number in range(len(picture)):
+        values = picture.plane(number)
+        image = to_image(values, *plain.ends)
+        model.noisy_state(planes(model, image))
+        law = find_law(model, image, asked.law)
+        scale = law_scale(model, law, plain, stretched)
+        check(
+            options.scale != "quantiles" or scale == stretched or scale != plain,
+            "scale",
+            "quantiles",
+            f"{law} noise depends on where black is; tell black= and white=, or scale=file",
+        )
+        if unit == whole_range(dtype) and (scale == unit or asked.level is not None):
+            pictures.check_scale(dtype, quantiles.most, picture.name)
+        factor = (unit if law == "gaussian" else plain).over(scale)
+        factor = factor if law in ("gaussian", "poisson") else 1.0
+        told = None if asked.level is None else asked.level * factor
+        noise = find_noise(
+            model, [values], replace(asked, law=law, level=told), *scale.ends, **file
+        )
+        shown = noise
+        if not isinstance(noise.level, PoissonGaussian):
+            shown = replace(noise, level=noise.level / factor)
+        jobs.append(Job(noise, scale, scale == whole_range(dtype), shown))
+        for note in noise.notes if verbose else ():
+            print(f"{cli.escaped(picture.name)}: {note}", file=sys.stderr)
+    return jobs
 
 
 def check_folder(out: Path, source: Path, names: Sequence[str]) -> None:
@@ -728,10 +852,25 @@ def _span(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def scale_summary(jobs: Sequence[Job]) -> str:
+    """Return a line about black and white, "" where they are what the types of the files say."""
+    scales = {job.scale.ends for job in jobs if not job.clip}
+    if not scales:
+        return ""
+    ends = []
+    for name, values in zip(("black", "white"), zip(*scales)):
+        low, high = f"{min(values):.5g}", f"{max(values):.5g}"
+        ends.append(f"{name} {low if low == high else f'{low} to {high}'}")
+    return f"scale: {', '.join(ends)}, put back on writing"
+
+
 def denoise_images(model: Any, options: DenoiseOptions, level: float | None, out: Path) -> None:
     """Restore images of the model's own shape and write them as PNGs with numbers."""
     refused = {key: getattr(options, key) for key in ("estimator", "gain", "offset", "read")}
     refused["ensemble"] = options.ensemble if passes(options.ensemble) else None
+    refused["scale"] = options.scale if options.scale != "auto" else None
+    for key in ("black", "white"):
+        refused[key] = ",".join(f"{value:g}" for value in getattr(options, key))
     refused["correlated"] = options.correlated if options.correlated != "raise" else None
     for key, word in refused.items():
         if word not in ("", None):
@@ -763,7 +902,7 @@ def read_noisy(path: Path, model: Any) -> torch.Tensor:
         array = load_npy(path)
         if array.ndim != 4 or array.dtype.kind != "f":
             raise ValueError(f"denoise={path}: {array.dtype} {array.shape}; must be (N, H, W, C)")
-        pictures.check_scale(array, path)
+        pictures.check_scale(array.dtype, array.max(initial=0), path)
         native = array.astype(array.dtype.newbyteorder("="), copy=False)
         noisy = torch.from_numpy(native).permute(0, 3, 1, 2).float() / 127.5 - 1
     else:

@@ -17,6 +17,7 @@ final scores on held-out images.
 Reference: Zheng et al. 2025, arXiv 2503.01103 (self-play by rounds of finetuning).
 """
 
+import contextlib
 import csv
 import io
 import itertools
@@ -25,7 +26,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from genmodels.config import Config, check, save_config, seconds, to_plain
 from genmodels.data.pairs import PairedData
 from genmodels.methods import METHODS
 from genmodels.run import Run
+from genmodels.training import report
 from genmodels.training.fit import fit
 from genmodels.training.judge import SEEDS, Judge, check_scores, final_split
 from genmodels.training.pool import load_reference, load_shards, make_shards
@@ -74,7 +76,7 @@ def play(cfg: Config, run: Run | None) -> tuple[Run, int]:
         data = PairedData(cfg.data, cfg.seed, cfg.trainer.accumulate)
     check_scores(cfg.eval, data, "train", final_split(data))
     run = run or _unfinished_or_new(cfg)
-    with run.lock():
+    with run.lock(), _reported(cfg, run):
         selfplay = SelfPlay(cfg, run, data)
         try:
             for number in range(1, cfg.method.rounds + 1):
@@ -86,6 +88,15 @@ def play(cfg: Config, run: Run | None) -> tuple[Run, int]:
             selfplay.say(f"\nstopped; go on with\n  python train.py resume={run.folder}")
             return run, int(signal.SIGINT)
     return run, 0
+
+
+@contextlib.contextmanager
+def _reported(cfg: Config, run: Run) -> Iterator[None]:
+    """Write the run's report when the block ends without an error."""
+    started = time.monotonic()
+    yield
+    if distributed.is_first():
+        report.update(run, time.monotonic() - started, cfg.trainer.processes)
 
 
 class SelfPlay:

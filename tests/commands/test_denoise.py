@@ -349,11 +349,11 @@ def test_bf16_and_the_ensemble_reach_the_network(box, tmp_path):
         ),
         (["law=gaussian", "denoise={dir}/wide.tif"], "wide.tif: has more than 16 bits a pixel"),
         (
-            ["law=gaussian", "denoise={dir}/unit.tif"],
+            ["law=gaussian", "scale=file", "denoise={dir}/unit.tif"],
             "unit.tif: its brightest pixel is 1.2; fl",
         ),
         (
-            ["law=gaussian", "denoise={dir}/unit.npy"],
+            ["law=gaussian", "level=25", "denoise={dir}/unit.npy"],
             "unit.npy: its brightest pixel is 1.2; fl",
         ),
         (["law=gaussian", "denoise={dir}/two.tif"], "two.tif: holds 2 pages; save each as a file"),

@@ -37,7 +37,7 @@ class Box:
     def treatment(self, law, level):
         return ""
 
-    def restore(self, x, law, level=None, labels=None):
+    def restore(self, x, law, level=None, labels=None, clip=True):
         LAWS[law or "gaussian"].check(level)
         assert x.dtype == torch.float32 and x.shape[1] == self.shape[0]
         self.seen.append(x)
@@ -52,7 +52,7 @@ class Box:
             for j in range(2 * r + 1)
         )
         mean = (total / (2 * r + 1) ** 2).roll(self.shift, -1)
-        return mean.clamp(-1, 1), torch.full((len(x),), float(level))
+        return mean.clamp(-1, 1) if clip else mean, torch.full((len(x),), float(level))
 
     def noise_level(self, image, law):
         assert image.shape[0] == self.shape[0]

@@ -107,6 +107,7 @@ def test_the_run_folder(straight):
     assert (straight / "checkpoints" / "last.ckpt").read_bytes() == last.read_bytes()
     assert not list(straight.glob("**/pool")) and not list(straight.glob("round-*/*/checkpoints"))
     assert len(list((straight / "samples").glob("round-*.png"))) == 2
+    assert "round-02 winner" in (straight / "report.html").read_text()
     with open(straight / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * 3  # rounds, candidates, steps 0, 2 and 4
