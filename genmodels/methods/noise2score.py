@@ -96,6 +96,7 @@ class Noise2Score(GenerativeModule):
     """Restores noisy pictures of any size; cfg.method is a Noise2ScoreConfig."""
 
     Config = Noise2ScoreConfig
+    OF_WEIGHTS = ("form", "domain")
     ANY_SIZE = True  # DENOISE_LAWS and ESTIMATORS: those of its one law, see __init__
 
     def __init__(self, cfg: config.Config) -> None:

@@ -72,18 +72,27 @@ def play(cfg: Config, run: Run | None) -> tuple[Run, int]:
     with cli.warnings_as_notes(late=True):
         data = PairedData(cfg.data, cfg.seed, cfg.trainer.accumulate)
     run = run or _unfinished_or_new(cfg)
-    with run.lock():
-        selfplay = SelfPlay(cfg, run, data)
-        try:
-            for number in range(1, cfg.method.rounds + 1):
-                if not selfplay.round(number):
-                    break  # no checkpoint beats the reference; nor would the next round's
-        except Paused as paused:
-            return run, paused.signal
-        except KeyboardInterrupt:
-            selfplay.say(f"\nstopped; go on with\n  python train.py resume={run.folder}")
-            return run, int(signal.SIGINT)
-    return run, 0
+    try:
+        with run.lock():
+            return run, _play_rounds(SelfPlay(cfg, run, data))
+    except BaseException:
+        if not _round_folders(run):  # refused before anything was made
+            run.discard()
+        raise
+
+
+def _play_rounds(selfplay: "SelfPlay") -> int:
+    """Play all rounds, or what is left of them; return the signal that ended them early, or 0."""
+    try:
+        for number in range(1, selfplay.cfg.method.rounds + 1):
+            if not selfplay.round(number):
+                break  # no checkpoint beats the reference; nor would the next round's
+    except Paused as paused:
+        return paused.signal
+    except KeyboardInterrupt:
+        selfplay.say(f"\nstopped; go on with\n  python train.py resume={selfplay.run.folder}")
+        return int(signal.SIGINT)
+    return 0
 
 
 class SelfPlay:
