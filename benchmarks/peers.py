@@ -9,7 +9,7 @@ folders of PNG to the number: its CPU and wall seconds begin after its imports, 
 the process holds at most beyond what it held then. pytorch-fid resizes on another grid than FID's
 own code and clean-fid by Pillow's bicubic, so their values differ; ours is run with both of FID's
 and clean-fid's resize. What is not installed says so: pip install torch-fidelity pytorch-fid
-clean-fid.
+clean-fid. Finished rows are kept: images=3000 only=clean-fid adds one.
 """
 
 import importlib.util
@@ -192,7 +192,10 @@ def measure(argv: list[str]) -> None:
     if unknown:
         raise ValueError(f"only={unknown.pop()}: choose from {', '.join(CONTESTANTS)}")
     torch.set_num_threads(1)
-    started, rows = time.monotonic(), []
+    # A stopped command, or one for other contestants or counts, goes on behind the rows it finds.
+    command = record.command_line("peers", argv, ["out", "only", "images"])
+    rows = [row for row in record.rows(Path(options.out), command) if "error" not in row]
+    finished = {(row["name"], row["images"]) for row in rows}
     with tempfile.TemporaryDirectory() as folder:
         weights = f"{folder}/inception.pth"
         torch.save(inception.random_state(SEED), weights)
@@ -205,7 +208,7 @@ def measure(argv: list[str]) -> None:
                 for number, picture in enumerate(pixels):
                     images.write_png(f"{side}/{number:05d}.png", picture)
             for name, (_, module) in CONTESTANTS.items():
-                if options.only and name not in options.only:
+                if (options.only and name not in options.only) or (name, count) in finished:
                     continue
                 if importlib.util.find_spec(module) is None:
                     found: dict[str, Any] = {"error": f"pip install {name}"}
@@ -213,29 +216,32 @@ def measure(argv: list[str]) -> None:
                     found = in_a_process(name, *sides, weights)
                 rows.append({"name": name, "images": count} | found)
                 print(rows[-1], file=sys.stderr, flush=True)
-    base = {r["images"]: r for r in rows if r["name"] == "torch-fidelity" and "error" not in r}
-    for row in rows:
-        if row["images"] in base and "error" not in row:
-            own = base[row["images"]]
-            row["speed_over_torch_fidelity"] = own["cpu_seconds"] / row["cpu_seconds"]
-            row["memory_over_torch_fidelity"] = row["memory_mb"] / max(1e-9, own["memory_mb"])
+                _write(options.out, command, rows)
     columns = ("value", "cpu_seconds", "memory_mb", "speed_over_torch_fidelity")
     table = []
     for row in rows:
         numbers = [f"{row[c]:.6g}" if c in row else "" for c in columns]
         table.append([f"{row['name']}, {row['images']}", *numbers, row.get("error", "")])
     cli.print_table("two folders of so many images", ("", *columns, ""), table)
+
+
+def _write(path: str, command: str, rows: list[dict[str, Any]]) -> None:
+    """Write the rows, each with its ratios to torch-fidelity's where that has run."""
+    base = {r["images"]: r for r in rows if r["name"] == "torch-fidelity" and "error" not in r}
+    for row in rows:
+        if row["images"] in base and "error" not in row:
+            own = base[row["images"]]
+            row["speed_over_torch_fidelity"] = own["cpu_seconds"] / row["cpu_seconds"]
+            row["memory_over_torch_fidelity"] = row["memory_mb"] / max(1e-9, own["memory_mb"])
     record.write(
-        options.out,
-        record.command_line("peers", argv, ["out"]),
+        path,
+        command,
         seed=SEED,
         weights="seeded random, the same for all",
         timed="CPU time of one thread, imports not counted; memory beyond that after them",
         peers={name: _version(name) for name in CONTESTANTS if not name.startswith("ours")},
-        wall_seconds=round(time.monotonic() - started, 1),
         rows=rows,
     )
-    print(f"written: {options.out}")
 
 
 def _version(name: str) -> str:

@@ -1,21 +1,24 @@
 """What a training step costs beyond its arithmetic: ours and a bare loop, step by step by turns.
 
 python -m benchmarks.training_step out=OUT.json [pairs=300] [config=configs/edm_digits.yaml]
-                                   [logged=200]
+                                   [logged=200] [peer=FILE.py] [KEY=VALUE of the config ...]
 
 Three loops train the same network on the same stream with the same loss, clipping, Adam, learning
 rate and weight average: train.py's; a bare loop of torch; and a loop with accelerate and the weight
 average of diffusers, where they are installed. They take turns, a step each, so that what else the
-machine does falls on all of them alike; a step is from one batch to the next, in CPU seconds of its
-thread. Ratios of means come with a 95 % interval (bootstrap over pairs). `logged` steps of
-configs/cdrl_digits.yaml and configs/gedi_moons.yaml give the share of a step that logging takes.
+machine does falls on all of them alike; a step is from one batch to the next, in CPU seconds of the
+one thread. Batches of 8 beside the config's own show what a step costs whatever it computes. peer=
+is a Python file outside of the project with a function loop(cfg), a generator that takes a training
+step at each next(): another program's loop in the same race. Ratios of means come with a 95 %
+interval (bootstrap over pairs). `logged` steps of configs/cdrl_digits.yaml and
+configs/gedi_moons.yaml give the share of a step that logging takes.
 """
 
 import contextlib
 import io
+import runpy
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -44,41 +47,6 @@ QUIET = (
 )
 
 
-class Turns:
-    """A baton that goes round among loops; each notes how long it had it.
-
-    Attributes:
-        seconds: of each loop, CPU seconds of its steps.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.count, self.turn = count, 0
-        self.changed = threading.Condition()
-        self.seconds: list[list[float]] = [[] for _ in range(count)]
-        self.starts: list[float | None] = [None] * count
-        self.ended = False
-
-    def step(self, k: int) -> None:
-        """End a step of loop k, let the others take theirs, and begin the next."""
-        if self.starts[k] is not None:
-            self.seconds[k].append(time.thread_time() - self.starts[k])
-            self._pass_on(k)
-        with self.changed:
-            self.changed.wait_for(lambda: self.ended or self.turn == k)
-        self.starts[k] = time.thread_time()
-
-    def _pass_on(self, k: int) -> None:
-        with self.changed:
-            self.turn = (k + 1) % self.count
-            self.changed.notify_all()
-
-    def end(self) -> None:
-        """Let every loop go."""
-        with self.changed:
-            self.ended = True
-            self.changed.notify_all()
-
-
 def parts(cfg: Any) -> tuple[Any, Any, Iterator[dict[str, torch.Tensor]]]:
     """Return (model, its average, batches) of a config, as a loop without Lightning needs them."""
     import copy
@@ -104,18 +72,16 @@ def optimizer_of(model: Any) -> tuple[Any, Any]:
     return optimizers[0], schedules[0]["scheduler"]
 
 
-def bare(cfg: Any, turns: Turns, k: int) -> None:
-    """Train as few lines of torch do."""
+def bare(cfg: Any) -> Iterator[None]:
+    """Train as few lines of torch do, a step at each next()."""
     from genmodels.training.callbacks import EMA
 
     model, average, batches = parts(cfg)
     optimizer, schedule = optimizer_of(model)
     weights, averages = list(model.parameters()), list(average.parameters())
     decay = EMA(cfg.ema.half_life, cfg.ema.rampup, cfg.data.batch_size).decay
-    step = 0
-    while not turns.ended:
-        turns.step(k)
-        loss, _ = model.loss(next(batches))
+    for step, batch in enumerate(batches):
+        loss, _ = model.loss(batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, cfg.optim.clip or float("inf"))
@@ -123,10 +89,10 @@ def bare(cfg: Any, turns: Turns, k: int) -> None:
         schedule.step()
         with torch.no_grad():
             torch._foreach_lerp_(averages, weights, 1 - decay(step))
-        step += 1
+        yield
 
 
-def accelerated(cfg: Any, turns: Turns, k: int) -> None:
+def accelerated(cfg: Any) -> Iterator[None]:
     """Train as the examples of diffusers do: accelerate and EMAModel."""
     from accelerate import Accelerator
     from diffusers.training_utils import EMAModel
@@ -136,9 +102,7 @@ def accelerated(cfg: Any, turns: Turns, k: int) -> None:
     accelerator = Accelerator(cpu=True)
     net, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
     average = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True)
-    while not turns.ended:
-        turns.step(k)
-        batch = next(batches)
+    for batch in batches:
         with accelerator.accumulate(net):
             loss, _ = net.loss(batch)
             accelerator.backward(loss)
@@ -149,6 +113,7 @@ def accelerated(cfg: Any, turns: Turns, k: int) -> None:
             optimizer.zero_grad()
         if accelerator.sync_gradients:
             average.step(net.parameters())
+        yield
 
 
 @contextlib.contextmanager
@@ -169,17 +134,46 @@ def watched(on_step: Callable[[], None]) -> Iterator[None]:
         yield
 
 
-def train(config: str, steps: int) -> None:
-    """Train a config for some steps with train.py's function."""
+def train(config: str, words: list[str]) -> None:
+    """Train a config with train.py's function, quietly and in a folder that is removed."""
     from genmodels.commands.train import train
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        train([config, *QUIET, f"trainer.max_steps={steps}", f"out_dir={folder}"])
+        train([config, *QUIET, *words, f"out_dir={folder}"])
 
 
-def compare(config: str, pairs: int) -> dict[str, Any]:
+class Race:
+    """Loops that take a step each; notes the CPU seconds of every step.
+
+    One thread runs them all: a loop in a thread of its own would get memory from another arena, and
+    pay for its pages again at every step.
+
+    Attributes:
+        seconds: loop -> CPU seconds of its steps; "ours" is the loop that calls step().
+    """
+
+    def __init__(self, others: dict[str, Iterator[None]]) -> None:
+        self.others, self.started = others, 0.0
+        self.seconds: dict[str, list[float]] = {name: [] for name in ("ours", *others)}
+
+    def step(self) -> None:
+        """End a step of ours, let the others take one each, begin the next of ours."""
+        if self.started:
+            self.seconds["ours"].append(time.thread_time() - self.started)
+        for name, loop in self.others.items():
+            started = time.thread_time()
+            next(loop)
+            self.seconds[name].append(time.thread_time() - started)
+        self.started = time.thread_time()
+
+
+def peer_loop(path: str) -> Callable[[Any], Iterator[None]]:
+    """Return the function loop(cfg) of a Python file."""
+    return runpy.run_path(path)["loop"]
+
+
+def compare(config: str, pairs: int, own: list[str], peer: str) -> dict[str, Any]:
     """Return the seconds of each loop's steps, and the ratios of ours to the others."""
-    from genmodels import checkpoint
     from genmodels.config import load_config
     from genmodels.methods import METHODS
     from genmodels.networks import NETWORKS
@@ -187,36 +181,19 @@ def compare(config: str, pairs: int) -> dict[str, Any]:
     loops: dict[str, Any] = {"bare": bare}
     if find_spec("accelerate") and find_spec("diffusers"):
         loops["accelerate"] = accelerated
+    if peer:
+        loops["peer"] = peer_loop(peer)
     steps = WARM + pairs
-    words = [*QUIET, f"trainer.max_steps={steps + 1}"]
-    turns = Turns(1 + len(loops))
-    failed: list[BaseException] = []
-
-    def run(loop: Any, k: int) -> None:
-        try:
-            loop(load_config([config], words, methods=METHODS, networks=NETWORKS), turns, k)
-        except BaseException as error:
-            failed.append(error)
-            turns.end()
-
-    checkpoint.build(config)  # imports
-    threads = [threading.Thread(target=run, args=(f, k)) for k, f in enumerate(loops.values(), 1)]
-    for thread in threads:
-        thread.start()
-    with watched(lambda: turns.step(0)):
-        try:
-            train(config, steps + 1)
-        finally:
-            turns.end()
-    for thread in threads:
-        thread.join()
-    if failed:
-        raise failed[0]
+    words = [f"trainer.max_steps={steps + 1}", *own]
+    cfg = load_config([config], [*QUIET, *words], methods=METHODS, networks=NETWORKS)
+    race = Race({name: loop(cfg) for name, loop in loops.items()})
+    with watched(race.step):
+        train(config, words)
     seconds = {
-        name: torch.tensor(turns.seconds[k][WARM:steps], dtype=torch.float64)
-        for k, name in enumerate(["ours", *loops])
+        name: torch.tensor(found[WARM:steps], dtype=torch.float64)
+        for name, found in race.seconds.items()
     }
-    facts: dict[str, Any] = {"pairs": pairs}
+    facts: dict[str, Any] = {"batch_size": cfg.data.batch_size}
     facts["median_ms"] = {name: 1000 * float(s.median()) for name, s in seconds.items()}
     facts["ratio"] = {name: ratio(seconds["ours"], seconds[name]) for name in loops}
     facts["seconds"] = {name: s.tolist() for name, s in seconds.items()}
@@ -271,7 +248,7 @@ def logging_share(config: str, steps: int) -> float:
         for owner, name in timed_ones:
             stack.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name))))
         stack.enter_context(watched(lambda: marks.append((time.thread_time(), spent["seconds"]))))
-        train(config, WARM + steps + 1)
+        train(config, [f"trainer.max_steps={WARM + steps + 1}"])
     (start, before), (end, after) = marks[WARM], marks[WARM + steps]
     return (after - before) / (end - start)
 
@@ -285,19 +262,30 @@ def main(argv: list[str]) -> None:
         return
     out, config = Path(words.pop("out")), words.pop("config", "configs/edm_digits.yaml")
     pairs, logged = int(words.pop("pairs", 300)), int(words.pop("logged", 200))
-    if words:
-        raise ValueError(f"{min(words)}: no such key; see --help")
+    peer = words.pop("peer", "")
+    own = [f"{key}={value}" for key, value in words.items()]
     torch.set_num_threads(1)
-    facts = compare(config, pairs)
+    started = time.monotonic()
+    rows = [compare(config, pairs, [*own, *extra], peer) for extra in ([], ["data.batch_size=8"])]
     shares = {
         name: logging_share(f"configs/{name}.yaml", logged)
         for name in ("cdrl_digits", "gedi_moons")
     }
-    command = record.command_line("training_step", argv)
-    record.write(out, command, config=config, logging_share=shares, log_every=BETWEEN, **facts)
-    print("ms of a step:", {name: round(ms, 3) for name, ms in facts["median_ms"].items()})
-    for name, found in facts["ratio"].items():
-        print(f"ours / {name}: {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")
+    record.write(
+        out,
+        record.command_line("training_step", argv),
+        config=config,
+        pairs=pairs,
+        log_every=BETWEEN,
+        logging_share=shares,
+        wall_seconds=round(time.monotonic() - started, 1),
+        rows=rows,
+    )
+    for row in rows:
+        medians = {name: round(ms, 3) for name, ms in row["median_ms"].items()}
+        print(f"batches of {row['batch_size']}, ms of a step: {medians}")
+        for name, found in row["ratio"].items():
+            print(f"ours / {name}: {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")
     print("share of logging:", {name: f"{100 * share:.2f} %" for name, share in shares.items()})
 
 

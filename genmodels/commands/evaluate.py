@@ -17,6 +17,8 @@ likelihoods, which take its first num= images, and for clusters). reference= may
 `stats` wrote, the mu and sigma of pytorch-fid, EDM or ADM, EDM2's .pkl, or the URL of one
 (https://, hf://); MODEL takes reference= too.
 
+features=inception,dinov2 scores with both and makes a model's images once.
+
 Several MODELs, or several sets images=A,B,C, are scored against one reference, which is read once:
 one table, the best by the first metric first, and how far the others are from it.
 
@@ -333,12 +335,24 @@ def check_scores(options: ScoreOptions, models: Sequence[str]) -> None:
         raise ValueError(
             f"save_images={options.save_images}: holds the images of one MODEL; name one"
         )
+    check_alone(options, names)
+    for key in ("seeds", "labels", "save_images", "compile", "channels_last"):
+        value = getattr(options, key)
+        if options.images and value:
+            text = "true" if value is True else value
+            raise ValueError(f"{key}={text}: images= are there already; leave it out")
+
+
+def check_alone(options: ScoreOptions, names: Sequence[str]) -> None:
+    """Raise ValueError for what is of one set of images, or of one kind of features, alone."""
     if len(names) > 1 and options.per_class:
         raise ValueError("per_class=true: is for one set of images or one MODEL; name one")
-    for key in ("seeds", "labels", "save_images"):
-        if options.images and getattr(options, key):
+    alone = {"per_class": options.per_class, "plot": len(names) < 2 and options.plot}
+    for key, value in alone.items():
+        if value and len(image_names(options.features)) > 1:
             raise ValueError(
-                f"{key}={getattr(options, key)}: images= are there already; leave it out"
+                f"{key}={value}: is of one kind of features, not of features={options.features}; "
+                "name one"
             )
 
 
@@ -382,7 +396,9 @@ def print_rows(rows: Sequence[Row], facts: dict[str, Any]) -> None:
     """Print the table of several sets, and how far each is from the first."""
     names = dict(zip([row.name for row in rows], short_names([row.name for row in rows])))
     metrics = list(rows[0].scores)
-    title = f"against {facts['data']}, features {facts['features']['name']}: "
+    features = facts["features"]
+    several = [each["name"] for each in features] if isinstance(features, list) else []
+    title = f"against {facts['data']}, features {' and '.join(several) or features['name']}: "
     cli.print_table(
         f"{title}{facts['order']} by {facts['sorted_by']}",
         ("set", "images", *metrics),

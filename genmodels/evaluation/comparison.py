@@ -21,7 +21,7 @@ class Row:
     Args:
         name: as the user names it.
         num: of images.
-        scores: {metric: {"value": v, "stderr": s, ...}}.
+        scores: {metric: {"value": v, "stderr": s, ...}}; METRIC@FEATURES with several features.
         deviations: {metric: numbers whose squares add up to stderr^2}, see Scorer.
         pairing: equal for sets whose images belong together, image by image: of the same seeds, or
             in files of the same names; None = with no other.
@@ -46,7 +46,7 @@ def in_order(rows: Sequence[Row], metric: str) -> tuple[list[Row], str]:
 
     Of a metric that alone says nothing of good and bad the highest is first.
     """
-    row = METRICS.get(metric)
+    row = METRICS.get(metric.partition("@")[0])
     better = row and (row.better or (METRICS[row.limit_of].better if row.limit_of else ""))
     if better == "half":
         return sorted(rows, key=lambda r: abs(r.scores[metric]["value"] - 0.5)), "nearest 0.5 first"

@@ -76,7 +76,7 @@ def law_and_level(model: Any, options: "RestorationOptions") -> tuple[str, float
         raise ValueError("level=auto: say the level of the noise to add; blind=true hides it")
     level = LAWS[law].check(options.level)
     if not options.blind:
-        model.check_level(level)
+        model.check_level(level, law)
     restoration.choose_estimator(model, options.estimator)
     if options.against:
         check_choice("against", options.against, ("bm3d",))
@@ -127,15 +127,15 @@ def restore_one(
     assumed = level
     if options.blind:
         row["level"] = restoration.find_level(model, noisy, law)
-        assumed = model.nearest_level(row["level"])
+        assumed = model.nearest_level(row["level"], law)
 
-    def restored(ensemble: bool) -> np.ndarray:
+    def restored(ensemble: str) -> np.ndarray:
         image = restoration.restore(model, noisy, law, assumed, ensemble=ensemble, **settings)
         return (image.movedim(0, 2).double().numpy() + 1) / 2
 
-    calls = {"": lambda: restored(False)}
-    if options.ensemble:
-        calls["_ensemble"] = lambda: restored(True)
+    calls = {"": lambda: restored("false")}
+    if restoration.passes(options.ensemble):
+        calls["_ensemble"] = lambda: restored(options.ensemble)
     if options.against:
         calls["_bm3d"] = lambda: bm3d(y, law, level)
     for kind, call in calls.items():

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,8 @@ from genmodels.evaluation.sources import (
     reading_options,
     some_of,
 )
-from genmodels.metrics.features import Features, load_features
+from genmodels.metrics.features import FEATURES, Features, load_features
+from genmodels.metrics.features.extractors import INCEPTIONS, WITH_WEIGHTS
 from genmodels.metrics.stats import describe
 
 if TYPE_CHECKING:
@@ -70,7 +71,12 @@ def sets_of(options: "ScoreOptions", models: Mapping[str, Any]) -> dict[str, Set
 
 
 class Scoring:
-    """One reference, and what is scored against it, each in one pass.
+    """One reference, and what is scored against it.
+
+    With several features every image is made or read for each of them; a model's are made once.
+
+    Attributes:
+        features, scorers: one of each for every features= that was named.
 
     Args:
         sets: of images.
@@ -90,16 +96,23 @@ class Scoring:
     ):
         self.options, self.extra = options, dict(extra)
         model = sets[0].model
-        self.features = named_features(options, device)
+        self.features = all_features(options, device)
+        self.metrics = [list(options.metrics)]
+        if len(self.features) > 1:
+            self.metrics = scoring.of_features(options.metrics, self.features)
         self.source = options.reference or options.data or trained_on(sets)
-        self.reference = open_reference(
-            self.source,
-            self.features,
-            splits=scoring.need_splits(options.metrics),
-            key="reference" if options.reference else "data",
-            read_pickle=read_pickle,
-            **reading_options(options, model),
-        )
+        self.references = [
+            open_reference(
+                self.source,
+                features,
+                splits=scoring.need_splits(options.metrics),
+                key="reference" if options.reference else "data",
+                read_pickle=read_pickle,
+                **reading_options(options, model),
+            )
+            for features in self.features
+        ]
+        self.reference = self.references[0]
         self.pictures: list[Generated | Pictures] = []
         self.pairings: list[Any] = []
         named: dict[str, SourceImages] = {}
@@ -111,27 +124,37 @@ class Scoring:
         if self.reference.named and not model:
             named[f"reference={self.source}"] = self.reference.named
         note_files(named)
-        self.kept: list[Any] = list(scoring.tables_to_keep(options.metrics, options.equal))
         self.classes: tuple[list[str], list[str]] | None = None  # of the images, of the reference
         if options.per_class:
             self.classes = self._classes(named)
-            self.kept[0] = True
-        against = self.reference.images or self.reference.source
         self.keep = KeptFeatures(options.keep) if options.keep else None
-        self.scorer = scoring.Scorer(
-            options.metrics,
-            self.features,
-            reference=self.reference.source,
-            reference_images=self.reference.images,
+        self.kept = [list(scoring.tables_to_keep(m, options.equal)) for m in self.metrics]
+        for kept in self.kept:
+            kept[0] |= bool(self.classes)
+        self.warm_up: dict[str, float] = {}  # seconds of the latest set's
+        self.scorers = [self._scorer(k) for k in range(len(self.features))]
+        self.scorer = self.scorers[0]
+
+    def _scorer(self, k: int) -> scoring.Scorer:
+        """Return what scores by the k-th features."""
+        options, features, reference = self.options, self.features[k], self.references[k]
+        against = reference.images or reference.source
+        return scoring.Scorer(
+            self.metrics[k],
+            features,
+            reference=reference.source,
+            reference_images=reference.images,
             equal=options.equal,
             resamples=options.resamples,
             batch=options.feature_batch or None,
             progress=True,
             num=min(map(len, self.pictures)),
-            store=Store.of(options.out, "reference", against, self.features, self.kept),
+            store=Store.of(
+                options.out, _pass_name("reference", k), against, features, self.kept[k]
+            ),
             keep=self.keep,
             keep_rows=bool(self.classes),
-            **self.reference.splits,
+            **reference.splits,
         )
 
     def _classes(self, named: Mapping[str, SourceImages]) -> tuple[list[str], list[str]]:
@@ -153,7 +176,8 @@ class Scoring:
         options, known = self.options, self.reference.known
         if each.model:
             check_shape(self.source, known.get("shape"), each.model)
-            made = generated(each.model, options, self.extra, known.get("num"))
+            again = len(self.features) > 1
+            made = generated(each.model, options, self.extra, known.get("num"), again)
             return made, ("seeds", made.seeds, made.labels), None
         images = read_source(each.name, **reading_options(options))
         pixels, names = images.pixels, list(images.files)
@@ -161,7 +185,8 @@ class Scoring:
             key = f"images={each.name}"
             pixels, names = some_of(key, pixels, names, options.num, options.seed)
         pictures = Pictures(pixels)
-        check_sizes(each.name, pictures.shape, known.get("shape"), self.features)
+        for features in self.features:
+            check_sizes(each.name, pictures.shape, known.get("shape"), features)
         by_name = any(PurePath(name).suffix for name in names)  # those of arrays are numbers
         return pictures, ("files", tuple(names)) if by_name else None, images
 
@@ -173,25 +198,50 @@ class Scoring:
             label: of its bar.
         """
         options, pictures = self.options, self.pictures[number]
-        parts = None
-        if not options.save_images.endswith(".npz"):  # whose images are held, not stored
-            kept = [*self.kept, self.scorer.moments.mean.tolist(), options.save_images]
-            name = f"images{number + 1 if number else ''}"
-            parts = Store.of(options.out, name, pictures, self.features, kept)
-        curve = bool(options.plot) and len(self.pictures) == 1
-        scores = self.scorer(pictures, options.seed, store=parts, curve=curve, label=label)
-        if isinstance(pictures, Generated) and options.save_images:
-            pictures.write_npz()
+        self.warm_up = {}
+        if options.compile and isinstance(pictures, Generated):
+            self.warm_up = {"warm_up": round(pictures.warm_up(), 2)}
+        scores: dict[str, Any] = {}
+        for k, scorer in enumerate(self.scorers):
+            parts = None
+            if not options.save_images.endswith(".npz"):  # whose images are held, not stored
+                kept = [*self.kept[k], scorer.moments.mean.tolist(), options.save_images]
+                name = _pass_name(f"images{number + 1 if number else ''}", k)
+                parts = Store.of(options.out, name, pictures, self.features[k], kept)
+            curve = bool(options.plot) and len(self.pictures) == 1
+            found = scorer(pictures, options.seed, store=parts, curve=curve, label=label)
+            scores |= self.named(found, k)
+        if isinstance(pictures, Generated):
+            pictures.forget()
+            if options.save_images:
+                pictures.write_npz()
         if self.keep:
             self.keep.write()
         return scores
+
+    def named(self, found: Mapping[str, Any], k: int) -> dict[str, Any]:
+        """Return what the k-th scorer has found; of several its features are part of each name."""
+        suffix = f"@{self.features[k].name}" if len(self.features) > 1 else ""
+        return {f"{name}{suffix}": value for name, value in found.items()}
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each stage."""
+        named = [self.named(scorer.seconds, k) for k, scorer in enumerate(self.scorers)]
+        return {stage: s for of_one in named for stage, s in of_one.items()} | self.warm_up
+
+    def deviations(self) -> dict[str, torch.Tensor]:
+        """Return those of the latest images, see Scorer."""
+        named = [self.named(scorer.deviations, k) for k, scorer in enumerate(self.scorers)]
+        return {metric: numbers for of_one in named for metric, numbers in of_one.items()}
 
     def facts(self) -> dict[str, Any]:
         """Return what a report says of the reference and the features."""
         known = self.reference.known
         sources = (self.reference.source, self.reference.images, *self.pictures)
-        fast = scoring.fast_difference(self.features, *sources)
-        facts = {"reference_num": known.get("num"), "features": describe(self.features) | fast}
+        features = [describe(f) | scoring.fast_difference(f, *sources) for f in self.features]
+        facts = {"reference_num": known.get("num"), "features": features[0]}
+        if len(features) > 1:
+            facts["features"] = features
         if self.reference.images:
             facts["reference_images"] = len(self.reference.images)
         if "file" in known:
@@ -235,12 +285,13 @@ def score_images(
         equal = options.equal
         per_class = score_classes(work.scorer, options.metrics, *work.classes, equal, options.seed)
     work.note_copies("the model" if model else f"images={only.name}")
-    pictures, features, more = work.pictures[0], work.features, work.facts()
+    pictures, more = work.pictures[0], work.facts()
     facts = {"data": work.source, "num": len(pictures)} | more
-    facts |= {"stages": work.scorer.seconds, "rows": [], "scorer": work.scorer}
+    facts |= {"stages": work.seconds(), "rows": [], "scorer": work.scorer}
     facts |= {"per_class": per_class} if work.classes else {}
-    mode = "" if features.mode == "exact" else f", mode {features.mode}"
-    title = f"against {work.source}: {len(pictures)} images, features {features.name}{mode}"
+    mode = "" if options.mode == "exact" else f", mode {options.mode}"
+    names = " and ".join(features.name for features in work.features)
+    title = f"against {work.source}: {len(pictures)} images, features {names}{mode}"
     return scores, facts, title
 
 
@@ -266,19 +317,26 @@ def compare_sets(
         scores = work.score(number, name)
         work.note_copies(f"images={each}" if options.images else each)
         stages = {
-            "images": work.scorer.seconds[name],
-            "scores": work.scorer.seconds.get("scores", 0),
+            stage.replace(name, "images", 1): seconds
+            for stage, seconds in work.seconds().items()
+            if stage.partition("@")[0] in (name, "scores")
         }
-        num = len(work.pictures[number])
-        deviations = dict(work.scorer.deviations)
-        rows.append(Row(each, num, scores, deviations, work.pairings[number], stages))
+        stages |= work.warm_up
+        num, pairing = len(work.pictures[number]), work.pairings[number]
+        rows.append(Row(each, num, scores, work.deviations(), pairing, stages))
     if rank() != 0:
         return [], {}
-    first = next(iter(work.scorer.metrics))
+    first = next(iter(rows[0].scores))
     rows, ends = in_order(rows, first)
     facts = {"sets": [row.entry() for row in rows], "differences": differences(rows)}
     facts |= {"data": work.source, "sorted_by": first, "order": ends} | work.facts()
-    return rows, facts | {"stages": {"reference": work.scorer.seconds.get("reference", 0.0)}}
+    reference = {k: s for k, s in work.seconds().items() if k.partition("@")[0] == "reference"}
+    return rows, facts | {"stages": reference or {"reference": 0.0}}
+
+
+def _pass_name(name: str, k: int) -> str:
+    """Return what the parts of the pass of the k-th features are called."""
+    return f"{name}.{k + 1}" if k else name
 
 
 def check_sizes(
@@ -297,7 +355,11 @@ def check_sizes(
 
 
 def generated(
-    model: Any, options: "ScoreOptions", extra: dict[str, Any], reference_num: int | None
+    model: Any,
+    options: "ScoreOptions",
+    extra: dict[str, Any],
+    reference_num: int | None,
+    again: bool = False,
 ) -> Generated:
     """Return the model's images as a source that makes them when they are read."""
     if not (options.num or options.seeds or reference_num):
@@ -305,7 +367,60 @@ def generated(
     seeds = seed_list(options.num or reference_num or 1, options.seed, options.seeds)
     labels = generation.labels_for(seeds, options.labels, model.classes, model.present)
     settings = extra | {key: getattr(options, key) for key in ("batch", "precision", "noise")}
-    return Generated(model, seeds, labels, save=options.save_images, **settings)
+    settings |= generation.speed_up([model, extra.get("guide")], options, len(seeds))
+    return Generated(model, seeds, labels, save=options.save_images, again=again, **settings)
+
+
+def all_features(options: "ScoreOptions", device: torch.device) -> list[Features]:
+    """Return the features that features=A,B,... names, with weights=A,B and sha256=A,B.
+
+    One word of weights is for each network that takes a file; resize= is Inception's.
+
+    Raises:
+        ValueError: as many of one as of the other are needed, or load_features refuses one.
+    """
+    names = image_names(options.features)
+    if len(names) < 2:
+        return [named_features(options, device)]
+    columns = {}
+    for key, text in (("weights", options.weights), ("sha256", options.sha256)):
+        words = [word.strip() for word in text.split(",")]
+        if key == "weights" and len(words) == 1:
+            words = [text if name in WITH_WEIGHTS else "" for name in names]
+        elif not text:
+            words = [""] * len(names)
+        if len(words) != len(names):
+            raise ValueError(
+                f"{key}={text}: there are {len(names)} features; name one for each, {key}=A,B, "
+                "with nothing between the commas where there is none"
+            )
+        columns[key] = words
+    takers = {
+        "weights": set(WITH_WEIGHTS),
+        "resize": set(INCEPTIONS),
+        "weights_are_code": set(names).difference(FEATURES),
+    }
+    for key, able in takers.items():
+        value = getattr(options, key)
+        if value and "," not in str(value) and not able & set(names):
+            raise ValueError(f"{key}={value}: none of features={options.features} takes it")
+    found = [
+        named_features(
+            replace(
+                options,
+                features=name,
+                weights=weights,
+                sha256=sha256,
+                resize=options.resize if name in INCEPTIONS else "",
+                weights_are_code=options.weights_are_code and name not in FEATURES,
+            ),
+            device,
+        )
+        for name, weights, sha256 in zip(names, columns["weights"], columns["sha256"])
+    ]
+    if len({features.name for features in found}) < len(found):
+        raise ValueError(f"features={options.features}: names one twice; once each")
+    return found
 
 
 def named_features(options: "FeatureOptions", device: torch.device) -> Features:

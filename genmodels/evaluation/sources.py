@@ -1,8 +1,10 @@
 """Images to score: real ones, or a model's, read or made only when they are looked at."""
 
 import hashlib
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,6 +60,8 @@ class Generated:
         labels: one for each seed, or None.
         save: "" or where to keep the images: a folder for SEED.png, or an .npz that write_npz()
             writes in the end.
+        again: they will be read more than once: what is made is kept, N C H W bytes in a file
+            without a name, which is gone with the process.
         settings: of generation.generate.
 
     Raises:
@@ -71,6 +75,7 @@ class Generated:
         labels: Sequence[int] | None = None,
         *,
         save: str = "",
+        again: bool = False,
         **settings: Any,
     ):
         self.model = model
@@ -80,6 +85,11 @@ class Generated:
         self.settings = settings
         self.save = save
         self.images: dict[int, np.ndarray] = {}  # by number, those to write as .npz
+        self.made: np.memmap | None = None
+        self.is_made = np.zeros(len(self.seeds), bool)
+        if again:
+            size = (len(self.seeds), *self.shape)
+            self.made = np.memmap(tempfile.TemporaryFile(), np.uint8, "w+", shape=size)  # noqa: SIM115
         if save and not save.endswith(".npz"):
             generation.check_folder("save_images", Path(save), self.seeds)
 
@@ -88,21 +98,42 @@ class Generated:
 
     def read(self, index: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield the images of these numbers, uint8 (B, C, H, W)."""
-        numbers = index.tolist()
+        for made, group in groupby(index.tolist(), lambda number: bool(self.is_made[number])):
+            numbers = list(group)
+            if not made:
+                yield from self._make(numbers)
+            elif self.made is not None:
+                for start in range(0, len(numbers), 64):
+                    yield torch.from_numpy(self.made[numbers[start : start + 64]])
+
+    def _make(self, numbers: list[int]) -> Iterator[torch.Tensor]:
+        """Yield the images of these numbers as the model makes them."""
         seeds = [self.seeds[number] for number in numbers]
         labels = None
         if self.labels is not None:
             labels = [self.labels[number] for number in numbers]
         settings = {"progress": False} | self.settings
         for made, _, pictures in generation.generate(self.model, seeds, labels, **settings):
+            batch, numbers = numbers[: len(made)], numbers[len(made) :]
             if self.save.endswith(".npz"):
-                self.images |= dict(zip(numbers, pictures.numpy()))
-                numbers = numbers[len(made) :]
+                self.images |= dict(zip(batch, pictures.numpy()))
             elif self.save:
                 Path(self.save).mkdir(exist_ok=True)
                 for seed, picture in zip(made, pictures):
                     write_png(Path(self.save) / f"{seed:06d}.png", picture)
+            if self.made is not None:
+                self.made[batch] = pictures.numpy()
+                self.is_made[batch] = True
             yield pictures
+
+    def warm_up(self) -> float:
+        """Return the seconds of a first batch that is dropped: it compiles the network."""
+        return generation.warm_up(self.model, self.seeds, self.labels, **self.settings)
+
+    def forget(self) -> None:
+        """Let go of the images that were kept for another pass."""
+        self.made = None
+        self.is_made[:] = False
 
     def write_npz(self) -> None:
         """Write the images of all processes in the order of the seeds, if an .npz was named."""
@@ -118,8 +149,8 @@ class Generated:
     def identity(self) -> list[Any]:
         """Return what tells this set from another: weights, seeds, labels and settings."""
         # The batch changes no image: after a lack of memory the pass goes on with a smaller one.
-        settings = {k: _as_plain(v) for k, v in self.settings.items() if k != "batch"}
-        words = [self.seeds, self.labels, settings]
+        settings = {k: _as_plain(v) for k, v in self.settings.items() if k not in ("batch", "fill")}
+        words = [self.seeds, self.labels, settings, *self.model.faster]
         return [sha256_of(self.model.state_dict().values()), words]
 
 

@@ -18,9 +18,11 @@ from pathlib import Path, PurePath
 import numpy as np
 import torch
 
+from genmodels.atomic import make_folder, write_bytes
 from genmodels.foreign import check_npy, read_plain
 from genmodels.images import pixels
 from genmodels.images.read import SUFFIXES, Tree, read_values
+from genmodels.images.scale import Scale, whole_range
 
 KEPT = (".png", ".tif", ".tiff", ".npy")  # written as they came; others, JPEG say, as PNG
 SHEET = "before_after.png"
@@ -29,7 +31,7 @@ NOT_READ = (SHEET, "grid.png")
 
 @dataclass(frozen=True)
 class Picture:
-    """What a file holds.
+    """What a file holds: planes, each an image, of one channel.
 
     Attributes:
         name: of the file, within its folder or zip.
@@ -41,36 +43,76 @@ class Picture:
     values: np.ndarray
     shape: tuple[int, ...]
 
+    def __len__(self) -> int:
+        return len(self.values)
+
     @property
-    def white(self) -> int:
-        """The value of white."""
-        return 65535 if self.values.dtype == np.uint16 else 255
+    def dtype(self) -> np.dtype:
+        """The type of its values."""
+        return self.values.dtype
 
-    def images(self) -> torch.Tensor:
-        """Return it on the [-1, 1] scale, float32 (N, C, H, W), not clipped."""
-        scaled = torch.from_numpy(self.values.astype(np.float64) / (self.white / 2) - 1)
-        return scaled.permute(0, 3, 1, 2).float()
+    @property
+    def white(self) -> float:
+        """The value of white by its type."""
+        return whole_range(self.dtype).white
 
-    def as_file(self, restored: torch.Tensor) -> bytes:
-        """Return images in [-1, 1], (N, C, H, W), as the bytes of a file of this kind."""
-        values = (restored.double().permute(0, 2, 3, 1).numpy() + 1) * (self.white / 2)
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.values.shape[1], self.values.shape[2]
+
+    def plane(self, number: int) -> np.ndarray:
+        """Return the values of a plane, (H, W, C)."""
+        return self.values[number]
+
+    def image(self, number: int, scale: Scale | None = None) -> torch.Tensor:
+        """Return a plane on the [-1, 1] scale, float32 (C, H, W), not clipped.
+
+        Args:
+            number: of the plane.
+            scale: what is black and white; None: what is by the type.
+        """
+        scaled = (scale or whole_range(self.dtype)).to_image(self.plane(number))
+        return torch.from_numpy(scaled).permute(2, 0, 1).float()
+
+    def write(self, path: Path, planes: Iterable[np.ndarray]) -> None:
+        """Write other values in place of its own to a file of its kind, all or nothing.
+
+        Folders are made when there is something to write.
+
+        Args:
+            path: of the file.
+            planes: (H, W, C), in the order of its own; whole numbers are rounded and clipped.
+        """
+        values = np.stack(list(planes))
+        make_folder(path.parent, exist_ok=True)
         suffix = PurePath(self.name).suffix.lower()
         if suffix == ".npy":
             buffer = io.BytesIO()
             np.save(buffer, values.reshape(self.shape).astype(np.float32))
-            return buffer.getvalue()
-        whole = self.values.dtype.kind == "u"
-        values = np.floor(values + 0.5) if whole else values
+            write_bytes(path, buffer.getvalue())
+            return
         kind = "tiff" if suffix in (".tif", ".tiff") else "png"
-        return pixels.picture_bytes(values[0].astype(self.values.dtype), kind)
+        write_bytes(path, pixels.picture_bytes(as_type(values[0], self.dtype), kind))
 
 
-def find_pictures(path: Path, key: str = "denoise") -> dict[str, Callable[[], Picture]]:
+def as_type(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return floats as values of a type; for whole numbers rounded and clipped to what it holds."""
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        values = np.floor(values + 0.5).clip(info.min, info.max)
+    return values.astype(dtype)
+
+
+def find_pictures(
+    path: Path, key: str = "denoise", any_scale: bool = False
+) -> dict[str, Callable[[], Picture]]:
     """Return {output name: callable that reads the Picture}, in the order of the input's names.
 
     Args:
         path: a picture, an .npy, or a folder or .zip of them; other files are not looked at.
         key: what errors call it.
+        any_scale: floats need not be on 0..255.
 
     Raises:
         ValueError: no such thing, nothing in it, or two files with one output.
@@ -97,13 +139,13 @@ def find_pictures(path: Path, key: str = "denoise") -> dict[str, Callable[[], Pi
             raise ValueError(
                 f"{key}={path}: {inputs[out]} and {name} would both become {out}; rename one"
             )
-        readers[out] = partial(read_picture, name, data, key=key)
+        readers[out] = partial(read_picture, name, data, key, any_scale)
         inputs[out] = name
     return readers
 
 
 def read_picture(
-    name: str, data: Callable[[], bytes], key: str = "denoise", scale_known: bool = False
+    name: str, data: Callable[[], bytes], key: str = "denoise", any_scale: bool = False
 ) -> Picture:
     """Return the Picture of this name.
 
@@ -111,7 +153,7 @@ def read_picture(
         name: of the file; its ending says the format.
         data: returns the file's bytes.
         key: what errors call it.
-        scale_known: floats are on 0..255 for sure, as those this module wrote are.
+        any_scale: floats need not be on 0..255.
 
     Raises:
         ValueError: broken, of another form or scale, or with pixels that are no numbers.
@@ -126,16 +168,22 @@ def read_picture(
         shape = values.shape[1:]
     if not np.isfinite(values).all():
         raise ValueError(f"{key}={name}: holds NaN or infinite pixels; mend or remove it")
-    if not scale_known:
-        check_scale(values, name, key)
+    if not any_scale:
+        check_scale(values.dtype, values.max(initial=0), name, key)
     return Picture(name, values, shape)
 
 
-def check_scale(values: np.ndarray, name: Path | str, key: str = "denoise") -> None:
-    """Raise ValueError for floats on the scale 0..1: they would be nearly black."""
-    if values.dtype.kind == "f" and values.size and 0 < values.max() <= 2:
+def check_scale(dtype: np.dtype, most: float, name: Path | str, key: str = "denoise") -> None:
+    """Raise ValueError for floats on the scale 0..1, on 0..255 they would be nearly black.
+
+    Args:
+        dtype: of the pixels.
+        most: the brightest.
+        name, key: what errors call the file.
+    """
+    if dtype.kind == "f" and 0 < most <= 2:
         raise ValueError(
-            f"{key}={name}: its brightest pixel is {values.max():.3g}; floats are on "
+            f"{key}={name}: its brightest pixel is {most:.3g}; floats are on "
             "the scale 0..255: multiply those of 0..1 by 255"
         )
 
@@ -178,7 +226,7 @@ def before_after(pairs: Iterable[tuple[Picture, Picture]], side: int = 256) -> t
 
 def _cell(picture: Picture, side: int) -> torch.Tensor:
     """Return the first image's centre as uint8 (3, H, W), H and W at most `side`."""
-    image = picture.images()[0]
+    image = picture.image(0)
     top, left = (max(0, (size - side) // 2) for size in image.shape[1:])
     part = image[:, top : top + side, left : left + side]
     return pixels.to_uint8(part).expand(3, -1, -1)

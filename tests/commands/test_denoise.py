@@ -322,7 +322,11 @@ def test_bf16_and_the_ensemble_reach_the_network(box, tmp_path):
         (["law=gaussian", "tile=64"], "tile=64: must be larger than twice the overlap, 64"),
         (["law=gaussian", "overlap=-1"], "overlap=-1: must be >= 0"),
         (["law=gaussian", "tile=big"], "tile=big: must be a whole number"),
-        (["law=gaussian", "ensemble=8"], "ensemble=8: must be true or false"),
+        (["law=gaussian", "ensemble=3"], "ensemble=3: choose from false, no, 0, true, yes, 1, 4"),
+        (["law=gaussian", "gain=2"], "gain=2: is of law=poisson-gaussian; name it, or leave"),
+        (["law=gaussian", "read=0"], "read=0: is of law=poisson-gaussian; name it, or leave"),
+        (["law=gaussian", "gain=0"], "gain=0: must be > 0"),
+        (["law=gaussian", "correlated=no"], "correlated=no: choose from raise, shuffle, ignore"),
         (["law=gaussian", "labels=3"], "labels=3: this model is unconditional"),
         (["law=gaussian", "format=npz"], "format=npz: choose from png"),
         (["law=gaussian", "steps=3"], "unknown key steps=3"),
@@ -345,11 +349,11 @@ def test_bf16_and_the_ensemble_reach_the_network(box, tmp_path):
         ),
         (["law=gaussian", "denoise={dir}/wide.tif"], "wide.tif: has more than 16 bits a pixel"),
         (
-            ["law=gaussian", "denoise={dir}/unit.tif"],
+            ["law=gaussian", "scale=file", "denoise={dir}/unit.tif"],
             "unit.tif: its brightest pixel is 1.2; fl",
         ),
         (
-            ["law=gaussian", "denoise={dir}/unit.npy"],
+            ["law=gaussian", "level=25", "denoise={dir}/unit.npy"],
             "unit.npy: its brightest pixel is 1.2; fl",
         ),
         (["law=gaussian", "denoise={dir}/two.tif"], "two.tif: holds 2 pages; save each as a file"),
@@ -428,3 +432,6 @@ def test_a_method_of_one_shape_has_no_ensemble(box, tmp_path, capsys):
     save(tmp_path / "a.png", random_levels(8, 8))
     assert run(tmp_path / "a.png", tmp_path / "out", "law=gaussian", "ensemble=true") == 2
     assert "ensemble=true: Box does not take it; leave it out" in capsys.readouterr().err
+    for word in ("gain=2", "offset=0", "read=1", "correlated=shuffle"):
+        assert run(tmp_path / "a.png", tmp_path / "out", "law=gaussian", word) == 2
+        assert f"{word.partition('=')[0]}=" in capsys.readouterr().err

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 import evaluate
-from genmodels import images
+from genmodels import generation, images
+from genmodels.evaluation.scorer import of_features
 from genmodels.metrics.features import Features
 from tests.helpers.tiny import last_words
 from tests.helpers.varied import varied
@@ -212,3 +213,64 @@ def test_our_own_sheets_and_other_files_are_left_out_and_counted(tmp_path, capsy
     text = "\n".join(found["warnings"])
     assert "2 files are left out, being a sheet of sample.py (before_after.png, grid.png)" in text
     assert "2 files are not read, being no pictures (1 .avif, 1 .txt)" in text
+
+
+def test_several_features_give_what_each_gives_alone(folders, tmp_path, capsys):
+    words = [f"images={','.join(folders[:2])}", "metrics=fd,kid", *TRUE]
+    both = report([*words, "features=digits,pixels"], tmp_path)
+    assert [f["name"] for f in both["features"]] == ["digits", "pixels"]
+    for name in ("digits", "pixels"):
+        alone = report([*words, f"features={name}"], tmp_path, "one.json")
+        scores = {s["name"]: s["metrics"] for s in alone["sets"]}
+        for one in both["sets"]:
+            found = {k.partition("@")[0]: v for k, v in one["metrics"].items() if name in k}
+            assert found == scores[one["name"]]
+    assert both["sorted_by"] == "fd@digits" and "fd@pixels" in capsys.readouterr().out
+    assert {"reference@digits", "reference@pixels"} <= set(both["stages"])
+
+
+def test_several_features_make_a_models_images_once(tiny_run, tmp_path, monkeypatch):
+    words = [str(tiny_run), "num=20", "batch=20", "steps=2", "metrics=fd,kid", "data=digits:test"]
+    single = {
+        name: report([*words, f"features={name}"], tmp_path, "one.json")["metrics"]
+        for name in ("digits", "pixels")
+    }
+    made, original = [], generation.generate
+
+    def counted(model, seeds, *args, **options):
+        made.extend(seeds)
+        return original(model, seeds, *args, **options)
+
+    monkeypatch.setattr(generation, "generate", counted)
+    found = report([*words, "features=digits,pixels"], tmp_path)["metrics"]
+    assert found == {f"{m}@{name}": single[name][m] for name in single for m in ("fd", "kid")}
+    assert sorted(made) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["features=digits,digits"], "features=digits,digits: names one twice"),
+        (["features=digits,pixels", "weights=a,b,c"], "weights=a,b,c: there are 2 features"),
+        (["features=digits,pixels", "sha256=ab"], "sha256=ab: there are 2 features"),
+        (["features=digits,pixels", "weights=x"], "weights=x: none of features=digits,pixels"),
+        (["features=digits,pixels", "resize=clean"], "resize=clean: none of features"),
+        (["features=digits,pixels", "metrics=fid"], "metrics=fid: is kept for features=inception"),
+        (["features=digits,pixels", "metrics=kid,is"], "metrics=is: features=digits gives no"),
+        (["features=digits,pixels", "plot=p.png"], "plot=p.png: is of one kind of features"),
+        (["features=digits,pixels", "per_class=true"], "per_class=True: is of one kind"),
+    ],
+)
+def test_words_that_do_not_fit_several_features(folders, words, line, capsys):
+    assert evaluate.main(last_words([f"images={folders[1]}", *TRUE, *words])) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_a_metric_kept_for_some_features_takes_the_place_of_the_general_one():
+    def net(pixels):
+        return pixels.flatten(1).float()
+
+    published = Features("inception", "a", "tf1", 4, net, standard=True)
+    other = Features("dinov2", "b", "none", 4, net)
+    found = of_features(["fid", "fd", "kid"], [published, other])
+    assert found == [["fid", "kid"], ["fd", "kid"]]

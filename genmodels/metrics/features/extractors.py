@@ -158,6 +158,7 @@ def _file(path: Path | str, device: torch.device, mode: str) -> Features:
 # name -> function of (weights, device, mode=, resize=) that returns the Features.
 FEATURES: dict[str, Callable[..., Features]] = {name: partial(_grey, name) for name in GREY_NETS}
 INCEPTIONS = ("inception", "inception_spatial")  # of one file of weights
+WITH_WEIGHTS = (*INCEPTIONS, "dinov2")  # which do not ship with them
 FEATURES |= {"inception": _inception, "inception_spatial": _spatial}
 FEATURES |= {"cifar": _cifar, "dinov2": _dinov2, "pixels": _pixels}
 # Where there is a choice; the first is the default.
