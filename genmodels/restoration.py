@@ -454,23 +454,12 @@ def find_noise(
         return (to_image(part, black, white) for part in parts())
 
     law, notes = asked.law, []
+    if law == "auto":
+        law = auto_law(model, pictures, asked, black, white, limits=limits, step=step)
     level: float | PoissonGaussian = asked.level or 0.0
     found = asked.level is None
-    fit = None
-    if law in ("auto", CAMERA) and CAMERA in model.DENOISE_LAWS:
-        camera = {"gain": asked.gain, "offset": asked.offset, "read": asked.read}
-        if None in camera.values():
-            with contextlib.suppress(NoNoise):
-                fit = fit_line(
-                    Blocks.pooled(Blocks.of(part, limits) for part in parts()), **camera, step=step
-                )
-        else:
-            level, found = PoissonGaussian.of_camera(**camera), False  # type: ignore[arg-type]
-    if law == "auto":
-        law = statistics.mode(find_law(model, image, law) for image in seen())
-        law = CAMERA if fit and _is_camera(fit, law, black, white) else law
-    if law == CAMERA and found:
-        law, level, notes = _camera_noise(fit, black, white)
+    if law == CAMERA:
+        law, level, notes, found = _camera_noise(parts(), asked, black, white, limits, step)
     if found and not level:
         if not (levels := list(_levels(model, seen(), law))):
             return Noise(law, 0.0, notes=(*notes, "no noise is found; left as it is"))
@@ -518,34 +507,68 @@ def _levels(model: Any, seen: Iterable[torch.Tensor], law: str) -> Iterator[floa
             yield find_level(model, image, law)
 
 
-def _is_camera(fit: Fit, law: str, black: float, white: float) -> bool:
-    """Return whether noise that law=auto takes for that of `law` is a camera's.
+def auto_law(
+    model: Any,
+    pictures: Iterable[np.ndarray],
+    asked: AskedNoise,
+    black: float = 0.0,
+    white: float = 255.0,
+    *,
+    limits: tuple[float, float] | None = None,
+    step: float = 0.0,
+) -> str:
+    """Return the law asked for, or that of a picture, or of planes, where it is auto.
 
-    In files of 8 bits black is 0, so Poisson and Gamma noise begin there; elsewhere black is what
-    is darkest, and a line says more than a power of the brightness above it.
+    A camera's noise is one whose line of variance does not end at black, or that fits better than
+    what multiplies. Arguments as for find_noise.
+
+    Raises:
+        ValueError: too small a picture, or the model does not know the one that was picked.
     """
-    shift = abs(fit.noise.black - black) if fit.line else 0.0
-    away = shift > max(3 * fit.black_error, 0.03 * (white - black))
-    return fit.line and (black != 0 or law == "gaussian" or (law == "poisson" and away))
+    if asked.law != "auto":
+        return asked.law
+    picked = statistics.mode(find_law(model, to_image(y, black, white), "auto") for y in pictures)
+    if CAMERA in model.DENOISE_LAWS:
+        with contextlib.suppress(NoNoise):
+            fit = fit_line(Blocks.pooled(Blocks.of(y, limits) for y in pictures), step=step)
+            shift = abs(fit.noise.black - black) if fit.line else 0.0
+            camera = {
+                "gaussian": True,
+                "poisson": shift > max(3 * fit.black_error, 0.03 * fit.span),
+                "gamma": fit.misfit < 0.7 * fit.power_misfit(2, black),
+            }
+            return CAMERA if fit.line and camera[picked] else picked
+    return picked
 
 
 def _camera_noise(
-    fit: Fit | None, black: float, white: float
-) -> tuple[str, float | PoissonGaussian, list[str]]:
-    """Return (law, level, notes) of poisson-gaussian noise that was looked for.
+    parts: Iterable[np.ndarray],
+    asked: AskedNoise,
+    black: float,
+    white: float,
+    limits: tuple[float, float] | None,
+    step: float,
+) -> tuple[str, float | PoissonGaussian, list[str], bool]:
+    """Return (law, level, notes, whether it is found) of poisson-gaussian noise.
 
     The law is gaussian where no gain can be seen, and the level 0 where it is to be found anew.
     """
-    if fit is None:  # no noise, as far as can be seen
-        return "gaussian", 0.0, []
+    camera = {"gain": asked.gain, "offset": asked.offset, "read": asked.read}
+    if None not in camera.values():
+        return CAMERA, PoissonGaussian.of_camera(**camera), [], False  # type: ignore[arg-type]
+    try:
+        blocks = Blocks.pooled(Blocks.of(part, limits) for part in parts)
+        fit = fit_line(blocks, **camera, step=step)
+    except NoNoise:
+        return "gaussian", 0.0, [], True
     if fit.line:
-        return CAMERA, fit.noise, [_report(fit, black, white)]
+        return CAMERA, fit.noise, [_report(fit, black, white)], True
     if fit.misfit > MISFIT:
         note = "the noise's variance does not grow as a camera's: restored as gaussian"
-        return "gaussian", 0.0, [note]
+        return "gaussian", 0.0, [note], True
     note = "the picture shows no noise that grows with brightness: restored as gaussian"
     sigma = 255 * fit.noise.constant**0.5 / (white - black)
-    return "gaussian", min(max(sigma, 0.1), 255.0), [note]
+    return "gaussian", min(max(sigma, 0.1), 255.0), [note], True
 
 
 def _report(fit: Fit, black: float, white: float) -> str:
@@ -782,7 +805,7 @@ def jobs_of(
         values = picture.plane(number)
         image = to_image(values, *plain.ends)
         model.noisy_state(planes(model, image))
-        law = find_law(model, image, asked.law)
+        law = auto_law(model, [values], asked, *plain.ends, **file)
         scale = law_scale(model, law, plain, stretched)
         check(
             options.scale != "quantiles" or scale == stretched or scale != plain,
