@@ -198,7 +198,7 @@ def test_a_camera_file_through_the_command(tmp_path, capsys):
     assert sample_command.main([*words, f"out={tmp_path}/out"]) == 0
     done = read_values((tmp_path / "out/a.tif").read_bytes(), "a.tif")[..., 0]
     assert done.dtype == np.uint16
-    assert psnr(done.astype(float), clean, 400) > psnr(y.astype(float), clean, 400) + 9
+    assert psnr(done.astype(float), clean, 400) > psnr(y.astype(float), clean, 400) + 7.5
     shown = capsys.readouterr()
     assert "law poisson-gaussian, gain 2." in shown.out and "black 9" in shown.out
     assert shown.err.startswith("a.tif: gain 2.")
