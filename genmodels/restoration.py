@@ -454,23 +454,12 @@ def find_noise(
         return (to_image(part, black, white) for part in parts())
 
     law, notes = asked.law, []
+    if law == "auto":
+        law = auto_law(model, pictures, asked, black, white, limits=limits, step=step)
     level: float | PoissonGaussian = asked.level or 0.0
     found = asked.level is None
-    fit = None
-    if law in ("auto", CAMERA) and CAMERA in model.DENOISE_LAWS:
-        camera = {"gain": asked.gain, "offset": asked.offset, "read": asked.read}
-        if None in camera.values():
-            with contextlib.suppress(NoNoise):
-                fit = fit_line(
-                    Blocks.pooled(Blocks.of(part, limits) for part in parts()), **camera, step=step
-                )
-        else:
-            level, found = PoissonGaussian.of_camera(**camera), False  # type: ignore[arg-type]
-    if law == "auto":
-        law = statistics.mode(find_law(model, image, law) for image in seen())
-        law = CAMERA if fit and _is_camera(fit, law, black, white) else law
-    if law == CAMERA and found:
-        law, level, notes = _camera_noise(fit, black, white)
+    if law == CAMERA:
+        law, level, notes, found = _camera_noise(parts(), asked, black, white, limits, step)
     if found and not level:
         if not (levels := list(_levels(model, seen(), law))):
             return Noise(law, 0.0, notes=(*notes, "no noise is found; left as it is"))
@@ -518,34 +507,64 @@ def _levels(model: Any, seen: Iterable[torch.Tensor], law: str) -> Iterator[floa
             yield find_level(model, image, law)
 
 
-def _is_camera(fit: Fit, law: str, black: float, white: float) -> bool:
-    """Return whether noise that law=auto takes for that of `law` is a camera's.
+def auto_law(
+    model: Any,
+    pictures: Iterable[np.ndarray],
+    asked: AskedNoise,
+    black: float = 0.0,
+    white: float = 255.0,
+    *,
+    limits: tuple[float, float] | None = None,
+    step: float = 0.0,
+) -> str:
+    """Return the law asked for, or that of a picture, or of planes, where it is auto.
 
-    In files of 8 bits black is 0, so Poisson and Gamma noise begin there; elsewhere black is what
-    is darkest, and a line says more than a power of the brightness above it.
+    A camera's noise is one whose line of variance does not end at black, or is counted from a black
+    that is no zero, or fits better than what multiplies. Arguments as for find_noise.
+
+    Raises:
+        ValueError: too small a picture, or the model does not know the one that was picked.
     """
-    shift = abs(fit.noise.black - black) if fit.line else 0.0
-    away = shift > max(3 * fit.black_error, 0.03 * (white - black))
-    return fit.line and (black != 0 or law == "gaussian" or (law == "poisson" and away))
+    if asked.law != "auto":
+        return asked.law
+    picked = statistics.mode(find_law(model, to_image(y, black, white), "auto") for y in pictures)
+    if CAMERA in model.DENOISE_LAWS:
+        with contextlib.suppress(NoNoise):
+            fit = fit_line(Blocks.pooled(Blocks.of(y, limits) for y in pictures), step=step)
+            shift = abs(fit.noise.black - black) if fit.line else 0.0
+            camera = {
+                "gaussian": True,
+                "poisson": black != 0 or shift > max(3 * fit.black_error, 0.03 * fit.span),
+                "gamma": fit.misfit < 0.7 * fit.power_misfit(2, black),
+            }
+            return CAMERA if fit.line and camera[picked] else picked
+    return picked
 
 
 def _camera_noise(
-    fit: Fit | None, black: float, white: float
-) -> tuple[str, float | PoissonGaussian, list[str]]:
-    """Return (law, level, notes) of poisson-gaussian noise that was looked for.
+    parts: Iterable[np.ndarray],
+    asked: AskedNoise,
+    black: float,
+    white: float,
+    limits: tuple[float, float] | None,
+    step: float,
+) -> tuple[str, float | PoissonGaussian, list[str], bool]:
+    """Return (law, level, notes, whether it is found) of poisson-gaussian noise.
 
     The law is gaussian where no gain can be seen, and the level 0 where it is to be found anew.
     """
-    if fit is None:  # no noise, as far as can be seen
-        return "gaussian", 0.0, []
+    camera = {"gain": asked.gain, "offset": asked.offset, "read": asked.read}
+    if None not in camera.values():
+        return CAMERA, PoissonGaussian.of_camera(**camera), [], False  # type: ignore[arg-type]
+    try:
+        blocks = Blocks.pooled(Blocks.of(part, limits) for part in parts)
+        fit = fit_line(blocks, **camera, step=step)
+    except NoNoise:
+        return "gaussian", 0.0, [], True
     if fit.line:
-        return CAMERA, fit.noise, [_report(fit, black, white)]
-    if fit.misfit > MISFIT:
-        note = "the noise's variance does not grow as a camera's: restored as gaussian"
-        return "gaussian", 0.0, [note]
-    note = "the picture shows no noise that grows with brightness: restored as gaussian"
-    sigma = 255 * fit.noise.constant**0.5 / (white - black)
-    return "gaussian", min(max(sigma, 0.1), 255.0), [note]
+        return CAMERA, fit.noise, [_report(fit, black, white)], True
+    kind = "grows, but not as a camera's" if fit.misfit > MISFIT else "is not seen to grow"
+    return "gaussian", 0.0, [f"noise {kind} with brightness: restored as gaussian"], True
 
 
 def _report(fit: Fit, black: float, white: float) -> str:
@@ -602,6 +621,67 @@ def denoise(model: Any, options: DenoiseOptions, out: Path) -> None:
     except ValueError:
         raise ValueError(f"level={text}: must be a number, or auto") from None
     (denoise_pictures if model.ANY_SIZE else denoise_images)(model, options, level, out)
+
+
+ARRAY_KEYS = (  # of DenoiseOptions, what denoise_array() takes
+    *("law", "level", "gain", "offset", "read", "correlated", "scale", "black", "white"),
+    *SETTINGS,
+    "estimator",
+)
+
+
+def denoise_array(
+    model: Any, picture: np.ndarray, verbose: bool = True, **options: Any
+) -> np.ndarray:
+    """Return the restored pixels of an array, float32 of its shape, in its own unit.
+
+    Args:
+        model: a method with ANY_SIZE, in eval mode.
+        picture: (H, W), (H, W, C) or (N, H, W, C), C = 1 or 3, each of the N with noise of its
+            own: uint8, uint16 or floats, not clipped.
+        verbose: print what is found, and what is done about a level that the model does not know.
+        options: ARRAY_KEYS of DenoiseOptions; None is their default. black and white may be one
+            number.
+
+    Raises:
+        ValueError: another array, or what sample.py denoise= refuses.
+    """
+    for key in options:
+        check_choice("option", key, ARRAY_KEYS)
+    given = {key: value for key, value in options.items() if value is not None}
+    given |= {key: [float(given[key])] for key in ("black", "white") if np.isscalar(given.get(key))}
+    level = float(given["level"]) if given.get("level", "auto") != "auto" else None
+    words = {key: str(given[key]).lower() for key in ("level", "ensemble") if key in given}
+    asked = DenoiseOptions(**given | words)
+    array = _picture_of(np.asarray(picture))
+    estimator = model.cfg.method.estimator
+    choose_estimator(model, asked.estimator)
+    try:
+        jobs = jobs_of(model, array, asked_noise(model, asked, level), asked, verbose)
+        settings = {key: getattr(asked, key) for key in SETTINGS}
+        restored = list(restored_planes(model, array, jobs, settings, lambda: None))
+    finally:
+        model.cfg.method.estimator = estimator
+    return np.stack(restored).reshape(array.shape).astype(np.float32)
+
+
+def _picture_of(array: np.ndarray) -> pictures.Picture:
+    """Return an array as a Picture.
+
+    Raises:
+        ValueError: not one of numbers or shapes that denoise_array() takes.
+    """
+    planes_of = array[None, ..., None] if array.ndim == 2 else array
+    planes_of = planes_of[None] if planes_of.ndim == 3 else planes_of
+    known = array.dtype.kind == "f" or array.dtype in (np.uint8, np.uint16)
+    if not known or planes_of.ndim != 4 or planes_of.shape[3] not in (1, 3) or not array.size:
+        raise ValueError(
+            f"picture={array.dtype} {array.shape}: must be (H, W), (H, W, 1 or 3) or "
+            "(N, H, W, 1 or 3) of uint8, uint16 or floats"
+        )
+    check(np.isfinite(array).all(), "picture", "nan", "its pixels must be finite numbers")
+    values = planes_of.astype(np.float32, copy=False) if array.dtype == np.float16 else planes_of
+    return pictures.Picture("picture", values, array.shape)
 
 
 def denoise_pictures(model: Any, options: DenoiseOptions, level: float | None, out: Path) -> None:
@@ -782,7 +862,7 @@ def jobs_of(
         values = picture.plane(number)
         image = to_image(values, *plain.ends)
         model.noisy_state(planes(model, image))
-        law = find_law(model, image, asked.law)
+        law = auto_law(model, [values], asked, *plain.ends, **file)
         scale = law_scale(model, law, plain, stretched)
         check(
             options.scale != "quantiles" or scale == stretched or scale != plain,
