@@ -191,7 +191,8 @@ def reading(file: Path | str | BinaryIO, name: Path | str | None) -> Iterator[Bi
     except Exception as error:  # at a broken file Pillow and the others raise nearly anything
         if isinstance(error, UnidentifiedImageError):
             error = ValueError("it is no picture, or of a format that is not read")
-        raise ValueError(f"image={name}: cannot be read ({error}); remove it") from None
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"image={name}: cannot be read ({reason}); remove it") from None
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:

@@ -70,6 +70,7 @@ class Stack:
             self._first = self._series.keyframe
             self._name_axes(axes)
             self._find_planes()
+            self._packed = self._packing()
 
     def _name_axes(self, axes: str) -> None:
         """Find out what the dimensions are."""
@@ -102,8 +103,15 @@ class Stack:
             raise tiff.Refused(f"holds {images} images of OME; save each as a file")
         if images > 1:
             self.notes.append(f"holds {images} images; the first is restored, and alone is written")
+        if self._tiff.is_ome and series.kind != "ome":
+            self.notes.append(
+                "has OME metadata of other files or pages, which are kept but not followed"
+            )
         if series.is_pyramidal:
             self.notes.append("holds smaller copies of its pictures, which are left out")
+        promised = (self._tiff.imagej_metadata or {}).get("images", 1)
+        if promised > len(self):
+            raise ValueError(f"it holds {len(self)} planes where its header promises {promised}")
         # ImageJ writes more than 4 GB with one header, the planes behind each other.
         self._behind = len(series) == 1 and len(self) > 1
         if self._behind and (series.dataoffset is None or first.compression != 1):
@@ -216,7 +224,7 @@ class Stack:
                 photometric=self._first.photometric,
                 planarconfig=self._first.planarconfig if sample.ndim == 3 else None,
                 maxworkers=1,
-                **self._packing(),
+                **self._packed,
                 **self._resolution(),
                 **options,
             )
@@ -280,14 +288,9 @@ class Stack:
             tifffile.imwrite(io.BytesIO(), np.zeros((2, 2), self.dtype), **options)
         except Exception:  # each codec has its own kind of error for what it lacks
             options = {"compression": None}
-        return options if options["compression"] else {"compression": "zlib"}
-
-    def packed_otherwise(self) -> str:
-        """Return a line if it will be packed otherwise than it was, "" if not."""
-        first, packing = self._first, self._packing().get("compression")
-        if first.compression == 1 or packing == LOSSLESS.get(first.compression):
-            return ""
-        remedy = (
-            "; pip install 'genmodels[stacks]' keeps it" if first.compression in LOSSLESS else ""
-        )
-        return f"is packed as {first.compression.name}, and written as zlib{remedy}"
+        if options["compression"]:
+            return options
+        remedy = "; pip install 'genmodels[stacks]' keeps it"
+        remedy = remedy if first.compression in LOSSLESS else ""
+        self.notes.append(f"is packed as {first.compression.name}, and written as zlib{remedy}")
+        return {"compression": "zlib"}

@@ -108,11 +108,16 @@ def page_values(tiff: Any, file: BinaryIO, page: Any, index: int) -> np.ndarray:
     check_whole(tiff, page)
     try:
         array = page.asarray()
-    except ValueError as error:
-        if "imagecodecs" not in str(error):
+    except (ValueError, ImportError) as error:  # the latter of what a newer Python unpacks
+        if isinstance(error, ValueError) and "imagecodecs" not in str(error):
             raise
         grey = first.samplesperpixel == 1
-        if first.dtype.itemsize > (4 if grey else 1) or first.dtype == np.float16:
+        most = 4 if grey else 1
+        if tiff.byteorder == ">" and first.dtype.kind != "u":
+            most = 1  # Pillow swaps the bytes of packed ones of Motorola's order twice
+        elif tiff.byteorder == ">":
+            most = min(most, 2)
+        if first.dtype.itemsize > most or first.dtype == np.float16:
             raise Refused(
                 f"{first.bitspersample}-bit {'' if grey else 'colour '}packed as "
                 f"{first.compression.name} needs another package; pip install "
@@ -178,13 +183,14 @@ def _orientation(page: Any) -> int:
 
 def check_whole(tiff: Any, page: Any) -> None:
     """Raise ValueError for a page that is too large, or not all there: tifffile pads with zeros."""
-    if page.imagelength * page.imagewidth > (Image.MAX_IMAGE_PIXELS or np.inf):
+    first = page.keyframe  # what a later page of a series does not say itself
+    if first.imagelength * first.imagewidth > (Image.MAX_IMAGE_PIXELS or np.inf):
         raise Image.DecompressionBombError(
-            f"Image size ({page.imagelength * page.imagewidth} pixels) exceeds limit of "
+            f"Image size ({first.imagelength * first.imagewidth} pixels) exceeds limit of "
             f"{Image.MAX_IMAGE_PIXELS} pixels"
         )
-    tile = page.tilewidth * page.tilelength * page.samplesperpixel if page.is_tiled else 0
-    size = max(page.nbytes, tile * page.bitspersample // 8)
+    tile = first.tilewidth * first.tilelength * first.samplesperpixel if first.is_tiled else 0
+    size = max(first.nbytes, tile * first.bitspersample // 8)
     if size > LARGEST_PAGE:
         raise ValueError(f"it unpacks to {size >> 20} MB, more than {LARGEST_PAGE >> 20}")
     counts = page.databytecounts
@@ -194,8 +200,8 @@ def check_whole(tiff: Any, page: Any) -> None:
     if not ends or 0 in counts or max(ends) > tiff.filehandle.size:
         raise ValueError("it is cut off, or a part of it is missing")
     _check_unpacked(tiff.filehandle, page, size)
-    if page.compression == 1 and sum(counts) < page.nbytes:
-        raise ValueError(f"it holds {sum(counts)} bytes where its header promises {page.nbytes}")
+    if first.compression == 1 and sum(counts) < first.nbytes:
+        raise ValueError(f"it holds {sum(counts)} bytes where its header promises {first.nbytes}")
 
 
 def _check_unpacked(file: Any, page: Any, size: int) -> None:
@@ -203,14 +209,16 @@ def _check_unpacked(file: Any, page: Any, size: int) -> None:
 
     tifffile unpacks deflate and LZMA to the end. What cannot reach MOST_UNPACKED is not looked at.
     """
-    if page.compression not in (*DEFLATE, LZMA):
+    if page.keyframe.compression not in (*DEFLATE, LZMA):
         return
     for start, count in zip(page.dataoffsets, page.databytecounts):
-        if page.compression in DEFLATE and 1032 * count <= max(size, MOST_UNPACKED):
+        if page.keyframe.compression in DEFLATE and 1032 * count <= max(size, MOST_UNPACKED):
             continue  # 1032: the most that deflate makes of a byte
         file.seek(start)
         packed = file.read(count)
-        unpack: Any = zlib.decompressobj() if page.compression in DEFLATE else LZMADecompressor()
+        unpack: Any = (
+            zlib.decompressobj() if page.keyframe.compression in DEFLATE else LZMADecompressor()
+        )
         if len(unpack.decompress(packed, size + 1)) > size:
             raise ValueError(f"a part of it unpacks to more than the {size} bytes of the page")
 
