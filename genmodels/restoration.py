@@ -460,15 +460,13 @@ def find_noise(
     def seen() -> Iterable[torch.Tensor]:
         return (to_image(part, black, white) for part in parts())
 
-    law = asked.law
+    law, notes = asked.law, []
     if law == "auto":
-        law = statistics.mode(find_law(model, image, law) for image in seen())
-    notes: list[str] = []
-    level: float | PoissonGaussian
+        law = auto_law(model, pictures, asked, black, white, limits=limits, step=step)
+    level: float | PoissonGaussian = asked.level or 0.0
+    found = asked.level is None
     if law == CAMERA:
         law, level, notes, found = _camera_noise(parts(), asked, black, white, limits, step)
-    else:
-        level, found = asked.level or 0.0, asked.level is None
     if found and not level:
         if not (levels := list(_levels(model, seen(), law))):
             return Noise(law, 0.0, notes=(*notes, "no noise is found; left as it is"))
@@ -516,6 +514,40 @@ def _levels(model: Any, seen: Iterable[torch.Tensor], law: str) -> Iterator[floa
             yield find_level(model, image, law)
 
 
+def auto_law(
+    model: Any,
+    pictures: Iterable[np.ndarray],
+    asked: AskedNoise,
+    black: float = 0.0,
+    white: float = 255.0,
+    *,
+    limits: tuple[float, float] | None = None,
+    step: float = 0.0,
+) -> str:
+    """Return the law asked for, or that of a picture, or of planes, where it is auto.
+
+    A camera's noise is one whose line of variance does not end at black, or is counted from a black
+    that is no zero, or fits better than what multiplies. Arguments as for find_noise.
+
+    Raises:
+        ValueError: too small a picture, or the model does not know the one that was picked.
+    """
+    if asked.law != "auto":
+        return asked.law
+    picked = statistics.mode(find_law(model, to_image(y, black, white), "auto") for y in pictures)
+    if CAMERA in model.DENOISE_LAWS:
+        with contextlib.suppress(NoNoise):
+            fit = fit_line(Blocks.pooled(Blocks.of(y, limits) for y in pictures), step=step)
+            shift = abs(fit.noise.black - black) if fit.line else 0.0
+            camera = {
+                "gaussian": True,
+                "poisson": black != 0 or shift > max(3 * fit.black_error, 0.03 * fit.span),
+                "gamma": fit.misfit < 0.7 * fit.power_misfit(2, black),
+            }
+            return CAMERA if fit.line and camera[picked] else picked
+    return picked
+
+
 def _camera_noise(
     parts: Iterable[np.ndarray],
     asked: AskedNoise,
@@ -526,23 +558,20 @@ def _camera_noise(
 ) -> tuple[str, float | PoissonGaussian, list[str], bool]:
     """Return (law, level, notes, whether it is found) of poisson-gaussian noise.
 
-    The law is gaussian, the level 0 if it is to be found anew, where no gain can be seen.
+    The law is gaussian where no gain can be seen, and the level 0 where it is to be found anew.
     """
-    told = {"gain": asked.gain, "offset": asked.offset, "read": asked.read}
-    if None not in told.values():
-        return CAMERA, PoissonGaussian.of_camera(**told), [], False  # type: ignore[arg-type]
+    camera = {"gain": asked.gain, "offset": asked.offset, "read": asked.read}
+    if None not in camera.values():
+        return CAMERA, PoissonGaussian.of_camera(**camera), [], False  # type: ignore[arg-type]
     try:
-        fit = fit_line(Blocks.pooled(Blocks.of(part, limits) for part in parts), **told, step=step)
+        blocks = Blocks.pooled(Blocks.of(part, limits) for part in parts)
+        fit = fit_line(blocks, **camera, step=step)
     except NoNoise:
         return "gaussian", 0.0, [], True
     if fit.line:
         return CAMERA, fit.noise, [_report(fit, black, white)], True
-    if fit.misfit > MISFIT:
-        note = "the noise's variance does not grow as a camera's: restored as gaussian"
-        return "gaussian", 0.0, [note], True
-    note = "brightness varies too little to tell gain and black: restored as gaussian"
-    sigma = 255 * fit.noise.constant**0.5 / (white - black)
-    return "gaussian", min(max(sigma, 0.1), 255.0), [note], True
+    kind = "grows, but not as a camera's" if fit.misfit > MISFIT else "is not seen to grow"
+    return "gaussian", 0.0, [f"noise {kind} with brightness: restored as gaussian"], True
 
 
 def _report(fit: Fit, black: float, white: float) -> str:
@@ -599,6 +628,67 @@ def denoise(model: Any, options: DenoiseOptions, out: Path) -> None:
     except ValueError:
         raise ValueError(f"level={text}: must be a number, or auto") from None
     (denoise_pictures if model.ANY_SIZE else denoise_images)(model, options, level, out)
+
+
+ARRAY_KEYS = (  # of DenoiseOptions, what denoise_array() takes
+    *("law", "level", "gain", "offset", "read", "correlated", "scale", "black", "white"),
+    *SETTINGS,
+    "estimator",
+)
+
+
+def denoise_array(
+    model: Any, picture: np.ndarray, verbose: bool = True, **options: Any
+) -> np.ndarray:
+    """Return the restored pixels of an array, float32 of its shape, in its own unit.
+
+    Args:
+        model: a method with ANY_SIZE, in eval mode.
+        picture: (H, W), (H, W, C) or (N, H, W, C), C = 1 or 3, each of the N with noise of its
+            own: uint8, uint16 or floats, not clipped.
+        verbose: print what is found, and what is done about a level that the model does not know.
+        options: ARRAY_KEYS of DenoiseOptions; None is their default. black and white may be one
+            number.
+
+    Raises:
+        ValueError: another array, or what sample.py denoise= refuses.
+    """
+    for key in options:
+        check_choice("option", key, ARRAY_KEYS)
+    given = {key: value for key, value in options.items() if value is not None}
+    given |= {key: [float(given[key])] for key in ("black", "white") if np.isscalar(given.get(key))}
+    level = float(given["level"]) if given.get("level", "auto") not in ("auto", "plane") else None
+    words = {key: str(given[key]).lower() for key in ("level", "ensemble") if key in given}
+    asked = DenoiseOptions(**given | words)
+    array = _picture_of(np.asarray(picture))
+    estimator = model.cfg.method.estimator
+    choose_estimator(model, asked.estimator)
+    try:
+        jobs = jobs_of(model, array, asked_noise(model, asked, level), asked, verbose)
+        settings = {key: getattr(asked, key) for key in SETTINGS}
+        restored = list(restored_planes(model, array, jobs, settings, lambda: None))
+    finally:
+        model.cfg.method.estimator = estimator
+    return np.stack(restored).reshape(array.shape).astype(np.float32)
+
+
+def _picture_of(array: np.ndarray) -> pictures.Picture:
+    """Return an array as a Picture.
+
+    Raises:
+        ValueError: not one of numbers or shapes that denoise_array() takes.
+    """
+    planes_of = array[None, ..., None] if array.ndim == 2 else array
+    planes_of = planes_of[None] if planes_of.ndim == 3 else planes_of
+    known = array.dtype.kind == "f" or array.dtype in (np.uint8, np.uint16)
+    if not known or planes_of.ndim != 4 or planes_of.shape[3] not in (1, 3) or not array.size:
+        raise ValueError(
+            f"picture={array.dtype} {array.shape}: must be (H, W), (H, W, 1 or 3) or "
+            "(N, H, W, 1 or 3) of uint8, uint16 or floats"
+        )
+    check(np.isfinite(array).all(), "picture", "nan", "its pixels must be finite numbers")
+    values = planes_of.astype(np.float32, copy=False) if array.dtype == np.float16 else planes_of
+    return pictures.Picture("picture", values, array.shape)
 
 
 def denoise_pictures(model: Any, options: DenoiseOptions, level: float | None, out: Path) -> None:
@@ -822,11 +912,10 @@ def job_of(
     seen = [plain.tensor(plane) for plane in values]
     for image in seen:
         model.noisy_state(planes(model, image))
-    law = (
-        asked.law
-        if asked.law != "auto"
-        else statistics.mode(find_law(model, x, "auto") for x in seen)
-    )
+    whole: dict[str, Any] = {}
+    if dtype.kind in "iu":
+        whole = {"limits": (np.iinfo(dtype).min, np.iinfo(dtype).max), "step": 1}
+    law = auto_law(model, values, asked, *plain.ends, **whole)
     scale = law_scale(model, law, plain, stretched)
     check(
         options.scale != "quantiles" or scale == stretched or scale != plain,
@@ -838,9 +927,6 @@ def job_of(
     if law in ("gaussian", "poisson"):
         factor = (unit if law == "gaussian" else plain).over(scale)
     level = None if asked.level is None else asked.level * factor
-    whole: dict[str, Any] = {}
-    if dtype.kind in "iu":
-        whole = {"limits": (np.iinfo(dtype).min, np.iinfo(dtype).max), "step": 1}
     noise = find_noise(model, values, replace(asked, law=law, level=level), *scale.ends, **whole)
     shown = noise
     if not isinstance(noise.level, PoissonGaussian):

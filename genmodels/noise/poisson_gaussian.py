@@ -29,7 +29,8 @@ MEDIAN = 0.9586  # the median of the mean square of a block's 16 normal numbers,
 FLATTEST = 0.2  # the share of the blocks of a group that is taken to be free of structure
 FEW = 24  # blocks that a group of equal width needs
 LEAST = 64  # blocks that are enough without those that were cut off at black or white
-SPAN = 4  # deviations of the noise that brightness must span for a line to be seen
+SPAN = 1.5  # deviations of the noise that brightness must span for a line to be seen
+SURE = 3  # standard errors that a gain must be worth
 MISFIT = 0.3  # the median relative residual beyond which the variance follows no line
 
 
@@ -180,12 +181,14 @@ class Fit:
     """A line of the noise's variance, and how sure it is.
 
     Attributes:
-        noise: the line. Where `line` is false its gain is 0: the noise is the same everywhere.
+        noise: the line. Where `line` is false its gain is 0, and it is the noise at `mean`.
         mean: the mean brightness of what was looked at.
         gain_error, black_error: standard errors, in the unit of the pixels.
         deviation_error: relative standard error of the deviation at `mean`.
         misfit: the median relative residual of the groups' variances.
-        line: whether brightness spans enough of the noise for a line, and the line fits.
+        span: from the darkest block to the brightest.
+        groups: (mean, variance) of the groups that the line goes through, (2, N).
+        line: whether a gain is seen: brightness spans enough of the noise, and the line fits.
     """
 
     noise: PoissonGaussian
@@ -194,7 +197,15 @@ class Fit:
     black_error: float
     deviation_error: float
     misfit: float
+    span: float
+    groups: np.ndarray
     line: bool
+
+    def power_misfit(self, power: float, black: float) -> float:
+        """Return the misfit of a variance that grows with a power of the brightness over black."""
+        m, v = self.groups
+        ratio = v / np.maximum(m - black, 1e-6 * self.span) ** power
+        return float(np.median(np.abs(ratio / np.median(ratio) - 1)))
 
 
 def fit_line(
@@ -234,21 +245,16 @@ def fit_line(
     mean = float(blocks.mean.mean())
     at = max(slope * (mean - dark) + start, 1e-300)
     errors = _errors(m - dark, v, weights, slope, start, mean - dark)
-    span = float(np.ptp(blocks.mean)) / math.sqrt(at)
+    span = float(np.ptp(blocks.mean))
     misfit = float(np.median(residuals))
-    seen = slope > 0 and (span >= SPAN or gain is not None) and misfit <= MISFIT
-    noise = PoissonGaussian(slope, start - slope * dark) if seen else _even(blocks)
-    return Fit(noise, mean, *errors, misfit, seen)
+    sure = gain is not None or (span >= SPAN * math.sqrt(at) and slope > SURE * errors[0])
+    seen = slope > 0 and sure and misfit <= MISFIT
+    noise = PoissonGaussian(slope, start - slope * dark) if seen else PoissonGaussian(0.0, at)
+    return Fit(noise, mean, *errors, misfit, span, np.stack([m, v]), seen)
 
 
 def _columns(blocks: Blocks) -> Sequence[np.ndarray]:
     return blocks.mean, blocks.noise, blocks.rough, blocks.cut
-
-
-def _even(blocks: Blocks) -> PoissonGaussian:
-    """Return noise of one variance, that of the flattest blocks."""
-    flat = blocks.rough <= np.quantile(blocks.rough, FLATTEST)
-    return PoissonGaussian(0.0, float(np.median(blocks.noise[flat])) / MEDIAN)
 
 
 def _first_line(blocks: Blocks, dark: float, floor: float) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from genmodels.evaluation.sources import Generated
 from genmodels.methods.base import GenerativeModule
 from genmodels.metrics.features import load_features
 from genmodels.run import Run
+from genmodels.training import report
 from genmodels.training.judge import make_scorer
 from genmodels.training.saver import CSVMetrics
 
@@ -297,6 +298,31 @@ class GeneratedMetrics(Callback):
         if plot is not None:
             values = torch.from_numpy(images.read_values(plot, "scores.png"))
             log_picture(trainer, "scores", values.permute(2, 0, 1))
+
+
+class Report(Callback):
+    """Writes the run's report.html anew after each evaluation; it must stand behind that.
+
+    Args:
+        run: where to write.
+        every: optimizer steps between evaluations.
+    """
+
+    def __init__(self, run: Run, every: int) -> None:
+        self.run = run
+        self.every = every
+
+    def on_train_batch_end(
+        self,
+        trainer: Any,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Write it if it is due."""
+        if trainer.is_global_zero and _due(trainer, batch_idx, self.every):
+            report.update(self.run)
 
 
 class MissedLoss(Callback):

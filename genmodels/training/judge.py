@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from genmodels import distributed, generation, seeding
 from genmodels.config import Config, EvalConfig, check
 from genmodels.data import ImageDataModule
 from genmodels.evaluation import scorer
+from genmodels.training.pool import load_shards, make_shards
 
 CHOOSING_SEEDS, SEEDS = 1 << 31, 1 << 22  # where the seeds of choices begin; for each cfg.seed
-BATCH = 256  # images at a time; changes no image
+BATCH = 256  # images at a time, and in a file that one process makes; changes no image
 
 
 def make_scorer(
@@ -108,23 +110,39 @@ class Judge:
         pictures = generation.generate_all(model, seeds, labels, batch=BATCH, progress=progress)
         return pictures, labels
 
-    def score(self, model: Any) -> dict[str, float]:
-        """Return {metric: value, "score_seconds": s} against the training images, for a choice."""
-        started, first = time.monotonic(), self.choice["seeds"]
-        pictures, _ = self.generate(model, range(first, first + self.cfg.eval.num))
+    def score(self, model: Any, folder: Path | None = None) -> dict[str, float]:
+        """Return {metric: value, "score_seconds": s} against the training images, for a choice.
+
+        Args:
+            model: a method.
+            folder: all processes make the images, there, and the others return {}. None: this
+                process makes them.
+
+        Raises:
+            NonFinite: the model made images that are not numbers.
+        """
+        started = time.monotonic()
+        pictures = self._pictures(model, self.choice["seeds"], folder)
+        if pictures is None:
+            return {}
         with distributed.alone():
             scores = self._scorer("train", 0)(pictures)
         values = {name: score["value"] for name, score in scores.items()}
         return values | {"score_seconds": round(time.monotonic() - started, 2)}
 
-    def final(self, model: Any, first: int = 0) -> dict[str, dict[str, float]]:
+    def final(
+        self, model: Any, first: int = 0, folder: Path | None = None
+    ) -> dict[str, dict[str, float]]:
         """Return {metric: {value, stderr}} against held-out images (training ones if none are).
 
         Args:
             model: a method.
             first: of the eval.num seeds.
+            folder: as for score.
         """
-        pictures, _ = self.generate(model, range(first, first + self.cfg.eval.num))
+        pictures = self._pictures(model, first, folder)
+        if pictures is None:
+            return {}
         with distributed.alone():
             return self._scorer(final_split(self.data), 100)(pictures)
 
@@ -134,6 +152,14 @@ class Judge:
         if better == "half":
             return abs(value - 0.5)
         return -value if better == "higher" else value
+
+    def _pictures(self, model: Any, first: int, folder: Path | None) -> torch.Tensor | None:
+        """Return the uint8 images of a score, made as score says; None on the other processes."""
+        seeds = range(first, first + self.cfg.eval.num)
+        if folder is None:
+            return self.generate(model, seeds)[0]
+        paths = make_shards(folder, seeds, BATCH, lambda some: self.generate(model, some))
+        return load_shards(paths)[0] if distributed.is_first() else None
 
     def _scorer(self, split: str, resamples: int) -> scorer.Scorer:
         if split not in self.scorers:

@@ -162,6 +162,25 @@ def test_the_ensemble_is_the_mean_of_eight_orientations():
     assert torch.equal(one, restoration.ensembled(lambda p: model.restore(p, "", 25)[0], x[:1])[0])
 
 
+def test_four_and_eight_passes_see_shifted_pictures_and_put_them_back():
+    """A filter that knows no places gives the same inside, whatever is moved; the edges differ."""
+    x = torch.rand(1, 20, 26, generator=torch.Generator().manual_seed(0)) - 0.5
+    model = Box(radius=1)
+    plain = restoration.restore(model, x, "gaussian", 25)
+    for kind, count in ((4, 4), (8, 8), ("true", 8)):
+        model.seen.clear()
+        found = restoration.restore(model, x, "gaussian", 25, ensemble=kind)
+        assert len(model.seen) == count
+        assert torch.allclose(found[:, 1:-1, 1:-1], plain[:, 1:-1, 1:-1], atol=1e-6)
+    sizes = {tuple(seen.shape[2:]) for seen in model.seen}
+    assert sizes == {(20, 26), (26, 20)}  # of true none is moved
+    moved = Box(radius=0, shift=1)  # to the right, also what was moved down before
+    restoration.restore(moved, x, "gaussian", 25, ensemble=4)
+    assert [tuple(s.shape[2:]) for s in moved.seen] == [(20, 26), (21, 27), (22, 29), (23, 28)]
+    assert torch.equal(moved.seen[2][0, :, 2:, 3:], x)
+    assert restoration.restore(model, x[:, :1, :1], "gaussian", 25, ensemble=4).shape == (1, 1, 1)
+
+
 def test_a_grey_model_restores_a_colour_picture_channel_by_channel():
     image = torch.randn(3, 20, 30, generator=torch.Generator().manual_seed(0))
     model = Box(radius=2)

@@ -1,7 +1,4 @@
-import os
 import re
-import subprocess
-import sys
 import zipfile
 
 import numpy as np
@@ -14,7 +11,7 @@ import sample
 from genmodels import generation, images
 from genmodels.config.words import parse_seeds
 from tests.helpers.graphs import counted_graphs
-from tests.helpers.paths import ROOT
+from tests.helpers.processes import together
 from tests.helpers.tiny import last_words
 
 
@@ -48,19 +45,11 @@ def test_batch_size_and_order_change_no_byte(ten, tiny_run, tmp_path):
 
 def test_two_processes_write_the_same_bytes(ten, tiny_run, tmp_path):
     words = [str(tiny_run), "num=10", "steps=4", "batch=3"]
-    driver = tmp_path / "driver.py"  # both forms in one start of the processes
-    driver.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import sample\n"
-        f"words = {words!r}\n"
-        f"code = sample.main([*words, {f'out={tmp_path}/png'!r}])\n"
-        f"sys.exit(code or sample.main([*words, {f'out={tmp_path}/npz'!r}, 'format=npz']))\n"
-    )
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", driver],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-    )
+    for form in ("png", "npz"):
+        argv = [*words, f"format={form}", f"out={tmp_path / form}"]
+        ended = together(argv, tmp_path, script="sample")
+        assert [process.code for process in ended] == [0, 0], ended
+        assert ended[0].text.startswith("10 images, ") and not ended[1].text
     assert pngs(tmp_path / "png") == pngs(ten)
     assert (tmp_path / "png" / "grid.png").read_bytes() == (ten / "grid.png").read_bytes()
     with np.load(tmp_path / "npz" / "images.npz") as file:

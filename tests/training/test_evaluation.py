@@ -18,6 +18,7 @@ from genmodels.methods.edm import EDM
 from genmodels.networks import NETWORKS
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import together
+from tests.helpers.runs import assert_same
 from tests.helpers.tiny import TINY, last_words
 
 WORDS = [
@@ -152,6 +153,7 @@ def test_all_processes_survive_the_trouble_of_one(tmp_path, monkeypatch, rank):
     assert "note" not in ended[1].text
     (run,) = (tmp_path / "runs").glob("*/*")
     assert read_checkpoint(run)["global_step"] == 3
+    assert "2 processes" in (run / "report.html").read_text()
 
 
 def test_refused_scores_end_all_processes(tmp_path):
@@ -169,3 +171,37 @@ def test_every_config_draws_pictures_now_and_then():
             every, steps = cfg.sample.every, cfg.trainer.max_steps
             assert 100 < every <= steps, path
             assert steps % every == 0 or steps > 100_000, path
+
+
+SMALL = {
+    "edm2_digits": ["network.channels=32", "method.steps=1"],
+    "gbm_digits": ["network.channels=[16,16]", "network.head_dim=16", "network.norm_groups=8"],
+    "cdrl_digits": ["network.width=16", "method.steps=2"],
+    "energy_digits": ["network.width=16", "method.steps=3", "method.chain_steps=2"],
+    "gedi_circles": ["network.width=16", "method.steps=2", "method.buffer=8"],
+    "noise2score_bsd400": ["network.channels=[8,8]", "network.blocks=[1,1]", "data.patch=16"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_pictures_change_no_training_of_any_method(name, tmp_path):
+    """Weights, optimizer and buffers after six steps, with and without a grid after each."""
+    (tmp_path / "pictures").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 1, 40, 40), dtype=np.uint8)
+    for k, picture in enumerate(torch.from_numpy(pixels)):
+        images.write_png(tmp_path / "pictures" / f"{k}.png", picture)
+    words = [str(ROOT / f"configs/{name}.yaml"), str(ROOT / "configs/debug.yaml"), *SMALL[name]]
+    words += ["trainer.max_steps=6", "trainer.progress=false"]
+    if name.startswith("noise2score"):
+        words += ["data.name=imagefolder", f"data.root={tmp_path}/pictures"]
+    saved = []
+    for every in (0, 1):
+        out = tmp_path / f"every-{every}"
+        assert train.main(last_words([*words, f"sample.every={every}", f"out_dir={out}"])) == 0
+        (run,) = out.glob("*/*")
+        assert len(list((run / "samples").iterdir())) == 6 * every
+        found = read_checkpoint(run)
+        del found["hyper_parameters"], found["callbacks"]
+        saved.append(found)
+    assert_same(*saved)
