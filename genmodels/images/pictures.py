@@ -21,7 +21,6 @@ import numpy as np
 import torch
 
 from genmodels.atomic import make_folder, write_bytes
-from genmodels.config import check
 from genmodels.foreign import check_npy, open_plain
 from genmodels.images import pixels
 from genmodels.images.read import SUFFIXES, Tree, read_values
@@ -178,7 +177,10 @@ def open_picture(
                 check_scale(found.dtype, most, name, key)
             stack.pop_all()
             return found
-        check(not axes, "axes", axes, f"{name} is no TIFF with dimensions to name; leave it out")
+        if axes:
+            raise ValueError(
+                f"axes={axes}: {name} is no TIFF with dimensions to name; leave it out"
+            )
         return read_picture(name, file.read, key, any_scale)
 
 
