@@ -75,9 +75,9 @@ def labels_for(
 def class_grid(model: Any, num: int) -> tuple[list[int] | None, int | None]:
     """Return (labels, columns) of a grid of about `num` images with a class in each column.
 
-    Every column has the same number of images, and they are `num` or fewer. Where there are more
-    classes than half of `num`, as many as make a square are shown, evenly spaced. Without classes
-    it is (None, None).
+    Every class has the same number of images, and they are `num` or fewer; few classes have several
+    columns each. Of more classes than `num`, or than four times the side of a square, as many as
+    make a square are shown, evenly spaced. Without classes it is (None, None).
 
     Args:
         model: a method; the classes that it saw images of are shown.
@@ -85,10 +85,22 @@ def class_grid(model: Any, num: int) -> tuple[list[int] | None, int | None]:
     """
     if not model.classes:
         return None, None
-    shown = list(model.present or range(model.classes))
-    columns = len(shown) if 2 * len(shown) <= num else min(len(shown), max(1, round(num**0.5)))
-    shown = [shown[k * len(shown) // columns] for k in range(columns)]
-    return shown * max(1, num // columns), columns
+    shown, side = list(model.present or range(model.classes)), max(1, round(num**0.5))
+    count = len(shown) if len(shown) <= min(num, 4 * side) else side
+    shown = [shown[k * len(shown) // count] for k in range(count)]
+    row = [label for label in shown for _ in range(max(1, round(side / count)))]
+    return row * max(1, num // len(row)), len(row)
+
+
+def class_columns(labels: Sequence[int] | None) -> int | None:
+    """Return how many columns keep each label in columns of its own, None if it recurs otherwise.
+
+    That is a multiple of the labels' period, near a square.
+    """
+    period = len(set(labels or ()))
+    if not labels or any(label != labels[k % period] for k, label in enumerate(labels)):
+        return None
+    return period * max(1, round(len(labels) ** 0.5 / period))
 
 
 def generate(

@@ -13,10 +13,12 @@ on multiples of 32 from the corner if tile and overlap do, as in the whole pictu
 """
 
 import contextlib
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,11 @@ from genmodels import cli, distributed, generation, images
 from genmodels.atomic import make_folder
 from genmodels.config import Section, check, setting
 from genmodels.config.words import DEVICES, check_choice
+from genmodels.foreign import open_plain
 from genmodels.images import pictures
 from genmodels.images.arrays import load_npy
 from genmodels.images.scale import Quantiles, Scale, Wanted, whole_range
+from genmodels.images.stacks import Stack
 from genmodels.noise.correlated import ROWS, WHITE, correlation, row_noise
 from genmodels.noise.laws import LAWS
 from genmodels.noise.levels import NoNoise
@@ -42,6 +46,7 @@ Span = tuple[int, int]  # from a pixel to the one after the last
 Window = tuple[slice, slice]  # rows, columns
 SHIFTS = ((0, 0), (1, 1), (2, 3), (3, 2))  # of ensemble=4, in pixels
 PASSES = {"false": 0, "no": 0, "0": 0, "true": 1, "yes": 1, "1": 1, "4": 4, "8": 8}
+LOOKED_AT = 1 << 23  # pixels of the planes of a channel in which its noise is looked for
 LOUD = 2  # of 255: of weaker noise nothing is said, what looks like it is fine texture
 
 
@@ -126,6 +131,9 @@ class DenoiseOptions(RestoreOptions):
         [], "black in the file's units, in place of scale=; one, or one for each channel of a stack"
     )
     white: list[float] = setting([], "white, the same")
+    axes: str = setting(
+        "", "what the dimensions of a stack are, TZCYX say, in place of what the file says"
+    )
     gain: float | None = setting(
         None, "of law=poisson-gaussian: what one count is worth in the file's unit", gt=0
     )
@@ -322,8 +330,7 @@ def passes(ensemble: bool | int | str) -> int:
 
 def to_image(values: np.ndarray, black: float, white: float) -> torch.Tensor:
     """Return pixels (H, W) or (H, W, C) on the [-1, 1] scale, float32 (C, H, W), not clipped."""
-    scaled = Scale(black, white).to_image(np.atleast_3d(values))
-    return torch.from_numpy(scaled).movedim(2, 0).float()
+    return Scale(black, white).tensor(values)
 
 
 def restore_values(
@@ -454,23 +461,12 @@ def find_noise(
         return (to_image(part, black, white) for part in parts())
 
     law, notes = asked.law, []
+    if law == "auto":
+        law = auto_law(model, pictures, asked, black, white, limits=limits, step=step)
     level: float | PoissonGaussian = asked.level or 0.0
     found = asked.level is None
-    fit = None
-    if law in ("auto", CAMERA) and CAMERA in model.DENOISE_LAWS:
-        camera = {"gain": asked.gain, "offset": asked.offset, "read": asked.read}
-        if None in camera.values():
-            with contextlib.suppress(NoNoise):
-                fit = fit_line(
-                    Blocks.pooled(Blocks.of(part, limits) for part in parts()), **camera, step=step
-                )
-        else:
-            level, found = PoissonGaussian.of_camera(**camera), False  # type: ignore[arg-type]
-    if law == "auto":
-        law = statistics.mode(find_law(model, image, law) for image in seen())
-        law = CAMERA if fit and _is_camera(fit, law, black, white) else law
-    if law == CAMERA and found:
-        law, level, notes = _camera_noise(fit, black, white)
+    if law == CAMERA:
+        law, level, notes, found = _camera_noise(parts(), asked, black, white, limits, step)
     if found and not level:
         if not (levels := list(_levels(model, seen(), law))):
             return Noise(law, 0.0, notes=(*notes, "no noise is found; left as it is"))
@@ -518,34 +514,64 @@ def _levels(model: Any, seen: Iterable[torch.Tensor], law: str) -> Iterator[floa
             yield find_level(model, image, law)
 
 
-def _is_camera(fit: Fit, law: str, black: float, white: float) -> bool:
-    """Return whether noise that law=auto takes for that of `law` is a camera's.
+def auto_law(
+    model: Any,
+    pictures: Iterable[np.ndarray],
+    asked: AskedNoise,
+    black: float = 0.0,
+    white: float = 255.0,
+    *,
+    limits: tuple[float, float] | None = None,
+    step: float = 0.0,
+) -> str:
+    """Return the law asked for, or that of a picture, or of planes, where it is auto.
 
-    In files of 8 bits black is 0, so Poisson and Gamma noise begin there; elsewhere black is what
-    is darkest, and a line says more than a power of the brightness above it.
+    A camera's noise is one whose line of variance does not end at black, or is counted from a black
+    that is no zero, or fits better than what multiplies. Arguments as for find_noise.
+
+    Raises:
+        ValueError: too small a picture, or the model does not know the one that was picked.
     """
-    shift = abs(fit.noise.black - black) if fit.line else 0.0
-    away = shift > max(3 * fit.black_error, 0.03 * (white - black))
-    return fit.line and (black != 0 or law == "gaussian" or (law == "poisson" and away))
+    if asked.law != "auto":
+        return asked.law
+    picked = statistics.mode(find_law(model, to_image(y, black, white), "auto") for y in pictures)
+    if CAMERA in model.DENOISE_LAWS:
+        with contextlib.suppress(NoNoise):
+            fit = fit_line(Blocks.pooled(Blocks.of(y, limits) for y in pictures), step=step)
+            shift = abs(fit.noise.black - black) if fit.line else 0.0
+            camera = {
+                "gaussian": True,
+                "poisson": black != 0 or shift > max(3 * fit.black_error, 0.03 * fit.span),
+                "gamma": fit.misfit < 0.7 * fit.power_misfit(2, black),
+            }
+            return CAMERA if fit.line and camera[picked] else picked
+    return picked
 
 
 def _camera_noise(
-    fit: Fit | None, black: float, white: float
-) -> tuple[str, float | PoissonGaussian, list[str]]:
-    """Return (law, level, notes) of poisson-gaussian noise that was looked for.
+    parts: Iterable[np.ndarray],
+    asked: AskedNoise,
+    black: float,
+    white: float,
+    limits: tuple[float, float] | None,
+    step: float,
+) -> tuple[str, float | PoissonGaussian, list[str], bool]:
+    """Return (law, level, notes, whether it is found) of poisson-gaussian noise.
 
     The law is gaussian where no gain can be seen, and the level 0 where it is to be found anew.
     """
-    if fit is None:  # no noise, as far as can be seen
-        return "gaussian", 0.0, []
+    camera = {"gain": asked.gain, "offset": asked.offset, "read": asked.read}
+    if None not in camera.values():
+        return CAMERA, PoissonGaussian.of_camera(**camera), [], False  # type: ignore[arg-type]
+    try:
+        blocks = Blocks.pooled(Blocks.of(part, limits) for part in parts)
+        fit = fit_line(blocks, **camera, step=step)
+    except NoNoise:
+        return "gaussian", 0.0, [], True
     if fit.line:
-        return CAMERA, fit.noise, [_report(fit, black, white)]
-    if fit.misfit > MISFIT:
-        note = "the noise's variance does not grow as a camera's: restored as gaussian"
-        return "gaussian", 0.0, [note]
-    note = "the picture shows no noise that grows with brightness: restored as gaussian"
-    sigma = 255 * fit.noise.constant**0.5 / (white - black)
-    return "gaussian", min(max(sigma, 0.1), 255.0), [note]
+        return CAMERA, fit.noise, [_report(fit, black, white)], True
+    kind = "grows, but not as a camera's" if fit.misfit > MISFIT else "is not seen to grow"
+    return "gaussian", 0.0, [f"noise {kind} with brightness: restored as gaussian"], True
 
 
 def _report(fit: Fit, black: float, white: float) -> str:
@@ -598,10 +624,71 @@ def denoise(model: Any, options: DenoiseOptions, out: Path) -> None:
         check_choice("law", options.law, tuple(model.DENOISE_LAWS) or ("no law: no denoiser",))
     text = options.level
     try:
-        level = None if text == "auto" else float(text)
+        level = None if text in ("auto", "plane") else float(text)
     except ValueError:
         raise ValueError(f"level={text}: must be a number, or auto") from None
     (denoise_pictures if model.ANY_SIZE else denoise_images)(model, options, level, out)
+
+
+ARRAY_KEYS = (  # of DenoiseOptions, what denoise_array() takes
+    *("law", "level", "gain", "offset", "read", "correlated", "scale", "black", "white"),
+    *SETTINGS,
+    "estimator",
+)
+
+
+def denoise_array(
+    model: Any, picture: np.ndarray, verbose: bool = True, **options: Any
+) -> np.ndarray:
+    """Return the restored pixels of an array, float32 of its shape, in its own unit.
+
+    Args:
+        model: a method with ANY_SIZE, in eval mode.
+        picture: (H, W), (H, W, C) or (N, H, W, C), C = 1 or 3, each of the N with noise of its
+            own: uint8, uint16 or floats, not clipped.
+        verbose: print what is found, and what is done about a level that the model does not know.
+        options: ARRAY_KEYS of DenoiseOptions; None is their default. black and white may be one
+            number.
+
+    Raises:
+        ValueError: another array, or what sample.py denoise= refuses.
+    """
+    for key in options:
+        check_choice("option", key, ARRAY_KEYS)
+    given = {key: value for key, value in options.items() if value is not None}
+    given |= {key: [float(given[key])] for key in ("black", "white") if np.isscalar(given.get(key))}
+    level = float(given["level"]) if given.get("level", "auto") not in ("auto", "plane") else None
+    words = {key: str(given[key]).lower() for key in ("level", "ensemble") if key in given}
+    asked = DenoiseOptions(**given | words)
+    array = _picture_of(np.asarray(picture))
+    estimator = model.cfg.method.estimator
+    choose_estimator(model, asked.estimator)
+    try:
+        jobs = jobs_of(model, array, asked_noise(model, asked, level), asked, verbose)
+        settings = {key: getattr(asked, key) for key in SETTINGS}
+        restored = list(restored_planes(model, array, jobs, settings, lambda: None))
+    finally:
+        model.cfg.method.estimator = estimator
+    return np.stack(restored).reshape(array.shape).astype(np.float32)
+
+
+def _picture_of(array: np.ndarray) -> pictures.Picture:
+    """Return an array as a Picture.
+
+    Raises:
+        ValueError: not one of numbers or shapes that denoise_array() takes.
+    """
+    planes_of = array[None, ..., None] if array.ndim == 2 else array
+    planes_of = planes_of[None] if planes_of.ndim == 3 else planes_of
+    known = array.dtype.kind == "f" or array.dtype in (np.uint8, np.uint16)
+    if not known or planes_of.ndim != 4 or planes_of.shape[3] not in (1, 3) or not array.size:
+        raise ValueError(
+            f"picture={array.dtype} {array.shape}: must be (H, W), (H, W, 1 or 3) or "
+            "(N, H, W, 1 or 3) of uint8, uint16 or floats"
+        )
+    check(np.isfinite(array).all(), "picture", "nan", "its pixels must be finite numbers")
+    values = planes_of.astype(np.float32, copy=False) if array.dtype == np.float16 else planes_of
+    return pictures.Picture("picture", values, array.shape)
 
 
 def denoise_pictures(model: Any, options: DenoiseOptions, level: float | None, out: Path) -> None:
@@ -612,32 +699,31 @@ def denoise_pictures(model: Any, options: DenoiseOptions, level: float | None, o
         generation.labels_for((), options.labels, model.classes)
     Wanted(options.scale, options.black, options.white)  # which refuses white below black
     settings = {key: getattr(options, key) for key in SETTINGS}
-    readers = pictures.find_pictures(Path(options.denoise), any_scale=True)
+    source = Path(options.denoise)
+    readers = pictures.find_pictures(source, any_scale=True, axes=options.axes)
     names = list(readers)
-    check_folder(out, Path(options.denoise), names)
+    check_folder(out, source, names)
     # All are read before the first is written, so that a broken one stops the work at once.
     first = distributed.rank() == 0
     shown = {"delay": 0.5, "disable": None if first else True}  # on a terminal only
     work, counts = [], []
     for reader in tqdm(readers.values(), desc="reading", unit="img", **shown):
-        picture = reader()
-        with cli.name_in_errors(picture.name):
+        with contextlib.closing(reader()) as picture, cli.name_in_errors(picture.name):
             jobs = jobs_of(model, picture, asked, options, verbose=first)
-            counts.append(sum(tiles(picture.plane(0), job.noise, settings) for job in jobs))
+            sizes = np.empty(picture.size)
+            counts.append(sum(tiles(sizes, job.noise, settings) for job in jobs))
         work.append(jobs)
     indices = distributed.share(len(names))
     total = sum(counts[k] for k in indices)
     with tqdm(total=total, desc="restoring", unit="tile", **shown) as bar:
         for k in indices:
-            picture = readers[names[k]]()
-            done = restored_planes(model, picture, work[k], settings, bar.update)
-            picture.write(out / names[k], done)
+            with contextlib.closing(readers[names[k]]()) as picture:
+                done = restored_planes(model, picture, work[k], settings, bar.update)
+                picture.write(out / names[k], done)
     distributed.barrier()
     if first:
-        after = [
-            pictures.read_picture(name, (out / name).read_bytes, any_scale=True)
-            for name in names[:4]
-        ]
+        made = [partial(open_plain, out / name) for name in names[:4]]
+        after = [pictures.open_picture(*each, any_scale=True) for each in zip(names, made)]
         before = [readers[name]() for name in names[:4]]
         images.write_png(out / pictures.SHEET, pictures.before_after(zip(before, after)))
         jobs = [job for part in work for job in part]
@@ -648,15 +734,15 @@ def denoise_pictures(model: Any, options: DenoiseOptions, level: float | None, o
 
 def restored_planes(
     model: Any,
-    picture: pictures.Picture,
+    picture: pictures.Planes,
     jobs: Sequence[Job],
     settings: dict[str, Any],
     tick: Callable[[], object],
 ) -> Iterator[np.ndarray]:
-    """Yield the restored values of each plane of a Picture, float64 (H, W, C), in its units."""
+    """Yield the restored values of each plane of a file, float64 (H, W, C), in its units."""
     for number, job in enumerate(jobs):
         values, ends = picture.plane(number), job.scale.ends
-        with cli.name_in_errors(picture.name):
+        with cli.name_in_errors(f"{picture.name}{picture.label(number)}"):
             yield restore_values(
                 model, values, job.noise, *ends, clip=job.clip, tick=tick, **settings
             )
@@ -759,52 +845,93 @@ def law_scale(model: Any, law: str, plain: Scale, stretched: Scale) -> Scale:
 
 def jobs_of(
     model: Any,
-    picture: pictures.Picture,
+    picture: pictures.Planes,
     asked: AskedNoise,
     options: DenoiseOptions,
     verbose: bool = True,
 ) -> list[Job]:
-    """Return what is done to each plane of a Picture.
+    """Return what is done to each plane of a file.
+
+    The planes of a channel have one scale. Those of a stack have one noise as well, unless
+    level=plane; those of an .npy are pictures of their own.
 
     Raises:
         ValueError: pixels, channels or a law that the model does not know.
     """
-    dtype = picture.dtype
-    wanted = wanted_scale(model, options, asked.level is not None, dtype, 1)
-    quantiles = Quantiles(dtype)
-    quantiles.add(picture.values)
-    (stretched,), plain = wanted.scales(dtype, [quantiles]), wanted.defined(dtype)
-    unit = wanted.unit(dtype)
-    whole = dtype.kind in "iu"
-    file = {"limits": whole_range(dtype).ends, "step": 1} if whole else {}
-    jobs = []
+    told = asked.level is not None
+    wanted = wanted_scale(model, options, told, picture.dtype, picture.channels)
+    channels = [Quantiles(picture.dtype) for _ in range(picture.channels)]
     for number in range(len(picture)):
-        values = picture.plane(number)
-        image = to_image(values, *plain.ends)
+        channels[picture.channel(number)].add(picture.plane(number))
+    stretched = wanted.scales(picture.dtype, channels)
+    together = isinstance(picture, Stack) and options.level != "plane"
+    jobs: dict[int, Job] = {}
+    notes = list(picture.notes)
+    for channel, scale in enumerate(stretched):
+        unit = wanted.unit(picture.dtype, channel, picture.channels)
+        if unit == whole_range(picture.dtype) and (scale == unit or told):
+            pictures.check_scale(picture.dtype, channels[channel].most, picture.name)
+        plain = wanted.defined(picture.dtype, channel, picture.channels)
+        numbers = [k for k in range(len(picture)) if picture.channel(k) == channel]
+        for group in [numbers] if together else [[number] for number in numbers]:
+            job = job_of(model, picture, group, asked, plain, scale, unit, options)
+            jobs |= dict.fromkeys(group, job)
+            label = f"channel {channel}: " if together and picture.channels > 1 else ""
+            label = label if together else picture.label(group[0])
+            notes += [f"{label}{note}" for note in job.noise.notes]
+    for note in notes if verbose else ():
+        print(f"{cli.escaped(picture.name)}: {note}", file=sys.stderr)
+    return [jobs[number] for number in range(len(picture))]
+
+
+def job_of(
+    model: Any,
+    picture: pictures.Planes,
+    numbers: Sequence[int],
+    asked: AskedNoise,
+    plain: Scale,
+    stretched: Scale,
+    unit: Scale,
+    options: DenoiseOptions,
+) -> Job:
+    """Return what is done to planes of a file that share scale and noise.
+
+    Args:
+        model: a method with ANY_SIZE.
+        picture: the file.
+        numbers: of the planes; of many some are looked at, evenly spaced.
+        asked: what is told of the noise.
+        plain, stretched, unit: scales: without quantiles, with them, what levels count on.
+        options: of the command.
+    """
+    dtype = picture.dtype
+    count = min(len(numbers), max(1, LOOKED_AT // math.prod(picture.size)))
+    values = [
+        picture.plane(numbers[(2 * k + 1) * len(numbers) // (2 * count)]) for k in range(count)
+    ]
+    seen = [plain.tensor(plane) for plane in values]
+    for image in seen:
         model.noisy_state(planes(model, image))
-        law = find_law(model, image, asked.law)
-        scale = law_scale(model, law, plain, stretched)
-        check(
-            options.scale != "quantiles" or scale == stretched or scale != plain,
-            "scale",
-            "quantiles",
-            f"{law} noise depends on where black is; tell black= and white=, or scale=file",
-        )
-        if unit == whole_range(dtype) and (scale == unit or asked.level is not None):
-            pictures.check_scale(dtype, quantiles.most, picture.name)
+    whole: dict[str, Any] = {}
+    if dtype.kind in "iu":
+        whole = {"limits": (np.iinfo(dtype).min, np.iinfo(dtype).max), "step": 1}
+    law = auto_law(model, values, asked, *plain.ends, **whole)
+    scale = law_scale(model, law, plain, stretched)
+    check(
+        options.scale != "quantiles" or scale == stretched or scale != plain,
+        "scale",
+        "quantiles",
+        f"{law} noise depends on where black is; tell black= and white=, or scale=file",
+    )
+    factor = 1.0
+    if law in ("gaussian", "poisson"):
         factor = (unit if law == "gaussian" else plain).over(scale)
-        factor = factor if law in ("gaussian", "poisson") else 1.0
-        told = None if asked.level is None else asked.level * factor
-        noise = find_noise(
-            model, [values], replace(asked, law=law, level=told), *scale.ends, **file
-        )
-        shown = noise
-        if not isinstance(noise.level, PoissonGaussian):
-            shown = replace(noise, level=noise.level / factor)
-        jobs.append(Job(noise, scale, scale == whole_range(dtype), shown))
-        for note in noise.notes if verbose else ():
-            print(f"{cli.escaped(picture.name)}: {note}", file=sys.stderr)
-    return jobs
+    level = None if asked.level is None else asked.level * factor
+    noise = find_noise(model, values, replace(asked, law=law, level=level), *scale.ends, **whole)
+    shown = noise
+    if not isinstance(noise.level, PoissonGaussian):
+        shown = replace(noise, level=noise.level / factor)
+    return Job(noise, scale, scale == whole_range(dtype), shown)
 
 
 def check_folder(out: Path, source: Path, names: Sequence[str]) -> None:

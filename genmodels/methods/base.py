@@ -58,6 +58,8 @@ class GenerativeModule(L.LightningModule):
     # ENERGY               its network is an energy, (B,) for (B, C, H, W)
     # LABEL_DROPOUT        method.label_dropout > 0 hides that share of labels in training
     # P_STD                method.p_std is the spread of ln sigma in training
+    # OF_WEIGHTS           these settings of the method say what its weights mean, beside network.*:
+    #                      init= brings them along
     # RETRIES              method.retry = 1, 2, ... goes on after a divergence with other noise
     # BY_PROCESS           what of its training is drawn for each process or micro-batch and not for
     #                      each image, in words: it differs after a resume on other devices
@@ -75,6 +77,7 @@ class GenerativeModule(L.LightningModule):
     ENERGY: bool = False
     LABEL_DROPOUT: bool = False
     P_STD: bool = False
+    OF_WEIGHTS: tuple[str, ...] = ()
     RETRIES: bool = False
     BY_PROCESS: tuple[str, ...] = ()
     SAMPLE_OPTIONS: ClassVar[dict[str, dataclasses.Field]] = {}

@@ -129,6 +129,10 @@ class CDRL(GenerativeModule):
     """
 
     Config = CDRLConfig
+    OF_WEIGHTS = (
+        *("angles", "levels", "units", "units_limit", "initializer", "initializer_channels"),
+        *("initializer_multipliers", "initializer_blocks", "initializer_attention"),
+    )
     ENERGY = True
     LABEL_DROPOUT = True
     SAMPLE_OPTIONS = settings_of(CDRLConfig, *SAMPLING) | settings_of(ComposeOptions)

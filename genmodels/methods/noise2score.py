@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,6 +105,7 @@ class Noise2Score(GenerativeModule):
     """Restores noisy pictures of any size; cfg.method is a Noise2ScoreConfig."""
 
     Config = Noise2ScoreConfig
+    OF_WEIGHTS = ("form", "domain")
     ANY_SIZE = True  # DENOISE_LAWS and ESTIMATORS depend on the law it is trained on: __init__
 
     def __init__(self, cfg: config.Config) -> None:
@@ -431,6 +433,36 @@ class Noise2Score(GenerativeModule):
             x = self.estimate(y, levels)
         x = x * 2 - 1
         return (x.clamp(-1, 1) if clip else x), levels
+
+    def denoise(
+        self, picture: np.ndarray, law: str = "", level: float | None = None, **options: Any
+    ) -> np.ndarray:
+        """Return the restored pixels of a noisy picture, float32 of its shape, in its own unit.
+
+            model = genmodels.load("pretrained/noise2score_grey")
+            clean = model.denoise(photo, level=25)                          # uint8, 0..255
+            clean = model.denoise(frame, law="poisson-gaussian")            # uint16; gain found
+            clean = model.denoise(frame, law="poisson-gaussian", gain=2.1, offset=100, read=1.6)
+            clean = model.denoise(scan, law="auto", ensemble=4)
+
+        What sample.py denoise= does, for arrays: tiles, black and white by quantiles for 16 bits
+        and floats, every law through a model of Gaussian noise, levels beyond the trained range.
+
+        Args:
+            picture: (H, W), (H, W, C) or (N, H, W, C), C = 1 or 3: uint8, uint16, or floats on
+                0..255 or of any range if the level is found; not clipped.
+            law: a key of DENOISE_LAWS, or auto; "": the one it was trained on.
+            level: in the law's unit, sigma of 255 for gaussian; None: found for each picture.
+            options: gain, offset, read (of poisson-gaussian), black, white, scale, tile, overlap,
+                ensemble, correlated, precision and estimator of `python sample.py --help`; and
+                verbose=False, which keeps what is found from being printed.
+
+        Raises:
+            ValueError: what sample.py denoise= refuses.
+        """
+        from genmodels.restoration import denoise_array
+
+        return denoise_array(self, picture, law=law, level=level, **options)
 
     def gaussian_restored(
         self, y: Tensor, law: str, levels: Sequence[float | PoissonGaussian]

@@ -186,6 +186,8 @@ class Fit:
         gain_error, black_error: standard errors, in the unit of the pixels.
         deviation_error: relative standard error of the deviation at `mean`.
         misfit: the median relative residual of the groups' variances.
+        span: from the darkest block to the brightest.
+        groups: (mean, variance) of the groups that the line goes through, (2, N).
         line: whether a gain is seen: brightness spans enough of the noise, and the line fits.
     """
 
@@ -195,7 +197,15 @@ class Fit:
     black_error: float
     deviation_error: float
     misfit: float
+    span: float
+    groups: np.ndarray
     line: bool
+
+    def power_misfit(self, power: float, black: float) -> float:
+        """Return the misfit of a variance that grows with a power of the brightness over black."""
+        m, v = self.groups
+        ratio = v / np.maximum(m - black, 1e-6 * self.span) ** power
+        return float(np.median(np.abs(ratio / np.median(ratio) - 1)))
 
 
 def fit_line(
@@ -235,12 +245,12 @@ def fit_line(
     mean = float(blocks.mean.mean())
     at = max(slope * (mean - dark) + start, 1e-300)
     errors = _errors(m - dark, v, weights, slope, start, mean - dark)
-    span = float(np.ptp(blocks.mean)) / math.sqrt(at)
+    span = float(np.ptp(blocks.mean))
     misfit = float(np.median(residuals))
-    sure = gain is not None or (span >= SPAN and slope > SURE * errors[0])
+    sure = gain is not None or (span >= SPAN * math.sqrt(at) and slope > SURE * errors[0])
     seen = slope > 0 and sure and misfit <= MISFIT
     noise = PoissonGaussian(slope, start - slope * dark) if seen else PoissonGaussian(0.0, at)
-    return Fit(noise, mean, *errors, misfit, seen)
+    return Fit(noise, mean, *errors, misfit, span, np.stack([m, v]), seen)
 
 
 def _columns(blocks: Blocks) -> Sequence[np.ndarray]:

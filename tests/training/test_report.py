@@ -114,9 +114,10 @@ def test_a_long_table_is_thinned_and_a_wide_range_is_logarithmic():
     assert odd.count("<circle") == 1
 
 
+@pytest.mark.slow
 def test_the_commands_of_a_report_run(run, tmp_path, capsys):
     """Those that go on and that sample; the run is a copy."""
-    copy = Run(tmp_path / "again")
+    copy = Run(tmp_path / "and again")
     shutil.copytree(run.folder, copy.folder)
     assert command.main(["report", str(copy.folder)]) == 0
     assert capsys.readouterr().out.strip() == str(copy.report)
@@ -135,7 +136,9 @@ def test_the_commands_of_a_report_run(run, tmp_path, capsys):
     assert {"scores.json fd", "scores.json nn1"} <= rows
 
 
-@pytest.mark.parametrize("number", [0, 15], ids=["time", "signal"])
+@pytest.mark.parametrize(
+    "number", [0, pytest.param(15, marks=pytest.mark.slow)], ids=["time", "signal"]
+)
 def test_a_run_that_is_stopped_has_a_report(tmp_path, monkeypatch, number):
     original = Saver.on_train_batch_end
 
