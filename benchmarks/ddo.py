@@ -47,13 +47,12 @@ BASES = {
         "optim.lr=2e-3",
         "optim.rampup=6400",
         "optim.decay=cosine",
-        "sample.every=0",
         "checkpoint.every=300",
         "eval.loss_every=600",
     ],
 }
 CONFIGS = {"digits": "configs/ddo_digits.yaml", "fashion_mnist": "configs/ddo_fashion.yaml"}
-COMMON = ["trainer.loggers=csv", "trainer.progress=false"]
+COMMON = ["trainer.loggers=csv", "trainer.progress=false", "sample.every=0"]
 METRICS = ["fd", "nn1", "nn1_fake", "nn1_real"]
 
 

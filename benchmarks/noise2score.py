@@ -91,7 +91,7 @@ def study(name, words):
         own = [config, *variants[key]] if PUBLISHED not in variants[key] else variants[key]
         run, facts = trained([*own, *changed, f"seed={seed}"], work)
         model = genmodels.load(run)
-        (law,) = model.DENOISE_LAWS
+        law = model.cfg.data.noise.law
         rows = []
         for conditions in wanted(model, law):
             for folder in sets:

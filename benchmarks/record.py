@@ -1,26 +1,10 @@
 """The JSON file of a benchmark: what was run, on what, with which versions, and what came out."""
 
 import json
-import platform
-from pathlib import Path
-
-import torch
 
 from genmodels.atomic import write_bytes
 from genmodels.config import check
-from genmodels.evaluation.report import versions
-
-
-def machine():
-    """Return what computed, in words: GPU or processor and threads."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [li for li in cpuinfo.read_text().splitlines() if li.startswith("model name")]
-        name = lines[0].partition(":")[2].strip() if lines else name
-    return f"{name}, {torch.get_num_threads()} threads"
+from genmodels.evaluation.report import machine, versions
 
 
 def command_line(name, argv, without=()):

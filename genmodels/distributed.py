@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ __all__ = [
     "process_state",
     "rank",
     "share",
+    "together",
     "wait",
     "world",
 ]
@@ -190,6 +192,32 @@ def gather_rows(rows: torch.Tensor, count: int) -> torch.Tensor:
     for number, part in enumerate(parts):
         together[number :: len(parts)] = part
     return torch.from_numpy(together)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Raise on every process what the block raises on any; all of them have to enter it.
+
+    One that failed alone would leave the others waiting in the next thing that they hand each
+    other. The block itself must hand nothing around.
+
+    Raises:
+        ValueError: of another process, its text; the process's own error is raised as it is.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        if world() == 1:
+            raise
+        error = caught
+        traceback.clear_frames(error.__traceback__)  # what they hold, large tensors maybe
+    lines = gather_to_all(None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    for number, line in enumerate(lines):
+        if line is not None:
+            raise ValueError(f"process {number}: {line}")
 
 
 def barrier() -> None:

@@ -1,6 +1,8 @@
 """Images from a model, in batches, on all processes."""
 
 import contextlib
+import math
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,37 @@ def labels_for(
     return [int(parts[seed % len(parts)]) for seed in seeds]
 
 
+def class_grid(model: Any, num: int) -> tuple[list[int] | None, int | None]:
+    """Return (labels, columns) of a grid of about `num` images with a class in each column.
+
+    Every class has the same number of images, and they are `num` or fewer; few classes have several
+    columns each. Of more classes than `num`, or than four times the side of a square, as many as
+    make a square are shown, evenly spaced. Without classes it is (None, None).
+
+    Args:
+        model: a method; the classes that it saw images of are shown.
+        num: images in the grid, > 0.
+    """
+    if not model.classes:
+        return None, None
+    shown, side = list(model.present or range(model.classes)), max(1, round(num**0.5))
+    count = len(shown) if len(shown) <= min(num, 4 * side) else side
+    shown = [shown[k * len(shown) // count] for k in range(count)]
+    row = [label for label in shown for _ in range(max(1, round(side / count)))]
+    return row * max(1, num // len(row)), len(row)
+
+
+def class_columns(labels: Sequence[int] | None) -> int | None:
+    """Return how many columns keep each label in columns of its own, None if it recurs otherwise.
+
+    That is a multiple of the labels' period, near a square.
+    """
+    period = len(set(labels or ()))
+    if not labels or any(label != labels[k % period] for k, label in enumerate(labels)):
+        return None
+    return period * max(1, round(len(labels) ** 0.5 / period))
+
+
 def generate(
     model: Any,
     seeds: Sequence[int],
@@ -78,6 +111,7 @@ def generate(
     batch: int = 64,
     precision: str = "fp32",
     progress: bool = True,
+    fill: bool = False,
     **options: Any,
 ) -> Iterator[tuple[Sequence[int], Sequence[int] | None, torch.Tensor]]:
     """Yield (seeds, labels or None, uint8 images (B, C, H, W) on the CPU), batch by batch.
@@ -89,12 +123,15 @@ def generate(
         batch: images at a time; changes no image.
         precision: "fp32" (without TF32) or "bf16" (autocast).
         progress: show a bar.
+        fill: of a compiled network, fill up a batch that is the only one too. A last batch always
+            is, with images made once more and dropped: another size would be compiled anew.
         options: passed on to model.sample.
 
     Raises:
         NonFinite: the model made images that are not numbers.
         ValueError: an option that the model refuses, or a batch that does not fit into memory.
     """
+    size = batch if fill else min(batch, len(seeds))
     bar = tqdm(total=len(seeds), desc="sampling", unit="img", disable=not progress, delay=0.5)
     with bar:  # delayed, so that an option refused by the model leaves one clean line
         for start in range(0, len(seeds), batch):
@@ -102,11 +139,86 @@ def generate(
             their_labels = None if labels is None else labels[start : start + batch]
             too_large = f"batch={batch}: does not fit into memory; try batch={max(1, batch // 4)}"
             with autocast(model.device, precision), tf32(False), cli.fits_memory(too_large):
-                x = model.sample(some, their_labels, **options)
+                x = _sample(model, some, their_labels, size, options)
             if not torch.isfinite(x).all():
                 raise NonFinite(f"seeds {some[0]}..{some[-1]}: the model made non-finite images")
             yield some, their_labels, to_uint8(x).cpu()
             bar.update(len(some))
+
+
+def _sample(
+    model: Any,
+    seeds: Sequence[int],
+    labels: Sequence[int] | None,
+    size: int,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    """Return model.sample's images; a compiled network makes `size` of them: it knows no other."""
+    more = size - len(seeds)
+    if more <= 0 or "compile" not in model.faster:
+        return model.sample(seeds, labels, **options)
+    labels = None if labels is None else [*labels, *[labels[0]] * more]
+    return model.sample([*seeds, *[seeds[0]] * more], labels, **options)[: len(seeds)]
+
+
+def speed_up(models: Sequence[Any], options: Any, count: int) -> dict[str, Any]:
+    """Do what a command's compile= and channels_last= ask for; return more settings of generate().
+
+    Those keep a compiled network to one size of batch.
+
+    Args:
+        models: to speed up; a None among them is passed over.
+        options: of the command, with batch, compile and channels_last.
+        count: images of all processes together.
+
+    Raises:
+        ValueError: channels_last=true for a network without images inside.
+    """
+    for model in filter(None, models):
+        if options.channels_last and all(p.ndim != 4 for p in model.net.parameters()):
+            name = model.cfg.network.name
+            raise ValueError(
+                f"channels_last=true: network.name={name} has no convolution; leave it out"
+            )
+        model.speed_up(compile=options.compile, channels_last=options.channels_last)
+    if not options.compile:
+        return {}
+    return {"batch": min(options.batch, math.ceil(count / distributed.world())), "fill": True}
+
+
+def warm_up(
+    model: Any, seeds: Sequence[int], labels: Sequence[int] | None = None, **settings: Any
+) -> float:
+    """Make this process's first batch, drop it, say so and return its seconds.
+
+    Args:
+        model: with a compiled network, which is compiled in this.
+        seeds, labels: of all processes' images, as for generate.
+        settings: of generate, with those that speed_up returns.
+
+    Raises:
+        ValueError: the images come without the network, or torch cannot compile here.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    started, first = time.monotonic(), distributed.share(len(seeds))[: settings["batch"]]
+    some = [seeds[i] for i in first]
+    theirs = None if labels is None else [labels[i] for i in first]
+    try:
+        for _ in generate(model, some, theirs, **{**settings, "progress": False}):
+            if not model.nfe:
+                raise ValueError(
+                    "compile=true: these images come without the network; leave it out"
+                )
+    except BackendCompilerFailed as error:  # no C++ compiler on a CPU, for one
+        reason = " ".join(str(error).split("\n\n")[0].split())
+        raise ValueError(
+            f"compile=true: torch cannot compile here ({reason}); leave it out"
+        ) from None
+    seconds = time.monotonic() - started
+    if distributed.rank() == 0:
+        print(f"compile: warmed up in {seconds:.1f} s with {settings['batch']} images, not timed")
+    return seconds
 
 
 def generate_all(
@@ -123,13 +235,14 @@ def generate_everywhere(
     """Return generate_all's images on every process, each of which makes its share."""
     share = distributed.share(len(seeds))
     shown = options.pop("progress", True) and distributed.rank() == 0
-    images = generate_all(
-        model,
-        [seeds[i] for i in share],
-        None if labels is None else [labels[i] for i in share],
-        progress=shown,
-        **options,
-    )
+    with distributed.together():
+        images = generate_all(
+            model,
+            [seeds[i] for i in share],
+            None if labels is None else [labels[i] for i in share],
+            progress=shown,
+            **options,
+        )
     return distributed.gather_rows(images, len(seeds))
 
 

@@ -6,6 +6,8 @@ samples/                            pictures on the way
 ema/step-XXXXXXXX-0.050.safetensors averages of the weights of that relative width
 checkpoints/step-XXXXXXXX.ckpt      the latest few
 checkpoints/last.ckpt               the latest, which is the run's model
+report.html                         all of it to look at
+training.json                       what computed, and for how long
 """
 
 import contextlib
@@ -121,6 +123,16 @@ class Run:
     def metrics(self) -> Path:
         """The table of the logged steps."""
         return self.folder / "metrics.csv"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows the run."""
+        return self.folder / "report.html"
+
+    @property
+    def training(self) -> Path:
+        """What computed the run, and for how long."""
+        return self.folder / "training.json"
 
     @property
     def samples(self) -> Path:
@@ -253,7 +265,16 @@ def check_output(
 
 
 _IN_FOLDERS = (".png", ".npz", ".csv")
-_OWN = ("config.yaml", "metrics.csv", "samples", "checkpoints", "ema", ".lock")
+_OWN = (
+    "config.yaml",
+    "metrics.csv",
+    "report.html",
+    "training.json",
+    "samples",
+    "checkpoints",
+    "ema",
+    ".lock",
+)
 
 
 def _resolved(text: Path | str) -> Path | None:

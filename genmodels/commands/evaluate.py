@@ -336,11 +336,11 @@ def check_scores(options: ScoreOptions, models: Sequence[str]) -> None:
             f"save_images={options.save_images}: holds the images of one MODEL; name one"
         )
     check_alone(options, names)
-    for key in ("seeds", "labels", "save_images"):
-        if options.images and getattr(options, key):
-            raise ValueError(
-                f"{key}={getattr(options, key)}: images= are there already; leave it out"
-            )
+    for key in ("seeds", "labels", "save_images", "compile", "channels_last"):
+        value = getattr(options, key)
+        if options.images and value:
+            text = "true" if value is True else value
+            raise ValueError(f"{key}={text}: images= are there already; leave it out")
 
 
 def check_alone(options: ScoreOptions, names: Sequence[str]) -> None:

@@ -35,6 +35,8 @@ COMMANDS = {
     "evaluate": Command(
         "genmodels.commands.evaluate:evaluate", "score a model, or folders of images", "evaluate.py"
     ),
+    "report": Command("genmodels.commands.report:report", "write a run's page anew: report.html"),
+    "compare": Command("genmodels.commands.compare:compare", "several runs in one page"),
     "config": Command("genmodels.commands.config:config", "list or copy the configs"),
     "data": Command(
         "genmodels.data.commands:main", "describe, convert or fetch a data set", "genmodels.data"

@@ -74,6 +74,10 @@ class GenerateOptions(Section):
         "device of the noise generators; cuda reproduces seeds published for it",
         choices=DEVICES[1:],
     )
+    compile: bool = setting(
+        False, "torch.compile the network, first of all and untimed; changes images by rounding"
+    )
+    channels_last: bool = setting(False, "NHWC memory format for the network; likewise")
     ema: bool = setting(True, "the averaged weights; false: the raw ones of a checkpoint")
 
 
@@ -122,9 +126,12 @@ def generate(path: str, options: GenerateOptions, extra: dict[str, str]) -> None
     checkpoint.load_guide(settings, device)
     settings |= {key: getattr(options, key) for key in ("batch", "precision", "noise")}
     settings |= known_pixels(model, options.inpaint, options.mask)
+    settings |= generation.speed_up([model, settings.get("guide")], options, len(seeds))
     if options.format == "npz":
         known = partial(holds_arrays, names=("images", "seeds", "labels"))
         check_output("out", out / "images.npz", earlier=known)
+    if options.compile:
+        generation.warm_up(model, seeds, labels, **settings)
     write = write_npz if options.format == "npz" else write_pngs
     write(out, model, seeds, labels, settings)
     if rank() == 0:
@@ -228,7 +235,8 @@ def write_pngs(
     barrier()
     if rank() == 0:
         first = [images.read_image(out / f"{seed:06d}.png", model.shape[0]) for seed in seeds[:100]]
-        images.write_png(out / "grid.png", images.contact_sheet(torch.stack(first)))
+        columns = generation.class_columns(labels and labels[:100])
+        images.write_png(out / "grid.png", images.contact_sheet(torch.stack(first), columns))
 
 
 def write_npz(

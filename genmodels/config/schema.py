@@ -30,8 +30,8 @@ class Limits:
         return not isinstance(value, float) or math.isfinite(value) or self.infinite
 
     def allow(self, value: Any) -> bool:
-        """Return whether a single value lies within them; NaN lies within no bound."""
-        return (
+        """Return whether a single value lies within them; NaN lies within no bound, None in all."""
+        return value is None or (
             (self.ge is None or value >= self.ge)
             and (self.gt is None or value > self.gt)
             and (self.le is None or value <= self.le)
@@ -155,6 +155,17 @@ class NoiseConfig(Section):
         "for baselines: clean, or second: another noisy copy",
         choices=("none", "clean", "second"),
     )
+    scale: str = setting(
+        "auto",
+        "copies=given: what the network sees as black and white: quantiles .1 and 99.9 % of all "
+        "pictures, or file: by their type; auto: quantiles for 16 bits and floats "
+        "if level=0",
+        choices=("auto", "quantiles", "file"),
+    )
+    black: list[float] = setting(
+        [], "copies=given: told in place of scale; one, or one for each channel of a stack"
+    )
+    white: list[float] = setting([], "the same")
 
     def __post_init__(self):
         super().__post_init__()
@@ -170,6 +181,8 @@ class NoiseConfig(Section):
             "copies",
             "knows no target and no level_max",
         )
+        for key in ("scale", "black", "white"):
+            self.check(given or getattr(self, key) in ("auto", []), key, "needs copies=given")
 
 
 @dataclass

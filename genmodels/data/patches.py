@@ -7,8 +7,9 @@ What the network may learn from is data.noise.copies, and is saved with the mode
     given   the pictures are noisy themselves: nothing is added
 """
 
+import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
@@ -18,13 +19,14 @@ from torch.utils.data import DataLoader
 
 from genmodels import seeding
 from genmodels.config import DataConfig, check
-from genmodels.data.fingerprint import digest, note_fingerprint
+from genmodels.data.fingerprint import NEW, digest, note_fingerprint
 from genmodels.data.module import home_of_images
 from genmodels.data.own import held_out_share
 from genmodels.data.sets import picture_tree
 from genmodels.data.stream import TrainStream
 from genmodels.images import Tree, from_uint8, to_uint8
-from genmodels.images.pictures import find_pictures
+from genmodels.images.pictures import Planes, check_scale, find_pictures
+from genmodels.images.scale import Quantiles, Scale, Wanted, whole_range
 from genmodels.noise import law_of
 from genmodels.noise.levels import level_from_patches
 
@@ -65,8 +67,12 @@ class NoisyDataModule(L.LightningDataModule):
                 getattr(cfg, key),
                 "is not for patches of noisy pictures; leave it out",
             )
-        read = _noisy_pictures if cfg.noise.copies == "given" else _clean_pictures
-        pictures = read(picture_tree(cfg), channels)
+        tree = picture_tree(cfg)
+        self.factor = 1.0  # of the config's level, on the scale of the patches
+        if cfg.noise.copies == "given":
+            pictures, self.factor = _noisy_pictures(tree, cfg, channels)
+        else:
+            pictures = _clean_pictures(tree, channels)
         for name, picture in pictures:
             check(
                 min(picture.shape[1:]) >= cfg.patch,
@@ -98,7 +104,8 @@ class NoisyDataModule(L.LightningDataModule):
         if noise.copies == "fresh":
             return {"target": pictures}, []
         if noise.copies == "given":
-            return {"image": pictures}, [noise.level or self._estimate(*item) for item in named]
+            level = noise.level * self.factor
+            return {"image": pictures}, [level or self._estimate(*item) for item in named]
         levels = [self._draw_level(self._rng(k, LEVEL)) for k in range(len(pictures))]
 
         def copies(draw):
@@ -240,24 +247,84 @@ def _clean_pictures(tree: Tree, channels: int) -> list[tuple[str, torch.Tensor]]
     return [(name, tree.read(name, channels)) for name in tree.names]
 
 
-def _noisy_pictures(tree: Tree, channels: int) -> list[tuple[str, torch.Tensor]]:
-    """Return [(name, float32 (C, H, W) on the [-1, 1] scale)] of noisy pictures.
+def _noisy_pictures(
+    tree: Tree, cfg: DataConfig, channels: int
+) -> tuple[list[tuple[str, torch.Tensor]], float]:
+    """Return [(name, float32 (C, H, W) on the [-1, 1] scale)] of noisy pictures, and a factor.
 
     For a grey model every channel of a colour picture is a picture: an average has other noise.
+    The factor is what the config's level is multiplied by to be one on that scale.
     """
+    readers = find_pictures(tree.path, "data.root", any_scale=True)
+    scale, factor = _common_scale(readers, cfg)
     named = []
-    for name, read in find_pictures(tree.path, "data.root").items():
-        stack = read().images()
-        for k, image in enumerate(stack):
-            check(
-                len(image) == channels or channels == 1,
-                "data.channels",
-                channels,
-                f"{name} is grey; take data.channels=1",
-            )
-            parts = [image] if len(image) == channels else image.split(1)
-            named += [(name if len(stack) == 1 else f"{name}[{k}]", part) for part in parts]
-    return named
+    for name, read in readers.items():
+        with contextlib.closing(read()) as picture:
+            for k in range(len(picture)):
+                image = (scale or whole_range(picture.dtype)).tensor(picture.plane(k))
+                check(
+                    len(image) == channels or channels == 1,
+                    "data.channels",
+                    channels,
+                    f"{name} is grey; take data.channels=1",
+                )
+                parts = [image] if len(image) == channels else image.split(1)
+                named += [(f"{name}{picture.label(k)}", part) for part in parts]
+    return named, factor
+
+
+def _common_scale(
+    readers: dict[str, Callable[[], Planes]], cfg: DataConfig
+) -> tuple[Scale | None, float]:
+    """Return the scale of all pictures (None: each by its type), and see _noisy_pictures.
+
+    What was found is noted in the config, for a run that goes on and for restoring.
+
+    Raises:
+        ValueError: pictures of several types, whose quantiles mean nothing together.
+    """
+    noise = cfg.noise
+    older = noise.scale == "auto" and cfg.fingerprint not in ("", NEW)
+    # The run began before there was a choice; or what a told level counts on is left as it is.
+    plain = older or (noise.level and noise.scale == "auto")
+    words = Wanted("file" if plain else noise.scale, noise.black, noise.white, "data.noise.")
+    gaussian = noise.law == "gaussian"  # only this noise stays what it is when black moves
+    check(
+        gaussian or words.scale != "quantiles",
+        "data.noise.scale",
+        "quantiles",
+        f"{noise.law} noise depends on where black is; tell data.noise.black= and white=",
+    )
+    found: dict[np.dtype, Quantiles] = {}
+    for name, read in readers.items():
+        picture = read()
+        dtype = np.dtype(float) if picture.dtype.kind == "f" else picture.dtype
+        values = found.setdefault(dtype, Quantiles(dtype))
+        for k in range(len(picture)):
+            values.add(picture.plane(k))
+        picture.close()
+        if not (gaussian and words.measured(dtype)) and not words.white:
+            check_scale(dtype, values.most, name, "data.root")
+    several = len(found) > 1
+    types = " and ".join(sorted(dtype.name for dtype in found))
+    check(
+        not several or (words.scale != "quantiles" and bool(words.black) == bool(words.white)),
+        "data.root",
+        cfg.root,
+        f"holds pictures of {types}; tell data.noise.black= and white=, or scale=file",
+    )
+    dtype, values = next(iter(found.items()))
+    measured = gaussian and words.measured(dtype) and not several
+    if measured:
+        (scale,) = words.scales(dtype, [values])
+    else:
+        scale = words.defined(dtype) if words.black or words.white else None
+    if noise.scale == "auto" and not older:
+        noise.scale = "quantiles" if measured else "file"
+    if measured:
+        noise.black, noise.white = [scale.black], [scale.white]
+    factor = words.unit(dtype).over(scale) if scale and gaussian else 1.0
+    return scale, factor
 
 
 class Pictures:

@@ -208,6 +208,8 @@ class ScoreOptions(OodOptions, FeatureOptions, FileOptions):
     noise: str = setting(
         "cpu", "device of the noise generators, as in sample.py", choices=DEVICES[1:]
     )
+    compile: bool = setting(False, "torch.compile the MODEL's network, as in sample.py")
+    channels_last: bool = setting(False, "NHWC memory format for the MODEL's network")
     plot: str = setting(
         "", "PNG to draw the distance against 1/n in, of several sets their scores with error bars"
     )
@@ -223,6 +225,12 @@ class ScoreOptions(OodOptions, FeatureOptions, FileOptions):
             "resamples",
             "must be >= 2, or 0 for no error bars",
         )
+        for key in ("compile", "channels_last"):
+            self.check(
+                not (getattr(self, key) and (self.cluster or self.ood)),
+                key,
+                "is for images that a MODEL makes; give cluster= and ood= a command of their own",
+            )
         self.check(
             not self.table or self.table.lower().endswith((".csv", ".md")),
             "table",

@@ -214,7 +214,7 @@ def score_pass(
     sums = _Sums(count, split, shift, sums_device(features), whole)
     wanted = {"rows": rows, "logits": logits, "marks": True}
     tables: dict[str, list[Any]] = {name: [] for name, kept in wanted.items() if kept}
-    with bar:
+    with bar, distributed.together():
         reader = _Reader(source, features, list(todo.values()), batch, logits, bar)
         for unit, index in units.items():
             if unit in todo:
@@ -235,6 +235,15 @@ def score_pass(
                 table.append((index, part.get(name)))
     found = {name: _gathered_table(table, count) for name, table in tables.items()}
     return Scored(sums.gathered(), **found)
+
+
+def check_memory(features: Features, count: int, dim: int) -> None:
+    """Raise ValueError if the moments of so many images in these dimensions are too large."""
+    if 8 * min(count, dim) * dim > _MEMORY:
+        raise ValueError(
+            f"features={features.name}: the moments of {count} images in {dim} dimensions do not "
+            f"fit into {_MEMORY >> 30} GB; choose features of a smaller dimension"
+        )
 
 
 def _share_of_units(count: int, rank: int, world: int) -> tuple[int, dict[int, torch.Tensor]]:
@@ -316,12 +325,7 @@ def _part(
     kept: list[torch.Tensor] = []
     scores: list[torch.Tensor] = []
     for rows, logits in reader.take(count):
-        if 8 * min(total, rows.shape[1]) * rows.shape[1] > _MEMORY:
-            raise ValueError(
-                f"features={features.name}: the moments of {total} images in {rows.shape[1]} "
-                f"dimensions do not fit into {_MEMORY >> 30} GB; choose features of a smaller "
-                "dimension"
-            )
+        check_memory(features, total, rows.shape[1])
         waiting.append(rows.to(sums_device(features)))
         if sum(map(len, waiting)) >= _BUFFER:
             moments.update(torch.cat(waiting))

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 
 def draw_scores(path: Path | str, scorer: "Scorer") -> None:
-    """Write a PNG of the latest scores of a Scorer: distance against 1/n, and precision
-    against recall for several k where these were asked for.
+    """Write a PNG of the latest scores of a Scorer: see scores_png.
 
     Args:
         path: the file.
@@ -27,6 +26,24 @@ def draw_scores(path: Path | str, scorer: "Scorer") -> None:
 
     Raises:
         ValueError: neither a distance from enough images nor precision and recall to draw.
+    """
+    data = scores_png(scorer)
+    if data is None:
+        raise ValueError(
+            f"plot={path}: nothing to draw; ask for metrics=prc, or for fd with more than twice as "
+            "many images as the features have dimensions"
+        )
+    write_bytes(path, data)
+
+
+def scores_png(scorer: "Scorer") -> bytes | None:
+    """Return a PNG of the latest scores of a Scorer, or None if there is nothing to draw.
+
+    It is the distance against 1/n, and precision against recall for several k where these were
+    asked for.
+
+    Args:
+        scorer: Scorer, called with curve=True.
     """
     from matplotlib.figure import Figure
 
@@ -38,14 +55,11 @@ def draw_scores(path: Path | str, scorer: "Scorer") -> None:
     if asked and rows is not None and reference is not None:
         panels.append(lambda axes: _draw_precision_recall(axes, rows, reference))
     if not panels:
-        raise ValueError(
-            f"plot={path}: nothing to draw; ask for metrics=prc, or for fd with more than twice as "
-            "many images as the features have dimensions"
-        )
+        return None
     figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         panel(axes)
-    _write(path, figure)
+    return _png(figure)
 
 
 def draw_comparison(path: Path | str, rows: "Sequence[Row]", names: Sequence[str]) -> None:
@@ -76,13 +90,13 @@ def draw_comparison(path: Path | str, rows: "Sequence[Row]", names: Sequence[str
         axes.set_axisbelow(True)
     for axes in every.flat[len(metrics) :]:
         axes.set_visible(False)
-    _write(path, figure)
+    write_bytes(path, _png(figure))
 
 
-def _write(path: Path | str, figure: Any) -> None:
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _draw_distance(axes: Any, frechet: BlockFrechet, name: str) -> None:
@@ -110,9 +124,9 @@ def _draw_distance(axes: Any, frechet: BlockFrechet, name: str) -> None:
 
 
 def _draw_precision_recall(axes: Any, rows: torch.Tensor, reference: torch.Tensor) -> None:
-    """Draw precision against recall for k = 1, 2, 3, 5, 8."""
+    """Draw precision against recall for k = 1, 2, 3, 5, 8, as far as there are more rows."""
     shown: list[tuple[float, float, list[int]]] = []  # where names stand, of one point or several
-    for k in (1, 2, 3, 5, 8):
+    for k in (k for k in (1, 2, 3, 5, 8) if k < min(len(rows), len(reference))):
         precision, recall = (
             float(part.double().mean()) for part in precision_recall(rows, reference, k)
         )

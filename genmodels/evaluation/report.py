@@ -1,6 +1,7 @@
 """The JSON of an evaluation, or its table."""
 
 import json
+import platform
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -24,6 +25,18 @@ def versions() -> dict[str, str]:
         "diffusers": metadata.version("diffusers"),
         "numpy": np.__version__,
     }
+
+
+def machine() -> str:
+    """Return what computes, in words: the GPU, or the processor and its threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [li for li in cpuinfo.read_text().splitlines() if li.startswith("model name")]
+        name = lines[0].partition(":")[2].strip() if lines else name
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def write_report(

@@ -6,6 +6,7 @@ The rule, for picture k of the folder in sorted order, x on [0, 1]:
     PSNR with peak 1 and SSIM of the estimate clipped to [0, 1], each the mean over pictures
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,7 +77,7 @@ def law_and_level(model: Any, options: "RestorationOptions") -> tuple[str, float
         raise ValueError("level=auto: say the level of the noise to add; blind=true hides it")
     level = LAWS[law].check(options.level)
     if not options.blind:
-        model.check_level(level)
+        model.check_level(level, law)
     restoration.choose_estimator(model, options.estimator)
     if options.against:
         check_choice("against", options.against, ("bm3d",))
@@ -85,15 +86,16 @@ def law_and_level(model: Any, options: "RestorationOptions") -> tuple[str, float
     return law, level
 
 
-def clean_picture(name: str, picture: pictures.Picture) -> np.ndarray:
+def clean_picture(name: str, picture: pictures.Planes) -> np.ndarray:
     """Return a Picture as float64 (H, W, C) on [0, 1].
 
     Raises:
         ValueError: several in one file, too small for SSIM, or beyond black or white.
     """
-    x = picture.values[0].astype(np.float64) / picture.white
-    if len(picture.values) > 1:
-        raise ValueError(f"denoise={name}: holds {len(picture.values)} pictures; make it one")
+    with contextlib.closing(picture):
+        x = picture.plane(0).astype(np.float64) / picture.white
+    if len(picture) > 1:
+        raise ValueError(f"denoise={name}: holds {len(picture)} pictures; make it one")
     if min(x.shape[:2]) < LEAST_SIDE:
         raise ValueError(
             f"denoise={name}: is {x.shape[0]} x {x.shape[1]}, SSIM needs sides of "
@@ -108,7 +110,7 @@ def restore_one(
     model: Any,
     index: int,
     name: str,
-    picture: pictures.Picture,
+    picture: pictures.Planes,
     options: "RestorationOptions",
     law: str,
     level: float,
@@ -127,15 +129,15 @@ def restore_one(
     assumed = level
     if options.blind:
         row["level"] = restoration.find_level(model, noisy, law)
-        assumed = model.nearest_level(row["level"])
+        assumed = model.nearest_level(row["level"], law)
 
-    def restored(ensemble: bool) -> np.ndarray:
+    def restored(ensemble: str) -> np.ndarray:
         image = restoration.restore(model, noisy, law, assumed, ensemble=ensemble, **settings)
         return (image.movedim(0, 2).double().numpy() + 1) / 2
 
-    calls = {"": lambda: restored(False)}
-    if options.ensemble:
-        calls["_ensemble"] = lambda: restored(True)
+    calls = {"": lambda: restored("false")}
+    if restoration.passes(options.ensemble):
+        calls["_ensemble"] = lambda: restored(options.ensemble)
     if options.against:
         calls["_bm3d"] = lambda: bm3d(y, law, level)
     for kind, call in calls.items():

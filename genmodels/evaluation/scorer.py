@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from genmodels.distributed import rank
 from genmodels.evaluation.kept import KeptFeatures
-from genmodels.evaluation.passes import Scored, Store, score_pass, sums_device
+from genmodels.evaluation.passes import Scored, Store, check_memory, score_pass, sums_device
 from genmodels.evaluation.sources import ImageSource, Pictures
 from genmodels.images import OnDisk
 from genmodels.metrics.cmmd import cmmd
 from genmodels.metrics.errorbars import resampled
-from genmodels.metrics.features import Features, load_features, mode_difference
+from genmodels.metrics.features import Features, feature_rows, load_features, mode_difference
 from genmodels.metrics.frechet import (
     BlockFrechet,
     Moments,
@@ -28,6 +28,7 @@ from genmodels.metrics.frechet import (
 from genmodels.metrics.inception_score import inception_scores
 from genmodels.metrics.kernel_distance import kernel_distance_deviations, kernel_distance_subsets
 from genmodels.metrics.manifold import (
+    LEAST_HELD_OUT,
     density_coverage,
     memorised,
     nn1,
@@ -430,6 +431,7 @@ class Scorer:
         num: how many images will be scored, so that too few are refused before the work.
         keep: KeptFeatures, where rows are looked for before images are passed over, or None.
         keep_rows: keep the rows of both sides even where no metric needs them.
+        work: False: check all that can be known before the work, and do none of it.
 
     Attributes:
         metrics: {name: Metric as it is computed}.
@@ -464,6 +466,7 @@ class Scorer:
         num: int | None = None,
         keep: KeptFeatures | None = None,
         keep_rows: bool = False,
+        work: bool = True,
     ):
         words = list(metrics)
         self.metrics = metrics_to_score(words, equal)
@@ -497,6 +500,9 @@ class Scorer:
         elif isinstance(reference, Scored) and reference.rows is not None:
             self.rows_num = len(reference.rows)
         num = self.reference_num if num is None else num
+        if not work:
+            self._check_images(_pictures(reference), num)
+            return
         self._check_number(num, self.features.dim or 0)
         if not isinstance(reference, Scored):
             pictures = _pictures(reference)
@@ -531,6 +537,11 @@ class Scorer:
             if any(need in splits and splits[need] is None for need in metric.needs):
                 raise ValueError(
                     f"metrics={name}: needs a data set with a training and a test split"
+                )
+            if "held_out" in metric.needs and len(splits["held_out"]) < LEAST_HELD_OUT:
+                raise ValueError(
+                    f"metrics={name}: needs at least {LEAST_HELD_OUT} held-out images, got "
+                    f"{len(splits['held_out'])}; hold out more, or leave it out"
                 )
             bare = isinstance(reference, Scored) and reference.rows is None
             if bare and metric.keeps_rows and metric.needs != ("rows",):
@@ -568,6 +579,14 @@ class Scorer:
                     f"dimension {dim}, got {num} and {real} in the reference; give more, or write "
                     f"metrics={metric.limit_of}"
                 )
+
+    def _check_images(self, reference: ImageSource, num: int) -> None:
+        """Raise ValueError for images that the features refuse, or too many dimensions of these."""
+        first = next(iter(reference.read(torch.arange(1))))
+        dim = next(feature_rows(self.features, first, batch=1)).shape[1]
+        self._check_number(num, dim)
+        for count in (num, len(reference)):
+            check_memory(self.features, count, dim)
 
     def _pass(
         self, source: ImageSource, label: str, store: Store | None = None, **options: Any

@@ -131,6 +131,7 @@ class Scoring:
         self.kept = [list(scoring.tables_to_keep(m, options.equal)) for m in self.metrics]
         for kept in self.kept:
             kept[0] |= bool(self.classes)
+        self.warm_up: dict[str, float] = {}  # seconds of the latest set's
         self.scorers = [self._scorer(k) for k in range(len(self.features))]
         self.scorer = self.scorers[0]
 
@@ -197,6 +198,9 @@ class Scoring:
             label: of its bar.
         """
         options, pictures = self.options, self.pictures[number]
+        self.warm_up = {}
+        if options.compile and isinstance(pictures, Generated):
+            self.warm_up = {"warm_up": round(pictures.warm_up(), 2)}
         scores: dict[str, Any] = {}
         for k, scorer in enumerate(self.scorers):
             parts = None
@@ -223,7 +227,7 @@ class Scoring:
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each stage."""
         named = [self.named(scorer.seconds, k) for k, scorer in enumerate(self.scorers)]
-        return {stage: seconds for of_one in named for stage, seconds in of_one.items()}
+        return {stage: s for of_one in named for stage, s in of_one.items()} | self.warm_up
 
     def deviations(self) -> dict[str, torch.Tensor]:
         """Return those of the latest images, see Scorer."""
@@ -317,6 +321,7 @@ def compare_sets(
             for stage, seconds in work.seconds().items()
             if stage.partition("@")[0] in (name, "scores")
         }
+        stages |= work.warm_up
         num, pairing = len(work.pictures[number]), work.pairings[number]
         rows.append(Row(each, num, scores, work.deviations(), pairing, stages))
     if rank() != 0:
@@ -362,6 +367,7 @@ def generated(
     seeds = seed_list(options.num or reference_num or 1, options.seed, options.seeds)
     labels = generation.labels_for(seeds, options.labels, model.classes, model.present)
     settings = extra | {key: getattr(options, key) for key in ("batch", "precision", "noise")}
+    settings |= generation.speed_up([model, extra.get("guide")], options, len(seeds))
     return Generated(model, seeds, labels, save=options.save_images, again=again, **settings)
 
 

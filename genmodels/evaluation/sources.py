@@ -126,6 +126,10 @@ class Generated:
                 self.is_made[batch] = True
             yield pictures
 
+    def warm_up(self) -> float:
+        """Return the seconds of a first batch that is dropped: it compiles the network."""
+        return generation.warm_up(self.model, self.seeds, self.labels, **self.settings)
+
     def forget(self) -> None:
         """Let go of the images that were kept for another pass."""
         self.made = None
@@ -145,8 +149,8 @@ class Generated:
     def identity(self) -> list[Any]:
         """Return what tells this set from another: weights, seeds, labels and settings."""
         # The batch changes no image: after a lack of memory the pass goes on with a smaller one.
-        settings = {k: _as_plain(v) for k, v in self.settings.items() if k != "batch"}
-        words = [self.seeds, self.labels, settings]
+        settings = {k: _as_plain(v) for k, v in self.settings.items() if k not in ("batch", "fill")}
+        words = [self.seeds, self.labels, settings, *self.model.faster]
         return [sha256_of(self.model.state_dict().values()), words]
 
 

@@ -1,7 +1,7 @@
 """Pictures of any size to restore: 8 and 16 bits and floats, read and written without loss.
 
-    PNG, TIFF   8 and 16 bits, grey or colour; alpha is dropped; TIFF also floats, grey, on the
-                scale 0..255, and either order of bytes
+    PNG         8 and 16 bits, grey or colour; alpha is dropped
+    TIFF        the same, 32 bits and floats, signed ones too; stacks of planes, see stacks.py
     npy         (H, W), (H, W, C) or (N, H, W, C), C = 1 or 3, floats on the scale 0..255, uint8 or
                 uint16 (0..65535); written as float32 on the same scale
     others      JPEG, WebP, GIF, BMP, PPM: written as PNG
@@ -9,18 +9,23 @@
 Floats may leave 0..255: nothing is clipped on the way in.
 """
 
+import contextlib
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
-from genmodels.foreign import check_npy, read_plain
+from genmodels.atomic import make_folder, write_bytes
+from genmodels.foreign import check_npy, open_plain
 from genmodels.images import pixels
 from genmodels.images.read import SUFFIXES, Tree, read_values
+from genmodels.images.scale import as_type, whole_range
+from genmodels.images.stacks import Stack, has_planes
 
 KEPT = (".png", ".tif", ".tiff", ".npy")  # written as they came; others, JPEG say, as PNG
 SHEET = "before_after.png"
@@ -29,7 +34,7 @@ NOT_READ = (SHEET, "grid.png")
 
 @dataclass(frozen=True)
 class Picture:
-    """What a file holds.
+    """What a file holds: planes, each an image, of one channel.
 
     Attributes:
         name: of the file, within its folder or zip.
@@ -41,69 +46,146 @@ class Picture:
     values: np.ndarray
     shape: tuple[int, ...]
 
+    channels = 1
+    notes = ()
+
+    def __len__(self) -> int:
+        return len(self.values)
+
     @property
-    def white(self) -> int:
-        """The value of white."""
-        return 65535 if self.values.dtype == np.uint16 else 255
+    def dtype(self) -> np.dtype:
+        """The type of its values."""
+        return self.values.dtype
 
-    def images(self) -> torch.Tensor:
-        """Return it on the [-1, 1] scale, float32 (N, C, H, W), not clipped."""
-        scaled = torch.from_numpy(self.values.astype(np.float64) / (self.white / 2) - 1)
-        return scaled.permute(0, 3, 1, 2).float()
+    @property
+    def white(self) -> float:
+        """The value of white by its type."""
+        return whole_range(self.dtype).white
 
-    def as_file(self, restored: torch.Tensor) -> bytes:
-        """Return images in [-1, 1], (N, C, H, W), as the bytes of a file of this kind."""
-        values = (restored.double().permute(0, 2, 3, 1).numpy() + 1) * (self.white / 2)
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.values.shape[1], self.values.shape[2]
+
+    def channel(self, number: int) -> int:
+        """Return which channel a plane is of."""
+        return 0
+
+    def label(self, number: int) -> str:
+        """Return what tells a plane from the others: "[3]", or "" of a single one."""
+        return f"[{number}]" if len(self) > 1 else ""
+
+    def close(self) -> None:
+        """Do nothing: all of it is in memory."""
+
+    def plane(self, number: int) -> np.ndarray:
+        """Return the values of a plane, (H, W, C)."""
+        return self.values[number]
+
+    def write(self, path: Path, planes: Iterable[np.ndarray]) -> None:
+        """Write other values in place of its own to a file of its kind, all or nothing.
+
+        Folders are made when there is something to write.
+
+        Args:
+            path: of the file.
+            planes: (H, W, C), in the order of its own; whole numbers are rounded and clipped.
+        """
+        values = np.stack(list(planes))
+        make_folder(path.parent, exist_ok=True)
         suffix = PurePath(self.name).suffix.lower()
         if suffix == ".npy":
             buffer = io.BytesIO()
             np.save(buffer, values.reshape(self.shape).astype(np.float32))
-            return buffer.getvalue()
-        whole = self.values.dtype.kind == "u"
-        values = np.floor(values + 0.5) if whole else values
+            write_bytes(path, buffer.getvalue())
+            return
         kind = "tiff" if suffix in (".tif", ".tiff") else "png"
-        return pixels.picture_bytes(values[0].astype(self.values.dtype), kind)
+        write_bytes(path, pixels.picture_bytes(as_type(values[0], self.dtype), kind))
 
 
-def find_pictures(path: Path, key: str = "denoise") -> dict[str, Callable[[], Picture]]:
-    """Return {output name: callable that reads the Picture}, in the order of the input's names.
+Planes = Picture | Stack
+
+
+def find_pictures(
+    path: Path, key: str = "denoise", any_scale: bool = False, axes: str = ""
+) -> dict[str, Callable[[], Planes]]:
+    """Return {output name: callable that opens the file}, in the order of the input's names.
 
     Args:
         path: a picture, an .npy, or a folder or .zip of them; other files are not looked at.
         key: what errors call it.
+        any_scale: floats need not be on 0..255.
+        axes: what the dimensions of stacks are, in place of what the files say.
 
     Raises:
         ValueError: no such thing, nothing in it, or two files with one output.
     """
     known = (*SUFFIXES, ".npy")
+    contents: dict[str, Callable[[], BinaryIO]]
     if path.is_file() and path.suffix.lower() in known:
-        contents = {path.name: partial(read_plain, path)}
+        contents = {path.name: partial(open_plain, path)}
     elif path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
         tree = Tree(path, key)
         names = [name for name in tree.entries if name.lower().endswith(known)]
         names = [name for name in names if PurePath(name).name not in NOT_READ]
         names.sort(key=lambda name: name.split("/"))
-        contents = {name: partial(tree.read_bytes, name) for name in names}
+        contents = {name: partial(tree.open, name) for name in names}
     else:
         raise ValueError(f"{key}={path}: no such picture, .npy, folder or .zip")
     if not contents:
         raise ValueError(f"{key}={path}: holds no picture ({', '.join(known)})")
     readers = {}
     inputs = {}
-    for name, data in contents.items():
+    for name, opened in contents.items():
         out = PurePath(name)
         out = str(out if out.suffix.lower() in KEPT else out.with_suffix(".png"))
         if out in inputs:
             raise ValueError(
                 f"{key}={path}: {inputs[out]} and {name} would both become {out}; rename one"
             )
-        readers[out] = partial(read_picture, name, data, key=key)
+        readers[out] = partial(open_picture, name, opened, key, any_scale, axes)
         inputs[out] = name
     return readers
 
 
+def open_picture(
+    name: str,
+    opened: Callable[[], BinaryIO],
+    key: str = "denoise",
+    any_scale: bool = False,
+    axes: str = "",
+) -> Planes:
+    """Return the planes of a file, those of a TIFF as a Stack that is to be closed.
+
+    Args:
+        name: of the file; its ending says the format.
+        opened: returns the file, opened for reading bytes.
+        key: what errors call it.
+        any_scale: floats need not be on 0..255.
+        axes: what the dimensions of a stack are.
+
+    Raises:
+        ValueError: broken, of another form or scale, or with pixels that are no numbers.
+    """
+    file = opened()
+    with contextlib.ExitStack() as stack:
+        stack.callback(file.close)
+        if not name.lower().endswith(".npy") and has_planes(file, name):
+            found = Stack(name, file, axes, key)
+            if not any_scale:
+                most = max(float(found.plane(k).max()) for k in range(len(found)))
+                check_scale(found.dtype, most, name, key)
+            stack.pop_all()
+            return found
+        if axes:
+            raise ValueError(
+                f"axes={axes}: {name} is no TIFF with dimensions to name; leave it out"
+            )
+        return read_picture(name, file.read, key, any_scale)
+
+
 def read_picture(
-    name: str, data: Callable[[], bytes], key: str = "denoise", scale_known: bool = False
+    name: str, data: Callable[[], bytes], key: str = "denoise", any_scale: bool = False
 ) -> Picture:
     """Return the Picture of this name.
 
@@ -111,7 +193,7 @@ def read_picture(
         name: of the file; its ending says the format.
         data: returns the file's bytes.
         key: what errors call it.
-        scale_known: floats are on 0..255 for sure, as those this module wrote are.
+        any_scale: floats need not be on 0..255.
 
     Raises:
         ValueError: broken, of another form or scale, or with pixels that are no numbers.
@@ -126,16 +208,22 @@ def read_picture(
         shape = values.shape[1:]
     if not np.isfinite(values).all():
         raise ValueError(f"{key}={name}: holds NaN or infinite pixels; mend or remove it")
-    if not scale_known:
-        check_scale(values, name, key)
+    if not any_scale:
+        check_scale(values.dtype, values.max(initial=0), name, key)
     return Picture(name, values, shape)
 
 
-def check_scale(values: np.ndarray, name: Path | str, key: str = "denoise") -> None:
-    """Raise ValueError for floats on the scale 0..1: they would be nearly black."""
-    if values.dtype.kind == "f" and values.size and 0 < values.max() <= 2:
+def check_scale(dtype: np.dtype, most: float, name: Path | str, key: str = "denoise") -> None:
+    """Raise ValueError for floats on the scale 0..1, on 0..255 they would be nearly black.
+
+    Args:
+        dtype: of the pixels.
+        most: the brightest.
+        name, key: what errors call the file.
+    """
+    if dtype.kind == "f" and 0 < most <= 2:
         raise ValueError(
-            f"{key}={name}: its brightest pixel is {values.max():.3g}; floats are on "
+            f"{key}={name}: its brightest pixel is {most:.3g}; floats are on "
             "the scale 0..255: multiply those of 0..1 by 255"
         )
 
@@ -163,10 +251,10 @@ def _array_values(name: str, data: bytes, key: str) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def before_after(pairs: Iterable[tuple[Picture, Picture]], side: int = 256) -> torch.Tensor:
-    """Return a sheet, uint8 (3, H, W): a row noisy | restored for each pair of Pictures.
+def before_after(pairs: Iterable[tuple[Planes, Planes]], side: int = 256) -> torch.Tensor:
+    """Return a sheet, uint8 (3, H, W): a row noisy | restored for each pair of files.
 
-    Of large ones it is the central square of `side`; of an array the first picture.
+    Of large ones it is the central square of `side`; of several planes the first.
     """
     cells = [_cell(picture, side) for pair in pairs for picture in pair]
     height, width = (max(cell.shape[axis] for cell in cells) for axis in (1, 2))
@@ -176,9 +264,10 @@ def before_after(pairs: Iterable[tuple[Picture, Picture]], side: int = 256) -> t
     return pixels.grid(sheet, columns=2)
 
 
-def _cell(picture: Picture, side: int) -> torch.Tensor:
-    """Return the first image's centre as uint8 (3, H, W), H and W at most `side`."""
-    image = picture.images()[0]
+def _cell(picture: Planes, side: int) -> torch.Tensor:
+    """Return the first plane's centre as uint8 (3, H, W), H and W at most `side`."""
+    image = whole_range(picture.dtype).tensor(picture.plane(0))
+    picture.close()
     top, left = (max(0, (size - side) // 2) for size in image.shape[1:])
     part = image[:, top : top + side, left : left + side]
     return pixels.to_uint8(part).expand(3, -1, -1)

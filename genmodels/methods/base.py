@@ -59,6 +59,8 @@ class GenerativeModule(L.LightningModule):
     # ENERGY               its network is an energy, (B,) for (B, C, H, W)
     # LABEL_DROPOUT        method.label_dropout > 0 hides that share of labels in training
     # P_STD                method.p_std is the spread of ln sigma in training
+    # OF_WEIGHTS           these settings of the method say what its weights mean, beside network.*:
+    #                      init= brings them along
     # RETRIES              method.retry = 1, 2, ... goes on after a divergence with other noise
     # BY_PROCESS           what of its training is drawn for each process or micro-batch and not for
     #                      each image, in words: it differs after a resume on other devices
@@ -70,12 +72,13 @@ class GenerativeModule(L.LightningModule):
     # OOD_SCORES           ood_scores(x) -> {name: (B,)}, higher = more like the training data
     # DENOISE_LAWS         restore() of noise of these laws: {law: what its level is}
     # ANY_SIZE             restore() of pictures of any size; it is trained on patches of such, and
-    #                      has noisy_state, noise_level, nearest_level and check_level
+    #                      has noisy_state, noise_level, nearest_level, check_level, treatment
     # ESTIMATORS           method.estimator may be set to these for restore()
     NEEDS: tuple[str, ...] = ()
     ENERGY: bool = False
     LABEL_DROPOUT: bool = False
     P_STD: bool = False
+    OF_WEIGHTS: tuple[str, ...] = ()
     RETRIES: bool = False
     BY_PROCESS: tuple[str, ...] = ()
     SAMPLE_OPTIONS: ClassVar[dict[str, dataclasses.Field]] = {}
@@ -110,6 +113,7 @@ class GenerativeModule(L.LightningModule):
         self.present: list[int] = cfg.data.present if cfg.data.labels else []
         self.nfe = 0  # network evaluations for each image in the latest sample()
         self.chains = ""  # where the images of the latest sample() came from, if it has chains
+        self.faster: list[str] = []  # what speed_up() has done
         self.nonfinite = 0  # steps skipped in a row, on a CPU
         self.skips: Skips | None = None  # the same on a device
         self.stopped: Tensor | None = None  # on a device: whether no further step is taken
@@ -193,6 +197,15 @@ class GenerativeModule(L.LightningModule):
             data: the run's ImageDataModule.
         """
         return ""
+
+    def speed_up(self, *, compile: bool = False, channels_last: bool = False) -> None:
+        """Compile the network, and lay its weights out as NHWC; its values change by rounding."""
+        if channels_last:
+            self.net.to(memory_format=torch.channels_last)
+        if compile:
+            self.net.compile()
+        asked = {"compile": compile, "channels_last": channels_last}
+        self.faster = [name for name, done in asked.items() if done]
 
     def learned_from(self) -> str:
         """Return what the model card says of the training beyond the data set, or nothing."""

@@ -129,6 +129,10 @@ class CDRL(GenerativeModule):
     """
 
     Config = CDRLConfig
+    OF_WEIGHTS = (
+        *("angles", "levels", "units", "units_limit", "initializer", "initializer_channels"),
+        *("initializer_multipliers", "initializer_blocks", "initializer_attention"),
+    )
     ENERGY = True
     LABEL_DROPOUT = True
     SAMPLE_OPTIONS = settings_of(CDRLConfig, *SAMPLING) | settings_of(ComposeOptions)
@@ -325,7 +329,8 @@ class CDRL(GenerativeModule):
         blend = image_blend(self, cfg.guidance, drawn, labels, compose, keys)
         known, mask = given_pixels(keys, known, mask)
         y, rung, f = self.draw(keys, blend, cfg, known, mask, callback)
-        x = denoise_tweedie(lambda y: f(y, rung), y, rung, cfg.tweedie_scale).clamp(-1, 1)
+        with fixed_weights(self.net), frozen(self.net):
+            x = denoise_tweedie(lambda y: f(y, rung), y, rung, cfg.tweedie_scale).clamp(-1, 1)
         return x if mask is None else torch.where(mask, known, x)
 
     def draw(

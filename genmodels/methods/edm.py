@@ -162,6 +162,7 @@ class EDM(GenerativeModule):
     """
 
     Config = EDMConfig
+    OF_WEIGHTS = ("precond", "sigma_data")
     LABEL_DROPOUT = True
     P_STD = True
     SAMPLE_OPTIONS = settings_of(EDMConfig, *SAMPLING) | settings_of(GuideOptions)

@@ -145,6 +145,7 @@ class GBM(GenerativeModule):
     """Multiplicative diffusion in log space; cfg.method is a GBMConfig."""
 
     Config = GBMConfig
+    OF_WEIGHTS = ("offset",)
     SAMPLE_OPTIONS = settings_of(GBMConfig, *SAMPLING)
     LIKELIHOODS = ("ode", "bound")
     LIKELIHOOD_OPTIONS = settings_of(GBMLikelihoodOptions)

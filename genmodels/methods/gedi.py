@@ -139,6 +139,7 @@ class GEDI(GenerativeModule):
     """
 
     Config = GEDIConfig
+    OF_WEIGHTS = ("clusters", "tau", "head_width", "energy")
     RETRIES = True
     BY_PROCESS = (
         "which chains of the buffer go on",

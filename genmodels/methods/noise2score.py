@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,8 +29,10 @@ from genmodels.kernels.broadcast import over_items
 from genmodels.kernels.philox import philox_normal
 from genmodels.methods.base import Batch, GenerativeModule, Labels
 from genmodels.networks import NETWORKS
-from genmodels.noise import law_of
+from genmodels.noise import LAWS, law_of
 from genmodels.noise.levels import level_from_patches
+from genmodels.noise.poisson_gaussian import Blocks, PoissonGaussian, fit_line
+from genmodels.noise.stabilise import CAMERA, UNITS, contrast, stabilised
 
 if TYPE_CHECKING:
     from genmodels.data.patches import NoisyDataModule
@@ -41,6 +44,12 @@ VIEWS = {
     "fresh": "new noise on clean pictures for every patch",
     "given": "the pictures' own noise",
 }
+
+
+def _runs(values: Sequence[Any]) -> list[tuple[Any, slice]]:
+    """Return [(value, slice of its neighbours that are equal)]."""
+    starts = [k for k in range(len(values)) if not k or values[k] != values[k - 1]]
+    return [(values[i], slice(i, j)) for i, j in zip(starts, [*starts[1:], len(values)])]
 
 
 @dataclass
@@ -96,7 +105,8 @@ class Noise2Score(GenerativeModule):
     """Restores noisy pictures of any size; cfg.method is a Noise2ScoreConfig."""
 
     Config = Noise2ScoreConfig
-    ANY_SIZE = True  # DENOISE_LAWS and ESTIMATORS: those of its one law, see __init__
+    OF_WEIGHTS = ("form", "domain")
+    ANY_SIZE = True  # DENOISE_LAWS and ESTIMATORS depend on the law it is trained on: __init__
 
     def __init__(self, cfg: config.Config) -> None:
         super().__init__(cfg)
@@ -114,7 +124,8 @@ class Noise2Score(GenerativeModule):
             "scores generated images, of which it makes none; take eval.loss_every",
         )
         self.sigma_a_min = self.least_perturbation(max(self.configured_levels()))
-        self.DENOISE_LAWS = {noise.law: self.law.unit}
+        # Other noise is made Gaussian of one level, which a model of Gaussian noise restores.
+        self.DENOISE_LAWS = UNITS if noise.law == "gaussian" else {noise.law: self.law.unit}
         self.ESTIMATORS = ("law",)
         if self.law.corrected is not None and method.objective == "score":
             self.ESTIMATORS += ("corrected",)
@@ -339,18 +350,40 @@ class Noise2Score(GenerativeModule):
         """Raise ValueError for pixels that are not finite numbers."""
         check(torch.isfinite(images).all(), "image", "nan", "its pixels must be finite numbers")
 
-    def noise_level(self, image: Tensor, law: str) -> float:
-        """Return the level of the noise in one picture (C, H, W) on [-1, 1], in the law's unit."""
-        check(law in self.DENOISE_LAWS, "law", law, f"choose from {', '.join(self.DENOISE_LAWS)}")
-        return float(level_from_patches((image.double() + 1) / 2, self.law))
+    def noise_level(self, image: Tensor, law: str) -> float | PoissonGaussian:
+        """Return the level of the noise in one picture (C, H, W) on [-1, 1], in the law's unit.
 
-    def nearest_level(self, level: float) -> float:
-        """Return the level nearest to this one of those that it knows: trained on, or 10 % off."""
+        Of poisson-gaussian: the noise of its pixels on [0, 1].
+        """
+        self.check_law(law)
+        y = (image.double() + 1) / 2
+        if law not in LAWS:
+            return fit_line(Blocks.of(y.movedim(0, -1).numpy(force=True))).noise
+        return level_from_patches(y, law)
+
+    def check_law(self, law: str) -> None:
+        """Raise ValueError for noise that it does not restore."""
+        check(law in self.DENOISE_LAWS, "law", law, f"choose from {', '.join(self.DENOISE_LAWS)}")
+
+    def nearest_level(self, level: float, law: str = "") -> float:
+        """Return the level nearest to this one of those that it knows: trained on, or 10 % off.
+
+        A model of Gaussian noise restores every level: see contrast() of noise/stabilise.py.
+        """
+        if self.cfg.data.noise.law == "gaussian":
+            return level
         low, high = self.levels.tolist()
         return min(max(level, 0.9 * low), 1.1 * high)
 
-    def check_level(self, level: float) -> None:
-        """Raise ValueError for a level that it does not know."""
+    def check_level(self, level: float | PoissonGaussian, law: str = "") -> None:
+        """Raise ValueError for a level that it does not know; law: its own one if ""."""
+        if law == CAMERA:
+            camera = isinstance(level, PoissonGaussian)
+            check(camera, "level", level, f"law={law} takes a PoissonGaussian")
+            return
+        if self.cfg.data.noise.law == "gaussian":
+            LAWS[law or "gaussian"].check(level)
+            return
         low, high = self.levels.tolist()
         check(
             self.nearest_level(level) == level,
@@ -359,24 +392,43 @@ class Noise2Score(GenerativeModule):
             f"this model was trained at {low:.4g} to {high:.4g}; tell one of these",
         )
 
+    def treatment(self, law: str, level: float | PoissonGaussian) -> str:
+        """Return in words how it restores noise of a level that it was not trained on, or ""."""
+        if self.cfg.data.noise.law != "gaussian":
+            return ""
+        sigma = stabilised(law, level).level
+        low, high = self.levels.tolist()
+        factor, told, share = contrast(sigma, low, high)
+        if 0.9 * low <= sigma <= 1.1 * high:
+            return ""
+        words = f"noise of {sigma:.3g} of 255 is {'above' if sigma > high else 'below'} the "
+        words += f"{low:.3g} to {high:.3g} that the model knows: restored with {factor:.3g} times "
+        words += f"the contrast as {told:.3g}"
+        return words + (f", {100 * share:.2g} % of the change taken" if share < 1 else "")
+
     @torch.no_grad()
     def restore(
         self,
         images: Tensor,
         law: str,
-        level: float | None = None,
+        level: float | PoissonGaussian | None = None,
         labels: Tensor | None = None,
+        clip: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Return (restored pictures in [-1, 1], float32, their levels (B,)) of noisy ones.
 
+        The levels are in the law's unit; of poisson-gaussian sigma of 255 in its Gaussian domain.
+
         Args:
             images: float32 (B, C, H, W) on the [-1, 1] scale, not clipped; any H and W.
-            law: the one it was trained on, a key of DENOISE_LAWS.
-            level: in the law's unit; None: estimated for each picture, the nearest that it knows.
+            law: a key of DENOISE_LAWS: the one it was trained on, and if that is gaussian others.
+            level: in the law's unit, of poisson-gaussian the noise of pixels on [0, 1]; None:
+                estimated for each picture, of another law than gaussian the nearest that it knows.
             labels: None; it knows no classes.
+            clip: to black and white; false: what lies beyond is kept.
 
         Raises:
-            ValueError: another law or number of channels, a level it was not trained on.
+            ValueError: another law or number of channels, a level it cannot restore.
         """
         check(
             images.shape[1] == self.shape[0],
@@ -384,16 +436,73 @@ class Noise2Score(GenerativeModule):
             tuple(images.shape),
             f"the model knows {self.shape[0]} channels",
         )
-        check(law in self.DENOISE_LAWS, "law", law, f"choose from {', '.join(self.DENOISE_LAWS)}")
+        self.check_law(law)
         self.noisy_state(images)
-        if level is None:
-            levels = [self.nearest_level(self.noise_level(image, law)) for image in images]
-        else:
-            self.check_level(level)
-            levels = [level] * len(images)
-        levels = torch.tensor(levels, dtype=torch.float32, device=self.device)
         y = (images.to(self.device) + 1) / 2
-        return (self.estimate(y, levels) * 2 - 1).clamp(-1, 1), levels
+        if level is None:
+            found = [self.noise_level(image, law) for image in images]
+        else:
+            found = [level] * len(images)
+        if self.cfg.data.noise.law == "gaussian":
+            x, levels = self.gaussian_restored(y, law, found)
+        else:
+            if level is not None:
+                self.check_level(level)
+            found = [self.nearest_level(one) for one in found]
+            levels = torch.tensor(found, dtype=torch.float32, device=self.device)
+            x = self.estimate(y, levels)
+        x = x * 2 - 1
+        return (x.clamp(-1, 1) if clip else x), levels
+
+    def denoise(
+        self, picture: np.ndarray, law: str = "", level: float | None = None, **options: Any
+    ) -> np.ndarray:
+        """Return the restored pixels of a noisy picture, float32 of its shape, in its own unit.
+
+            model = genmodels.load("pretrained/noise2score_grey")
+            clean = model.denoise(photo, level=25)                          # uint8, 0..255
+            clean = model.denoise(frame, law="poisson-gaussian")            # uint16; gain found
+            clean = model.denoise(frame, law="poisson-gaussian", gain=2.1, offset=100, read=1.6)
+            clean = model.denoise(scan, law="auto", ensemble=4)
+
+        What sample.py denoise= does, for arrays: tiles, black and white by quantiles for 16 bits
+        and floats, every law through a model of Gaussian noise, levels beyond the trained range.
+
+        Args:
+            picture: (H, W), (H, W, C) or (N, H, W, C), C = 1 or 3: uint8, uint16, or floats on
+                0..255 or of any range if the level is found; not clipped.
+            law: a key of DENOISE_LAWS, or auto; "": the one it was trained on.
+            level: in the law's unit, sigma of 255 for gaussian; None: found for each picture.
+            options: gain, offset, read (of poisson-gaussian), black, white, scale, tile, overlap,
+                ensemble, correlated, precision and estimator of `python sample.py --help`; and
+                verbose=False, which keeps what is found from being printed.
+
+        Raises:
+            ValueError: what sample.py denoise= refuses.
+        """
+        from genmodels.restoration import denoise_array
+
+        return denoise_array(self, picture, law=law, level=level, **options)
+
+    def gaussian_restored(
+        self, y: Tensor, law: str, levels: Sequence[float | PoissonGaussian]
+    ) -> tuple[Tensor, Tensor]:
+        """Return (x on [0, 1], not clipped, levels (B,)) of noise of any law made Gaussian."""
+        parts, shown = [], []
+        for level, rows in _runs(levels):
+            self.check_level(level, law)
+            domain = stabilised(law, level)
+            w = domain.forward(y[rows])
+            factor, told, share = contrast(domain.level, *self.levels.tolist())
+            sigma = torch.full((len(w),), told, dtype=torch.float32, device=self.device)
+            if factor == share == 1:
+                clean = self.estimate(w, sigma)
+            else:
+                stretched = self.estimate((w - 0.5) * factor + 0.5, sigma)
+                clean = w + share * ((stretched - 0.5) / factor + 0.5 - w)
+            parts.append(domain.inverse(clean))
+            shown += [domain.level if isinstance(level, PoissonGaussian) else level] * len(w)
+        return torch.cat(parts), torch.tensor(shown, dtype=torch.float32, device=self.device)
 
     def sample(self, seeds: Sequence[int], labels: Labels = None, **options: Any) -> Tensor:
         """Raise ValueError: this method restores pictures and generates none."""

@@ -12,10 +12,18 @@ import torch
 from genmodels.kernels.pairwise import ball_count, knn_radius
 from genmodels.metrics.features import check_rows
 
-__all__ = ["density_coverage", "memorised", "nn1", "nn1_sides", "precision_recall"]
+__all__ = [
+    "LEAST_HELD_OUT",
+    "density_coverage",
+    "memorised",
+    "nn1",
+    "nn1_sides",
+    "precision_recall",
+]
 
 _BLOCK = 2**24  # distances held at a time: 128 MB
 _QUANTILE = 0.05
+LEAST_HELD_OUT = 20  # rows, for `memorised`: 1 / _QUANTILE
 
 
 def nn1(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -94,10 +102,10 @@ def memorised(samples: torch.Tensor, train: torch.Tensor, heldout: torch.Tensor)
             "samples, train and heldout must have one dimension, got "
             f"{samples.shape[1]}, {train.shape[1]} and {heldout.shape[1]}"
         )
-    if len(samples) == 0 or len(train) == 0 or len(heldout) < 1 / _QUANTILE:
+    if len(samples) == 0 or len(train) == 0 or len(heldout) < LEAST_HELD_OUT:
         raise ValueError(
-            "memorised needs samples, training rows and at least 20 held-out rows, got "
-            f"{len(samples)}, {len(train)} and {len(heldout)}"
+            "memorised needs samples, training rows and at least "
+            f"{LEAST_HELD_OUT} held-out rows, got {len(samples)}, {len(train)} and {len(heldout)}"
         )
     centre = train.mean(dim=0)
     samples, train, heldout = samples - centre, train - centre, heldout - centre

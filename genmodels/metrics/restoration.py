@@ -18,7 +18,9 @@ from types import ModuleType
 import numpy as np
 import torch
 
-__all__ = ["BM3D_LAWS", "LEAST_SIDE", "anscombe_inverse", "bm3d", "load_bm3d", "psnr", "ssim"]
+from genmodels.noise.poisson_gaussian import anscombe_inverse
+
+__all__ = ["BM3D_LAWS", "LEAST_SIDE", "bm3d", "load_bm3d", "psnr", "ssim"]
 
 LEAST_SIDE = 11  # of SSIM's window
 FLOOR = 1 / 1020  # a quarter of a grey level: the darkest pixel that a logarithm is taken of
@@ -100,20 +102,7 @@ def _scaled(z: np.ndarray, std: float) -> np.ndarray:
 
 def _poisson(noisy: np.ndarray, zeta: float) -> np.ndarray:
     z = 2 * np.sqrt(np.maximum(noisy / zeta, 0) + 3 / 8)
-    return zeta * anscombe_inverse(_scaled(z, 1.0))
-
-
-def anscombe_inverse(z: np.ndarray) -> np.ndarray:
-    """Return the counts whose Anscombe transform has the mean z: the closed form, 0 where dark.
-
-    z^2/4 + sqrt(3/2)/4 z^-1 - 11/8 z^-2 + 5/8 sqrt(3/2) z^-3 - 1/8. Its z^-3 explodes below the
-    transform of 0 counts, 2 sqrt(3/8), where there is no count to find.
-    """
-    least = 2 * math.sqrt(3 / 8)
-    root = math.sqrt(3 / 2)
-    z = np.maximum(z, least)
-    counts = z**2 / 4 + root / 4 / z - 11 / 8 / z**2 + 5 / 8 * root / z**3 - 1 / 8
-    return np.where(z > least, counts, 0.0)
+    return zeta * anscombe_inverse(torch.from_numpy(_scaled(z, 1.0))).numpy()
 
 
 def _gamma(noisy: np.ndarray, k: float) -> np.ndarray:

@@ -143,7 +143,8 @@ class EnergyEmbedding(nn.Module):
 
     def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return (B, dim); noise (B,), labels int64 (B,) with -1 = none, or None."""
-        if self.memo is None:
+        # Compiled, it costs next to nothing, and which tensors come in would be compiled in.
+        if torch.compiler.is_compiling() or self.memo is None:
             return self._embed(noise, labels)
         if self.memo[0] is not noise or self.memo[1] is not labels:
             self.memo = (noise, labels, self._embed(noise, labels).detach())

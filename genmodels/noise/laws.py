@@ -51,6 +51,7 @@ class Law:
         second: (y, s, ds, level) -> x, nearer to the posterior mean, ds = ds_i/dy_i; or None.
         positive: whether no pixel lies below 0; one that does counts as 0.
         normal: whether the noise in w is exactly Gaussian.
+        mean_log: level -> E log(y / x) of noise that multiplies; None: of other noise.
     """
 
     unit: str
@@ -64,6 +65,7 @@ class Law:
     second: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Level], torch.Tensor] | None = None
     positive: bool = True
     normal: bool = False
+    mean_log: Callable[[float], float] | None = None
 
     def check(self, level: float | str) -> float:
         """Return the level as a float.
@@ -131,6 +133,11 @@ def _trigamma(k: Level) -> Level:
     """Return the variance of the logarithm of a Gamma variable of shape k."""
     value = torch.polygamma(1, torch.as_tensor(k, dtype=torch.float64))
     return value.to(k.dtype) if isinstance(k, torch.Tensor) else float(value)
+
+
+def _mean_log_gamma(k: float) -> float:
+    """Return E log g = psi(k) - log k of a Gamma variable g of shape k and mean 1."""
+    return float(torch.digamma(torch.tensor(k, dtype=torch.float64))) - math.log(k)
 
 
 def inverse_trigamma(value: float) -> float:
@@ -339,6 +346,7 @@ LAWS = {
         state=LOG,
         state_std=lambda k: _trigamma(k) ** 0.5,
         from_state_std=lambda std: inverse_trigamma(std**2),
+        mean_log=_mean_log_gamma,
     ),
     "exponential": Law(
         unit="1: the factor is exponential of mean 1",
@@ -349,6 +357,7 @@ LAWS = {
         state=LOG,
         state_std=lambda one: math.pi / 6**0.5,
         from_state_std=lambda std: 1.0,
+        mean_log=lambda one: _mean_log_gamma(1.0),
     ),
     "inverse_gaussian": Law(
         unit="shape lambda: mean x, variance x^3/lambda",
@@ -369,6 +378,7 @@ LAWS = {
         state=LOG,
         state_std=lambda one: math.pi / 24**0.5,
         from_state_std=lambda std: 1.0,
+        mean_log=lambda one: (math.log(2) + _mean_log_gamma(1.0)) / 2,
     ),
     "nakagami": Law(
         unit="shape m; x is the root mean square",
@@ -379,6 +389,7 @@ LAWS = {
         state=LOG,
         state_std=lambda m: _trigamma(m) ** 0.5 / 2,
         from_state_std=lambda std: inverse_trigamma(4 * std**2),
+        mean_log=lambda m: _mean_log_gamma(m) / 2,
     ),
     "lognormal": Law(
         unit="standard deviation of the logarithm of the factor",
@@ -390,6 +401,7 @@ LAWS = {
         state_std=lambda std: std,
         from_state_std=lambda std: std,
         normal=True,
+        mean_log=lambda std: 0.0,
     ),
 }
 

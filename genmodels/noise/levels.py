@@ -19,6 +19,10 @@ SMOOTH = 0.05  # the share of the patches taken to be free of structure to begin
 GOLDEN = (5**0.5 - 1) / 2
 
 
+class NoNoise(ValueError):
+    """A picture shows no noise to measure."""
+
+
 def _name_of(law: Law | str) -> str:
     for name, row in LAWS.items():
         if law == name or law is row:
@@ -102,7 +106,8 @@ def level_from_patches(
         smoothest: a patch is kept up to so many standard deviations above noise's own roughness.
 
     Raises:
-        ValueError: a picture too small, or without noise (constant where it is not black).
+        NoNoise: a picture without noise (constant where it is not black).
+        ValueError: a picture too small.
 
     Reference: after Liu, Tanaka and Okutomi 2013 (weak texture), Chen, Zhu and Heng 2015.
     """
@@ -136,7 +141,7 @@ def level_from_patches(
         if abs(std / last - 1) < 1e-3:
             break
     if not level:
-        raise ValueError("level=auto: the picture has no noise to measure; give the level")
+        raise NoNoise("level=auto: the picture has no noise to measure; give the level")
     return level
 
 

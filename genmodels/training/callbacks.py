@@ -4,21 +4,26 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from genmodels import generation, images
+from genmodels import distributed, generation, images
 from genmodels.config import EvalConfig, SampleConfig
+from genmodels.evaluation.plots import scores_png
 from genmodels.evaluation.scorer import Scorer
 from genmodels.evaluation.sources import Generated
 from genmodels.methods.base import GenerativeModule
+from genmodels.metrics.features import load_features
 from genmodels.run import Run
+from genmodels.training import report
+from genmodels.training.judge import make_scorer
 from genmodels.training.saver import CSVMetrics
 
 
@@ -128,11 +133,51 @@ class MatrixPrecision(Callback):
         self.before.close()
 
 
+class Trouble:
+    """What a look at the model may run into without ending the training.
+
+    Args:
+        key: the setting behind the look, for the warning.
+        every: its value.
+    """
+
+    def __init__(self, key: str, every: int) -> None:
+        self.key = key
+        self.every = every
+        self.kinds: set[type] = set()  # of errors warned of
+
+    @contextlib.contextmanager
+    def survived(self, what: str, trainer: L.Trainer) -> Iterator[None]:
+        """Warn of an error in the block, once of each kind, and go on; it is tried again next time.
+
+        Whatever fails on one process must fail on all of them: see distributed.together.
+        """
+        failed = False
+        try:
+            yield
+        except Exception as error:
+            failed = True
+            reason = " ".join(str(error).partition(";")[0].split()) or type(error).__name__
+            if type(error) not in self.kinds and trainer.is_global_zero:
+                warnings.warn(
+                    f"{self.key}={self.every}: no {what} of step {trainer.global_step} ({reason}); "
+                    "the training goes on, and tries again when the next is due",
+                    stacklevel=1,
+                )
+            self.kinds.add(type(error))
+        if failed and torch.cuda.is_available():
+            torch.cuda.empty_cache()  # after a lack of memory the next step needs what it held
+
+
+EARLY = 100  # the step of the first grid, where those after it are further apart
+
+
 class SampleGrid(Callback):
     """Writes step-XXXXXXXX.png among the run's samples, from fixed seeds with the EMA weights.
 
-    Every rank generates its share of the seeds; rank 0 writes. Of a model that restores it is noisy
-    beside restored patches.
+    Every rank generates its share of the seeds; rank 0 writes, and hands the grid to TensorBoard
+    and W&B. With classes each has a column of its own. Of a model that restores it is noisy beside
+    restored patches.
 
     Args:
         run: where to write.
@@ -143,6 +188,7 @@ class SampleGrid(Callback):
         self.run = run
         self.every = cfg.every
         self.num = cfg.num
+        self.trouble = Trouble("sample.every", cfg.every)
 
     def on_train_batch_end(
         self,
@@ -153,19 +199,47 @@ class SampleGrid(Callback):
         batch_idx: int,
     ) -> None:
         """Make a grid if one is due."""
-        if not _due(trainer, batch_idx, self.every):
+        early = self.every > EARLY and _due(trainer, batch_idx, EARLY)
+        first = early and trainer.global_step == EARLY
+        if not first and not _due(trainer, batch_idx, self.every):
             return
-        with _evaluated(trainer, module) as model:
+        with self.trouble.survived("grid", trainer), _evaluated(trainer, module) as model:
+            labels, columns = generation.class_grid(model, self.num)
             if model.ANY_SIZE:
-                pictures = trainer.datamodule.preview(model, self.num)
+                with distributed.together():
+                    pictures = trainer.datamodule.preview(model, self.num)
             else:
-                pictures = generation.generate_everywhere(model, range(self.num), progress=False)
-        if trainer.is_global_zero:
-            sheet = images.contact_sheet(pictures)
-            images.write_png(self.run.samples / f"step-{trainer.global_step:08d}.png", sheet)
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image("samples", sheet, trainer.global_step - 1)
+                seeds = range(self.num if labels is None else len(labels))
+                pictures = generation.generate_everywhere(
+                    model, seeds, labels, batch=small_batch(model.shape), progress=False
+                )
+            if trainer.is_global_zero:
+                sheet = images.contact_sheet(pictures, columns)
+                images.write_png(self.run.samples / f"step-{trainer.global_step:08d}.png", sheet)
+                log_picture(trainer, "samples", sheet)
+
+
+def small_batch(shape: Sequence[int]) -> int:
+    """Return how many images (C, H, W) to make at a time: many of points, 64 of photographs.
+
+    It changes no image; small ones would wait for Python between the steps.
+    """
+    return max(64, 65536 // math.prod(shape))
+
+
+def viewers(trainer: L.Trainer) -> list[Any]:
+    """Return the loggers that show pictures."""
+    return [log for log in trainer.loggers if isinstance(log, TensorBoardLogger | WandbLogger)]
+
+
+def log_picture(trainer: L.Trainer, name: str, picture: torch.Tensor) -> None:
+    """Hand a picture, uint8 (3, H, W), to the loggers that show pictures."""
+    for logger in viewers(trainer):
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, picture, trainer.global_step - 1)
+        else:
+            array = picture.permute(1, 2, 0).cpu().numpy()
+            logger.log_image(name, [array], trainer.global_step - 1)
 
 
 class GeneratedMetrics(Callback):
@@ -183,6 +257,7 @@ class GeneratedMetrics(Callback):
         self.cfg = cfg
         self.seed = seed
         self.scorer: Scorer | None = None
+        self.trouble = Trouble("eval.every", cfg.every)
 
     def on_train_batch_end(
         self,
@@ -195,24 +270,59 @@ class GeneratedMetrics(Callback):
         """Generate, score and log if it is due."""
         if not _due(trainer, batch_idx, self.cfg.every):
             return
-        if self.scorer is None:
-            data = trainer.datamodule
-            self.scorer = Scorer(
-                self.cfg.metrics,
-                self.cfg.features,
-                reference=data.train[0],
-                train=data.train[0],
-                held_out=data.held_out[0],
-                device=module.device,
-                weights_are_code=self.cfg.weights_are_code,
-            )
-        with _evaluated(trainer, module) as model:
-            source = Generated(model, range(self.cfg.num))
-            scores = self.scorer(source, seed=self.seed)
-        if trainer.is_global_zero:
+        scores: dict[str, Any] = {}
+        with self.trouble.survived("scores", trainer):
+            if self.scorer is None:
+                with distributed.together():
+                    features = load_features(
+                        self.cfg.features,
+                        device=module.device,
+                        weights_are_code=self.cfg.weights_are_code,
+                    )
+                data = trainer.datamodule
+                self.scorer = make_scorer(self.cfg, data, features=features, device=module.device)
+            with _evaluated(trainer, module) as model:
+                source = Generated(model, range(self.cfg.num))
+                scores = self.scorer(source, seed=self.seed)
+        if scores:
             logs = {f"eval/{k}_{self.cfg.num}": score["value"] for k, score in scores.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(logs, trainer.global_step - 1)
+            if viewers(trainer):
+                with self.trouble.survived("plot", trainer):
+                    self.draw(trainer)
+
+    def draw(self, trainer: L.Trainer) -> None:
+        """Hand the loggers a plot of the latest scores, if there is anything to draw."""
+        plot = None if self.scorer is None else scores_png(self.scorer)
+        if plot is not None:
+            values = torch.from_numpy(images.read_values(plot, "scores.png"))
+            log_picture(trainer, "scores", values.permute(2, 0, 1))
+
+
+class Report(Callback):
+    """Writes the run's report.html anew after each evaluation; it must stand behind that.
+
+    Args:
+        run: where to write.
+        every: optimizer steps between evaluations.
+    """
+
+    def __init__(self, run: Run, every: int) -> None:
+        self.run = run
+        self.every = every
+
+    def on_train_batch_end(
+        self,
+        trainer: Any,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Write it if it is due."""
+        if trainer.is_global_zero and _due(trainer, batch_idx, self.every):
+            report.update(self.run)
 
 
 class MissedLoss(Callback):

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,7 @@ from genmodels.evaluation.scorer import expand_metrics
 from genmodels.methods import METHODS
 from genmodels.metrics.features import load_features
 from genmodels.run import Run
-from genmodels.training import callbacks
+from genmodels.training import callbacks, report
 from genmodels.training.power_ema import PowerEMA
 from genmodels.training.saver import CSVMetrics, Saver
 
@@ -80,17 +81,17 @@ def fit(
     Raises:
         FloatingPointError: too many non-finite gradients in a row.
     """
-    if cfg.trainer.channels_last:
-        model.net.to(memory_format=torch.channels_last)
-    if cfg.trainer.compile:
-        model.net.compile()
+    model.speed_up(compile=cfg.trainer.compile, channels_last=cfg.trainer.channels_last)
     saver = Saver(run, cfg, whole)
     trainer = make_trainer(cfg, run, step, saver)
     last = (start or run.last) if step else None
     with remedies(cfg, whole or run):
         if is_first():
             run.make_folders()
+        started = time.monotonic()
         trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
+    if whole is None and is_first():
+        report.update(run, time.monotonic() - started, cfg.trainer.processes)
     return Ended(trainer.global_step, saver.signal)
 
 
@@ -113,6 +114,7 @@ def make_trainer(cfg: Config, run: Run, step: int, saver: Saver) -> L.Trainer:
         extras.append(callbacks.SampleGrid(run, cfg.sample))
     if cfg.eval.every:
         extras.append(callbacks.GeneratedMetrics(cfg.eval, cfg.seed))
+        extras.append(callbacks.Report(run, cfg.eval.every))
     if options.progress:
         extras.append(callbacks.Progress())
     extras.append(saver)  # last: see there

@@ -1,18 +1,67 @@
-"""Scores of a model: to choose one of many, and the final ones, on other seeds and other images."""
+"""Scores of a model in training: on the way, to choose one of many, and the final ones."""
 
+import re
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from genmodels import distributed, generation, seeding
-from genmodels.config import Config, check
+from genmodels.config import Config, EvalConfig, check
 from genmodels.data import ImageDataModule
 from genmodels.evaluation import scorer
+from genmodels.training.pool import load_shards, make_shards
 
 CHOOSING_SEEDS, SEEDS = 1 << 31, 1 << 22  # where the seeds of choices begin; for each cfg.seed
-BATCH = 256  # images at a time; changes no image
+BATCH = 256  # images at a time, and in a file that one process makes; changes no image
+
+
+def make_scorer(
+    cfg: EvalConfig, data: ImageDataModule, split: str = "train", **options: Any
+) -> scorer.Scorer:
+    """Return the Scorer of eval.* against the images of a split of the run's data.
+
+    Args:
+        cfg: which metrics and features.
+        data: the training and the held-out images.
+        split: "train" or "held_out".
+        options: of Scorer; `features` in place of loading eval.features.
+
+    Raises:
+        ValueError: what Scorer raises, its keys with eval. before them.
+    """
+    try:
+        return scorer.Scorer(
+            cfg.metrics,
+            options.pop("features", cfg.features),
+            reference=getattr(data, split)[0],
+            train=data.train[0],
+            held_out=data.held_out[0],
+            weights_are_code=cfg.weights_are_code,
+            **options,
+        )
+    except ValueError as error:
+        text = re.sub("^(?=(features|metrics|num)=)", "eval.", str(error))
+        raise ValueError(text) from None
+
+
+def check_scores(cfg: EvalConfig, data: ImageDataModule, *splits: str) -> None:
+    """Raise ValueError for scores that cannot be had of these images; nothing is scored.
+
+    Args:
+        cfg: which metrics, in which features and of how many images.
+        data: the training and the held-out images.
+        splits: what is scored against: "train", "held_out".
+    """
+    for split in splits:
+        make_scorer(cfg, data, split, num=cfg.num, work=False)
+
+
+def final_split(data: ImageDataModule) -> str:
+    """Return what final scores are against: held-out images, or training ones if none are."""
+    return "held_out" if len(data.held_out[0]) else "train"
 
 
 class Judge:
@@ -48,11 +97,17 @@ class Judge:
         }
 
     def generate(
-        self, model: Any, seeds: Sequence[int], progress: bool = False
+        self,
+        model: Any,
+        seeds: Sequence[int],
+        progress: bool = False,
+        labels: list[int] | None = None,
     ) -> tuple[torch.Tensor, list[int] | None]:
-        """Return (uint8 images, labels or None); labels follow the law of the training set's."""
-        labels = None
-        if model.classes:
+        """Return (uint8 images, labels or None).
+
+        Labels that are not given follow the law of the training set's.
+        """
+        if model.classes and labels is None:
             known = self.data.train[1]
             order = seeding.permutation(0, 0, len(known))
             labels = [int(known[order[seed % len(known)]]) for seed in seeds]
@@ -61,26 +116,41 @@ class Judge:
         pictures = generation.generate_all(model, seeds, labels, batch=BATCH, progress=progress)
         return pictures, labels
 
-    def score(self, model: Any) -> dict[str, float]:
-        """Return {metric: value, "score_seconds": s} against the training images, for a choice."""
-        started, first = time.monotonic(), self.choice["seeds"]
-        pictures, _ = self.generate(model, range(first, first + self.cfg.eval.num))
+    def score(self, model: Any, folder: Path | None = None) -> dict[str, float]:
+        """Return {metric: value, "score_seconds": s} against the training images, for a choice.
+
+        Args:
+            model: a method.
+            folder: all processes make the images, there, and the others return {}. None: this
+                process makes them.
+
+        Raises:
+            NonFinite: the model made images that are not numbers.
+        """
+        started = time.monotonic()
+        pictures = self._pictures(model, self.choice["seeds"], folder)
+        if pictures is None:
+            return {}
         with distributed.alone():
             scores = self._scorer("train", 0)(pictures)
         values = {name: score["value"] for name, score in scores.items()}
         return values | {"score_seconds": round(time.monotonic() - started, 2)}
 
-    def final(self, model: Any, first: int = 0) -> dict[str, dict[str, float]]:
+    def final(
+        self, model: Any, first: int = 0, folder: Path | None = None
+    ) -> dict[str, dict[str, float]]:
         """Return {metric: {value, stderr}} against held-out images (training ones if none are).
 
         Args:
             model: a method.
             first: of the eval.num seeds.
+            folder: as for score.
         """
-        pictures, _ = self.generate(model, range(first, first + self.cfg.eval.num))
+        pictures = self._pictures(model, first, folder)
+        if pictures is None:
+            return {}
         with distributed.alone():
-            split = "held_out" if len(self.data.held_out[0]) else "train"
-            return self._scorer(split, 100)(pictures)
+            return self._scorer(final_split(self.data), 100)(pictures)
 
     def distance(self, entry: Mapping[str, Any]) -> float:
         """Return the number that is lowest for the best of several scores."""
@@ -89,16 +159,17 @@ class Judge:
             return abs(value - 0.5)
         return -value if better == "higher" else value
 
+    def _pictures(self, model: Any, first: int, folder: Path | None) -> torch.Tensor | None:
+        """Return the uint8 images of a score, made as score says; None on the other processes."""
+        seeds = range(first, first + self.cfg.eval.num)
+        if folder is None:
+            return self.generate(model, seeds)[0]
+        paths = make_shards(folder, seeds, BATCH, lambda some: self.generate(model, some))
+        return load_shards(paths)[0] if distributed.is_first() else None
+
     def _scorer(self, split: str, resamples: int) -> scorer.Scorer:
         if split not in self.scorers:
-            self.scorers[split] = scorer.Scorer(
-                self.cfg.eval.metrics,
-                self.cfg.eval.features,
-                resamples=resamples,
-                reference=getattr(self.data, split)[0],
-                train=self.data.train[0],
-                held_out=self.data.held_out[0],
-                device=self.device,
-                weights_are_code=self.cfg.eval.weights_are_code,
+            self.scorers[split] = make_scorer(
+                self.cfg.eval, self.data, split, resamples=resamples, device=self.device
             )
         return self.scorers[split]

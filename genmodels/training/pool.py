@@ -1,6 +1,6 @@
-"""DDO's reference and its fake images: made once, kept on disk in shards."""
+"""DDO's reference, and images made by all processes: once, kept on disk in shards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from genmodels import checkpoint, distributed, images
+from genmodels.atomic import write_bytes
 from genmodels.config import Config, check
+from genmodels.generation import NonFinite
 from genmodels.images import arrays
 from genmodels.networks import NETWORKS
 from genmodels.networks.edm2_unet import normalise_weights
@@ -47,39 +49,65 @@ def load_reference(cfg: Config, source: str, device: torch.device) -> Any:
     )
     if NETWORKS[cfg.network.name].FORCED:  # as the trained one: its hash and its fakes are of these
         normalise_weights(model)
-    if cfg.trainer.channels_last:  # as the trained one: else its rounding would differ
-        model.net.to(memory_format=torch.channels_last)
-    if cfg.trainer.compile:
-        model.net.compile()
+    # As the trained one: else its rounding would differ.
+    model.speed_up(compile=cfg.trainer.compile, channels_last=cfg.trainer.channels_last)
     return model.to(device).eval()
 
 
-def make_pool(
-    folder: Path,
-    seeds: range,
-    size: int,
-    generate: Callable[[range], tuple[torch.Tensor, list[int] | None]],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (images uint8 (N, C, H, W), labels int64 (N,), -1 = none), one for each seed.
+Generate = Callable[[range], tuple[torch.Tensor, list[int] | None]]
+
+
+def make_shards(folder: Path, seeds: range, size: int, generate: Generate) -> list[Path]:
+    """Make this process's share of the images of all seeds; return the files of all shards.
 
     FOLDER/shard-00000.npz holds the first `size` of them, and so on. Each shard is made by one
-    process unless it is there; then all wait for all.
+    process unless it is there. A file beside it, its name ending in .nonfinite, says in its place
+    that the model made images that are not numbers.
 
     Args:
         folder: where the shards lie.
-        seeds: of the whole pool.
+        seeds: of all images.
         size: images in a shard.
         generate: maps a range of seeds to (uint8 images, labels or None).
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = [seeds[start : start + size] for start in range(0, len(seeds), size)]
     paths = [folder / f"shard-{k:05d}.npz" for k in range(len(parts))]
+    fault = ""
     for k in distributed.share(len(parts)):
-        if not paths[k].exists():
-            pictures, labels = generate(parts[k])
-            numbers = np.full(len(parts[k]), -1) if labels is None else np.array(labels)
-            nhwc = pictures.permute(0, 2, 3, 1).numpy()
-            images.write_npz(paths[k], images=nhwc, labels=numbers, seeds=np.array(parts[k]))
-    distributed.wait(lambda: all(path.exists() for path in paths))
+        if _is_made(paths[k]):
+            continue
+        try:
+            made = None if fault else generate(parts[k])
+        except NonFinite as error:
+            made, fault = None, str(error)
+        if made is None:  # the others need not be made: who waits for this process gives up
+            write_bytes(_fault(paths[k]), fault.encode())
+            continue
+        pictures, labels = made
+        numbers = np.full(len(parts[k]), -1) if labels is None else np.array(labels)
+        nhwc = pictures.permute(0, 2, 3, 1).numpy()
+        images.write_npz(paths[k], images=nhwc, labels=numbers, seeds=np.array(parts[k]))
+    return paths
+
+
+def load_shards(paths: Sequence[Path]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (images uint8 (N, C, H, W), labels int64 (N,), -1 = none) once all shards are made.
+
+    Raises:
+        NonFinite: images of one of them are not numbers.
+    """
+    distributed.wait(lambda: all(map(_is_made, paths)))
+    for path in paths:
+        if not path.exists():
+            raise NonFinite(_fault(path).read_text())
     shards: list[Any] = [arrays.npz_images(path) for path in paths]
     return torch.cat([pictures for pictures, _ in shards]), torch.cat([part for _, part in shards])
+
+
+def _is_made(path: Path) -> bool:
+    return path.exists() or _fault(path).exists()
+
+
+def _fault(path: Path) -> Path:
+    return path.with_suffix(".nonfinite")

@@ -3,11 +3,13 @@
 Files in and out: images/test_pictures. evaluate.py denoise=: evaluation/test_restoration.
 """
 
+import os
 import sys
 import types
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from torch import nn
@@ -158,6 +160,25 @@ def test_the_ensemble_is_the_mean_of_eight_orientations():
     assert not torch.allclose(found, model.restore(x, "gaussian", 25)[0], atol=0.1)
     one = restoration.restore(model, x[0], "gaussian", 25, ensemble=True)
     assert torch.equal(one, restoration.ensembled(lambda p: model.restore(p, "", 25)[0], x[:1])[0])
+
+
+def test_four_and_eight_passes_see_shifted_pictures_and_put_them_back():
+    """A filter that knows no places gives the same inside, whatever is moved; the edges differ."""
+    x = torch.rand(1, 20, 26, generator=torch.Generator().manual_seed(0)) - 0.5
+    model = Box(radius=1)
+    plain = restoration.restore(model, x, "gaussian", 25)
+    for kind, count in ((4, 4), (8, 8), ("true", 8)):
+        model.seen.clear()
+        found = restoration.restore(model, x, "gaussian", 25, ensemble=kind)
+        assert len(model.seen) == count
+        assert torch.allclose(found[:, 1:-1, 1:-1], plain[:, 1:-1, 1:-1], atol=1e-6)
+    sizes = {tuple(seen.shape[2:]) for seen in model.seen}
+    assert sizes == {(20, 26), (26, 20)}  # of true none is moved
+    moved = Box(radius=0, shift=1)  # to the right, also what was moved down before
+    restoration.restore(moved, x, "gaussian", 25, ensemble=4)
+    assert [tuple(s.shape[2:]) for s in moved.seen] == [(20, 26), (21, 27), (22, 29), (23, 28)]
+    assert torch.equal(moved.seen[2][0, :, 2:, 3:], x)
+    assert restoration.restore(model, x[:, :1, :1], "gaussian", 25, ensemble=4).shape == (1, 1, 1)
 
 
 def test_a_grey_model_restores_a_colour_picture_channel_by_channel():
@@ -322,7 +343,11 @@ def test_bf16_and_the_ensemble_reach_the_network(box, tmp_path):
         (["law=gaussian", "tile=64"], "tile=64: must be larger than twice the overlap, 64"),
         (["law=gaussian", "overlap=-1"], "overlap=-1: must be >= 0"),
         (["law=gaussian", "tile=big"], "tile=big: must be a whole number"),
-        (["law=gaussian", "ensemble=8"], "ensemble=8: must be true or false"),
+        (["law=gaussian", "ensemble=3"], "ensemble=3: choose from false, no, 0, true, yes, 1, 4"),
+        (["law=gaussian", "gain=2"], "gain=2: is of law=poisson-gaussian; name it, or leave"),
+        (["law=gaussian", "read=0"], "read=0: is of law=poisson-gaussian; name it, or leave"),
+        (["law=gaussian", "gain=0"], "gain=0: must be > 0"),
+        (["law=gaussian", "correlated=no"], "correlated=no: choose from raise, shuffle, ignore"),
         (["law=gaussian", "labels=3"], "labels=3: this model is unconditional"),
         (["law=gaussian", "format=npz"], "format=npz: choose from png"),
         (["law=gaussian", "steps=3"], "unknown key steps=3"),
@@ -343,16 +368,16 @@ def test_bf16_and_the_ensemble_reach_the_network(box, tmp_path):
             ["law=gaussian", "denoise={dir}/pickle.npy"],
             "pickle.npy: cannot be read (it holds Python",
         ),
-        (["law=gaussian", "denoise={dir}/wide.tif"], "wide.tif: has more than 16 bits a pixel"),
+        (["law=gaussian", "denoise={dir}/wide.tif"], "wide.tif: holds int64; convert it to 32"),
         (
-            ["law=gaussian", "denoise={dir}/unit.tif"],
+            ["law=gaussian", "scale=file", "denoise={dir}/unit.tif"],
             "unit.tif: its brightest pixel is 1.2; fl",
         ),
         (
-            ["law=gaussian", "denoise={dir}/unit.npy"],
+            ["law=gaussian", "level=25", "denoise={dir}/unit.npy"],
             "unit.npy: its brightest pixel is 1.2; fl",
         ),
-        (["law=gaussian", "denoise={dir}/two.tif"], "two.tif: holds 2 pages; save each as a file"),
+        (["law=gaussian", "denoise={dir}/two.tif"], "two.tif[1]: cannot be read (it is cut off"),
         (["law=gaussian", "estimator=corrected"], "estimator=corrected: choose from law"),
         (["law=gaussian", "out={dir}/a.txt"], "a.txt: is a file; name a folder"),
         (["law=gaussian", "out={dir}"], "is the folder of the noisy picture; name another"),
@@ -388,11 +413,12 @@ def test_bad_input_is_one_line_and_nothing_is_written(box, tmp_path, capsys, wor
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array)
     Image.fromarray(np.full((4, 4), np.inf, np.float32)).save(tmp_path / "inf.tif")
-    Image.fromarray(np.full((4, 4), 300, np.int32)).save(tmp_path / "wide.tif")
+    tifffile.imwrite(tmp_path / "wide.tif", np.full((4, 4), 300))
     unit = np.full((4, 4), 1.2, np.float32)
     Image.fromarray(unit).save(tmp_path / "unit.tif")
     page = Image.fromarray(good)
     page.save(tmp_path / "two.tif", save_all=True, append_images=[page])
+    os.truncate(tmp_path / "two.tif", (tmp_path / "two.tif").stat().st_size - 9)
     before = sorted(tmp_path.rglob("*"))
     words = [word.replace("{dir}", str(tmp_path)) for word in words]
     assert run(tmp_path / "a.png", tmp_path / "out", *words) == 2
@@ -428,3 +454,6 @@ def test_a_method_of_one_shape_has_no_ensemble(box, tmp_path, capsys):
     save(tmp_path / "a.png", random_levels(8, 8))
     assert run(tmp_path / "a.png", tmp_path / "out", "law=gaussian", "ensemble=true") == 2
     assert "ensemble=true: Box does not take it; leave it out" in capsys.readouterr().err
+    for word in ("gain=2", "offset=0", "read=1", "correlated=shuffle"):
+        assert run(tmp_path / "a.png", tmp_path / "out", "law=gaussian", word) == 2
+        assert f"{word.partition('=')[0]}=" in capsys.readouterr().err

@@ -14,7 +14,9 @@ import genmodels
 from genmodels import images
 from genmodels.data import source
 from genmodels.images import OnDisk
+from genmodels.methods.edm import EDM
 from genmodels.metrics.frechet import Moments, frechet_distance
+from genmodels.networks.precond import Precond
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import last_words
 
@@ -238,6 +240,34 @@ def test_a_killed_evaluation_goes_on(tiny_run, tmp_path, capsys, monkeypatch):
     again = scores([*words, "batch=15"], tmp_path)  # which changes no image
     assert len(calls) < 10 and again["metrics"] == whole["metrics"]
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_compiled_it_warms_up_first_in_batches_of_one_size(tiny_run, tmp_path, capsys, monkeypatch):
+    words = [str(tiny_run), "data=digits:test", "metrics=fd", "features=digits", "steps=1"]
+    words += ["num=20", "batch=8", "resamples=0"]
+    plain, sizes, compiled, original = scores(words, tmp_path), [], [], EDM.sample
+
+    def sample(self, seeds, *args, **options):
+        sizes.append((list(compiled), len(seeds)))
+        return original(self, seeds, *args, **options)
+
+    monkeypatch.setattr(EDM, "sample", sample)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self)))
+    report = scores([*words, "compile=true"], tmp_path)
+    assert sizes == [([Precond], 8)] * 4  # one to warm up, then 20 images
+    assert report["metrics"] == plain["metrics"]
+    assert report["stages"]["warm_up"] >= 0 and report["options"]["compile"] is True
+    assert "compile: warmed up in " in capsys.readouterr().out
+    for words, line in (
+        ([f"images={tmp_path}", "reference=digits:test", "compile=true"], "images= are there"),
+        (
+            [str(tiny_run), "metrics=fd", "ood=noise", "channels_last=true"],
+            "a command of their own",
+        ),
+    ):
+        assert evaluate.main(words) == 2
+        errors = capsys.readouterr().err
+        assert line in errors and errors.count("\n") == 1
 
 
 def test_two_processes_agree_with_one(tiny_run, tmp_path):

@@ -1,6 +1,4 @@
-import os
-import subprocess
-import sys
+import re
 import zipfile
 
 import numpy as np
@@ -12,7 +10,8 @@ import genmodels
 import sample
 from genmodels import generation, images
 from genmodels.config.words import parse_seeds
-from tests.helpers.paths import ROOT
+from tests.helpers.graphs import counted_graphs
+from tests.helpers.processes import together
 from tests.helpers.tiny import last_words
 
 
@@ -46,25 +45,55 @@ def test_batch_size_and_order_change_no_byte(ten, tiny_run, tmp_path):
 
 def test_two_processes_write_the_same_bytes(ten, tiny_run, tmp_path):
     words = [str(tiny_run), "num=10", "steps=4", "batch=3"]
-    driver = tmp_path / "driver.py"  # both forms in one start of the processes
-    driver.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import sample\n"
-        f"words = {words!r}\n"
-        f"code = sample.main([*words, {f'out={tmp_path}/png'!r}])\n"
-        f"sys.exit(code or sample.main([*words, {f'out={tmp_path}/npz'!r}, 'format=npz']))\n"
-    )
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", driver],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-    )
+    for form in ("png", "npz"):
+        argv = [*words, f"format={form}", f"out={tmp_path / form}"]
+        ended = together(argv, tmp_path, script="sample")
+        assert [process.code for process in ended] == [0, 0], ended
+        assert ended[0].text.startswith("10 images, ") and not ended[1].text
     assert pngs(tmp_path / "png") == pngs(ten)
     assert (tmp_path / "png" / "grid.png").read_bytes() == (ten / "grid.png").read_bytes()
     with np.load(tmp_path / "npz" / "images.npz") as file:
         expected = images.read_images(ten).permute(0, 2, 3, 1).numpy()
         assert np.array_equal(file["images"], expected)
         assert file["seeds"].tolist() == list(range(10)) and file["labels"].tolist() == [-1] * 10
+
+
+@pytest.mark.parametrize("form", ["png", pytest.param("npz", marks=pytest.mark.slow)])
+def test_compiled_once_for_a_batch_it_makes_the_same_bytes(ten, tiny_run, tmp_path, capsys, form):
+    """10 images by 4: the third batch is filled up; the warm-up comes first and is told."""
+    with counted_graphs() as graphs:
+        words = [str(tiny_run), "num=10", "steps=4", "batch=4", "compile=true", f"format={form}"]
+        assert sample.main([*words, f"out={tmp_path}"]) == 0
+    assert len(graphs) == 1
+    warmed, done = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"compile: warmed up in \d+\.\d s with 4 images, not timed", warmed)
+    assert done.startswith("10 images, 7 network evaluations each: ")
+    if form == "png":
+        assert pngs(tmp_path) == pngs(ten)
+    else:
+        with np.load(tmp_path / "images.npz") as file:
+            made = torch.from_numpy(file["images"]).permute(0, 3, 1, 2)
+        assert torch.equal(made, images.read_images(ten))
+
+
+@pytest.mark.slow
+def test_two_compiled_processes_write_the_same_bytes(ten, tiny_run, tmp_path):
+    """Of 9 images the second process makes 4, in a batch of 5 as the first."""
+    words = [str(tiny_run), "num=9", "steps=4", "compile=true", f"out={tmp_path / 'out'}"]
+    with counted_graphs():  # the processes inherit it
+        ended = together(words, tmp_path, script="sample")
+    assert [process.code for process in ended] == [0, 0], ended
+    assert " with 5 images, not timed\n9 images, " in ended[0].text and not ended[1].text
+    made = pngs(tmp_path / "out")
+    assert len(made) == 9 and made == {name: pngs(ten)[name] for name in made}
+
+
+@pytest.mark.slow
+def test_compiled_images_are_the_same_but_for_rounding(tiny_run, tmp_path):
+    words = ["num=6", "steps=4", "compile=true", "channels_last=true", f"out={tmp_path}"]
+    assert sample.main([str(tiny_run), *words]) == 0
+    plain = images.to_uint8(genmodels.load(tiny_run).sample(range(6), steps=4))
+    assert (images.read_images(tmp_path).int() - plain.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize(

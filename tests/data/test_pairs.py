@@ -7,6 +7,7 @@ import torch
 
 from genmodels.config import DataConfig
 from genmodels.data import pairs
+from genmodels.generation import NonFinite
 from genmodels.training import pool
 
 
@@ -21,16 +22,29 @@ def test_a_pool_is_made_by_shards_and_only_what_is_missing(tmp_path):
 
     def generate(seeds):
         asked.append(list(seeds))
+        if seeds[0] in nonfinite:
+            raise NonFinite(f"seeds from {seeds[0]}")
         pictures = torch.tensor([[[[seed % 256, 0], [1, 2]]] for seed in seeds], dtype=torch.uint8)
         return pictures, [seed % 10 for seed in seeds]
 
-    pictures, labels = pool.make_pool(tmp_path, range(100, 110), 4, generate)
+    def made():
+        return pool.load_shards(pool.make_shards(tmp_path, range(100, 110), 4, generate))
+
+    nonfinite = []
+    pictures, labels = made()
     assert asked == [[100, 101, 102, 103], [104, 105, 106, 107], [108, 109]]
     assert pictures.shape == (10, 1, 2, 2) and pictures[:, 0, 0, 0].tolist() == [*range(100, 110)]
     assert labels.tolist() == [seed % 10 for seed in range(100, 110)]
     (tmp_path / "shard-00001.npz").unlink()
-    again, _ = pool.make_pool(tmp_path, range(100, 110), 4, generate)
-    assert asked[3:] == [[104, 105, 106, 107]] and torch.equal(again, pictures)
+    assert torch.equal(made()[0], pictures) and asked[3:] == [[104, 105, 106, 107]]
+    # What is not finite is told to whoever waits, and the rest is not made in vain.
+    for path in tmp_path.iterdir():
+        path.unlink()
+    nonfinite.append(104)
+    for _ in range(2):  # the second time it is known
+        with pytest.raises(NonFinite, match="seeds from 104"):
+            made()
+        assert [seeds[0] for seeds in asked[4:]] == [100, 104]
 
 
 def test_pairs_are_a_function_of_the_position():

@@ -28,13 +28,16 @@ class Box:
         assert x.shape[1] == self.shape[0] and torch.isfinite(x).all()
         return x
 
-    def check_level(self, level):
+    def check_level(self, level, law=""):
         check(level <= self.most, "level", f"{level:.4g}", f"this model knows up to {self.most}")
 
-    def nearest_level(self, level):
+    def nearest_level(self, level, law=""):
         return min(level, self.most)
 
-    def restore(self, x, law, level=None, labels=None):
+    def treatment(self, law, level):
+        return ""
+
+    def restore(self, x, law, level=None, labels=None, clip=True):
         LAWS[law or "gaussian"].check(level)
         assert x.dtype == torch.float32 and x.shape[1] == self.shape[0]
         self.seen.append(x)
@@ -49,7 +52,7 @@ class Box:
             for j in range(2 * r + 1)
         )
         mean = (total / (2 * r + 1) ** 2).roll(self.shift, -1)
-        return mean.clamp(-1, 1), torch.full((len(x),), float(level))
+        return mean.clamp(-1, 1) if clip else mean, torch.full((len(x),), float(level))
 
     def noise_level(self, image, law):
         assert image.shape[0] == self.shape[0]

@@ -3,6 +3,7 @@
 Those of several nodes are on this machine too: what tells nodes apart is their environment alone.
 """
 
+import importlib
 import os
 import signal
 import socket
@@ -53,15 +54,17 @@ def together(
     nodes: int = 1,
     during: Callable[[list[int]], object] | None = None,
     seconds: float = 240,
+    script: str = "train",
 ) -> list[Ended]:
     """Run `train.py ARGV` in devices x nodes processes; return how each of them ended.
 
     Args:
-        argv: of train.py.
+        argv: of the script.
         folder: what they write goes there.
         devices, nodes: how many processes; the config has to ask for as many.
         during: called with the processes' numbers as soon as they run.
         seconds: after these they are killed, and the test fails.
+        script: train, sample or evaluate.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"rank-{rank}.txt" for rank in range(devices * nodes)]
@@ -72,7 +75,7 @@ def together(
         for rank, environment in enumerate(environments(devices, nodes)):
             process = os.fork()
             if not process:
-                _work(argv, environment, files[rank])
+                _work(script, argv, environment, files[rank])
             running[process] = rank
         if during is not None:
             during(list(running))
@@ -90,7 +93,23 @@ def together(
     return [Ended(codes[rank], file.read_text()) for rank, file in enumerate(files)]
 
 
-def _work(argv: Sequence[str], environment: dict[str, str], file: Path) -> NoReturn:
+def once(there: Callable[[], object], act: Callable[[list[int]], object]) -> Callable:
+    """Return a `during` that acts on the processes as soon as something is there."""
+    look = os.WEXITED | os.WNOHANG | os.WNOWAIT  # and leave it to be waited for
+
+    def during(processes: list[int]) -> object:
+        for _ in range(12000):
+            if there():
+                return act(processes)
+            ended = [os.waitid(os.P_PID, process, look) for process in processes]
+            assert not any(ended), "a process ended too early"
+            time.sleep(0.01)
+        raise AssertionError("waited for two minutes")
+
+    return during
+
+
+def _work(script: str, argv: Sequence[str], environment: dict[str, str], file: Path) -> NoReturn:
     """Be one of the processes: what a test has patched holds here too."""
     code = 99
     try:
@@ -101,9 +120,9 @@ def _work(argv: Sequence[str], environment: dict[str, str], file: Path) -> NoRet
         sys.stdout, sys.stderr = (
             open(number, "w", buffering=1, closefd=False) for number in (1, 2)
         )
-        import train
-
-        code = train.main(list(argv))
+        if "accelerate" in sys.modules:  # the test may have taken itself for the only process
+            sys.modules["accelerate"].PartialState._reset_state()
+        code = importlib.import_module(script).main(list(argv))
     except BaseException:
         traceback.print_exc()
     finally:

@@ -152,6 +152,10 @@ FEW = (
 )
 
 
+# One of those whose shape depends on the target; their shared memory differs by a few bytes.
+TUNED = ("pairwise polynomial within",)
+
+
 def cases(target):
     """Yield (name, kernel, types, constants, options) of every kernel in its main shapes."""
     four = {"num_warps": 4}
@@ -361,12 +365,16 @@ def check_other(target, name, result):
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 @pytest.mark.parametrize(
-    "target",  # one of each maker here; the rest are slow
-    [t if t in ("gfx942", "sm_120") else pytest.param(t, marks=pytest.mark.slow) for t in OTHERS],
+    ("target", "names"),
+    [
+        ("gfx942", FEW),
+        ("sm_120", TUNED),  # all else it compiles as sm_90 does
+        *(pytest.param(t, FEW, marks=pytest.mark.slow) for t in OTHERS if t != "gfx942"),
+    ],
 )
-def test_kernels_compile_for_other_gpus(tmp_path, target):
-    results = compile_all(FEW, tmp_path, [target])[target]
-    assert set(results) == set(FEW)
+def test_kernels_compile_for_other_gpus(tmp_path, target, names):
+    results = compile_all(names, tmp_path, [target])[target]
+    assert set(results) == set(names)
     for name, result in results.items():
         check_other(target, name, result)
 

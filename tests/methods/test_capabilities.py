@@ -1,14 +1,17 @@
 """A method does what it declares, and its settings refuse what lies outside their limits."""
 
+import copy
 import dataclasses
 import inspect
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import genmodels
+from genmodels import generation
 from genmodels.methods import METHODS
 from genmodels.methods.base import GenerativeModule
 from genmodels.methods.composed import AISOptions, ComposeOptions
@@ -17,6 +20,8 @@ from genmodels.methods.edm import EDMLikelihoodOptions, GuideOptions
 from genmodels.methods.gbm import GBMLikelihoodOptions
 from genmodels.methods.gedi import ChainOptions
 from genmodels.networks import NETWORKS
+from genmodels.noise.poisson_gaussian import PoissonGaussian
+from tests.helpers.graphs import counted_graphs
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 UNET = (
@@ -64,7 +69,14 @@ FUNCTIONS = {
     "CLUSTERS": ("cluster",),
     "OOD_SCORES": ("ood_scores",),
     "LIKELIHOODS": ("log_prob",),
-    "ANY_SIZE": ("restore", "noise_level", "nearest_level", "check_level", "noisy_state"),
+    "ANY_SIZE": (
+        "restore",
+        "noise_level",
+        "nearest_level",
+        "check_level",
+        "noisy_state",
+        "treatment",
+    ),
 }
 # Declared by one attribute, read from one setting of the method.
 SETTINGS = {
@@ -182,9 +194,12 @@ def test_known_pixels_are_kept(name, build):
 def test_restoring_needs_a_law_that_is_declared(name, build):
     model = build(name)
     for law in model.DENOISE_LAWS:
-        level = 25.0 if law == "gaussian" else 0.1
+        camera = PoissonGaussian.of_camera(0.02, 0.0, 0.05)
+        level = {"lognormal": 0.1, "poisson-gaussian": camera}.get(law, 1.0)
         restored, levels = model.restore(pictures(model), law, level)
-        assert restored.shape == (2, *model.shape) and levels.tolist() == pytest.approx([level] * 2)
+        assert restored.shape == (2, *model.shape)
+        if level is not camera:
+            assert levels.tolist() == pytest.approx([level] * 2)
         with pytest.raises(ValueError, match="^law=snow: choose from"):
             model.restore(pictures(model), "snow", level)
     assert model.DENOISE_LAWS or not model.ANY_SIZE
@@ -204,6 +219,72 @@ def test_sample_takes_the_declared_options_and_no_others(name, build):
     assert model.nfe > 0 and isinstance(model.chains, str)
     with pytest.raises((ValueError, TypeError)):
         model.sample([3], stepps=2)
+
+
+GENERATING = {
+    "edm": {"steps": 2},
+    "ddo": {"steps": 2},
+    "cdrl": {},
+    "gbm": {"steps": 2},
+    "gedi": {"steps": 2, "start": "fresh"},
+    "energy_matching": {"steps": 2},
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    # A U-Net takes seconds to trace; tests/commands/test_sample.py does it once.
+    [pytest.param(n, marks=pytest.mark.slow if TINY[n][1] == UNET else ()) for n in GENERATING],
+)
+def test_a_compiled_network_is_compiled_once_for_a_batch(name, build):
+    """By images of other seeds too, and a batch that is not full is filled up."""
+    plain = images_of(build(name), range(9), name)
+    with counted_graphs() as graphs:
+        model = copy.deepcopy(build(name))
+        model.speed_up(compile=True)
+        assert torch.equal(images_of(model, range(9), name), plain)
+        assert torch.equal(images_of(model, range(3, 9), name), plain[3:9])
+    assert len(graphs) == 1
+
+
+def images_of(model, seeds, name):
+    return generation.generate_all(model, seeds, batch=4, progress=False, **GENERATING[name])
+
+
+@pytest.mark.slow
+def test_guided_and_unguided_steps_are_two_graphs(build):
+    """An interval of guidance doubles the batch within; labels are filled up with the seeds."""
+    words = [*TINY["edm"][1], "data.labels=true", "method.label_dropout=0.1"]
+    model = genmodels.build(str(CONFIGS / "edm_digits.yaml"), *words).eval()
+    options = {"steps": 3, "guidance": 2.0, "guidance_max": 5.0, "sampler": "euler"}
+    seeds, labels = range(7), [3, 1, 4, 1, 5, 9, 2]
+    plain = generation.generate_all(model, seeds, labels, batch=7, progress=False, **options)
+    with counted_graphs() as graphs:
+        model.speed_up(compile=True)
+        settings = options | {"batch": 4, "fill": True, "progress": False}
+        made = generation.generate_all(model, seeds, labels, **settings)
+        assert len(graphs) == 2
+        assert torch.equal(made, plain)
+        again = generation.generate_all(model, seeds[5:], labels[5:], **settings)
+        assert torch.equal(again, plain[5:]) and len(graphs) == 2
+
+
+def test_what_speeds_nothing_up_is_refused(build):
+    options = SimpleNamespace(batch=4, compile=False, channels_last=True)
+    with pytest.raises(ValueError, match=r"channels_last=true: network.name=mlp has no convol"):
+        generation.speed_up([build("energy_matching")], options, 3)
+    model = copy.deepcopy(build("gedi"))
+    model.replay.entries, model.replay.visits = torch.zeros(32, *model.shape), torch.zeros(32)
+    settings = {"batch": 3, "fill": True}
+    with pytest.raises(ValueError, match="compile=true: these images come without the network"):
+        generation.warm_up(model, range(3), start="buffer", **settings)
+
+    def broken(graph, inputs):
+        raise RuntimeError("no C++ compiler")
+
+    model.net.compile(backend=broken)
+    with pytest.raises(ValueError, match=r"cannot compile here \(.*no C\+\+ compiler\); leave it"):
+        generation.warm_up(model, range(3), start="fresh", **settings)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -1,5 +1,6 @@
 import csv
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -114,6 +115,94 @@ def test_grids_and_metrics_while_training(train_tiny):
     assert all(float(row["eval/nn1_8"]) <= 1 for row in rows if row["eval/fd_8"])
     assert all(float(row["train/images_per_second"]) > 0 for row in rows)
     assert list(run.glob("events.out.tfevents.*"))
+
+
+def test_the_first_grid_is_early_and_each_class_has_a_column(train_tiny, monkeypatch):
+    """Column k of the sheet is drawn with class k; the seeds are the same at every step."""
+    from genmodels.methods.edm import EDM
+
+    asked = []
+
+    def by_label(self, seeds, labels=None, **options):
+        asked.append(list(seeds))
+        grey = torch.tensor(labels).float() / 5 - 0.9
+        return grey.reshape(-1, 1, 1, 1).expand(-1, *self.shape)
+
+    monkeypatch.setattr(EDM, "sample", by_label)
+    monkeypatch.setattr(callbacks, "EARLY", 2)
+    run = train_tiny("data.labels=true", "trainer.max_steps=6", "sample.every=3", "sample.num=20")
+    names = sorted(path.name for path in (run / "samples").iterdir())
+    assert names == [f"step-{step:08d}.png" for step in (2, 3, 6)]
+    assert asked == [list(range(20))] * 3
+    sheet = images.read_image(run / "samples" / names[0])[0]
+    cell = sheet.shape[1] // 10
+    middles = sheet[sheet.shape[0] // 4 :: sheet.shape[0] // 2, cell // 2 :: cell]
+    expected = ((torch.arange(10) / 5 - 0.9) * 127.5 + 128).clip(0, 255).to(torch.uint8)
+    assert middles.shape == (2, 10) and (middles == expected).all()
+
+
+@pytest.mark.parametrize(
+    "classes, present, num, labels, columns",
+    [
+        (0, [], 64, None, None),
+        (10, [], 64, [*range(10)] * 6, 10),
+        (10, [2, 7], 6, [2, 7] * 3, 2),
+        (10, [2, 7], 60, [2, 2, 2, 2, 7, 7, 7, 7] * 7, 8),
+        (1000, [], 64, [k * 125 for k in range(8)] * 8, 8),
+        (10, [], 4, [0, 5] * 2, 2),
+        (10, [], 10, [*range(10)], 10),
+        (3, [], 1, [0], 1),
+    ],
+)
+def test_labels_of_a_grid(classes, present, num, labels, columns):
+    model = SimpleNamespace(classes=classes, present=present)
+    assert generation.class_grid(model, num) == (labels, columns)
+
+
+@pytest.mark.parametrize(
+    "labels, columns",
+    [
+        (None, None),
+        ([], None),
+        ([3] * 9, 3),
+        ([1, 2, 1, 2, 1], 2),
+        ([1, 2] * 50, 10),
+        ([*range(10)] * 2, 10),
+        ([1, 2, 2, 1], None),
+        ([0, 1, 2], 3),
+    ],
+)
+def test_columns_of_labels_that_recur(labels, columns):
+    assert generation.class_columns(labels) == columns
+
+
+def test_wandb_gets_grids_and_plots(train_tiny, monkeypatch):
+    """Offline: the pictures lie in its folder, and its own record names them."""
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    words = ("sample.every=2", "sample.num=4", "method.steps=1", "trainer.loggers=[csv,wandb]")
+    run = train_tiny(*words, "eval.every=4", "eval.num=8", "eval.metrics=prc")
+    (media,) = run.glob("wandb/offline-run-*/files/media/images")
+    names = sorted(path.name.partition("_")[0] for path in media.iterdir())
+    assert names == ["samples", "samples", "scores"]
+    sheet = images.read_image(run / "samples" / "step-00000002.png")
+    shown = [images.read_image(path) for path in media.glob("samples_*")]
+    assert any(torch.equal(picture, sheet) for picture in shown)
+
+
+def test_tensorboard_gets_grids_and_plots(train_tiny):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = ("sample.every=2", "sample.num=4", "method.steps=1", "eval.every=4", "eval.num=8")
+    run = train_tiny(*words, "eval.metrics=prc", "trainer.loggers=[csv,tensorboard]")
+    events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in events.Images("samples")] == [1, 3]  # counted from 0
+    (plot,) = events.Images("scores")
+    assert plot.width > 400 and plot.encoded_image_string.startswith(b"\x89PNG")
+    grid = events.Images("samples")[1].encoded_image_string
+    written = images.read_image(run / "samples" / "step-00000004.png")
+    assert (images.read_values(grid, "a.png") == written.permute(1, 2, 0).numpy()).all()
 
 
 def test_looking_does_not_change_training(train_tiny):

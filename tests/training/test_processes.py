@@ -1,5 +1,6 @@
 """Trainings of several processes: two of gloo on this machine stand for eight GPUs."""
 
+import json
 import math
 import os
 import signal
@@ -13,15 +14,18 @@ import train
 from genmodels import images
 from genmodels.checkpoint import AtomicCheckpointIO, build, read_checkpoint
 from genmodels.config import load_config, to_plain
+from genmodels.data import ImageDataModule
+from genmodels.distributed import rank
 from genmodels.methods import METHODS
 from genmodels.methods.edm import EDM
 from genmodels.networks import NETWORKS
-from genmodels.training import callbacks
+from genmodels.training import callbacks, judge
+from genmodels.training.pool import load_reference
 from tests.helpers.paths import ROOT
-from tests.helpers.processes import together
+from tests.helpers.processes import once, together
 from tests.helpers.tiny import TINY, last_words
 
-KINDS = ("edm", "edm2", "ddo", "gbm", "cdrl", "drl", "noise2score", "gedi")
+KINDS = ("edm", "edm2", "ddo", "gbm", "cdrl", "drl", "noise2score", "gedi", "energy")
 CONFIGS = sorted(
     path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem.split("_")[0] in KINDS
 )
@@ -33,6 +37,7 @@ SMALL = {
     "edm_unet": ("channels=32", "multipliers={1 each}", "blocks=1"),
     "edm2_unet": ("channels=32", "multipliers={1 each}", "blocks=1"),
     "ebm": ("channels=8", "blocks=1"),
+    "potential": ("channels=32", "multipliers={1 each}", "blocks=1"),
     "mlp": ("width=16",),
     "resnet8": ("width=16",),
     "perceptron": ("width=16",),
@@ -44,7 +49,8 @@ SHORT = {
     "cdrl": ("steps=2", "initializer_blocks=1", "initializer_channels=64"),
     "gbm": ("rank=4",),
     "gedi": ("chain_steps=2", "buffer=8"),
-    "ddo": ("rounds=1", "pool=8", "shard=4", "steps=1"),
+    "energy_matching": ("chain_steps=2", "main_start=1"),
+    "ddo": ("rounds=1", "pool=8", "shard=4", "steps=1", "alphas=1,4", "betas=0.1"),
 }
 SETS = ("cifar10", "cifar100", "svhn", "fashion_mnist", "mnist", "imagefolder")
 
@@ -71,7 +77,7 @@ def shrunk(name, pictures):
     if cfg.method.name == "cdrl" and cfg.method.initializer != "unet":
         words = [word for word in words if "initializer_" not in word]
     if cfg.method.name == "ddo":
-        words += ["eval.every=0", "eval.num=4", "eval.features=pixels", "eval.metrics=nn1"]
+        words += ["eval.every=0", "eval.num=8", "eval.features=pixels", "eval.metrics=fd"]
     if cfg.data.name in SETS:
         grey = "mnist" in cfg.data.name
         side = {"mnist": 28, "fashion_mnist": 28}.get(cfg.data.name, cfg.data.resolution or 32)
@@ -108,6 +114,20 @@ def base(cfg, path):
     return path
 
 
+def note_judged(folder, monkeypatch):
+    """Score images two at a time; return a function of a process: the first seeds that it made."""
+    original = judge.Judge.generate
+
+    def generate(self, model, seeds, progress=False):
+        with open(folder / f"made-{rank()}", "a") as file:
+            file.write(f"{seeds[0]}\n")
+        return original(self, model, seeds, progress)
+
+    monkeypatch.setattr(judge, "BATCH", 2)
+    monkeypatch.setattr(judge.Judge, "generate", generate)
+    return lambda number: set(map(int, (folder / f"made-{number}").read_text().split()))
+
+
 def argv(name, out, *words):
     return last_words([str(ROOT / f"configs/{name}.yaml"), f"out_dir={out}", *words])
 
@@ -115,18 +135,27 @@ def argv(name, out, *words):
 @pytest.mark.parametrize(
     "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS]
 )
-def test_every_config_trains_on_two_processes(name, pictures, tmp_path):
+def test_every_config_trains_on_two_processes(name, pictures, tmp_path, monkeypatch):
     """DDP refuses a parameter without a gradient at the second step, for one."""
     words = [*shrunk(name, pictures), "trainer.devices=2"]
     if name.startswith("ddo"):
         words.append(f"init={base(read(name, *words), tmp_path / 'base.ckpt')}")
+        made_by = note_judged(tmp_path, monkeypatch)
     ended = together(argv(name, tmp_path / "runs", *words), tmp_path)
     assert [process.code for process in ended] == [0, 0], ended[0].text + ended[1].text
     (run,) = (tmp_path / "runs").glob("*/*")
     assert ended[0].text.splitlines()[-1] == f"run: {run}" and "run:" not in ended[1].text
     last = run / "checkpoints/last.ckpt"
     if name.startswith("ddo"):
-        assert (run / "round-01/state.json").is_file() and last.is_file()
+        state = json.loads((run / "round-01/state.json").read_text())
+        assert state["winner"] and last.is_file() and not (run / "round-01/scored").exists()
+        # The judge's images are made by both, and the score is that of one process.
+        cfg = read(name, *words)
+        model = load_reference(cfg, cfg.init, torch.device("cpu"))
+        alone = judge.Judge(cfg, ImageDataModule(cfg.data), torch.device("cpu"))
+        assert state["start"]["fd"] == alone.score(model)["fd"]
+        first = alone.choice["seeds"]
+        assert made_by(0) >= {first, first + 4} and made_by(1) >= {first + 2, first + 6}
     else:
         assert read_checkpoint(last)["global_step"] == 2
 
@@ -148,7 +177,8 @@ DIGITS = [
 
 
 def weights(run):
-    return read_checkpoint(run / "checkpoints/last.ckpt")["current_model_state"]
+    saved = read_checkpoint(run / "checkpoints/last.ckpt")
+    return saved.get("current_model_state", saved["state_dict"])
 
 
 def one_process(out, *words, name="edm_digits"):
@@ -250,17 +280,9 @@ def long_run(out):
     return argv("edm_digits", out, *DIGITS, *words)
 
 
-def once_it_trains(out, act):
-    """Return a `during` that acts on the processes as soon as the third step is saved."""
-
-    def during(processes):
-        for _ in range(6000):
-            if list(out.glob("*/*/checkpoints/step-00000003.ckpt")):
-                return act(processes)
-            time.sleep(0.02)
-        raise AssertionError("no third step within two minutes")
-
-    return during
+def once_it_trains(out, act, step=3):
+    """Return a `during` that acts on the processes as soon as a step is saved, the third."""
+    return once(lambda: list(out.glob(f"*/*/checkpoints/step-{step:08d}.ckpt")), act)
 
 
 def goes_on(out, folder):
@@ -318,3 +340,88 @@ def test_a_diverging_run_ends_on_all_processes(tmp_path, monkeypatch):
     assert all("start again from the last good checkpoint" in p.text for p in ended)
     monkeypatch.undo()
     assert goes_on(tmp_path / "runs", tmp_path / "again")
+
+
+# One config of each method but EDM, which the tests above take.
+DISTURBED = {
+    "cdrl": "cdrl_digits",
+    "gbm": "gbm_digits",
+    "gedi": "gedi_moons",
+    "noise2score": "noise2score_bsd400",
+    "energy_matching": "energy_digits",
+}
+
+
+def slowed(monkeypatch, method, nan_from=math.inf):
+    """Let each step take a tenth of a second; from a step on process 1 has a loss that is none."""
+    original = METHODS[method].loss
+
+    def loss(self, batch):
+        time.sleep(0.1)
+        value, logs = original(self, batch)
+        bad = self.global_rank and self.global_step >= nan_from
+        return value * math.nan if bad else value, logs
+
+    monkeypatch.setattr(METHODS[method], "loss", loss)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", DISTURBED)
+def test_disturbed_it_resumes_to_what_it_would_have_been(method, pictures, tmp_path, monkeypatch):
+    """A SIGTERM, then a kill: all end within a minute and the command printed goes on."""
+    name = DISTURBED[method]
+    words = [*shrunk(name, pictures), "trainer.max_steps=20", "trainer.devices=2"]
+
+    def train_in(folder, act=None):
+        during = act and once_it_trains(folder / "runs", act)
+        return together(argv(name, folder / "runs", *words), folder, during=during, seconds=60)
+
+    ended = train_in(tmp_path / "whole")
+    assert [process.code for process in ended] == [0, 0], ended[0].text + ended[1].text
+    (whole,) = (tmp_path / "whole/runs").glob("*/*")
+
+    slowed(monkeypatch, method)
+    folder = tmp_path / "cut"
+    ended = train_in(folder, act=lambda p: os.kill(p[1], signal.SIGTERM))
+    (run,) = (folder / "runs").glob("*/*")
+    assert [process.code for process in ended] == [128 + signal.SIGTERM, 0], ended
+    assert f"python train.py resume={run}" in ended[0].text
+    stopped = read_checkpoint(run)["global_step"]
+    assert 3 <= stopped < 17
+
+    def kill(processes):
+        os.kill(processes[1], signal.SIGKILL)
+
+    further = once_it_trains(folder / "runs", kill, stopped + 2)
+    ended = together([f"resume={run}"], folder, during=further, seconds=60)
+    assert [process.code for process in ended] == [1, -9], ended
+    assert f"go on with python train.py resume={run}" in ended[0].text
+    monkeypatch.undo()
+    assert read_checkpoint(run)["global_step"] < 20
+    ended = together([f"resume={run}"], folder, seconds=60)
+    assert [process.code for process in ended] == [0, 0], ended
+    for key, value in weights(run).items():
+        assert torch.equal(value, weights(whole)[key]), key
+    if method == "gedi":  # its chains too
+        entries = [read_checkpoint(folder)["replay"]["entries"] for folder in (run, whole)]
+        assert torch.equal(*entries)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", DISTURBED)
+def test_a_diverging_process_ends_the_run_of_every_method(method, pictures, tmp_path, monkeypatch):
+    slowed(monkeypatch, method, nan_from=3)
+    words = [*shrunk(DISTURBED[method], pictures), "trainer.max_steps=20", "trainer.devices=2"]
+    words = argv(DISTURBED[method], tmp_path / "runs", *words, "trainer.max_nonfinite=2")
+    ended = together(words, tmp_path, seconds=60)
+    assert [process.code for process in ended] == [1, 1], ended
+    (run,) = (tmp_path / "runs").glob("*/*")
+    for process in ended:
+        assert "start again from the last good checkpoint" in process.text, process.text
+        assert f"={run}" in process.text
+    monkeypatch.undo()
+    command = ended[0].text.split("checkpoint: python train.py ")[1].split("\n")[0].split()
+    if not command[0].startswith("resume="):
+        command.append(f"out_dir={tmp_path}/again")
+    ended = together(command, tmp_path, seconds=60)
+    assert [process.code for process in ended] == [0, 0], ended

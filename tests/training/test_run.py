@@ -12,6 +12,7 @@ import torch
 
 import train
 from tests.helpers.paths import ROOT
+from tests.helpers.processes import once, together
 from tests.helpers.runs import assert_same, rows, state
 from tests.helpers.tiny import TINY, last_words
 
@@ -61,18 +62,13 @@ def test_metrics_csv_goes_on_where_the_checkpoint_was(train_tiny, straight):
     assert [row["step"] for row in rows(run) if row["val/loss"]] == ["3", "6", "9"]
 
 
+def words_of_a_run(out, *words):
+    argv = [str(ROOT / "configs/edm_digits.yaml"), str(ROOT / "configs/debug.yaml"), *TINY]
+    return last_words([*argv, f"out_dir={out}", "sample.every=0", *words])
+
+
 def start(out, *words):
-    argv = [
-        sys.executable,
-        "train.py",
-        "configs/edm_digits.yaml",
-        "configs/debug.yaml",
-        *TINY,
-        f"out_dir={out}",
-        "sample.every=0",
-        *words,
-    ]
-    argv = last_words(argv)
+    argv = [sys.executable, "train.py", *words_of_a_run(out, *words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -104,11 +100,15 @@ def test_resume_after_kill_9(train_tiny, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_says_how_to_go_on(train_tiny, tmp_path, number):
-    process = start(tmp_path, *WORDS, "trainer.max_steps=100000")
-    run = wait_for_step(tmp_path, 4, process)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, errors
+    argv = words_of_a_run(tmp_path / "runs", *WORDS, "trainer.max_steps=100000")
+    saved = tmp_path / "runs"
+    during = once(
+        lambda: list(saved.glob("*/*/checkpoints/step-00000004.ckpt")),
+        lambda processes: os.kill(processes[0], number),
+    )
+    (ended,) = together(argv, tmp_path, devices=1, during=during)
+    (run,), output = saved.glob("*/*"), ended.text
+    assert ended.code == 128 + number, output
     assert f"python train.py resume={run}" in output
     stopped = state(run)["step"]
     assert f"stopped by {number.name} after step {stopped}" in output

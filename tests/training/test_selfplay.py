@@ -4,9 +4,10 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,13 +22,10 @@ from genmodels.run import Run
 from genmodels.training import judge, selfplay
 from genmodels.training.callbacks import EMA
 from tests.helpers.paths import ROOT
+from tests.helpers.processes import once, together
 from tests.helpers.tiny import last_words
 
-SMALL = [
-    "network.channels=[16,16]",
-    "network.norm_groups=8",
-    "network.attention=[]",
-    "network.head_dim=8",
+SMALL = [  # the network is the base's, which init= brings along
     "trainer.progress=false",
     "trainer.loggers=csv",
     "trainer.accelerator=cpu",
@@ -105,6 +103,7 @@ def test_the_run_folder(straight):
     assert (straight / "checkpoints" / "last.ckpt").read_bytes() == last.read_bytes()
     assert not list(straight.glob("**/pool")) and not list(straight.glob("round-*/*/checkpoints"))
     assert len(list((straight / "samples").glob("round-*.png"))) == 2
+    assert "round-02 winner" in (straight / "report.html").read_text()
     with open(straight / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * 3  # rounds, candidates, steps 0, 2 and 4
@@ -204,21 +203,13 @@ POINTS = (
 
 def test_kill_9_at_several_points_and_the_same_command_again(base, straight, tmp_path):
     """Each time the file appears the process is killed; the last command runs to the end."""
-    command = [sys.executable, "train.py", *argv(base, tmp_path, *TWO)]
+    out = tmp_path / "runs"
     for point in POINTS:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        while not list(tmp_path.glob(f"*/*/{point}")):
-            assert process.poll() is None, (point, process.stderr.read())
-            time.sleep(0.01)
-        process.kill()
-        process.communicate()
-    run = play(base, tmp_path, *TWO)  # the same folder: play() finds exactly one
+        there = partial(lambda point: list(out.glob(f"*/*/{point}")), point)
+        during = once(there, lambda processes: os.kill(processes[0], signal.SIGKILL))
+        (ended,) = together(argv(base, out, *TWO), tmp_path, devices=1, during=during)
+        assert ended.code == -signal.SIGKILL
+    run = play(base, out, *TWO)  # the same folder: play() finds exactly one
     for number in (1, 2):
         assert timeless(state(run, number)) == timeless(state(straight, number))
     ours, theirs = (genmodels.load(folder) for folder in (run, straight))
@@ -264,9 +255,10 @@ def test_a_second_process_is_refused(straight, capsys):
 )
 def test_refused_in_one_line(base, tmp_path, capsys, words, message):
     assert train.main(argv(base, tmp_path, *words)) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1
-    assert re.search(message, error), error
+    *notes, error = capsys.readouterr().err.splitlines()
+    assert all(note.startswith("note: init=") for note in notes)  # what init= brought
+    assert error.startswith("error: ") and re.search(message, error), error
+    assert not list(tmp_path.iterdir())  # nothing is left of it
 
 
 def test_another_reference_under_the_same_name_is_refused(base, straight, tmp_path, capsys):
@@ -405,6 +397,7 @@ def test_another_eval_every_goes_on_behind_the_last_score(every, scored):
     own.state["candidates"] = [{"name": "a", "curve": [entry | {"step": 50}], "end": ""}]
     own.train_to = lambda *args: None
     own.score = lambda candidate, step: {"step": step, "fd": 1 / step}
+    own.forget = lambda name: None
     own.settle = lambda change, *keys: change(own.state)
     own.finetune(0, None, own.cfg.trainer.max_steps)
     (candidate,) = own.state["candidates"]
@@ -416,10 +409,10 @@ def test_a_candidate_whose_images_are_not_finite_ends_alone(base, tmp_path, monk
     """Of two pairs the other one goes on, and the state can be read again."""
     original = judge.Judge.score
 
-    def score(self, model):
+    def score(self, model, folder):
         if model.cfg.method.alphas == [1.0] and model.cfg.method.reference:
             model.net.net.unet.conv_out.bias.data.fill_(math.nan)
-        return original(self, model)
+        return original(self, model, folder)
 
     monkeypatch.setattr(judge.Judge, "score", score)
     run = play(base, tmp_path, "method.rounds=1", "method.alphas=1,4", "method.patience=0")
@@ -451,7 +444,7 @@ def test_scored_models_are_in_eval_mode(base, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_play_to_the_same_scores(base, tmp_path):
-    """Both make shards and train; one scores. Rounding apart, it is what one process does."""
+    """Both train and make images; one scores. Rounding apart, it is what one process does."""
     words = (
         "method.rounds=2",
         "method.alphas=1",
