@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import venv
 import zipfile
 
 import pytest
+import yaml
 from PIL import Image
 
 from genmodels.metrics.features.grey_nets import GREY_NETS
@@ -305,3 +307,21 @@ def test_a_second_clone_has_its_own_kernels(hugging_face, tmp_path):
     assert done.returncode == 0, done.stderr
     package, kernel, *_ = done.stdout.split()
     assert package.startswith(str(clone)) and kernel.startswith(str(clone))
+
+
+def test_the_workflow_tries_the_oldest_and_the_python_that_setup_allows():
+    """A floor that is raised in setup.py has to be raised there too."""
+    setup = (ROOT / "setup.py").read_text()
+    workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())
+    rows = workflow["jobs"]["test"]["strategy"]["matrix"]["include"]
+    (oldest,) = (row for row in rows if row["versions"] == "oldest")
+    floors = dict(re.findall(r'"(torch|torchvision|triton)>=([\d.]+)', setup))
+    asked = dict(re.findall(r"(\w+)==([\d.]+)\.\*", oldest["packages"]))
+    assert asked == floors and len(floors) == 3
+    python = re.search(r'python_requires=">=([\d.]+)"', setup)[1]
+    assert oldest["python"] == min((row["python"] for row in rows), key=version) == python
+    assert {row["python"] for row in rows} >= set(re.findall(r"Python :: (3\.\d+)", setup))
+
+
+def version(text):
+    return tuple(map(int, text.split(".")))
