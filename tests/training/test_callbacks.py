@@ -155,8 +155,10 @@ def test_the_first_grid_is_early_and_each_class_has_a_column(train_tiny, monkeyp
     ],
 )
 def test_labels_of_a_grid(classes, present, num, labels, columns):
-    model = SimpleNamespace(classes=classes, present=present)
+    model = SimpleNamespace(classes=classes, present=present, CLUSTERS=False)
     assert generation.class_grid(model, num) == (labels, columns)
+    model.CLUSTERS = True  # its labels name clusters; None is the model of all of them
+    assert generation.class_grid(model, num) == (None, None)
 
 
 @pytest.mark.parametrize(
