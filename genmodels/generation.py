@@ -197,14 +197,24 @@ def warm_up(
         settings: of generate, with those that speed_up returns.
 
     Raises:
-        ValueError: the images come without the network.
+        ValueError: the images come without the network, or torch cannot compile here.
     """
+    from torch._dynamo.exc import BackendCompilerFailed
+
     started, first = time.monotonic(), distributed.share(len(seeds))[: settings["batch"]]
     some = [seeds[i] for i in first]
     theirs = None if labels is None else [labels[i] for i in first]
-    for _ in generate(model, some, theirs, **{**settings, "progress": False}):
-        if not model.nfe:
-            raise ValueError("compile=true: these images come without the network; leave it out")
+    try:
+        for _ in generate(model, some, theirs, **{**settings, "progress": False}):
+            if not model.nfe:
+                raise ValueError(
+                    "compile=true: these images come without the network; leave it out"
+                )
+    except BackendCompilerFailed as error:  # no C++ compiler on a CPU, for one
+        reason = " ".join(str(error).split("\n\n")[0].split())
+        raise ValueError(
+            f"compile=true: torch cannot compile here ({reason}); leave it out"
+        ) from None
     seconds = time.monotonic() - started
     if distributed.rank() == 0:
         print(f"compile: warmed up in {seconds:.1f} s with {settings['batch']} images, not timed")

@@ -198,6 +198,7 @@ def test_tensorboard_gets_grids_and_plots(train_tiny):
     run = train_tiny(*words, "eval.metrics=prc", "trainer.loggers=[csv,tensorboard]")
     events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
     assert [event.step for event in events.Images("samples")] == [1, 3]  # counted from 0
+    assert "train/loss" in events.Tags()["scalars"] and "hp_metric" not in events.Tags()["scalars"]
     (plot,) = events.Images("scores")
     assert plot.width > 400 and plot.encoded_image_string.startswith(b"\x89PNG")
     grid = events.Images("samples")[1].encoded_image_string
