@@ -109,5 +109,6 @@ setup(
         ],
         "wandb": ["wandb"],
         "hf": ["datasets>=4"],
+        "stacks": ["imagecodecs"],  # LZW, Zstandard and others in TIFF; predictors of floats
     },
 )

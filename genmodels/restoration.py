@@ -13,10 +13,12 @@ on multiples of 32 from the corner if tile and overlap do, as in the whole pictu
 """
 
 import contextlib
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,11 @@ from genmodels import cli, distributed, generation, images
 from genmodels.atomic import make_folder
 from genmodels.config import Section, check, setting
 from genmodels.config.words import DEVICES, check_choice
+from genmodels.foreign import open_plain
 from genmodels.images import pictures
 from genmodels.images.arrays import load_npy
 from genmodels.images.scale import Quantiles, Scale, Wanted, whole_range
+from genmodels.images.stacks import Stack
 from genmodels.noise.correlated import ROWS, WHITE, correlation, row_noise
 from genmodels.noise.laws import LAWS
 from genmodels.noise.levels import NoNoise
@@ -42,6 +46,7 @@ Span = tuple[int, int]  # from a pixel to the one after the last
 Window = tuple[slice, slice]  # rows, columns
 SHIFTS = ((0, 0), (1, 1), (2, 3), (3, 2))  # of ensemble=4, in pixels
 PASSES = {"false": 0, "no": 0, "0": 0, "true": 1, "yes": 1, "1": 1, "4": 4, "8": 8}
+LOOKED_AT = 1 << 23  # pixels of the planes of a channel in which its noise is looked for
 LOUD = 2  # of 255: of weaker noise nothing is said, what looks like it is fine texture
 
 
@@ -126,6 +131,9 @@ class DenoiseOptions(RestoreOptions):
         [], "black in the file's units, in place of scale=; one, or one for each channel of a stack"
     )
     white: list[float] = setting([], "white, the same")
+    axes: str = setting(
+        "", "what the dimensions of a stack are, TZCYX say, in place of what the file says"
+    )
     gain: float | None = setting(
         None, "of law=poisson-gaussian: what one count is worth in the file's unit", gt=0
     )
@@ -322,8 +330,7 @@ def passes(ensemble: bool | int | str) -> int:
 
 def to_image(values: np.ndarray, black: float, white: float) -> torch.Tensor:
     """Return pixels (H, W) or (H, W, C) on the [-1, 1] scale, float32 (C, H, W), not clipped."""
-    scaled = Scale(black, white).to_image(np.atleast_3d(values))
-    return torch.from_numpy(scaled).movedim(2, 0).float()
+    return Scale(black, white).tensor(values)
 
 
 def restore_values(
@@ -617,7 +624,7 @@ def denoise(model: Any, options: DenoiseOptions, out: Path) -> None:
         check_choice("law", options.law, tuple(model.DENOISE_LAWS) or ("no law: no denoiser",))
     text = options.level
     try:
-        level = None if text == "auto" else float(text)
+        level = None if text in ("auto", "plane") else float(text)
     except ValueError:
         raise ValueError(f"level={text}: must be a number, or auto") from None
     (denoise_pictures if model.ANY_SIZE else denoise_images)(model, options, level, out)
@@ -650,7 +657,7 @@ def denoise_array(
         check_choice("option", key, ARRAY_KEYS)
     given = {key: value for key, value in options.items() if value is not None}
     given |= {key: [float(given[key])] for key in ("black", "white") if np.isscalar(given.get(key))}
-    level = float(given["level"]) if given.get("level", "auto") != "auto" else None
+    level = float(given["level"]) if given.get("level", "auto") not in ("auto", "plane") else None
     words = {key: str(given[key]).lower() for key in ("level", "ensemble") if key in given}
     asked = DenoiseOptions(**given | words)
     array = _picture_of(np.asarray(picture))
@@ -692,32 +699,31 @@ def denoise_pictures(model: Any, options: DenoiseOptions, level: float | None, o
         generation.labels_for((), options.labels, model.classes)
     Wanted(options.scale, options.black, options.white)  # which refuses white below black
     settings = {key: getattr(options, key) for key in SETTINGS}
-    readers = pictures.find_pictures(Path(options.denoise), any_scale=True)
+    source = Path(options.denoise)
+    readers = pictures.find_pictures(source, any_scale=True, axes=options.axes)
     names = list(readers)
-    check_folder(out, Path(options.denoise), names)
+    check_folder(out, source, names)
     # All are read before the first is written, so that a broken one stops the work at once.
     first = distributed.rank() == 0
     shown = {"delay": 0.5, "disable": None if first else True}  # on a terminal only
     work, counts = [], []
     for reader in tqdm(readers.values(), desc="reading", unit="img", **shown):
-        picture = reader()
-        with cli.name_in_errors(picture.name):
+        with contextlib.closing(reader()) as picture, cli.name_in_errors(picture.name):
             jobs = jobs_of(model, picture, asked, options, verbose=first)
-            counts.append(sum(tiles(picture.plane(0), job.noise, settings) for job in jobs))
+            sizes = np.empty(picture.size)
+            counts.append(sum(tiles(sizes, job.noise, settings) for job in jobs))
         work.append(jobs)
     indices = distributed.share(len(names))
     total = sum(counts[k] for k in indices)
     with tqdm(total=total, desc="restoring", unit="tile", **shown) as bar:
         for k in indices:
-            picture = readers[names[k]]()
-            done = restored_planes(model, picture, work[k], settings, bar.update)
-            picture.write(out / names[k], done)
+            with contextlib.closing(readers[names[k]]()) as picture:
+                done = restored_planes(model, picture, work[k], settings, bar.update)
+                picture.write(out / names[k], done)
     distributed.barrier()
     if first:
-        after = [
-            pictures.read_picture(name, (out / name).read_bytes, any_scale=True)
-            for name in names[:4]
-        ]
+        made = [partial(open_plain, out / name) for name in names[:4]]
+        after = [pictures.open_picture(*each, any_scale=True) for each in zip(names, made)]
         before = [readers[name]() for name in names[:4]]
         images.write_png(out / pictures.SHEET, pictures.before_after(zip(before, after)))
         jobs = [job for part in work for job in part]
@@ -728,15 +734,15 @@ def denoise_pictures(model: Any, options: DenoiseOptions, level: float | None, o
 
 def restored_planes(
     model: Any,
-    picture: pictures.Picture,
+    picture: pictures.Planes,
     jobs: Sequence[Job],
     settings: dict[str, Any],
     tick: Callable[[], object],
 ) -> Iterator[np.ndarray]:
-    """Yield the restored values of each plane of a Picture, float64 (H, W, C), in its units."""
+    """Yield the restored values of each plane of a file, float64 (H, W, C), in its units."""
     for number, job in enumerate(jobs):
         values, ends = picture.plane(number), job.scale.ends
-        with cli.name_in_errors(picture.name):
+        with cli.name_in_errors(f"{picture.name}{picture.label(number)}"):
             yield restore_values(
                 model, values, job.noise, *ends, clip=job.clip, tick=tick, **settings
             )
@@ -839,52 +845,93 @@ def law_scale(model: Any, law: str, plain: Scale, stretched: Scale) -> Scale:
 
 def jobs_of(
     model: Any,
-    picture: pictures.Picture,
+    picture: pictures.Planes,
     asked: AskedNoise,
     options: DenoiseOptions,
     verbose: bool = True,
 ) -> list[Job]:
-    """Return what is done to each plane of a Picture.
+    """Return what is done to each plane of a file.
+
+    The planes of a channel have one scale. Those of a stack have one noise as well, unless
+    level=plane; those of an .npy are pictures of their own.
 
     Raises:
         ValueError: pixels, channels or a law that the model does not know.
     """
-    dtype = picture.dtype
-    wanted = wanted_scale(model, options, asked.level is not None, dtype, 1)
-    quantiles = Quantiles(dtype)
-    quantiles.add(picture.values)
-    (stretched,), plain = wanted.scales(dtype, [quantiles]), wanted.defined(dtype)
-    unit = wanted.unit(dtype)
-    whole = dtype.kind in "iu"
-    file = {"limits": whole_range(dtype).ends, "step": 1} if whole else {}
-    jobs = []
+    told = asked.level is not None
+    wanted = wanted_scale(model, options, told, picture.dtype, picture.channels)
+    channels = [Quantiles(picture.dtype) for _ in range(picture.channels)]
     for number in range(len(picture)):
-        values = picture.plane(number)
-        image = to_image(values, *plain.ends)
+        channels[picture.channel(number)].add(picture.plane(number))
+    stretched = wanted.scales(picture.dtype, channels)
+    together = isinstance(picture, Stack) and options.level != "plane"
+    jobs: dict[int, Job] = {}
+    notes = list(picture.notes)
+    for channel, scale in enumerate(stretched):
+        unit = wanted.unit(picture.dtype, channel, picture.channels)
+        if unit == whole_range(picture.dtype) and (scale == unit or told):
+            pictures.check_scale(picture.dtype, channels[channel].most, picture.name)
+        plain = wanted.defined(picture.dtype, channel, picture.channels)
+        numbers = [k for k in range(len(picture)) if picture.channel(k) == channel]
+        for group in [numbers] if together else [[number] for number in numbers]:
+            job = job_of(model, picture, group, asked, plain, scale, unit, options)
+            jobs |= dict.fromkeys(group, job)
+            label = f"channel {channel}: " if together and picture.channels > 1 else ""
+            label = label if together else picture.label(group[0])
+            notes += [f"{label}{note}" for note in job.noise.notes]
+    for note in notes if verbose else ():
+        print(f"{cli.escaped(picture.name)}: {note}", file=sys.stderr)
+    return [jobs[number] for number in range(len(picture))]
+
+
+def job_of(
+    model: Any,
+    picture: pictures.Planes,
+    numbers: Sequence[int],
+    asked: AskedNoise,
+    plain: Scale,
+    stretched: Scale,
+    unit: Scale,
+    options: DenoiseOptions,
+) -> Job:
+    """Return what is done to planes of a file that share scale and noise.
+
+    Args:
+        model: a method with ANY_SIZE.
+        picture: the file.
+        numbers: of the planes; of many some are looked at, evenly spaced.
+        asked: what is told of the noise.
+        plain, stretched, unit: scales: without quantiles, with them, what levels count on.
+        options: of the command.
+    """
+    dtype = picture.dtype
+    count = min(len(numbers), max(1, LOOKED_AT // math.prod(picture.size)))
+    values = [
+        picture.plane(numbers[(2 * k + 1) * len(numbers) // (2 * count)]) for k in range(count)
+    ]
+    seen = [plain.tensor(plane) for plane in values]
+    for image in seen:
         model.noisy_state(planes(model, image))
-        law = auto_law(model, [values], asked, *plain.ends, **file)
-        scale = law_scale(model, law, plain, stretched)
-        check(
-            options.scale != "quantiles" or scale == stretched or scale != plain,
-            "scale",
-            "quantiles",
-            f"{law} noise depends on where black is; tell black= and white=, or scale=file",
-        )
-        if unit == whole_range(dtype) and (scale == unit or asked.level is not None):
-            pictures.check_scale(dtype, quantiles.most, picture.name)
+    whole: dict[str, Any] = {}
+    if dtype.kind in "iu":
+        whole = {"limits": (np.iinfo(dtype).min, np.iinfo(dtype).max), "step": 1}
+    law = auto_law(model, values, asked, *plain.ends, **whole)
+    scale = law_scale(model, law, plain, stretched)
+    check(
+        options.scale != "quantiles" or scale == stretched or scale != plain,
+        "scale",
+        "quantiles",
+        f"{law} noise depends on where black is; tell black= and white=, or scale=file",
+    )
+    factor = 1.0
+    if law in ("gaussian", "poisson"):
         factor = (unit if law == "gaussian" else plain).over(scale)
-        factor = factor if law in ("gaussian", "poisson") else 1.0
-        told = None if asked.level is None else asked.level * factor
-        noise = find_noise(
-            model, [values], replace(asked, law=law, level=told), *scale.ends, **file
-        )
-        shown = noise
-        if not isinstance(noise.level, PoissonGaussian):
-            shown = replace(noise, level=noise.level / factor)
-        jobs.append(Job(noise, scale, scale == whole_range(dtype), shown))
-        for note in noise.notes if verbose else ():
-            print(f"{cli.escaped(picture.name)}: {note}", file=sys.stderr)
-    return jobs
+    level = None if asked.level is None else asked.level * factor
+    noise = find_noise(model, values, replace(asked, law=law, level=level), *scale.ends, **whole)
+    shown = noise
+    if not isinstance(noise.level, PoissonGaussian):
+        shown = replace(noise, level=noise.level / factor)
+    return Job(noise, scale, scale == whole_range(dtype), shown)
 
 
 def check_folder(out: Path, source: Path, names: Sequence[str]) -> None:

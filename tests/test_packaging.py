@@ -1,12 +1,18 @@
 """However we are installed: genmodels.kernels is found, Hugging Face's `kernels` not shadowed."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 
 import pytest
+import yaml
+from PIL import Image
 
 from genmodels.metrics.features.grey_nets import GREY_NETS
 from genmodels.version import __version__
@@ -198,6 +204,89 @@ def test_the_library_is_found_where_it_was_built_and_not_missed_elsewhere(tmp_pa
     assert all(output[1:] == outputs[0][1:] for output in outputs)  # the same bits
 
 
+USED = """
+import genmodels, genmodels.kernels
+print(genmodels.__file__, genmodels.kernels.__file__, sep="\\n")
+"""
+PIPELINE = """
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained("pipeline")
+images = pipeline(batch_size=2, class_labels=[3, 4], num_inference_steps=2).images
+print([image.size for image in images])
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A virtual environment with the wheel; what it depends on is borrowed from this one's."""
+    folder = tmp_path_factory.mktemp("installed")
+    build_wheel(folder)
+    (built,) = folder.glob("*.whl")
+    venv.create(folder / "env", with_pip=False)
+    python = folder / "env/bin/python"
+    install = ["install", "--quiet", "--no-deps", "--no-index", "--no-warn-script-location"]
+    command = [sys.executable, "-m", "pip", "--python", python, *install, built]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    (site,) = (folder / "env/lib").glob("python*/site-packages")
+    # Only now: pip would see the editable install. A path in a .pth runs no .pth of there.
+    (site / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    return folder / "env/bin"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="scripts lie elsewhere there")
+def test_the_installed_command_does_it_all(installed, tmp_path):
+    """Outside of any clone: train, go on, sample, restore, evaluate, export, load in diffusers."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+    def ended(program, *words):
+        command = [installed / program, *words]
+        settings = {"capture_output": True, "text": True, "timeout": 600}
+        return subprocess.run(command, cwd=tmp_path, env=environment, **settings)
+
+    def done(program, *words):
+        process = ended(program, *words)
+        assert process.returncode == 0, (words, process.stdout, process.stderr)
+        return process.stdout
+
+    for path in done("python", "-c", USED).split():
+        assert path.startswith(str(installed.parent)), path
+    quick = ["trainer.progress=false", "trainer.accelerator=cpu"]
+    output = done("genmodels", "train", "edm_digits", "trainer.max_steps=20", *quick)
+    run = output.splitlines()[-1].removeprefix("run: ")
+    assert (
+        run.startswith("runs/edm_digits/") and (tmp_path / run / "checkpoints/last.ckpt").exists()
+    )
+    done("genmodels", "sample", "runs/edm_digits", "num=4", "steps=4", "out=samples")
+    assert len(list((tmp_path / "samples").glob("0*.png"))) == 4
+    words = ["data=digits:test", "metrics=fd", "features=digits", "num=40", "steps=2"]
+    done("genmodels", "evaluate", "runs/edm_digits", *words, "resamples=2", "out=scores.json")
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["model"] == run and scores["metrics"]["fd"]["value"] > 0
+
+    mistake = ended("genmodels", "sample", "runs/edm_digits", "num=0")
+    assert (mistake.returncode, mistake.stderr) == (2, "error: num=0: must be >= 1\n")
+    done("genmodels", "export", "runs/edm_digits", "out=shared")
+    output = done("genmodels", "sample", "shared", "num=4", "steps=4", "out=again")
+    for k in range(4):
+        one, two = (Image.open(tmp_path / d / f"{k:06d}.png") for d in ("samples", "again"))
+        assert one.tobytes() == two.tobytes()
+    done("genmodels", "export", "shared", "out=pipeline", "format=diffusers")
+    assert done("python", "-c", PIPELINE).splitlines()[-1] == "[(8, 8), (8, 8)]"
+
+    Image.effect_noise((48, 40), 30).save(tmp_path / "noisy.png")
+    done("genmodels", "sample", "noise2score_grey", "denoise=noisy.png", "level=30", "out=restored")
+    assert Image.open(tmp_path / "restored/noisy.png").size == (48, 40)
+
+    (tmp_path / "my.yaml").write_text(done("genmodels", "config", "edm_digits"))
+    words = ["my.yaml", "debug", "sample.every=0", *quick]  # two processes start the command anew
+    output = done("python", "-m", "genmodels", "train", *words, "trainer.devices=2")
+    run = output.splitlines()[-1].removeprefix("run: ")
+    assert run.startswith("runs/my/")
+    done("genmodels", "train", *words, "trainer.devices=2", "out_dir=other")
+    done("genmodels", "train", f"resume={run}", "trainer.progress=false")
+
+
 def test_diffusers_imports_beside_our_folder(hugging_face):
     """A kernels/__init__.py at the root would break this where Hugging Face's kernels is wanted."""
     done = run(ROOT, [hugging_face], False, "from diffusers import UNet2DModel")
@@ -223,3 +312,21 @@ def test_a_second_clone_has_its_own_kernels(hugging_face, tmp_path):
     assert done.returncode == 0, done.stderr
     package, kernel, *_ = done.stdout.split()
     assert package.startswith(str(clone)) and kernel.startswith(str(clone))
+
+
+def test_the_workflow_tries_the_oldest_and_the_python_that_setup_allows():
+    """A floor that is raised in setup.py has to be raised there too."""
+    setup = (ROOT / "setup.py").read_text()
+    workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())
+    rows = workflow["jobs"]["test"]["strategy"]["matrix"]["include"]
+    (oldest,) = (row for row in rows if row["versions"] == "oldest")
+    floors = dict(re.findall(r'"(torch|torchvision|triton)>=([\d.]+)', setup))
+    asked = dict(re.findall(r"(\w+)==([\d.]+)\.\*", oldest["packages"]))
+    assert asked == floors and len(floors) == 3
+    python = re.search(r'python_requires=">=([\d.]+)"', setup)[1]
+    assert oldest["python"] == min((row["python"] for row in rows), key=version) == python
+    assert {row["python"] for row in rows} >= set(re.findall(r"Python :: (3\.\d+)", setup))
+
+
+def version(text):
+    return tuple(map(int, text.split(".")))

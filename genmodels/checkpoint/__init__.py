@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         newest_checkpoint,
         newest_run,
         read_checkpoint,
+        settings_of_model,
         weights_hash,
     )
     from genmodels.checkpoint.save import AtomicCheckpointIO
@@ -38,6 +39,7 @@ __all__ = [
     "newest_checkpoint",
     "newest_run",
     "read_checkpoint",
+    "settings_of_model",
     "weights_hash",
     "write_export",
 ]

@@ -55,9 +55,16 @@ def build(
     else:
         cfg = config
     data.fill_in(cfg.data)
+    method = METHODS[cfg.method.name]
+    for key, value in needs.items():
+        if key not in method.NEEDS:
+            raise ValueError(
+                f"{key}={value}: is nothing that {method.__name__} needs; settings are words, as "
+                "build(config, 'optim.lr=0.001')"
+            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        return METHODS[cfg.method.name](cfg, **needs)
+        return method(cfg, **needs)
 
 
 def check_size(cfg: Config) -> None:
@@ -99,8 +106,7 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
         raw = not ema and "current_model_state" in checkpoint
         state = checkpoint["current_model_state" if raw else "state_dict"]
     else:
-        hint = "" if path.exists() else nearest(MODELS, str(path))
-        raise ValueError(f"model={path}: is no run folder, .ckpt file or exported folder{hint}")
+        raise _no_model(path)
     try:
         check_foreign(plain)
         cfg = load_config([plain], methods=METHODS, networks=NETWORKS)
@@ -123,6 +129,11 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
                 f"({type(error).__name__}: {error})"
             ) from None
     return model.eval()
+
+
+def _no_model(path: Path) -> ValueError:
+    hint = "" if path.exists() else nearest(MODELS, str(path))
+    return ValueError(f"model={path}: is no run folder, .ckpt file or exported folder{hint}")
 
 
 def newest_run(path: Path | str) -> Path | str:
@@ -199,17 +210,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _read_export(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Return (plain config, state dict) of an exported folder."""
-    try:
-        description = json.loads(read_plain(path / "config.json"))
-        version, plain = int(description["genmodels_format"]), dict(description["config"])
-        digest = str(description.get("weights_sha256", ""))  # of older exports: none
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-        raise ValueError(f"model={path}: config.json is not one of genmodels' exports") from None
-    if version > FORMAT:
-        raise ValueError(
-            f"model={path}: export format {version}, this version reads up to {FORMAT}; "
-            "upgrade genmodels"
-        )
+    plain, digest = _read_description(path)
     weights = path / "model.safetensors"
     try:
         check_plain(weights)
@@ -224,6 +225,22 @@ def _read_export(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             "damaged or another model's; export it anew"
         )
     return plain, state
+
+
+def _read_description(path: Path) -> tuple[dict[str, Any], str]:
+    """Return (plain config, sha256 of the weights or "") of an exported folder."""
+    try:
+        description = json.loads(read_plain(path / "config.json"))
+        version, plain = int(description["genmodels_format"]), dict(description["config"])
+        digest = str(description.get("weights_sha256", ""))  # of older exports: none
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        raise ValueError(f"model={path}: config.json is not one of genmodels' exports") from None
+    if version > FORMAT:
+        raise ValueError(
+            f"model={path}: export format {version}, this version reads up to {FORMAT}; "
+            "upgrade genmodels"
+        )
+    return plain, digest
 
 
 class NoNetwork(ValueError):
@@ -313,10 +330,57 @@ def _not_finite(state: Mapping[str, torch.Tensor]) -> str:
     return next(odd, "")
 
 
+def _diffusers_settings(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the settings of network `unet`, and of its images, of a diffusers UNet2DModel."""
+    try:
+        config = json.loads(read_plain(path / "config.json"))
+        attended = ["Attn" in str(kind) for kind in config["down_block_types"]]
+        network = {
+            "name": "unet",
+            "channels": [int(channels) for channels in config["block_out_channels"]],
+            "layers": int(config["layers_per_block"]),
+            "attention": [level for level, attends in enumerate(attended) if attends],
+            "head_dim": int(config["attention_head_dim"]),
+            "norm_groups": int(config["norm_num_groups"]),
+            "dropout": float(config.get("dropout", 0)),
+        }
+        shape = [int(config["in_channels"]), *2 * [int(config["sample_size"] or 0)]]
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise ValueError(f"init={path}: is no UNet2DModel ({reason})") from None
+    return {"network": network, "data": {"shape": shape}, "method": {}}
+
+
 def is_diffusers(path: Path | str) -> bool:
     """Return whether a folder holds a diffusers UNet2DModel."""
     config = Path(path).expanduser() / "config.json"
     return config.is_file() and b"UNet2DModel" in read_plain(config)
+
+
+def settings_of_model(path: Path | str) -> dict[str, dict[str, Any]]:
+    """Return the plain sections network, data and method of a model that init= may name.
+
+    Args:
+        path: as for init_weights.
+
+    Raises:
+        ValueError: there is no model.
+    """
+    folder = model_path(path)
+    if is_diffusers(folder):
+        return _diffusers_settings(folder)
+    if (folder / "config.json").is_file():
+        plain = _read_description(folder)[0]
+    elif folder.suffix == ".ckpt" or Run(folder).checkpoints.is_dir():
+        plain = read_checkpoint(folder)["hyper_parameters"]["config"]
+    else:
+        raise _no_model(folder)
+    check_foreign(plain)
+    sections: dict[str, Any] = {name: plain.get(name) for name in ("network", "data", "method")}
+    for name, section in sections.items():
+        if not isinstance(section, dict) or not isinstance(section.get("name"), str):
+            raise ValueError(f"init={path}: its config does not say {name}.name")
+    return sections
 
 
 def init_weights(model: Any, path: Path | str) -> list[str]:
@@ -333,16 +397,18 @@ def init_weights(model: Any, path: Path | str) -> list[str]:
         target = getattr(getattr(model.net, "net", None), "unet", None)
         if target is None:
             raise ValueError(f"init={path}: a diffusers UNet needs network.name=unet")
-        source = _diffusers_weights(path, target.state_dict())
+        source = _diffusers_weights(path, target.state_dict(), model.cfg)
     else:
         target, source = model, load(path).state_dict()
     ours = target.state_dict()
-    agree = _agreeing(path, ours, source)
+    agree = _agreeing(path, ours, source, model.cfg)
     target.load_state_dict({key: source[key] for key in agree}, strict=False)
     return sorted(ours.keys() - agree)
 
 
-def _diffusers_weights(path: Path | str, ours: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _diffusers_weights(
+    path: Path | str, ours: Mapping[str, torch.Tensor], cfg: Config
+) -> dict[str, Any]:
     """Return the state dict of a diffusers folder; it is of our sizes before memory is taken."""
     from diffusers import UNet2DModel
 
@@ -359,7 +425,7 @@ def _diffusers_weights(path: Path | str, ours: Mapping[str, torch.Tensor]) -> di
     except Exception as error:  # of settings that may be anything
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise ValueError(f"init={path}: is no UNet2DModel ({reason})") from None
-    _agreeing(path, ours, shapes)
+    _agreeing(path, ours, shapes, cfg)
     try:
         source = UNet2DModel.from_pretrained(folder, use_safetensors=True).state_dict()
     except Exception as error:  # of a broken file nearly any kind
@@ -371,9 +437,19 @@ def _diffusers_weights(path: Path | str, ours: Mapping[str, torch.Tensor]) -> di
 
 
 def _agreeing(
-    path: Path | str, ours: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]
+    path: Path | str,
+    ours: Mapping[str, torch.Tensor],
+    source: Mapping[str, torch.Tensor],
+    cfg: Config,
 ) -> set[str]:
-    """Return the keys of one shape here and there; ValueError if others have to agree too."""
+    """Return the keys of one shape here and there; ValueError if others have to agree too.
+
+    Args:
+        path: of the model that `source` is the state dict of.
+        ours: state dict of the model of this config.
+        source: the other's.
+        cfg: named in the error where it differs from the other's.
+    """
     agree = {k for k in ours.keys() & source.keys() if ours[k].shape == source[k].shape}
     others = sorted((ours.keys() | source.keys()) - agree)
     # New labels, augmentation values and loss weights start fresh; a prior is fitted to the data.
@@ -386,9 +462,19 @@ def _agreeing(
         )
         raise ValueError(
             f"init={path}: {wrong[0]} is {there} there and {here} here (and {len(wrong) - 1} "
-            "more); use the network.* and data settings of that model"
+            f"more); use the network.* and data settings of that model{_differing(path, cfg)}"
         )
     return agree
+
+
+def _differing(path: Path | str, cfg: Config) -> str:
+    """Return ": network.KEY=VALUE, not ..." for each setting of the network that differs there."""
+    theirs, ours = settings_of_model(path)["network"], vars(cfg.network)
+    if theirs["name"] != ours["name"]:
+        return f": network.name={theirs['name']}, not {ours['name']}"
+    others = {key: value for key, value in theirs.items() if ours.get(key, value) != value}
+    texts = [f"network.{key}={value}, not {ours[key]}" for key, value in others.items()]
+    return f": {'; '.join(texts)}" if texts else ""
 
 
 def file_sha256(path: Path) -> str:

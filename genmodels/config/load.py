@@ -10,7 +10,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -39,6 +39,7 @@ def load_config(
     *,
     methods: Mapping[str, Any],
     networks: Mapping[str, Any],
+    bring: Callable[[str, dict, Mapping[str, str]], dict] | None = None,
 ) -> Config:
     """Return the Config of the merged sources and overrides.
 
@@ -47,6 +48,8 @@ def load_config(
         overrides: "key=value" strings, applied last.
         methods, networks: name -> class with a `Config` dataclass; `method.name` and
             `network.name` choose from them.
+        bring: maps (init, merged sources, overrides) to the sources with what the model of init=
+            brings along, where one is given.
 
     Raises:
         ValueError: unknown key, wrong type or value, unknown method or network, unreadable file;
@@ -54,7 +57,7 @@ def load_config(
     """
     parts = [source if isinstance(source, dict) else read_yaml(source) for source in sources]
     try:
-        return _merged(parts, overrides, sources, methods, networks)
+        return _merged(parts, overrides, sources, methods, networks, bring)
     except ValueError as error:
         raise ValueError(_without_secrets(str(error), parts)) from None
 
@@ -65,6 +68,7 @@ def _merged(
     sources: Iterable[str | Path | dict],
     methods: Mapping[str, Any],
     networks: Mapping[str, Any],
+    bring: Callable[[str, dict, Mapping[str, str]], dict] | None,
 ) -> Config:
     """Return the Config of plain dicts and overrides; see load_config."""
     try:
@@ -72,6 +76,8 @@ def _merged(
     except OmegaConfBaseException as error:
         raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     words = dict(_split_word(word) for word in overrides)
+    if bring:
+        values = _with_model(values, words, bring)
     schema = {}
     for slot, choices in (("method", methods), ("network", networks)):
         section = OmegaConf.to_container(values).get(slot)  # type: ignore[union-attr]
@@ -107,6 +113,21 @@ def _merged(
         paths = [source for source in sources if not isinstance(source, dict)]
         config.name = Path(paths[0]).stem if paths else config.method.name
     return config
+
+
+def _with_model(
+    values: Any, words: Mapping[str, str], bring: Callable[[str, dict, Mapping[str, str]], dict]
+) -> Any:
+    """Return merged sources with what the model of init= brings along; see load_config."""
+    plain: Any = OmegaConf.to_container(values)
+    sections = [plain.get(name, {}) for name in ("network", "data", "method")]
+    try:
+        init = words.get("init", OmegaConf.select(values, "init"))
+    except OmegaConfBaseException:
+        return values  # what cannot be filled in is said later, and so are sections that are none
+    if not init or not isinstance(init, str) or not all(isinstance(s, dict) for s in sections):
+        return values
+    return OmegaConf.create(bring(init, plain, words))
 
 
 def check_foreign(plain: object) -> None:

@@ -7,6 +7,7 @@ What the network may learn from is data.noise.copies, and is saved with the mode
     given   the pictures are noisy themselves: nothing is added
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,8 +25,8 @@ from genmodels.data.own import held_out_share
 from genmodels.data.sets import picture_tree
 from genmodels.data.stream import TrainStream
 from genmodels.images import Tree, from_uint8, to_uint8
-from genmodels.images.pictures import Picture, check_scale, find_pictures
-from genmodels.images.scale import Quantiles, Scale, Wanted
+from genmodels.images.pictures import Planes, check_scale, find_pictures
+from genmodels.images.scale import Quantiles, Scale, Wanted, whole_range
 from genmodels.noise import law_of
 from genmodels.noise.levels import level_from_patches
 
@@ -258,22 +259,22 @@ def _noisy_pictures(
     scale, factor = _common_scale(readers, cfg)
     named = []
     for name, read in readers.items():
-        picture = read()
-        for k in range(len(picture)):
-            image = picture.image(k, scale)
-            check(
-                len(image) == channels or channels == 1,
-                "data.channels",
-                channels,
-                f"{name} is grey; take data.channels=1",
-            )
-            parts = [image] if len(image) == channels else image.split(1)
-            named += [(name if len(picture) == 1 else f"{name}[{k}]", part) for part in parts]
+        with contextlib.closing(read()) as picture:
+            for k in range(len(picture)):
+                image = (scale or whole_range(picture.dtype)).tensor(picture.plane(k))
+                check(
+                    len(image) == channels or channels == 1,
+                    "data.channels",
+                    channels,
+                    f"{name} is grey; take data.channels=1",
+                )
+                parts = [image] if len(image) == channels else image.split(1)
+                named += [(f"{name}{picture.label(k)}", part) for part in parts]
     return named, factor
 
 
 def _common_scale(
-    readers: dict[str, Callable[[], Picture]], cfg: DataConfig
+    readers: dict[str, Callable[[], Planes]], cfg: DataConfig
 ) -> tuple[Scale | None, float]:
     """Return the scale of all pictures (None: each by its type), and see _noisy_pictures.
 
@@ -301,6 +302,7 @@ def _common_scale(
         values = found.setdefault(dtype, Quantiles(dtype))
         for k in range(len(picture)):
             values.add(picture.plane(k))
+        picture.close()
         if not (gaussian and words.measured(dtype)) and not words.white:
             check_scale(dtype, values.most, name, "data.root")
     several = len(found) > 1

@@ -6,6 +6,7 @@ The rule, for picture k of the folder in sorted order, x on [0, 1]:
     PSNR with peak 1 and SSIM of the estimate clipped to [0, 1], each the mean over pictures
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,15 +86,16 @@ def law_and_level(model: Any, options: "RestorationOptions") -> tuple[str, float
     return law, level
 
 
-def clean_picture(name: str, picture: pictures.Picture) -> np.ndarray:
+def clean_picture(name: str, picture: pictures.Planes) -> np.ndarray:
     """Return a Picture as float64 (H, W, C) on [0, 1].
 
     Raises:
         ValueError: several in one file, too small for SSIM, or beyond black or white.
     """
-    x = picture.values[0].astype(np.float64) / picture.white
-    if len(picture.values) > 1:
-        raise ValueError(f"denoise={name}: holds {len(picture.values)} pictures; make it one")
+    with contextlib.closing(picture):
+        x = picture.plane(0).astype(np.float64) / picture.white
+    if len(picture) > 1:
+        raise ValueError(f"denoise={name}: holds {len(picture)} pictures; make it one")
     if min(x.shape[:2]) < LEAST_SIDE:
         raise ValueError(
             f"denoise={name}: is {x.shape[0]} x {x.shape[1]}, SSIM needs sides of "
@@ -108,7 +110,7 @@ def restore_one(
     model: Any,
     index: int,
     name: str,
-    picture: pictures.Picture,
+    picture: pictures.Planes,
     options: "RestorationOptions",
     law: str,
     level: float,

@@ -1,7 +1,7 @@
 """Pictures of any size to restore: 8 and 16 bits and floats, read and written without loss.
 
-    PNG, TIFF   8 and 16 bits, grey or colour; alpha is dropped; TIFF also floats, grey, on the
-                scale 0..255, and either order of bytes
+    PNG         8 and 16 bits, grey or colour; alpha is dropped
+    TIFF        the same, 32 bits and floats, signed ones too; stacks of planes, see stacks.py
     npy         (H, W), (H, W, C) or (N, H, W, C), C = 1 or 3, floats on the scale 0..255, uint8 or
                 uint16 (0..65535); written as float32 on the same scale
     others      JPEG, WebP, GIF, BMP, PPM: written as PNG
@@ -9,20 +9,23 @@
 Floats may leave 0..255: nothing is clipped on the way in.
 """
 
+import contextlib
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
 from genmodels.atomic import make_folder, write_bytes
-from genmodels.foreign import check_npy, read_plain
+from genmodels.foreign import check_npy, open_plain
 from genmodels.images import pixels
 from genmodels.images.read import SUFFIXES, Tree, read_values
-from genmodels.images.scale import Scale, whole_range
+from genmodels.images.scale import as_type, whole_range
+from genmodels.images.stacks import Stack, has_planes
 
 KEPT = (".png", ".tif", ".tiff", ".npy")  # written as they came; others, JPEG say, as PNG
 SHEET = "before_after.png"
@@ -43,6 +46,9 @@ class Picture:
     values: np.ndarray
     shape: tuple[int, ...]
 
+    channels = 1
+    notes = ()
+
     def __len__(self) -> int:
         return len(self.values)
 
@@ -61,19 +67,20 @@ class Picture:
         """(H, W)."""
         return self.values.shape[1], self.values.shape[2]
 
+    def channel(self, number: int) -> int:
+        """Return which channel a plane is of."""
+        return 0
+
+    def label(self, number: int) -> str:
+        """Return what tells a plane from the others: "[3]", or "" of a single one."""
+        return f"[{number}]" if len(self) > 1 else ""
+
+    def close(self) -> None:
+        """Do nothing: all of it is in memory."""
+
     def plane(self, number: int) -> np.ndarray:
         """Return the values of a plane, (H, W, C)."""
         return self.values[number]
-
-    def image(self, number: int, scale: Scale | None = None) -> torch.Tensor:
-        """Return a plane on the [-1, 1] scale, float32 (C, H, W), not clipped.
-
-        Args:
-            number: of the plane.
-            scale: what is black and white; None: what is by the type.
-        """
-        scaled = (scale or whole_range(self.dtype)).to_image(self.plane(number))
-        return torch.from_numpy(scaled).permute(2, 0, 1).float()
 
     def write(self, path: Path, planes: Iterable[np.ndarray]) -> None:
         """Write other values in place of its own to a file of its kind, all or nothing.
@@ -96,52 +103,85 @@ class Picture:
         write_bytes(path, pixels.picture_bytes(as_type(values[0], self.dtype), kind))
 
 
-def as_type(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return floats as values of a type; for whole numbers rounded and clipped to what it holds."""
-    if dtype.kind in "iu":
-        info = np.iinfo(dtype)
-        values = np.floor(values + 0.5).clip(info.min, info.max)
-    return values.astype(dtype)
+Planes = Picture | Stack
 
 
 def find_pictures(
-    path: Path, key: str = "denoise", any_scale: bool = False
-) -> dict[str, Callable[[], Picture]]:
-    """Return {output name: callable that reads the Picture}, in the order of the input's names.
+    path: Path, key: str = "denoise", any_scale: bool = False, axes: str = ""
+) -> dict[str, Callable[[], Planes]]:
+    """Return {output name: callable that opens the file}, in the order of the input's names.
 
     Args:
         path: a picture, an .npy, or a folder or .zip of them; other files are not looked at.
         key: what errors call it.
         any_scale: floats need not be on 0..255.
+        axes: what the dimensions of stacks are, in place of what the files say.
 
     Raises:
         ValueError: no such thing, nothing in it, or two files with one output.
     """
     known = (*SUFFIXES, ".npy")
+    contents: dict[str, Callable[[], BinaryIO]]
     if path.is_file() and path.suffix.lower() in known:
-        contents = {path.name: partial(read_plain, path)}
+        contents = {path.name: partial(open_plain, path)}
     elif path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
         tree = Tree(path, key)
         names = [name for name in tree.entries if name.lower().endswith(known)]
         names = [name for name in names if PurePath(name).name not in NOT_READ]
         names.sort(key=lambda name: name.split("/"))
-        contents = {name: partial(tree.read_bytes, name) for name in names}
+        contents = {name: partial(tree.open, name) for name in names}
     else:
         raise ValueError(f"{key}={path}: no such picture, .npy, folder or .zip")
     if not contents:
         raise ValueError(f"{key}={path}: holds no picture ({', '.join(known)})")
     readers = {}
     inputs = {}
-    for name, data in contents.items():
+    for name, opened in contents.items():
         out = PurePath(name)
         out = str(out if out.suffix.lower() in KEPT else out.with_suffix(".png"))
         if out in inputs:
             raise ValueError(
                 f"{key}={path}: {inputs[out]} and {name} would both become {out}; rename one"
             )
-        readers[out] = partial(read_picture, name, data, key, any_scale)
+        readers[out] = partial(open_picture, name, opened, key, any_scale, axes)
         inputs[out] = name
     return readers
+
+
+def open_picture(
+    name: str,
+    opened: Callable[[], BinaryIO],
+    key: str = "denoise",
+    any_scale: bool = False,
+    axes: str = "",
+) -> Planes:
+    """Return the planes of a file, those of a TIFF as a Stack that is to be closed.
+
+    Args:
+        name: of the file; its ending says the format.
+        opened: returns the file, opened for reading bytes.
+        key: what errors call it.
+        any_scale: floats need not be on 0..255.
+        axes: what the dimensions of a stack are.
+
+    Raises:
+        ValueError: broken, of another form or scale, or with pixels that are no numbers.
+    """
+    file = opened()
+    with contextlib.ExitStack() as stack:
+        stack.callback(file.close)
+        if not name.lower().endswith(".npy") and has_planes(file, name):
+            found = Stack(name, file, axes, key)
+            if not any_scale:
+                most = max(float(found.plane(k).max()) for k in range(len(found)))
+                check_scale(found.dtype, most, name, key)
+            stack.pop_all()
+            return found
+        if axes:
+            raise ValueError(
+                f"axes={axes}: {name} is no TIFF with dimensions to name; leave it out"
+            )
+        return read_picture(name, file.read, key, any_scale)
 
 
 def read_picture(
@@ -211,10 +251,10 @@ def _array_values(name: str, data: bytes, key: str) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def before_after(pairs: Iterable[tuple[Picture, Picture]], side: int = 256) -> torch.Tensor:
-    """Return a sheet, uint8 (3, H, W): a row noisy | restored for each pair of Pictures.
+def before_after(pairs: Iterable[tuple[Planes, Planes]], side: int = 256) -> torch.Tensor:
+    """Return a sheet, uint8 (3, H, W): a row noisy | restored for each pair of files.
 
-    Of large ones it is the central square of `side`; of an array the first picture.
+    Of large ones it is the central square of `side`; of several planes the first.
     """
     cells = [_cell(picture, side) for pair in pairs for picture in pair]
     height, width = (max(cell.shape[axis] for cell in cells) for axis in (1, 2))
@@ -224,9 +264,10 @@ def before_after(pairs: Iterable[tuple[Picture, Picture]], side: int = 256) -> t
     return pixels.grid(sheet, columns=2)
 
 
-def _cell(picture: Picture, side: int) -> torch.Tensor:
-    """Return the first image's centre as uint8 (3, H, W), H and W at most `side`."""
-    image = picture.image(0)
+def _cell(picture: Planes, side: int) -> torch.Tensor:
+    """Return the first plane's centre as uint8 (3, H, W), H and W at most `side`."""
+    image = whole_range(picture.dtype).tensor(picture.plane(0))
+    picture.close()
     top, left = (max(0, (size - side) // 2) for size in image.shape[1:])
     part = image[:, top : top + side, left : left + side]
     return pixels.to_uint8(part).expand(3, -1, -1)

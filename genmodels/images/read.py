@@ -62,7 +62,7 @@ def read_image(
         ValueError: not a picture, truncated, of more than 16 bits, or of over 89 million pixels
             (Pillow's guard against decompression bombs).
     """
-    with _reading(file, name) as handle:
+    with reading(file, name) as handle:
         if tiff.is_tiff(handle):
             array = tiff.read_page(handle, page)
         else:
@@ -91,7 +91,7 @@ def read_values(data: bytes, name: Path | str) -> np.ndarray:
     Raises:
         ValueError: as read_image; a TIFF of several pages.
     """
-    with _reading(io.BytesIO(data), name) as handle:
+    with reading(io.BytesIO(data), name) as handle:
         if tiff.is_tiff(handle):
             pages = tiff.count_pages(handle)
             if pages > 1:
@@ -153,7 +153,7 @@ def picture_shape(
 
     Of a TIFF the page is read.
     """
-    with _reading(file, name) as handle:
+    with reading(file, name) as handle:
         if tiff.is_tiff(handle):
             height, width, channels = tiff.read_page(handle, page).shape
             return channels, height, width
@@ -166,7 +166,7 @@ def picture_size(
     file: Path | str | BinaryIO, name: Path | str | None = None, page: int = 0
 ) -> tuple[int, int]:
     """Return (H, W) of a picture from its header; see read_image."""
-    with _reading(file, name) as handle:
+    with reading(file, name) as handle:
         if tiff.is_tiff(handle):
             return tiff.page_size(handle, page)
         with Image.open(handle, formats=FORMATS) as picture:
@@ -174,7 +174,7 @@ def picture_size(
 
 
 @contextlib.contextmanager
-def _reading(file: Path | str | BinaryIO, name: Path | str | None) -> Iterator[BinaryIO]:
+def reading(file: Path | str | BinaryIO, name: Path | str | None) -> Iterator[BinaryIO]:
     """Give the open file; turn what goes wrong with it into one line that names it."""
     name = name or file
     try:
@@ -191,7 +191,8 @@ def _reading(file: Path | str | BinaryIO, name: Path | str | None) -> Iterator[B
     except Exception as error:  # at a broken file Pillow and the others raise nearly anything
         if isinstance(error, UnidentifiedImageError):
             error = ValueError("it is no picture, or of a format that is not read")
-        raise ValueError(f"image={name}: cannot be read ({error}); remove it") from None
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"image={name}: cannot be read ({reason}); remove it") from None
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
@@ -262,7 +263,7 @@ class Tree:
 
     def _count_pages(self, name: str) -> int:
         if not self.path.is_dir():
-            with _reading(*self._file(name)) as file:
+            with reading(*self._file(name)) as file:
                 return tiff.count_pages(file) if tiff.is_tiff(file) else 1
         path = self.path / name
         status = path.stat() if path.is_file() else None
@@ -321,6 +322,14 @@ class Tree:
                     return file.read(info.file_size)
         return read_plain(self.path / name)
 
+    def open(self, name: str) -> BinaryIO:
+        """Return the entry opened for reading bytes; one of a zip is held in memory."""
+        return (
+            open_plain(self.path / name)
+            if self.path.is_dir()
+            else io.BytesIO(self.read_bytes(name))
+        )
+
     def read(self, name: str, channels: int | None = None) -> torch.Tensor:
         """Return one picture as uint8 (C, H, W); see read_image."""
         entry, page = split_page(name)
@@ -363,7 +372,7 @@ def _kinds(names: Iterable[str]) -> str:
 @functools.lru_cache(maxsize=1 << 20)
 def _count_pages(path: Path, *version: int) -> int:  # noqa: ARG001
     """Return how many pictures a TIFF holds; kept, for both splits of a set ask."""
-    with _reading(path, None) as file:
+    with reading(path, None) as file:
         return tiff.count_pages(file) if tiff.is_tiff(file) else 1
 
 

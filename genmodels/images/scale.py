@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 LOW, HIGH = 0.001, 0.999  # the quantiles that become black and white
 SAMPLED = 1 << 22  # values of a file that has more kinds of them than can be counted
@@ -29,6 +30,10 @@ class Scale:
         """Return the values of the file of an image on the [-1, 1] scale, float64."""
         return (image.astype(np.float64) + 1) * ((self.white - self.black) / 2) + self.black
 
+    def tensor(self, values: np.ndarray) -> torch.Tensor:
+        """Return pixels (H, W) or (H, W, C) on the [-1, 1] scale, float32 (C, H, W)."""
+        return torch.from_numpy(self.to_image(np.atleast_3d(values))).movedim(2, 0).float()
+
     @property
     def ends(self) -> tuple[float, float]:
         """(black, white)."""
@@ -42,6 +47,14 @@ class Scale:
 def whole_range(dtype: np.dtype) -> Scale:
     """Return black and white of a file by its type: 0 and 255, for whole numbers the largest."""
     return Scale(0, np.iinfo(dtype).max if dtype.kind in "iu" else 255)
+
+
+def as_type(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return floats as values of a type; whole numbers rounded and clipped to what it holds."""
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        values = np.floor(values + 0.5).clip(info.min, info.max)
+    return values.astype(dtype)
 
 
 class Quantiles:

@@ -66,14 +66,14 @@ def count_pages(file: BinaryIO) -> int:
     Raises:
         Exception: any kind, where the file is broken.
     """
-    with _opened(file) as tiff:
-        return 1 if len(tiff.pages) == 1 else len(_pages(tiff))
+    with opened(file) as tiff:
+        return 1 if len(tiff.pages) == 1 else len(single_pages(tiff))
 
 
 def page_size(file: BinaryIO, number: int = 0) -> tuple[int, int]:
     """Return (H, W) of a page, upright; see read_page."""
-    with _opened(file) as tiff:
-        return _pages(tiff)[number].size
+    with opened(file) as tiff:
+        return single_pages(tiff)[number].size
 
 
 def read_page(file: BinaryIO, number: int = 0) -> np.ndarray:
@@ -89,50 +89,84 @@ def read_page(file: BinaryIO, number: int = 0) -> np.ndarray:
         Refused: a form that is not read.
         Exception: any kind, where the file is broken.
     """
-    with _opened(file) as tiff:
-        found = _pages(tiff)[number]
-        page = found.page
-        if page.photometric not in (GREY_INVERTED, GREY, RGB) or page.bitspersample % 8:
-            return _by_pillow(file, found.index)
-        if page.bitspersample == 8 and PREMULTIPLIED in page.extrasamples:
-            return _by_pillow(file, found.index)
-        _check_whole(tiff, page)
-        try:
-            array = page.asarray()
-        except ValueError as error:
-            if "imagecodecs" not in str(error):
-                raise
-            if page.bitspersample > 8 and page.samplesperpixel > 1:
-                raise Refused(
-                    f"16-bit colour packed as {page.compression.name} needs another package; "
-                    "pip install imagecodecs, or save it as PNG or unpacked"
-                ) from None
-            return _by_pillow(file, found.index)
+    with opened(file) as tiff:
+        found = single_pages(tiff)[number]
+        return page_values(tiff, file, found.page, found.index)
+
+
+def page_values(tiff: Any, file: BinaryIO, page: Any, index: int) -> np.ndarray:
+    """Return a page upright, see read_page.
+
+    Args:
+        tiff, page: tifffile's.
+        file: what tiff reads.
+        index: of the page in the file.
+    """
+    first = page.keyframe  # later pages of a series are known by what the first one says
+    if not readable(first):
+        return _by_pillow(file, index)
+    check_whole(tiff, page)
+    try:
+        array = page.asarray()
+    except (ValueError, ImportError) as error:  # the latter of what a newer Python unpacks
+        if isinstance(error, ValueError) and "imagecodecs" not in str(error):
+            raise
+        grey = first.samplesperpixel == 1
+        most = 4 if grey else 1
+        if tiff.byteorder == ">" and first.dtype.kind != "u":
+            most = 1  # Pillow swaps the bytes of packed ones of Motorola's order twice
+        elif tiff.byteorder == ">":
+            most = min(most, 2)
+        if first.dtype.itemsize > most or first.dtype == np.float16:
+            raise Refused(
+                f"{first.bitspersample}-bit {'' if grey else 'colour '}packed as "
+                f"{first.compression.name} needs another package; pip install "
+                "'genmodels[stacks]', or save it unpacked"
+            ) from None
+        array = _by_pillow(file, index)
+        return array.astype(first.dtype) if first.dtype.kind in "iu" else array
+    return upright(array, first)
+
+
+def upright(array: np.ndarray, page: Any) -> np.ndarray:
+    """Return the pixels of a page, as tifffile has them, as read_page does."""
     array = _channels_last(array, page)
     if page.photometric == GREY_INVERTED and array.dtype.kind == "u":
         array = np.iinfo(array.dtype).max - array
     return np.ascontiguousarray(UPRIGHT.get(_orientation(page), lambda a: a)(array))
 
 
-def _opened(file: BinaryIO) -> Any:
+def readable(page: Any) -> bool:
+    """Return whether tifffile reads a page; Pillow has to, where colours need a conversion."""
+    if page.photometric not in (GREY_INVERTED, GREY, RGB) or page.bitspersample % 8:
+        return False
+    return page.bitspersample != 8 or PREMULTIPLIED not in page.extrasamples
+
+
+def opened(file: BinaryIO) -> Any:
     """Return tifffile's TiffFile of an open file, from its beginning."""
     import tifffile
 
     # It tells of odd metadata; what counts here is whether the pixels can be had.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     file.seek(0)
-    return tifffile.TiffFile(file)
+    return tifffile.TiffFile(file, _multifile=False)  # which opens no other file
 
 
-def _pages(tiff: Any) -> list[Page]:
+def single_pages(tiff: Any) -> list[Page]:
+    """Return checked_pages() of a file each of whose planes has a header."""
+    planes = (tiff.imagej_metadata or {}).get("images", 1) if tiff.is_imagej else 1
+    if len(tiff.pages) == 1 and planes > 1:
+        raise Refused(f"holds {planes} planes under the header of one; save them as single files")
+    return checked_pages(tiff)
+
+
+def checked_pages(tiff: Any) -> list[Page]:
     """Return the pages that are pictures, all of them where none says so."""
     # By number: where a page points to itself, tifffile's own iterator never ends.
     pages = [(index, tiff.pages[index]) for index in range(len(tiff.pages))]
     if not pages or not all(page.imagelength and page.imagewidth for _, page in pages):
         raise ValueError("it holds no page, an empty one, or is cut off")
-    planes = (tiff.imagej_metadata or {}).get("images", 1) if tiff.is_imagej else 1
-    if len(pages) == 1 and planes > 1:
-        raise Refused(f"holds {planes} planes under the header of one; save them as single files")
     pages = [pair for pair in pages if not pair[1].subfiletype & NOT_A_PICTURE] or pages
     found = []
     for index, page in pages:
@@ -147,15 +181,16 @@ def _orientation(page: Any) -> int:
     return tag.value if tag is not None and isinstance(tag.value, int) else 1
 
 
-def _check_whole(tiff: Any, page: Any) -> None:
+def check_whole(tiff: Any, page: Any) -> None:
     """Raise ValueError for a page that is too large, or not all there: tifffile pads with zeros."""
-    if page.imagelength * page.imagewidth > (Image.MAX_IMAGE_PIXELS or np.inf):
+    first = page.keyframe  # what a later page of a series does not say itself
+    if first.imagelength * first.imagewidth > (Image.MAX_IMAGE_PIXELS or np.inf):
         raise Image.DecompressionBombError(
-            f"Image size ({page.imagelength * page.imagewidth} pixels) exceeds limit of "
+            f"Image size ({first.imagelength * first.imagewidth} pixels) exceeds limit of "
             f"{Image.MAX_IMAGE_PIXELS} pixels"
         )
-    tile = page.tilewidth * page.tilelength * page.samplesperpixel if page.is_tiled else 0
-    size = max(page.nbytes, tile * page.bitspersample // 8)
+    tile = first.tilewidth * first.tilelength * first.samplesperpixel if first.is_tiled else 0
+    size = max(first.nbytes, tile * first.bitspersample // 8)
     if size > LARGEST_PAGE:
         raise ValueError(f"it unpacks to {size >> 20} MB, more than {LARGEST_PAGE >> 20}")
     counts = page.databytecounts
@@ -165,8 +200,8 @@ def _check_whole(tiff: Any, page: Any) -> None:
     if not ends or 0 in counts or max(ends) > tiff.filehandle.size:
         raise ValueError("it is cut off, or a part of it is missing")
     _check_unpacked(tiff.filehandle, page, size)
-    if page.compression == 1 and sum(counts) < page.nbytes:
-        raise ValueError(f"it holds {sum(counts)} bytes where its header promises {page.nbytes}")
+    if first.compression == 1 and sum(counts) < first.nbytes:
+        raise ValueError(f"it holds {sum(counts)} bytes where its header promises {first.nbytes}")
 
 
 def _check_unpacked(file: Any, page: Any, size: int) -> None:
@@ -174,14 +209,16 @@ def _check_unpacked(file: Any, page: Any, size: int) -> None:
 
     tifffile unpacks deflate and LZMA to the end. What cannot reach MOST_UNPACKED is not looked at.
     """
-    if page.compression not in (*DEFLATE, LZMA):
+    if page.keyframe.compression not in (*DEFLATE, LZMA):
         return
     for start, count in zip(page.dataoffsets, page.databytecounts):
-        if page.compression in DEFLATE and 1032 * count <= max(size, MOST_UNPACKED):
+        if page.keyframe.compression in DEFLATE and 1032 * count <= max(size, MOST_UNPACKED):
             continue  # 1032: the most that deflate makes of a byte
         file.seek(start)
         packed = file.read(count)
-        unpack: Any = zlib.decompressobj() if page.compression in DEFLATE else LZMADecompressor()
+        unpack: Any = (
+            zlib.decompressobj() if page.keyframe.compression in DEFLATE else LZMADecompressor()
+        )
         if len(unpack.decompress(packed, size + 1)) > size:
             raise ValueError(f"a part of it unpacks to more than the {size} bytes of the page")
 

@@ -129,6 +129,10 @@ class CDRL(GenerativeModule):
     """
 
     Config = CDRLConfig
+    OF_WEIGHTS = (
+        *("angles", "levels", "units", "units_limit", "initializer", "initializer_channels"),
+        *("initializer_multipliers", "initializer_blocks", "initializer_attention"),
+    )
     ENERGY = True
     LABEL_DROPOUT = True
     SAMPLE_OPTIONS = settings_of(CDRLConfig, *SAMPLING) | settings_of(ComposeOptions)
@@ -167,6 +171,7 @@ class CDRL(GenerativeModule):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (L_f + L_g, {"loss": L_f, "loss_initializer": L_g}); see the module."""
+        batch = self.as_batch(batch)
         x, n, seed = batch["image"], batch["n"], self.cfg.seed
         labels = training_labels(self, batch["label"], n)
         pair = seeding.uniform(seed, n, Stream.SIGMA) * self.cfg.method.levels

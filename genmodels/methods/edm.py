@@ -162,6 +162,7 @@ class EDM(GenerativeModule):
     """
 
     Config = EDMConfig
+    OF_WEIGHTS = ("precond", "sigma_data")
     LABEL_DROPOUT = True
     P_STD = True
     SAMPLE_OPTIONS = settings_of(EDMConfig, *SAMPLING) | settings_of(GuideOptions)
@@ -200,6 +201,7 @@ class EDM(GenerativeModule):
         logged loss is without the learned weights of method.uncertainty.
         """
         cfg, seed = self.cfg.method, self.cfg.seed
+        batch = self.as_batch(batch)
         x, n = batch["image"], batch["n"]
         augmentation = None
         if cfg.augment and self.training:

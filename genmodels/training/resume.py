@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from genmodels.checkpoint import newest_checkpoint
+from genmodels.checkpoint import newest_checkpoint, newest_run
 from genmodels.config import Config, check_foreign, load_config, to_plain
 from genmodels.config.load import read_yaml
 from genmodels.data import check_settings
@@ -13,6 +13,7 @@ from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
 from genmodels.run import Run
 from genmodels.training.saver import read_table
+from genmodels.training.start import bring, flat
 
 # What deals a batch out: the run stays what it is, but for what dealt_anew names.
 DEVICES = (
@@ -45,11 +46,13 @@ CHANGEABLE = (
 
 
 def new_config(paths: Sequence[Path | str], words: Mapping[str, str]) -> Config:
-    """Return the config of a new run from files and key=value words."""
+    """Return the config of a new run from files, the model of init= and key=value words."""
     if not paths:
         raise ValueError("config=: name a file, e.g. python train.py configs/edm_digits.yaml")
-    cfg = _read_config(paths, words)
+    cfg = _read_config(paths, words, bring)
     check_settings(cfg.data)
+    if cfg.init:  # the run that it is today
+        cfg.init = str(newest_run(cfg.init))
     cfg.data.fingerprint = ""  # of the run whose config this was
     return cfg
 
@@ -74,7 +77,7 @@ def resumed_config(run: Run, words: Mapping[str, str]) -> Config:
         )
     cfg = _read_config([run.config], words)
     if METHODS[cfg.method.name].NEEDS:  # its rounds have no check_same: they are runs of their own
-        warn_of_dealing(_flat(to_plain(old)), cfg)
+        warn_of_dealing(flat(to_plain(old)), cfg)
     return cfg
 
 
@@ -102,7 +105,7 @@ def check_same(cfg: Config, run: Run) -> tuple[int, Path | None]:
             "already; give as many or more"
         )
     rows = read_table(run.metrics, step)  # raises now rather than after a write
-    old, new = _flat(saved["hyper_parameters"]["config"]), _flat(to_plain(cfg))
+    old, new = flat(saved["hyper_parameters"]["config"]), flat(to_plain(cfg))
     for key in new:
         # A key that the checkpoint does not know is younger than it.
         if key in old and new[key] != old[key] and not key.startswith(CHANGEABLE):
@@ -147,7 +150,7 @@ def warn_of_dealing(old: Mapping[str, Any], cfg: Config) -> None:
         cfg: Config that goes on.
     """
     keys = ("trainer.devices", "trainer.num_nodes", "trainer.accumulate", "trainer.accelerator")
-    new, old = _flat(to_plain(cfg)), {"trainer.num_nodes": 1} | dict(old)
+    new, old = flat(to_plain(cfg)), {"trainer.num_nodes": 1} | dict(old)
     changed = [key for key in keys if old[key] != new[key]]
     if not changed:
         return
@@ -163,15 +166,8 @@ def warn_of_dealing(old: Mapping[str, Any], cfg: Config) -> None:
     )
 
 
-def _read_config(paths: Sequence[Path | str], words: Mapping[str, str]) -> Config:
+def _read_config(
+    paths: Sequence[Path | str], words: Mapping[str, str], start: Any = None
+) -> Config:
     overrides = [f"{key}={text}" for key, text in words.items()]
-    return load_config(paths, overrides, methods=METHODS, networks=NETWORKS)
-
-
-def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return {"a.b": value} of nested dicts."""
-    rows: dict[str, Any] = {}
-    for key, value in plain.items():
-        nested = isinstance(value, dict)
-        rows |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return rows
+    return load_config(paths, overrides, methods=METHODS, networks=NETWORKS, bring=start)

@@ -76,18 +76,27 @@ def play(cfg: Config, run: Run | None) -> tuple[Run, int]:
         data = PairedData(cfg.data, cfg.seed, cfg.trainer.accumulate)
     check_scores(cfg.eval, data, "train", final_split(data))
     run = run or _unfinished_or_new(cfg)
-    with run.lock(), _reported(cfg, run):
-        selfplay = SelfPlay(cfg, run, data)
-        try:
-            for number in range(1, cfg.method.rounds + 1):
-                if not selfplay.round(number):
-                    break  # no checkpoint beats the reference; nor would the next round's
-        except Paused as paused:
-            return run, paused.signal
-        except KeyboardInterrupt:
-            selfplay.say(f"\nstopped; go on with\n  python train.py resume={run.folder}")
-            return run, int(signal.SIGINT)
-    return run, 0
+    try:
+        with run.lock(), _reported(cfg, run):
+            return run, _play_rounds(SelfPlay(cfg, run, data))
+    except BaseException:
+        if not _round_folders(run):  # refused before anything was made
+            run.discard()
+        raise
+
+
+def _play_rounds(selfplay: "SelfPlay") -> int:
+    """Play all rounds, or what is left of them; return the signal that ended them early, or 0."""
+    try:
+        for number in range(1, selfplay.cfg.method.rounds + 1):
+            if not selfplay.round(number):
+                break  # no checkpoint beats the reference; nor would the next round's
+    except Paused as paused:
+        return paused.signal
+    except KeyboardInterrupt:
+        selfplay.say(f"\nstopped; go on with\n  python train.py resume={selfplay.run.folder}")
+        return int(signal.SIGINT)
+    return 0
 
 
 @contextlib.contextmanager
@@ -422,7 +431,10 @@ class SelfPlay:
         if self.first:
             for target in (won, self.run.last) if better else ():
                 link(path, target)
-            sheet = images.contact_sheet(self.judge.generate(model, range(64))[0])
+            labels, columns = generation.class_grid(model, 64)
+            seeds = range(64 if labels is None else len(labels))
+            pictures = self.judge.generate(model, seeds, labels=labels)[0]
+            sheet = images.contact_sheet(pictures, columns)
             images.write_png(self.run.samples / f"{self.folder.name}.png", sheet)
         winner = {"name": name, "step": entry["step"], self.metric: entry[self.metric]}
         self.settle(lambda state: state.update(winner=winner, final=final), "winner")

@@ -5,6 +5,7 @@ added to READERS, its attacks to ATTACKS; tests/foreign/test_attacks.py runs the
 address space of little more than is in use, so that memory taken on a file's word is an error.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -25,7 +26,7 @@ from genmodels.config import load_config
 from genmodels.evaluation.kept import KeptFeatures
 from genmodels.evaluation.passes import Store
 from genmodels.evaluation.references import open_reference
-from genmodels.images import open_images, picture_bytes, pictures, read_image, read_values
+from genmodels.images import open_images, picture_bytes, pictures, read_image
 from genmodels.images.arrays import npy_images
 from genmodels.methods import METHODS
 from genmodels.metrics.features import Features, load_features
@@ -64,13 +65,19 @@ def init_from(folder: Path) -> object:
     return checkpoint.init_weights(checkpoint.build(SMALL), folder)
 
 
+def planes_of(path: Path) -> object:
+    """Read a picture to restore, a stack plane by plane."""
+    with contextlib.closing(pictures.open_picture(path.name, lambda: open(path, "rb"))) as picture:
+        return [picture.plane(number) for number in range(len(picture))]
+
+
 READERS: dict[str, Callable[[Path], object]] = {
     "checkpoint": checkpoint.read_checkpoint,
     "model": checkpoint.load,
     "weights": load_state,
     "hash": read_weights,
     "picture": read_image,
-    "to restore": lambda path: read_values(path.read_bytes(), path),
+    "to restore": planes_of,
     "images": lambda path: open_images(path)[0].shape,
     "arrays to restore": lambda path: pictures.read_picture(path.name, path.read_bytes),
     "npy": npy_images,
@@ -481,7 +488,35 @@ def tiff_bomb(folder: Path) -> Path:
     return folder / "a.tif"
 
 
-attack("tiff-bomb", "picture", tiff_bomb, "unpacks to more than the", slow=True)
+for _reader in ("picture", "to restore"):
+    attack("tiff-bomb", _reader, tiff_bomb, "unpacks to more than the", slow=True)
+
+
+def tiff_that_says(text: str):
+    """Return a maker of a TIFF of one page of 9 x 7 with this description."""
+
+    def make(folder: Path) -> Path:
+        import tifffile
+
+        levels = np.zeros((9, 7), np.uint16)
+        tifffile.imwrite(folder / "a.tif", levels, description=text.encode(), metadata=None)
+        return folder / "a.tif"
+
+    return make
+
+
+OME = (
+    '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image>'
+    '<Pixels DimensionOrder="XYCZT" SizeX="7" SizeY="9" SizeC="1" SizeZ="100000" SizeT="1000000" '
+    'Type="uint16"><TiffData/></Pixels></Image></OME>'
+)
+for _name, _text, _part in [
+    ("imagej-planes", "ImageJ=1\nimages=1000000000\nslices=1000000000\n", "its header promises 10"),
+    ("shaped-planes", '{"shape": [1000000000, 9, 7]}', "it is cut off"),
+    ("shaped-nested", '{"shape": ' + "[" * 100_000 + "}", "recursion"),
+    ("ome-planes", OME, "MemoryError"),
+]:
+    attack(_name, "to restore", tiff_that_says(_text), "a.tif: cannot be read (", _part)
 
 # ---- arrays and statistics ---------------------------------------------------------------------
 

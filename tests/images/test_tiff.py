@@ -13,6 +13,7 @@ from genmodels import cli, images
 from genmodels.config import DataConfig
 from genmodels.data import commands, load_split
 from genmodels.data.source import read_source
+from genmodels.images import tiff
 from tests.helpers.restoring_words import random_levels
 
 GREY, COLOUR = random_levels(9, 7), random_levels(9, 7, 3)
@@ -258,6 +259,37 @@ def test_16_bit_colour_that_needs_a_package(monkeypatch):
         images.read_image(io.BytesIO(data), name="a.tif")
     # Grey of 16 bits is Pillow's then.
     assert np.array_equal(images.read_values(tiff_of(DEEP), "a.tif")[..., 0], DEEP)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "order", "taken"),
+    [
+        (np.int16, "<", True),
+        (np.int16, ">", False),
+        (np.uint32, "<", True),
+        (np.uint32, ">", False),
+        (np.float32, "<", True),
+        (np.float32, ">", False),
+        (np.float64, "<", False),
+        (np.uint16, ">", True),
+    ],
+)
+def test_pillow_is_asked_for_what_it_reads_right(monkeypatch, dtype, order, taken):
+    """It swaps the bytes of packed floats and signed levels twice, and says nothing."""
+    levels = DEEP // 4
+    data = tiff_of(levels.astype(dtype), byteorder=order, compression="zlib")
+    refusal = ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    def asarray(self, *args, **kwargs):
+        raise refusal
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", asarray)
+    if taken:
+        found = tiff.read_page(io.BytesIO(data))
+        assert found.dtype == dtype and np.array_equal(found[..., 0], levels)
+    else:
+        with pytest.raises(tiff.Refused, match="-bit packed as ADOBE_DEFLATE needs another packa"):
+            tiff.read_page(io.BytesIO(data))
 
 
 def test_a_page_that_points_to_itself_ends():
