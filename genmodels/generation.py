@@ -75,20 +75,32 @@ def labels_for(
 def class_grid(model: Any, num: int) -> tuple[list[int] | None, int | None]:
     """Return (labels, columns) of a grid of about `num` images with a class in each column.
 
-    Every column has the same number of images, and they are `num` or fewer. Where there are more
-    classes than half of `num`, as many as make a square are shown, evenly spaced. Without classes
-    it is (None, None).
+    Every class has the same number of images, and they are `num` or fewer; few classes have several
+    columns each. Of more classes than `num`, or than four times the side of a square, as many as
+    make a square are shown, evenly spaced. Without classes it is (None, None).
 
     Args:
         model: a method; the classes that it saw images of are shown.
         num: images in the grid, > 0.
     """
-    if not model.classes:
+    if not model.classes or model.CLUSTERS:
         return None, None
-    shown = list(model.present or range(model.classes))
-    columns = len(shown) if 2 * len(shown) <= num else min(len(shown), max(1, round(num**0.5)))
-    shown = [shown[k * len(shown) // columns] for k in range(columns)]
-    return shown * max(1, num // columns), columns
+    shown, side = list(model.present or range(model.classes)), max(1, round(num**0.5))
+    count = len(shown) if len(shown) <= min(num, 4 * side) else side
+    shown = [shown[k * len(shown) // count] for k in range(count)]
+    row = [label for label in shown for _ in range(max(1, round(side / count)))]
+    return row * max(1, num // len(row)), len(row)
+
+
+def class_columns(labels: Sequence[int] | None) -> int | None:
+    """Return how many columns keep each label in columns of its own, None if it recurs otherwise.
+
+    That is a multiple of the labels' period, near a square.
+    """
+    period = len(set(labels or ()))
+    if not labels or any(label != labels[k % period] for k, label in enumerate(labels)):
+        return None
+    return period * max(1, round(len(labels) ** 0.5 / period))
 
 
 def generate(
@@ -185,14 +197,24 @@ def warm_up(
         settings: of generate, with those that speed_up returns.
 
     Raises:
-        ValueError: the images come without the network.
+        ValueError: the images come without the network, or torch cannot compile here.
     """
+    from torch._dynamo.exc import BackendCompilerFailed
+
     started, first = time.monotonic(), distributed.share(len(seeds))[: settings["batch"]]
     some = [seeds[i] for i in first]
     theirs = None if labels is None else [labels[i] for i in first]
-    for _ in generate(model, some, theirs, **{**settings, "progress": False}):
-        if not model.nfe:
-            raise ValueError("compile=true: these images come without the network; leave it out")
+    try:
+        for _ in generate(model, some, theirs, **{**settings, "progress": False}):
+            if not model.nfe:
+                raise ValueError(
+                    "compile=true: these images come without the network; leave it out"
+                )
+    except BackendCompilerFailed as error:  # no C++ compiler on a CPU, for one
+        reason = " ".join(str(error).split("\n\n")[0].split())
+        raise ValueError(
+            f"compile=true: torch cannot compile here ({reason}); leave it out"
+        ) from None
     seconds = time.monotonic() - started
     if distributed.rank() == 0:
         print(f"compile: warmed up in {seconds:.1f} s with {settings['batch']} images, not timed")

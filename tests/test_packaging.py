@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import venv
 import zipfile
 
 import pytest
+import yaml
 from PIL import Image
 
 from genmodels.metrics.features.grey_nets import GREY_NETS
@@ -237,12 +239,15 @@ def test_the_installed_command_does_it_all(installed, tmp_path):
     """Outside of any clone: train, go on, sample, restore, evaluate, export, load in diffusers."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
-    def done(program, *words):
+    def ended(program, *words):
         command = [installed / program, *words]
         settings = {"capture_output": True, "text": True, "timeout": 600}
-        ended = subprocess.run(command, cwd=tmp_path, env=environment, **settings)
-        assert ended.returncode == 0, (words, ended.stdout, ended.stderr)
-        return ended.stdout
+        return subprocess.run(command, cwd=tmp_path, env=environment, **settings)
+
+    def done(program, *words):
+        process = ended(program, *words)
+        assert process.returncode == 0, (words, process.stdout, process.stderr)
+        return process.stdout
 
     for path in done("python", "-c", USED).split():
         assert path.startswith(str(installed.parent)), path
@@ -259,6 +264,8 @@ def test_the_installed_command_does_it_all(installed, tmp_path):
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["model"] == run and scores["metrics"]["fd"]["value"] > 0
 
+    mistake = ended("genmodels", "sample", "runs/edm_digits", "num=0")
+    assert (mistake.returncode, mistake.stderr) == (2, "error: num=0: must be >= 1\n")
     done("genmodels", "export", "runs/edm_digits", "out=shared")
     output = done("genmodels", "sample", "shared", "num=4", "steps=4", "out=again")
     for k in range(4):
@@ -305,3 +312,21 @@ def test_a_second_clone_has_its_own_kernels(hugging_face, tmp_path):
     assert done.returncode == 0, done.stderr
     package, kernel, *_ = done.stdout.split()
     assert package.startswith(str(clone)) and kernel.startswith(str(clone))
+
+
+def test_the_workflow_tries_the_oldest_and_the_python_that_setup_allows():
+    """A floor that is raised in setup.py has to be raised there too."""
+    setup = (ROOT / "setup.py").read_text()
+    workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())
+    rows = workflow["jobs"]["test"]["strategy"]["matrix"]["include"]
+    (oldest,) = (row for row in rows if row["versions"] == "oldest")
+    floors = dict(re.findall(r'"(torch|torchvision|triton)>=([\d.]+)', setup))
+    asked = dict(re.findall(r"(\w+)==([\d.]+)\.\*", oldest["packages"]))
+    assert asked == floors and len(floors) == 3
+    python = re.search(r'python_requires=">=([\d.]+)"', setup)[1]
+    assert oldest["python"] == min((row["python"] for row in rows), key=version) == python
+    assert {row["python"] for row in rows} >= set(re.findall(r"Python :: (3\.\d+)", setup))
+
+
+def version(text):
+    return tuple(map(int, text.split(".")))

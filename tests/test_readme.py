@@ -13,6 +13,7 @@ import train
 from genmodels import cli, images
 from genmodels.checkpoint import diffusers
 from genmodels.checkpoint.exports import main as export_main
+from genmodels.commands.main import main as genmodels_main
 from genmodels.data import commands
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import TINY, last_words
@@ -25,7 +26,8 @@ LINES = [
     if not language
     for line in block.replace("\\\n", " ").splitlines()
 ]
-COMMANDS = [line.partition("  #")[0].strip() for line in LINES if line.startswith("python ")]
+CALLS = ("python ", "genmodels ")
+COMMANDS = [line.partition("  #")[0].strip() for line in LINES if line.startswith(CALLS)]
 # In need of what is not here: released weights, CIFAR-10.
 ELSEWHERE = (
     "python -m genmodels.importers",
@@ -68,6 +70,7 @@ def things(train_tiny, tmp_path_factory):
     return {
         "RUN": run,
         "runs/edm_digits/TIME": run,
+        "runs/edm_digits": run.parent,
         "MODEL": run,
         "SMALLER_MODEL": run,
         "GBM_RUN": train_tiny("data.labels=true", config="configs/gbm_digits.yaml"),
@@ -81,7 +84,17 @@ def things(train_tiny, tmp_path_factory):
 
 def test_the_commands_are_found():
     assert all("…" not in command for command in COMMANDS)
-    assert len(COMMANDS) == len(re.findall("^python ", README, re.M)) > 15
+    assert len(COMMANDS) == len(re.findall("^(?:python|genmodels) ", README, re.M)) > 15
+
+
+def words_of(command, things):
+    """The words of a command, as a clone's script or module is called, with what they stand for."""
+    name, *words = shlex.split(command)
+    if name == "genmodels" and words[0] in ("train", "sample", "evaluate"):
+        words[0] += ".py"
+    for name, path in things.items():
+        words = [re.sub(rf"(^|=){name}$", rf"\g<1>{path}", word) for word in words]
+    return words
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -89,9 +102,10 @@ def test_command(command, things, tmp_path, monkeypatch):
     if command.startswith(ELSEWHERE):
         pytest.skip("needs released weights or CIFAR-10; other tests make their own")
     monkeypatch.chdir(ROOT)
-    words = shlex.split(command)[1:]
-    for name, path in things.items():
-        words = [re.sub(rf"(^|=){name}$", rf"\g<1>{path}", word) for word in words]
+    words = words_of(command, things)
+    if command.startswith("genmodels ") and not words[0].endswith(".py"):
+        assert genmodels_main(words) == 0
+        return
     if words[0] == "-m":
         argv = [re.sub(r"^out=\w+", f"out={tmp_path}/made", word) for word in words[2:]]
         assert cli.run(MODULES[words[1]], argv) == 0

@@ -235,7 +235,8 @@ def write_pngs(
     barrier()
     if rank() == 0:
         first = [images.read_image(out / f"{seed:06d}.png", model.shape[0]) for seed in seeds[:100]]
-        images.write_png(out / "grid.png", images.contact_sheet(torch.stack(first)))
+        columns = generation.class_columns(labels and labels[:100])
+        images.write_png(out / "grid.png", images.contact_sheet(torch.stack(first), columns))
 
 
 def write_npz(

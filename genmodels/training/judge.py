@@ -97,11 +97,17 @@ class Judge:
         }
 
     def generate(
-        self, model: Any, seeds: Sequence[int], progress: bool = False
+        self,
+        model: Any,
+        seeds: Sequence[int],
+        progress: bool = False,
+        labels: list[int] | None = None,
     ) -> tuple[torch.Tensor, list[int] | None]:
-        """Return (uint8 images, labels or None); labels follow the law of the training set's."""
-        labels = None
-        if model.classes:
+        """Return (uint8 images, labels or None).
+
+        Labels that are not given follow the law of the training set's.
+        """
+        if model.classes and labels is None:
             known = self.data.train[1]
             order = seeding.permutation(0, 0, len(known))
             labels = [int(known[order[seed % len(known)]]) for seed in seeds]

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import platform
+import shlex
 import warnings
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ POINTS = 300  # of a line in a figure; more are averaged
 GRIDS = 6  # of a run that are shown
 WIDEST = 640  # pixels of a grid in the page
 LARGEST = 1 << 22  # bytes of a JSON that is looked at
+LARGEST_TABLE = 1 << 26  # bytes of a metrics.csv
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
 WIDTH, HEIGHT, LEFT, TOP = 340, 190, 58, 22  # of a figure, and where its axes begin
 
@@ -79,9 +81,10 @@ class Story(NamedTuple):
 
     @property
     def step(self) -> float:
-        """The last step that a line reaches."""
+        """The last step that a line or a checkpoint reaches."""
         every = [points for lines in self.curves.values() for points in lines.values()]
-        return max((x for points in every for x, _ in points), default=0)
+        saved = [_number(path.stem.removeprefix("step-")) or 0.0 for path in self.run.steps()]
+        return max([*saved, *(x for points in every for x, _ in points)], default=0.0)
 
 
 def update(run: Run, seconds: float | None = None, processes: int = 1) -> None:
@@ -235,7 +238,7 @@ def read_curves(path: Path) -> dict[str, Lines]:
     train/loss and val/loss share the figure "loss"; DDO's candidates share that of a metric.
     """
     try:
-        text = read_plain(path).decode(errors="replace")
+        text = _read_small(path, LARGEST_TABLE).decode(errors="replace")
         rows = list(csv.DictReader(io.StringIO(text)))
     except (OSError, csv.Error):
         return {}
@@ -314,7 +317,7 @@ def _thinned(points: Points) -> Points:
 def _number(text: Any) -> float | None:
     try:
         value = float(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return value if math.isfinite(value) else None
 
@@ -399,11 +402,15 @@ def scores(story: Story) -> dict[str, str]:
     return found
 
 
+def _read_small(path: Path, most: int) -> bytes:
+    """Return the bytes of a file, b"" of a larger one than `most`; see read_plain."""
+    return read_plain(path) if path.stat().st_size <= most else b""
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     """Return what a JSON file holds, {} if that is nothing to be read."""
     try:
-        data = read_plain(path) if path.stat().st_size < LARGEST else b""
-        found = json.loads(data)
+        found = json.loads(_read_small(path, LARGEST))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -445,28 +452,31 @@ def facts(story: Story) -> dict[str, str]:
 
 def _commands(story: Story) -> str:
     """Return the commands that go on from a run, as in a clone."""
-    run, settings = story.run, story.settings
-    folder, steps = run.folder, _number(settings.get("trainer.max_steps")) or 0
-    longer = f"python train.py resume={folder} trainer.max_steps={2 * steps:.0f}"
-    if settings.get("optim.decay") == "cosine":  # whose end was fixed when it began
-        longer = f"python train.py {run.config} init={folder} trainer.max_steps={2 * steps:.0f}"
-    rows = [(f"python train.py resume={folder}", "go on, if it was stopped"), (longer, "longer")]
-    if settings.get("data.noise.law"):
-        law = settings["data.noise.law"]
-        rows += [
-            (f"python sample.py {folder} denoise=PICTURES law={law} level=auto out=restored", ""),
-            (f"python evaluate.py {folder} denoise=CLEAN law={law} level=LEVEL", ""),
-        ]
+    settings, run = story.settings, shlex.quote(str(story.run.folder))
+    steps, rounds = (_number(settings.get(key)) for key in ("trainer.max_steps", "method.rounds"))
+    longer = f"resume={run} trainer.max_steps={2 * (steps or 0):.0f}"
+    if rounds:  # DDO's, of max_steps each
+        longer = f"resume={run} method.rounds={rounds + 1:.0f}"
+    elif settings.get("optim.decay") == "cosine":  # its end was fixed when it began
+        config = shlex.quote(str(story.run.config))
+        longer = f"{config} init={run} trainer.max_steps={2 * (steps or 0):.0f}"
+    if law := settings.get("data.noise.law"):
+        made = f"denoise=PICTURES law={law} level=auto out=restored"
+        scored = f"denoise=CLEAN law={law} level=LEVEL out={run}/scores.json"
     else:
-        features = settings.get("eval.features", "pixels")
         labels = " labels=balanced" if settings.get("data.labels") == "True" else ""
-        rows += [
-            (f"python sample.py {folder} num=100{labels} out=made", ""),
-            (
-                f"python evaluate.py {folder} data={settings.get('data.name')} num=1000 "
-                f"metrics=fd,nn1 features={features} out={folder}/scores.json",
-                "",
-            ),
+        points = " format=npz" if settings.get("data.shape") == "[2, 1, 1]" else ""
+        made = f"num=100{labels}{points} out=made"
+        scored = (
+            f"data={settings.get('data.name')} num=1000 metrics=fd,nn1 "
+            f"features={settings.get('eval.features', 'pixels')} out={run}/scores.json"
+        )
+    return "\n".join(
+        [
+            f"python train.py resume={run}    # go on, if it was stopped",
+            f"python train.py {longer}    # longer",
+            f"python sample.py {run} {made}",
+            f"python evaluate.py {run} {scored}",
+            f"genmodels report {run}    # this page anew, with the scores",
         ]
-    rows.append((f"genmodels report {folder}", "this page anew, with the scores"))
-    return "\n".join(f"{line}    # {hint}" if hint else line for line, hint in rows)
+    )

@@ -431,7 +431,10 @@ class SelfPlay:
         if self.first:
             for target in (won, self.run.last) if better else ():
                 link(path, target)
-            sheet = images.contact_sheet(self.judge.generate(model, range(64))[0])
+            labels, columns = generation.class_grid(model, 64)
+            seeds = range(64 if labels is None else len(labels))
+            pictures = self.judge.generate(model, seeds, labels=labels)[0]
+            sheet = images.contact_sheet(pictures, columns)
             images.write_png(self.run.samples / f"{self.folder.name}.png", sheet)
         winner = {"name": name, "step": entry["step"], self.metric: entry[self.metric]}
         self.settle(lambda state: state.update(winner=winner, final=final), "winner")

@@ -77,6 +77,18 @@ def test_compiled_once_for_a_batch_it_makes_the_same_bytes(ten, tiny_run, tmp_pa
 
 
 @pytest.mark.slow
+def test_two_compiled_processes_write_the_same_bytes(ten, tiny_run, tmp_path):
+    """Of 9 images the second process makes 4, in a batch of 5 as the first."""
+    words = [str(tiny_run), "num=9", "steps=4", "compile=true", f"out={tmp_path / 'out'}"]
+    with counted_graphs():  # the processes inherit it
+        ended = together(words, tmp_path, script="sample")
+    assert [process.code for process in ended] == [0, 0], ended
+    assert " with 5 images, not timed\n9 images, " in ended[0].text and not ended[1].text
+    made = pngs(tmp_path / "out")
+    assert len(made) == 9 and made == {name: pngs(ten)[name] for name in made}
+
+
+@pytest.mark.slow
 def test_compiled_images_are_the_same_but_for_rounding(tiny_run, tmp_path):
     words = ["num=6", "steps=4", "compile=true", "channels_last=true", f"out={tmp_path}"]
     assert sample.main([str(tiny_run), *words]) == 0

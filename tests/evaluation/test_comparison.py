@@ -144,8 +144,8 @@ def overlaps(labels):
 
 
 def test_labels_of_plots_do_not_collide(rows, tmp_path, monkeypatch):
-    figures, original = [], plots._write
-    monkeypatch.setattr(plots, "_write", lambda p, f: (figures.append(f), original(p, f)))
+    figures, original = [], plots._png
+    monkeypatch.setattr(plots, "_png", lambda figure: (figures.append(figure), original(figure))[1])
     many = [Row(f"model number {k}", 60, rows[k % 2].scores) for k in range(12)]
     plots.draw_comparison(tmp_path / "many.png", many, [row.name for row in many])
     scorer = Scorer(["fd", "fd_inf", "prc"], FEATURES, reference=pictures(1500, 3))

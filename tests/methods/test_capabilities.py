@@ -279,6 +279,13 @@ def test_what_speeds_nothing_up_is_refused(build):
     with pytest.raises(ValueError, match="compile=true: these images come without the network"):
         generation.warm_up(model, range(3), start="buffer", **settings)
 
+    def broken(graph, inputs):
+        raise RuntimeError("no C++ compiler")
+
+    model.net.compile(backend=broken)
+    with pytest.raises(ValueError, match=r"cannot compile here \(.*no C\+\+ compiler\); leave it"):
+        generation.warm_up(model, range(3), start="fresh", **settings)
+
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_methods_may_ask_these_of_every_network(name):

@@ -147,14 +147,35 @@ def test_the_first_grid_is_early_and_each_class_has_a_column(train_tiny, monkeyp
         (0, [], 64, None, None),
         (10, [], 64, [*range(10)] * 6, 10),
         (10, [2, 7], 6, [2, 7] * 3, 2),
+        (10, [2, 7], 60, [2, 2, 2, 2, 7, 7, 7, 7] * 7, 8),
         (1000, [], 64, [k * 125 for k in range(8)] * 8, 8),
         (10, [], 4, [0, 5] * 2, 2),
+        (10, [], 10, [*range(10)], 10),
         (3, [], 1, [0], 1),
     ],
 )
 def test_labels_of_a_grid(classes, present, num, labels, columns):
-    model = SimpleNamespace(classes=classes, present=present)
+    model = SimpleNamespace(classes=classes, present=present, CLUSTERS=False)
     assert generation.class_grid(model, num) == (labels, columns)
+    model.CLUSTERS = True  # its labels name clusters; None is the model of all of them
+    assert generation.class_grid(model, num) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "labels, columns",
+    [
+        (None, None),
+        ([], None),
+        ([3] * 9, 3),
+        ([1, 2, 1, 2, 1], 2),
+        ([1, 2] * 50, 10),
+        ([*range(10)] * 2, 10),
+        ([1, 2, 2, 1], None),
+        ([0, 1, 2], 3),
+    ],
+)
+def test_columns_of_labels_that_recur(labels, columns):
+    assert generation.class_columns(labels) == columns
 
 
 def test_wandb_gets_grids_and_plots(train_tiny, monkeypatch):
@@ -179,6 +200,7 @@ def test_tensorboard_gets_grids_and_plots(train_tiny):
     run = train_tiny(*words, "eval.metrics=prc", "trainer.loggers=[csv,tensorboard]")
     events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
     assert [event.step for event in events.Images("samples")] == [1, 3]  # counted from 0
+    assert "train/loss" in events.Tags()["scalars"] and "hp_metric" not in events.Tags()["scalars"]
     (plot,) = events.Images("scores")
     assert plot.width > 400 and plot.encoded_image_string.startswith(b"\x89PNG")
     grid = events.Images("samples")[1].encoded_image_string

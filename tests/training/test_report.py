@@ -4,6 +4,7 @@ import base64
 import csv
 import html
 import itertools
+import os
 import re
 import shlex
 import shutil
@@ -114,9 +115,10 @@ def test_a_long_table_is_thinned_and_a_wide_range_is_logarithmic():
     assert odd.count("<circle") == 1
 
 
+@pytest.mark.slow
 def test_the_commands_of_a_report_run(run, tmp_path, capsys):
     """Those that go on and that sample; the run is a copy."""
-    copy = Run(tmp_path / "again")
+    copy = Run(tmp_path / "and again")
     shutil.copytree(run.folder, copy.folder)
     assert command.main(["report", str(copy.folder)]) == 0
     assert capsys.readouterr().out.strip() == str(copy.report)
@@ -135,7 +137,9 @@ def test_the_commands_of_a_report_run(run, tmp_path, capsys):
     assert {"scores.json fd", "scores.json nn1"} <= rows
 
 
-@pytest.mark.parametrize("number", [0, 15], ids=["time", "signal"])
+@pytest.mark.parametrize(
+    "number", [0, pytest.param(15, marks=pytest.mark.slow)], ids=["time", "signal"]
+)
 def test_a_run_that_is_stopped_has_a_report(tmp_path, monkeypatch, number):
     original = Saver.on_train_batch_end
 
@@ -198,6 +202,14 @@ def test_old_and_broken_runs_have_a_page(tmp_path, capsys):
     run.metrics.write_bytes(b"\xff\x00step,\n1,2,3\n")
     run.training.write_text("[1]")
     (run.folder / "scores.json").write_text('{"metrics": {"fd": {"value": "x"}, "a": 3}}')
+    assert command.main(["report", str(run.folder)]) == 0
+    run.metrics.write_text(f"step,{'x' * 200_000}\n1,2\n")  # csv takes no such cell
+    assert command.main(["report", str(run.folder)]) == 0
+    os.truncate(run.metrics, 1 << 34)  # and this is no table, but a hole
+    run.training.write_text(f'{{"seconds": 1{"0" * 400}, "versions": {"[" * 9999}')
+    (run.folder / "scores.json").write_text(f'{{"metrics": {{"fd": {{"value": 1{"0" * 400}}}}}}}')
+    os.mkfifo(run.folder / "pipe.json")
+    os.mkfifo(run.samples / "pipe.png")
     assert command.main(["report", str(run.folder)]) == 0
     assert command.main(["report", str(tmp_path / "nothing")]) == 2
     assert "no config.yaml there" in capsys.readouterr().err
