@@ -15,7 +15,7 @@ older FD(cifar) figures void.
 
 controls: how FD(cifar), FD(pixels) and the FD of an Inception with random weights (seed 0) rank
 spoiled copies of the 1,017 exact test pictures, as multiples of what the untouched ones get against
-2,000 exact training pictures; benchmarks/results/cifar_net.json. About 10 minutes of one core.
+2,000 exact training pictures; benchmarks/results/cifar_net.json. About 25 minutes of one core.
 """
 
 import hashlib

@@ -1,4 +1,8 @@
-"""Train, finetune, sample and benchmark likelihood-, score- and energy-based image generators."""
+"""Train, finetune, sample and benchmark likelihood-, score- and energy-based image generators.
+
+build(config) makes an untrained model, load(path) reads a trained one; METHODS are the classes by
+name. docs/library.md shows a model in a training loop of one's own.
+"""
 
 import importlib.util
 import sys
@@ -29,14 +33,33 @@ if (_beside / "kernels/ops/philox.py").is_file() and (_beside / "setup.py").is_f
 def build(
     config: "Config | str | Path | dict | list", *overrides: str, **needs: Any
 ) -> "GenerativeModule":
-    """Return an untrained method: see genmodels.checkpoint.build."""
+    """Return an untrained method, a LightningModule on the CPU; weights depend on the seed alone.
+
+    Args:
+        config: a YAML path, a name of configs/, a dict of the same, a Config, or a list of them
+            merged from left to right.
+        overrides: "key=value" words, "optim.lr=0.001".
+        needs: what the method needs beyond its config, e.g. reference=MODEL for DDO.
+
+    Raises:
+        ValueError: the config is wrong; the line says where and what to write.
+    """
     from genmodels.checkpoint import build
 
     return build(config, *overrides, **needs)
 
 
 def load(path: str | Path, *, ema: bool = True, device: str = "cpu") -> "GenerativeModule":
-    """Return a trained method: see genmodels.checkpoint.load."""
+    """Return a trained method in eval mode. Nothing in the file is executed.
+
+    Args:
+        path: run folder, .ckpt file, exported folder, or the name of a model that comes along.
+        ema: the averaged weights (default) or, from a checkpoint, the raw ones.
+        device: where to put it.
+
+    Raises:
+        ValueError: not a model of this package, broken, or from a newer version.
+    """
     from genmodels.checkpoint import load
 
     return load(path, ema=ema, device=device)
@@ -49,3 +72,7 @@ def __getattr__(name: str) -> Any:
 
         return METHODS
     raise AttributeError(f"module 'genmodels' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

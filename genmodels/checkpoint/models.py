@@ -55,9 +55,16 @@ def build(
     else:
         cfg = config
     data.fill_in(cfg.data)
+    method = METHODS[cfg.method.name]
+    for key, value in needs.items():
+        if key not in method.NEEDS:
+            raise ValueError(
+                f"{key}={value}: is nothing that {method.__name__} needs; settings are words, as "
+                "build(config, 'optim.lr=0.001')"
+            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        return METHODS[cfg.method.name](cfg, **needs)
+        return method(cfg, **needs)
 
 
 def check_size(cfg: Config) -> None:

@@ -116,7 +116,11 @@ class Section:
                 continue
             value = getattr(self, item.name)
             for part in value if isinstance(value, list) else [value]:
-                self.check(limits.allow(part), item.name, limits.remedy)
+                try:
+                    allowed = limits.allow(part)
+                except TypeError:  # from Python, where words are not read by their type
+                    allowed = False
+                self.check(allowed, item.name, limits.remedy)
                 self.check(limits.finite(part), item.name, "must be finite")
                 no_text = not isinstance(part, str)
                 self.check(no_text or "\0" not in part, item.name, "must hold no NUL character")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from genmodels import config, seeding
 from genmodels.config import check, to_plain
+from genmodels.methods.batches import OwnLoop
 from genmodels.networks import NETWORKS
 from genmodels.networks.edm2_unet import normalise_weights
 
@@ -39,9 +40,9 @@ class GenerativeModule(L.LightningModule):
         sample(seeds, labels=None, **options) -> images in [-1, 1], float32 (N, C, H, W)
 
     and, where the method has them, denoise, score and energy, and what the attributes below
-    promise. A batch is a dict: `image` float32 (B, C, H, W) in [-1, 1], `label` int64 (B,) with
-    -1 = none, `n` int64 (B,) the images' positions in the training stream, from which everything
-    random about them is drawn.
+    promise. loss begins with `batch = self.as_batch(batch)`; from there on a batch is a dict:
+    `image` float32 (B, C, H, W) in [-1, 1], `label` int64 (B,) with -1 = none, `n` int64 (B,) the
+    images' positions in the training stream, from which everything random about them is drawn.
 
     Args:
         cfg: Config with data.shape and data.classes filled in.
@@ -121,11 +122,67 @@ class GenerativeModule(L.LightningModule):
         self.due = True
         self.latest: dict[str, Tensor] = {}
         self.micro_batch: int | None = None
+        self.own_loop = OwnLoop()
         self.save_hyperparameters({"config": to_plain(cfg)})
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (scalar to minimise, {name: scalar to log}); see the class."""
         raise NotImplementedError
+
+    def as_batch(self, batch: Any) -> Batch:
+        """Return a batch as loss takes it, from that of anybody's loop.
+
+        Args:
+            batch: images x, (x, labels), or {"image": x, "label": ..., "n": ...}. x is float32
+                (B, C, H, W) on [-1, 1], labels are int64 (B,). Without n every image gets another
+                position at each call, from torch's generator.
+
+        Raises:
+            ValueError: bytes, another shape, pixels far outside [-1, 1] (looked at once), labels
+                that do not fit.
+        """
+        trainer = self._trainer
+        if trainer is not None and getattr(trainer, "datamodule", None) is not None:
+            from genmodels.data import ImageDataModule
+
+            if isinstance(trainer.datamodule, ImageDataModule):
+                return batch
+        found = self.own_loop.batch(self, batch)
+        if trainer is None and self.training:
+            self.micro_batch = self.own_loop.steps - 1
+        return found
+
+    def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        """Return what the method makes of images: denoise() where it has it, else energy()."""
+        own = "denoise" if hasattr(self, "denoise") else "energy"
+        return getattr(self, own)(x, *arguments, **options)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **options: Any) -> Any:
+        """Return the method in a .ckpt with its averaged weights, as Lightning's; see there.
+
+        genmodels.load also reads runs and exports, checks the file and returns it in eval mode.
+
+        Raises:
+            ValueError: it is no checkpoint of this class, or was written by a newer version.
+        """
+        from genmodels.data import fill_in
+        from genmodels.foreign import load_torch
+        from genmodels.methods import METHODS
+
+        plain = load_torch(checkpoint_path).get("hyper_parameters", {}).get("config")
+        check(plain, "checkpoint_path", checkpoint_path, "is no checkpoint of this package")
+        cfg = config.load_config([plain], methods=METHODS, networks=NETWORKS)
+        fill_in(cfg.data)
+        method = METHODS[cfg.method.name]
+        check(
+            issubclass(method, cls),
+            "checkpoint_path",
+            checkpoint_path,
+            f"is of {method.__name__}; write {method.__name__}.load_from_checkpoint",
+        )
+        load = super(GenerativeModule, method).load_from_checkpoint
+        return load(checkpoint_path, *args, **{"cfg": cfg, "weights_only": True} | options)
 
     def sample(self, seeds: Sequence[int], labels: Labels = None, **options: Any) -> Tensor:
         """Return generated images in [-1, 1], float32 (N, C, H, W); see the class."""
@@ -215,6 +272,7 @@ class GenerativeModule(L.LightningModule):
         Raises:
             ValueError: a label out of range, a wrong number of labels, an unconditional model.
         """
+        self.check_weights()
         count = len(generators.generators)
         if not self.classes:
             if labels is not None:
@@ -235,7 +293,12 @@ class GenerativeModule(L.LightningModule):
         Raises:
             ValueError: a label out of range, a wrong number of labels.
         """
-        labels = torch.as_tensor(labels, device=self.device).to(torch.int64).reshape(-1)
+        try:
+            labels = torch.as_tensor(labels, device=self.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"labels={labels!r}: must be whole numbers") from None
+        check(not labels.is_floating_point(), "labels", labels.tolist(), "must be whole numbers")
+        labels = labels.to(torch.int64).reshape(-1)
         if len(labels) not in (1, count):
             raise ValueError(f"labels={labels.tolist()}: give 1 or {count}, one for each seed")
         if labels.min() < -1 or labels.max() >= self.classes:
@@ -284,11 +347,28 @@ class GenerativeModule(L.LightningModule):
             sigma: their noise level, a scalar or (B,).
             key: what the method calls it.
         """
+        check(
+            x.is_floating_point(),
+            "image",
+            x.dtype,
+            "must be float32; of bytes x.float() / 127.5 - 1",
+        )
+        self.check_weights()
         level = torch.as_tensor(sigma, device=x.device)
         good = torch.stack([(level > 0).all() & level.isfinite().all(), _of_moderate_size(x)])
         of_level, of_image = good.tolist()
         check(of_level, key, "", "must be finite and > 0")
         check(of_image, "image", "", f"its pixels must be finite, below {LARGEST_PIXEL:g}")
+
+    def check_weights(self) -> None:
+        """Raise ValueError after half() or double(): methods compute in float32, or by autocast."""
+        dtype = next((p.dtype for p in self.parameters()), torch.float32)
+        check(
+            dtype == torch.float32,
+            "weights",
+            dtype,
+            "must be float32: call float(); for half precision torch.autocast or precision=bf16",
+        )
 
     def anywhere(self, decision: bool) -> bool:
         """Return whether it holds on any process; all of them have to ask at the same time.
@@ -338,6 +418,7 @@ class GenerativeModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss on held-out images, with noise that is the same every time."""
+        batch = self.as_batch(batch)
         _, logs = self.loss(batch)
         logs = {f"val/{name}": value for name, value in logs.items()}
         self.log_dict(logs, batch_size=len(batch["n"]), sync_dist=True)

@@ -171,6 +171,7 @@ class CDRL(GenerativeModule):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (L_f + L_g, {"loss": L_f, "loss_initializer": L_g}); see the module."""
+        batch = self.as_batch(batch)
         x, n, seed = batch["image"], batch["n"], self.cfg.seed
         labels = training_labels(self, batch["label"], n)
         pair = seeding.uniform(seed, n, Stream.SIGMA) * self.cfg.method.levels

@@ -201,6 +201,7 @@ class EDM(GenerativeModule):
         logged loss is without the learned weights of method.uncertainty.
         """
         cfg, seed = self.cfg.method, self.cfg.seed
+        batch = self.as_batch(batch)
         x, n = batch["image"], batch["n"]
         augmentation = None
         if cfg.augment and self.training:

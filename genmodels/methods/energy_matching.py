@@ -152,6 +152,7 @@ class EnergyMatching(GenerativeModule):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (L, {"loss": L_flow, "v_data": mean V, in the main phase also the chains'})."""
+        batch = self.as_batch(batch)
         x, n, seed, method = batch["image"], batch["n"], self.cfg.seed, self.cfg.method
         labels = training_labels(self, batch["label"], n)
 

@@ -204,6 +204,7 @@ class GBM(GenerativeModule):
         L = w(S) |D - y_0|^2, or for loss=explicit and hutchinson the same up to a constant, from
         Hyvarinen's objective: 2 w(S) S^2 sum_i [h_i + dh_i/dy_i + h_i^2 / 2], without y_0.
         """
+        batch = self.as_batch(batch)
         y0, n = self.to_state(batch["image"]), batch["n"]
         seed, device = self.cfg.seed, y0.device
         t = philox_uniform((), seed, n, stream=int(Stream.SIGMA), device=device)

@@ -252,6 +252,7 @@ class GEDI(GenerativeModule):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (scalar to minimise, logs); the equation stands in the module's docstring."""
+        batch = self.as_batch(batch)
         cfg, x, n = self.cfg.method, batch["image"], batch["n"]
         seed = self.cfg.seed
         real = add_noise(x, cfg.data_noise, seed, n)

@@ -250,6 +250,7 @@ class Noise2Score(GenerativeModule):
         noise2noise  (x(w) - y') / sigma,  y' another noisy copy
         supervised   (x(w) - x) / sigma
         """
+        batch = self._with_level(self.as_batch(batch))
         objective = self.cfg.method.objective
         level = over_items(batch["level"], batch["image"])
         w, sigma = self.to_state((batch["image"] + 1) / 2, level)
@@ -269,6 +270,25 @@ class Noise2Score(GenerativeModule):
             error = (x - (batch["target"] + 1) / 2) / sigma
         loss = error.square().mean()
         return loss, {"loss": loss.detach()}
+
+    def _with_level(self, batch: Batch) -> Batch:
+        """Return a batch with the noise level of each picture, the config's where it says none."""
+        if "level" not in batch:
+            noise = self.cfg.data.noise
+            check(
+                noise.level and not noise.level_max,
+                "batch",
+                list(batch),
+                'has no "level" and the config no single one; write {"image": x, "level": level}',
+            )
+            batch["level"] = torch.full_like(batch["image"][:, 0, 0, 0], noise.level)
+        check(
+            self.cfg.method.objective in ("score", "r2r") or "target" in batch,
+            "batch",
+            list(batch),
+            f'has no "target", which method.objective={self.cfg.method.objective} learns from',
+        )
+        return batch
 
     def score(self, y: Tensor, level: Tensor) -> Tensor:
         """Return s(y) = grad_y log p(y) of noisy pixels y on [0, 1]; level (B,), the law's unit.

@@ -503,7 +503,7 @@ def test_the_model_card_tells_what_was_learned_from(folder, tmp_path):
         card = (out / "README.md").read_text()
         assert "gaussian noise of level 25 to 50; new noise on clean pictures" in card
         assert "no target; objective: score" in card and "image-generation" not in card
-        assert f"python sample.py {out.name} denoise=PICTURE_OR_FOLDER law=gaussian" in card
+        assert f"genmodels sample {out.name} denoise=PICTURE_OR_FOLDER law=gaussian" in card
         plain = genmodels.load(out)
         assert plain.levels.tolist() == [25, 50]
 
