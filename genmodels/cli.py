@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = [ROOT / "genmodels", ROOT / "kernels", ROOT / "benchmarks"]
+# Beside an installed package `kernels` is Hugging Face's, and `benchmarks` anyone's.
+CLONE = ("kernels", "benchmarks") if (ROOT / "setup.py").is_file() else ()
+OURS = [ROOT / name for name in ("genmodels", *CLONE)]
 SCRIPTS = [ROOT / "train.py", ROOT / "sample.py", ROOT / "evaluate.py"]
 
 

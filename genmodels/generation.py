@@ -83,7 +83,7 @@ def class_grid(model: Any, num: int) -> tuple[list[int] | None, int | None]:
         model: a method; the classes that it saw images of are shown.
         num: images in the grid, > 0.
     """
-    if not model.classes:
+    if not model.classes or model.CLUSTERS:
         return None, None
     shown, side = list(model.present or range(model.classes)), max(1, round(num**0.5))
     count = len(shown) if len(shown) <= min(num, 4 * side) else side

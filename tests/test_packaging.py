@@ -239,12 +239,15 @@ def test_the_installed_command_does_it_all(installed, tmp_path):
     """Outside of any clone: train, go on, sample, restore, evaluate, export, load in diffusers."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
-    def done(program, *words):
+    def ended(program, *words):
         command = [installed / program, *words]
         settings = {"capture_output": True, "text": True, "timeout": 600}
-        ended = subprocess.run(command, cwd=tmp_path, env=environment, **settings)
-        assert ended.returncode == 0, (words, ended.stdout, ended.stderr)
-        return ended.stdout
+        return subprocess.run(command, cwd=tmp_path, env=environment, **settings)
+
+    def done(program, *words):
+        process = ended(program, *words)
+        assert process.returncode == 0, (words, process.stdout, process.stderr)
+        return process.stdout
 
     for path in done("python", "-c", USED).split():
         assert path.startswith(str(installed.parent)), path
@@ -261,6 +264,8 @@ def test_the_installed_command_does_it_all(installed, tmp_path):
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["model"] == run and scores["metrics"]["fd"]["value"] > 0
 
+    mistake = ended("genmodels", "sample", "runs/edm_digits", "num=0")
+    assert (mistake.returncode, mistake.stderr) == (2, "error: num=0: must be >= 1\n")
     done("genmodels", "export", "runs/edm_digits", "out=shared")
     output = done("genmodels", "sample", "shared", "num=4", "steps=4", "out=again")
     for k in range(4):

@@ -98,7 +98,7 @@ genmodels.importers.
 - Reference: Karras et al., arXiv {published}.
 
 ```
-python sample.py {out.name} num=64 steps={cfg.method.steps} noise=cuda out=samples
+genmodels sample {out.name} num=64 steps={cfg.method.steps} noise=cuda out=samples
 ```
 noise=cuda draws the images of the seeds published for GPU runs.
 """

@@ -119,7 +119,7 @@ tags: [{task}, {cfg.method.name}]
 - {f"Learned from: {learned}" if learned else f"Labels: {labels}"}.
 
 ```
-python sample.py {name} {words}
+genmodels sample {name} {words}
 ```
 """
 

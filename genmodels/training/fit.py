@@ -149,7 +149,15 @@ def make_loggers(cfg: Config, run: Run, step: int) -> list[Logger]:
     """Return the loggers of a run that starts at this step; each goes on where it was."""
     loggers: list[Logger] = [CSVMetrics(run.metrics, step)]
     if "tensorboard" in cfg.trainer.loggers:
-        loggers.append(TensorBoardLogger(run.folder, name="", version="", purge_step=step or None))
+        loggers.append(
+            TensorBoardLogger(
+                run.folder,
+                name="",
+                version="",
+                default_hp_metric=False,  # a curve of -1
+                purge_step=step or None,
+            )
+        )
     if "wandb" in cfg.trainer.loggers:
         from lightning.pytorch.loggers import WandbLogger
 

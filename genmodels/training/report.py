@@ -35,6 +35,7 @@ POINTS = 300  # of a line in a figure; more are averaged
 GRIDS = 6  # of a run that are shown
 WIDEST = 640  # pixels of a grid in the page
 LARGEST = 1 << 22  # bytes of a JSON that is looked at
+LARGEST_TABLE = 1 << 26  # bytes of a metrics.csv
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
 WIDTH, HEIGHT, LEFT, TOP = 340, 190, 58, 22  # of a figure, and where its axes begin
 
@@ -237,7 +238,7 @@ def read_curves(path: Path) -> dict[str, Lines]:
     train/loss and val/loss share the figure "loss"; DDO's candidates share that of a metric.
     """
     try:
-        text = read_plain(path).decode(errors="replace")
+        text = _read_small(path, LARGEST_TABLE).decode(errors="replace")
         rows = list(csv.DictReader(io.StringIO(text)))
     except (OSError, csv.Error):
         return {}
@@ -316,7 +317,7 @@ def _thinned(points: Points) -> Points:
 def _number(text: Any) -> float | None:
     try:
         value = float(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return value if math.isfinite(value) else None
 
@@ -401,11 +402,15 @@ def scores(story: Story) -> dict[str, str]:
     return found
 
 
+def _read_small(path: Path, most: int) -> bytes:
+    """Return the bytes of a file, b"" of a larger one than `most`; see read_plain."""
+    return read_plain(path) if path.stat().st_size <= most else b""
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     """Return what a JSON file holds, {} if that is nothing to be read."""
     try:
-        data = read_plain(path) if path.stat().st_size < LARGEST else b""
-        found = json.loads(data)
+        found = json.loads(_read_small(path, LARGEST))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

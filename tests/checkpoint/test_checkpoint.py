@@ -53,7 +53,7 @@ def test_half_export_is_half_the_size_and_close(tiny_run, exported, tmp_path):
 
 def test_model_card_names_data_terms_and_training(exported):
     card = (exported / "README.md").read_text()
-    for words in ("CC BY 4.0", "4 steps of 8 images", "unconditional", "python sample.py"):
+    for words in ("CC BY 4.0", "4 steps of 8 images", "unconditional", "genmodels sample"):
         assert words in card
     config = json.loads((exported / "config.json").read_text())["config"]
     assert config["out_dir"] == "runs" and config["init"] == config["data"]["root"] == ""

@@ -155,8 +155,10 @@ def test_the_first_grid_is_early_and_each_class_has_a_column(train_tiny, monkeyp
     ],
 )
 def test_labels_of_a_grid(classes, present, num, labels, columns):
-    model = SimpleNamespace(classes=classes, present=present)
+    model = SimpleNamespace(classes=classes, present=present, CLUSTERS=False)
     assert generation.class_grid(model, num) == (labels, columns)
+    model.CLUSTERS = True  # its labels name clusters; None is the model of all of them
+    assert generation.class_grid(model, num) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +200,7 @@ def test_tensorboard_gets_grids_and_plots(train_tiny):
     run = train_tiny(*words, "eval.metrics=prc", "trainer.loggers=[csv,tensorboard]")
     events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
     assert [event.step for event in events.Images("samples")] == [1, 3]  # counted from 0
+    assert "train/loss" in events.Tags()["scalars"] and "hp_metric" not in events.Tags()["scalars"]
     (plot,) = events.Images("scores")
     assert plot.width > 400 and plot.encoded_image_string.startswith(b"\x89PNG")
     grid = events.Images("samples")[1].encoded_image_string

@@ -186,6 +186,7 @@ SMALL = {
     "cdrl_digits": ["network.width=16", "method.steps=2"],
     "energy_digits": ["network.width=16", "method.steps=3", "method.chain_steps=2"],
     "gedi_circles": ["network.width=16", "method.steps=2", "method.buffer=8"],
+    "gedi_moons": ["network.width=16", "method.start=buffer", "method.buffer=8"],
     "noise2score_bsd400": ["network.channels=[8,8]", "network.blocks=[1,1]", "data.patch=16"],
 }
 

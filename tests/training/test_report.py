@@ -4,6 +4,7 @@ import base64
 import csv
 import html
 import itertools
+import os
 import re
 import shlex
 import shutil
@@ -201,6 +202,14 @@ def test_old_and_broken_runs_have_a_page(tmp_path, capsys):
     run.metrics.write_bytes(b"\xff\x00step,\n1,2,3\n")
     run.training.write_text("[1]")
     (run.folder / "scores.json").write_text('{"metrics": {"fd": {"value": "x"}, "a": 3}}')
+    assert command.main(["report", str(run.folder)]) == 0
+    run.metrics.write_text(f"step,{'x' * 200_000}\n1,2\n")  # csv takes no such cell
+    assert command.main(["report", str(run.folder)]) == 0
+    os.truncate(run.metrics, 1 << 34)  # and this is no table, but a hole
+    run.training.write_text(f'{{"seconds": 1{"0" * 400}, "versions": {"[" * 9999}')
+    (run.folder / "scores.json").write_text(f'{{"metrics": {{"fd": {{"value": 1{"0" * 400}}}}}}}')
+    os.mkfifo(run.folder / "pipe.json")
+    os.mkfifo(run.samples / "pipe.png")
     assert command.main(["report", str(run.folder)]) == 0
     assert command.main(["report", str(tmp_path / "nothing")]) == 2
     assert "no config.yaml there" in capsys.readouterr().err

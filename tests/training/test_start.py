@@ -1,6 +1,5 @@
 """init=MODEL brings the model's network and data along; words win; a refused try leaves nothing."""
 
-import copy
 import shutil
 import warnings
 
@@ -81,6 +80,8 @@ def test_what_it_brings_is_said(own_run, pictures):
     ]
     note = f"init={own_run}: brings {', '.join(parts)}"
     read("ddo_digits", f"init={own_run}", note=note)
+    rest = ", ".join(part for part in parts if "flip" not in part)
+    read("ddo_digits", f"init={own_run}", "data.flip=true", note=f"init={own_run}: brings {rest}")
     # From a file that says the same there is nothing to say.
     read(own_run / "config.yaml", f"init={own_run}", note="")
     other = read("ddo_cifar10", f"init={own_run}", "data.download=true")
@@ -109,6 +110,17 @@ def test_words_win(own_run, pictures, tmp_path):
     assert read("edm_cifar10", f"init={own_run}", "data.root=x").data.name == "imagefolder"
     cfg = read("edm_digits", f"init={own_run}", "data.root=x", "data.resolution=24")
     assert cfg.data.resolution == 24
+    cfg = read("edm_folder64", f"init={own_run}", "data.root=x.zip")
+    assert cfg.data.name == "imagefolder"  # as the file has it; it reads zips too
+
+
+def test_a_file_that_was_filled_in_and_padded_takes_the_form(own_run, tiny_run, pictures, tmp_path):
+    filled = read(tiny_run / "config.yaml", f"init={own_run}", f"data.root={pictures}")
+    assert (filled.data.name, filled.data.shape, filled.data.classes) == ("imagefolder", [], -1)
+    file = tmp_path / "my.yaml"
+    file.write_text("data: {name: imagefolder, pad: 2}\nmethod: {name: edm}")
+    data = read(file, f"init={own_run}", f"data.root={pictures}").data
+    assert (data.pad, data.resolution) == (0, 16)
 
 
 def test_data_by_name_and_own_pictures_do_not_mix(tiny_run):
@@ -169,9 +181,8 @@ def test_words_against_the_network_are_one_line_and_leave_nothing(tiny_run, tmp_
         assert all(note.startswith("note: ") for note in notes)
         assert line.startswith(f"error: init={tiny_run}: net.") and line.endswith(f": {end}"), line
         assert not list(tmp_path.iterdir())
-    # Where no weights depend on it, a word changes the network.
-    argv = ["edm_digits", *words, "network.norm_groups=4", "trainer.progress=false"]
-    assert train.main(argv) == 0
+    # No weights depend on this one.
+    assert read("edm_digits", f"init={tiny_run}", "network.norm_groups=4").network.norm_groups == 4
 
 
 def test_a_folder_of_runs_is_its_newest_for_good(tiny_run, tmp_path):
@@ -181,17 +192,39 @@ def test_a_folder_of_runs_is_its_newest_for_good(tiny_run, tmp_path):
     assert read("edm_digits", f"init={tmp_path / 'x'}").init == str(newest)
 
 
-def test_an_old_run_brings_what_its_data_take(tiny_run, tmp_path):
-    """Once data sets held settings that they did not read."""
-    model = genmodels.load(tiny_run)
-    model.cfg.data.root, model.cfg.data.points = "somewhere", 3
-    saved = checkpoint.read_checkpoint(tiny_run)
-    plain = copy.deepcopy(to_plain(model.cfg))
-    del plain["network"]["dropout"], plain["data"]["patch"]  # younger than it
+def with_data(run, path, *without, **settings):
+    """Write a run's checkpoint with other settings of its data; return the file."""
+    saved = checkpoint.read_checkpoint(run)
+    plain = to_plain(genmodels.load(run).cfg)
+    plain["data"] |= settings
+    for key in without:
+        section, name = key.split(".")
+        del plain[section][name]
     saved["hyper_parameters"]["config"] = plain
-    torch.save(saved, tmp_path / "old.ckpt")
-    cfg = read("edm_digits", f"init={tmp_path / 'old.ckpt'}")
+    torch.save(saved, path)
+    return path
+
+
+def test_an_old_run_brings_what_its_data_take(tiny_run, tmp_path):
+    """Once data sets held settings that they did not read, and some settings were not there."""
+    young = ("network.dropout", "data.patch")
+    old = with_data(tiny_run, tmp_path / "old.ckpt", *young, root="somewhere", points=3)
+    cfg = read("edm_digits", f"init={old}")
     assert (cfg.data.root, cfg.data.points) == ("", 10_000)
+
+
+def test_the_place_of_a_public_set_is_that_of_the_file_if_the_model_names_none(tiny_run, tmp_path):
+    facts = {"name": "fashion_mnist", "shape": [1, 28, 28]}
+    model = with_data(tiny_run, tmp_path / "a.ckpt", **facts, root="")
+    here = with_data(tiny_run, tmp_path / "b.ckpt", **facts, root="here")
+    file = tmp_path / "my.yaml"
+    start = f"init: {model}\nnetwork: {{name: unet}}\nmethod: {{name: edm}}\n"
+    file.write_text(start + "data: {name: fashion_mnist, root: there, batch_size: 7}\n")
+    assert (read(file).data.root, read(file).data.batch_size) == ("there", 7)
+    assert read(file, f"init={here}").data.root == "here"
+    file.write_text(start + "data: {name: imagefolder, root: there, resolution: 9}\n")
+    data = read(file).data
+    assert (data.name, data.root, data.resolution) == ("fashion_mnist", "", 0)
 
 
 def test_settings_of_weights_are_settings_of_the_method():
