@@ -567,7 +567,7 @@ def _camera_noise(
         blocks = Blocks.pooled(Blocks.of(part, limits) for part in parts)
         fit = fit_line(blocks, **camera, step=step)
     except NoNoise:
-        return "gaussian", 0.0, [], True
+        return "gaussian", 0.0, ["too little to tell a gain by: restored as gaussian"], True
     if fit.line:
         return CAMERA, fit.noise, [_report(fit, black, white)], True
     kind = "grows, but not as a camera's" if fit.misfit > MISFIT else "is not seen to grow"

@@ -9,7 +9,10 @@ What the network may learn from is data.noise.copies, and is saved with the mode
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+import statistics
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -27,12 +30,14 @@ from genmodels.data.stream import TrainStream
 from genmodels.images import Tree, from_uint8, to_uint8
 from genmodels.images.pictures import Planes, check_scale, find_pictures
 from genmodels.images.scale import Quantiles, Scale, Wanted, whole_range
+from genmodels.images.stacks import Stack
 from genmodels.noise import law_of
-from genmodels.noise.levels import level_from_patches
+from genmodels.noise.levels import NoNoise, level_from_patches
 
 # What a numpy generator of [seed, number, draw] draws. Not 0, for numpy drops zeros at the end and
 # [seed, number] is the noise that evaluate.py adds to picture `number`.
 FIRST, SECOND, LEVEL, FRESH = range(1, 5)
+LOOKED_AT = 16  # planes of a stack whose noise is looked for
 
 
 class NoisyDataModule(L.LightningDataModule):
@@ -68,44 +73,35 @@ class NoisyDataModule(L.LightningDataModule):
                 "is not for patches of noisy pictures; leave it out",
             )
         tree = picture_tree(cfg)
-        self.factor = 1.0  # of the config's level, on the scale of the patches
         if cfg.noise.copies == "given":
-            pictures, self.factor = _noisy_pictures(tree, cfg, channels)
+            pictures = _noisy_pictures(tree, cfg, channels)
         else:
             pictures = _clean_pictures(tree, channels)
-        for name, picture in pictures:
+        for each in pictures:
             check(
-                min(picture.shape[1:]) >= cfg.patch,
+                min(each.image.shape[1:]) >= cfg.patch,
                 "data.patch",
                 cfg.patch,
-                f"{name} is {tuple(picture.shape[1:])}; take smaller patches",
+                f"{each.name} is {tuple(each.image.shape[1:])}; take smaller patches",
             )
-        note_fingerprint(cfg, digest(len(pictures), lambda k: pictures[k][1].numpy().tobytes()))
+        note_fingerprint(cfg, digest(len(pictures), lambda k: pictures[k].image.numpy().tobytes()))
         cfg.shape = [channels, cfg.patch, cfg.patch]
         cfg.classes = 0
-        files = {name: k for k, name in enumerate(dict.fromkeys(name for name, _ in pictures))}
-        file = torch.tensor([files[name] for name, _ in pictures])
-        self.numbers = {}
-        for split in ("train", "test"):  # a picture is held out with all its channels
-            share = held_out_share(cfg, split, len(files))
-            self.numbers[split] = torch.isin(file, share).nonzero().flatten()
+        self.numbers = _split(pictures, cfg)
         check(
             len(self.numbers["train"]), "data.holdout", cfg.holdout, "leaves no picture to train on"
         )
         views, self.levels = self._views(pictures)
         self.views = {key: Pictures(view) for key, view in views.items()}
 
-    def _views(
-        self, named: list[tuple[str, torch.Tensor]]
-    ) -> tuple[dict[str, list[torch.Tensor]], list[float]]:
+    def _views(self, sources: list["Source"]) -> tuple[dict[str, list[torch.Tensor]], list[float]]:
         """Return ({key of a batch: pictures}, their levels); of fresh noise only the clean ones."""
         noise = self.cfg.noise
-        pictures = [picture for _, picture in named]
+        pictures = [source.image for source in sources]
         if noise.copies == "fresh":
             return {"target": pictures}, []
         if noise.copies == "given":
-            level = noise.level * self.factor
-            return {"image": pictures}, [level or self._estimate(*item) for item in named]
+            return {"image": pictures}, self._given_levels(sources)
         levels = [self._draw_level(self._rng(k, LEVEL)) for k in range(len(pictures))]
 
         def copies(draw):
@@ -116,15 +112,38 @@ class NoisyDataModule(L.LightningDataModule):
             views["target"] = copies(SECOND) if noise.target == "second" else pictures
         return views, levels
 
-    def _estimate(self, name: str, picture: torch.Tensor) -> float:
-        """Return the level of a picture, from the picture."""
-        try:
-            return float(level_from_patches((picture.double() + 1) / 2, self.law))
-        except ValueError as error:
-            reason = (
-                str(error).removeprefix("level=auto: ").replace("the level", "data.noise.level")
-            )
-            raise ValueError(f"data.noise.level=0: {name}: {reason}") from None
+    def _given_levels(self, sources: list["Source"]) -> list[float]:
+        """Return the level of each picture: told, or estimated from those that share it."""
+        if self.cfg.noise.level:
+            return [self.cfg.noise.level * source.factor for source in sources]
+        sharing: dict[Hashable, list[Source]] = {}
+        for source in sources:
+            sharing.setdefault(source.noise, []).append(source)
+        levels = {}
+        for name, group in sharing.items():
+            count = min(len(group), LOOKED_AT)
+            looked_at = [group[(2 * k + 1) * len(group) // (2 * count)] for k in range(count)]
+            levels[name] = self._estimate(looked_at)
+        return [levels[source.noise] for source in sources]
+
+    def _estimate(self, sources: list["Source"]) -> float:
+        """Return the one level of pictures, from the pictures: the median over those with noise."""
+        found, silent = [], None
+        for source in sources:
+            try:
+                y = (source.image.double() + 1) / 2
+                found.append(float(level_from_patches(y, self.law)))
+            except NoNoise as error:
+                silent = error
+            except ValueError as error:
+                raise self._unknown(source.name, error) from None
+        if silent is not None and not found:
+            raise self._unknown(sources[0].name, silent)
+        return statistics.median(found)
+
+    def _unknown(self, name: str, error: ValueError) -> ValueError:
+        reason = str(error).removeprefix("level=auto: ").replace("the level", "data.noise.level")
+        return ValueError(f"data.noise.level=0: {name}: {reason}")
 
     def _rng(self, number: int, draw: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, number, draw])
@@ -241,47 +260,95 @@ class Patches:
             yield self.data.cut(n, self.numbers[index], device)
 
 
-def _clean_pictures(tree: Tree, channels: int) -> list[tuple[str, torch.Tensor]]:
-    """Return [(name, uint8 (C, H, W))] of clean pictures."""
+@dataclass(frozen=True)
+class Source:
+    """A picture to cut patches from.
+
+    Attributes:
+        name: of its file, and which plane it is of one.
+        image: uint8, or float32 on the [-1, 1] scale, (C, H, W).
+        together: what is held out with it has the same.
+        noise: what has noise of the same level has the same.
+        factor: how many times the level of the config its own is, on its scale.
+        ordered: it is of a lone stack, whose last planes are held out.
+    """
+
+    name: str
+    image: torch.Tensor
+    together: Hashable
+    noise: Hashable
+    factor: float = 1.0
+    ordered: bool = False
+
+
+def _split(sources: list[Source], cfg: DataConfig) -> dict[str, torch.Tensor]:
+    """Return which pictures are for training and which are held out, int64.
+
+    A picture is held out with all its channels, a stack with all its planes; of a lone stack the
+    last planes are.
+    """
+    groups = {key: k for k, key in enumerate(dict.fromkeys(each.together for each in sources))}
+    group = torch.tensor([groups[each.together] for each in sources])
+    if sources and sources[0].ordered:
+        first = len(groups) - round(len(groups) * cfg.holdout)  # of those held out
+        shares = {"train": torch.arange(first), "test": torch.arange(first, len(groups))}
+    else:
+        shares = {split: held_out_share(cfg, split, len(groups)) for split in ("train", "test")}
+    return {split: torch.isin(group, share).nonzero().flatten() for split, share in shares.items()}
+
+
+def _clean_pictures(tree: Tree, channels: int) -> list[Source]:
+    """Return clean pictures, uint8."""
     check(tree.names, "data.root", tree.path, "holds no picture")
-    return [(name, tree.read(name, channels)) for name in tree.names]
+    return [Source(name, tree.read(name, channels), name, name) for name in tree.names]
 
 
-def _noisy_pictures(
-    tree: Tree, cfg: DataConfig, channels: int
-) -> tuple[list[tuple[str, torch.Tensor]], float]:
-    """Return [(name, float32 (C, H, W) on the [-1, 1] scale)] of noisy pictures, and a factor.
+def _noisy_pictures(tree: Tree, cfg: DataConfig, channels: int) -> list[Source]:
+    """Return noisy pictures, planes of stacks among them, float32.
 
     For a grey model every channel of a colour picture is a picture: an average has other noise.
-    The factor is what the config's level is multiplied by to be one on that scale.
     """
     readers = find_pictures(tree.path, "data.root", any_scale=True)
-    scale, factor = _common_scale(readers, cfg)
-    named = []
-    for name, read in readers.items():
+    scales, factors = _common_scales(readers, cfg)
+    sources = []
+    for file, read in readers.items():
         with contextlib.closing(read()) as picture:
             for k in range(len(picture)):
-                image = (scale or whole_range(picture.dtype)).tensor(picture.plane(k))
+                channel = picture.channel(k)
+                scale = scales[channel] if scales else whole_range(picture.dtype)
+                image = scale.tensor(picture.plane(k))
+                name = f"{file}{picture.label(k)}"
                 check(
                     len(image) == channels or channels == 1,
                     "data.channels",
                     channels,
                     f"{name} is grey; take data.channels=1",
                 )
-                parts = [image] if len(image) == channels else image.split(1)
-                named += [(f"{name}{picture.label(k)}", part) for part in parts]
-    return named, factor
+                together: Hashable = name
+                noise: Hashable = name
+                if isinstance(picture, Stack):
+                    together = picture.position(k) if len(readers) == 1 else file
+                    noise = (file, channel)
+                factor = factors[channel % len(factors)]
+                ordered = isinstance(picture, Stack) and len(readers) == 1
+                for number, part in enumerate(
+                    [image] if len(image) == channels else image.split(1)
+                ):
+                    key = (noise, number)
+                    sources.append(Source(name, part, together, key, factor, ordered))
+    return sources
 
 
-def _common_scale(
+def _common_scales(
     readers: dict[str, Callable[[], Planes]], cfg: DataConfig
-) -> tuple[Scale | None, float]:
-    """Return the scale of all pictures (None: each by its type), and see _noisy_pictures.
+) -> tuple[list[Scale], list[float]]:
+    """Return the scale of each channel (none: each file by its type), and factors of the level.
 
     What was found is noted in the config, for a run that goes on and for restoring.
 
     Raises:
-        ValueError: pictures of several types, whose quantiles mean nothing together.
+        ValueError: pictures of several types or numbers of channels, whose quantiles mean nothing
+            together.
     """
     noise = cfg.noise
     older = noise.scale == "auto" and cfg.fingerprint not in ("", NEW)
@@ -295,36 +362,47 @@ def _common_scale(
         "quantiles",
         f"{noise.law} noise depends on where black is; tell data.noise.black= and white=",
     )
-    found: dict[np.dtype, Quantiles] = {}
+    found: dict[tuple[np.dtype, int], list[Quantiles]] = {}
     for name, read in readers.items():
-        picture = read()
-        dtype = np.dtype(float) if picture.dtype.kind == "f" else picture.dtype
-        values = found.setdefault(dtype, Quantiles(dtype))
-        for k in range(len(picture)):
-            values.add(picture.plane(k))
-        picture.close()
+        with contextlib.closing(read()) as picture:
+            dtype = np.dtype(float) if picture.dtype.kind == "f" else picture.dtype
+            empty = [Quantiles(dtype) for _ in range(picture.channels)]
+            channels = found.setdefault((dtype, picture.channels), empty)
+            for k in range(len(picture)):
+                channels[picture.channel(k)].add(picture.plane(k))
         if not (gaussian and words.measured(dtype)) and not words.white:
-            check_scale(dtype, values.most, name, "data.root")
+            check_scale(dtype, max(each.most for each in channels), name, "data.root")
     several = len(found) > 1
-    types = " and ".join(sorted(dtype.name for dtype in found))
+    names = (f"{dtype.name}{f' with {n} channels' * (n > 1)}" for dtype, n in found)
+    kinds = " and ".join(sorted(names))
     check(
         not several or (words.scale != "quantiles" and bool(words.black) == bool(words.white)),
         "data.root",
         cfg.root,
-        f"holds pictures of {types}; tell data.noise.black= and white=, or scale=file",
+        f"holds pictures of {kinds}; tell data.noise.black= and white=, or scale=file",
     )
-    dtype, values = next(iter(found.items()))
+    if several and gaussian and any(words.measured(dtype) for dtype, _ in found):
+        warnings.warn(
+            f"data.root={cfg.root}: holds pictures of {kinds}: each is on the range of its type",
+            stacklevel=2,
+        )
+    (dtype, count), channels = next(iter(found.items()))
     measured = gaussian and words.measured(dtype) and not several
+    scales = []
     if measured:
-        (scale,) = words.scales(dtype, [values])
-    else:
-        scale = words.defined(dtype) if words.black or words.white else None
+        scales = words.scales(dtype, channels)
+    elif words.black or words.white:
+        scales = [words.defined(dtype, channel, count) for channel in range(count)]
+        most = max(number for _, number in found)
+        scales += scales[-1:] * (most - count)  # one told for all
     if noise.scale == "auto" and not older:
         noise.scale = "quantiles" if measured else "file"
     if measured:
-        noise.black, noise.white = [scale.black], [scale.white]
-    factor = words.unit(dtype).over(scale) if scale and gaussian else 1.0
-    return scale, factor
+        noise.black, noise.white = ([scale.ends[k] for scale in scales] for k in (0, 1))
+    if not gaussian or not scales:
+        return scales, [1.0]
+    units = [words.unit(dtype, channel, len(scales)) for channel in range(len(scales))]
+    return scales, [unit.over(scale) for unit, scale in zip(units, scales)]
 
 
 class Pictures:

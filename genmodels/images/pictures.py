@@ -19,17 +19,19 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
 from genmodels.atomic import make_folder, write_bytes
 from genmodels.foreign import check_npy, open_plain
 from genmodels.images import pixels
 from genmodels.images.read import SUFFIXES, Tree, read_values
-from genmodels.images.scale import as_type, whole_range
+from genmodels.images.scale import Quantiles, Scale, as_type, whole_range
 from genmodels.images.stacks import Stack, has_planes
 
 KEPT = (".png", ".tif", ".tiff", ".npy")  # written as they came; others, JPEG say, as PNG
 SHEET = "before_after.png"
 NOT_READ = (SHEET, "grid.png")
+LINE = 12  # pixels that a line of text is high
 
 
 @dataclass(frozen=True)
@@ -254,20 +256,48 @@ def _array_values(name: str, data: bytes, key: str) -> np.ndarray:
 def before_after(pairs: Iterable[tuple[Planes, Planes]], side: int = 256) -> torch.Tensor:
     """Return a sheet, uint8 (3, H, W): a row noisy | restored for each pair of files.
 
-    Of large ones it is the central square of `side`; of several planes the first.
+    Of large ones it is the central square of `side`; of several planes the first. Both halves are
+    shown by one map, black and white the .1 and the 99.9 % quantile of the restored plane; the two
+    are written below.
+
+    Args:
+        pairs: files before and after; they are closed.
+        side: of the squares, in pixels.
     """
-    cells = [_cell(picture, side) for pair in pairs for picture in pair]
-    height, width = (max(cell.shape[axis] for cell in cells) for axis in (1, 2))
-    sheet = torch.full((len(cells), 3, height, width), 128, dtype=torch.uint8)
-    for row, cell in zip(sheet, cells):
-        row[:, : cell.shape[1], : cell.shape[2]] = cell
-    return pixels.grid(sheet, columns=2)
+    rows, texts = [], []
+    for before, after in pairs:
+        with contextlib.closing(before), contextlib.closing(after):
+            noisy, restored = before.plane(0), after.plane(0)
+        quantiles = Quantiles(after.dtype)
+        quantiles.add(restored)
+        low, high = quantiles.between()
+        shown = Scale(low, high) if low < high else whole_range(after.dtype)  # without contrast
+        rows.append([_cell(shown.tensor(values), side) for values in (noisy, restored)])
+        texts.append(f"black {shown.black:.5g}, white {shown.white:.5g}")
+    height, width = (max(row[0].shape[axis] for row in rows) for axis in (1, 2))
+    lines = [_line_of(text) for text in texts]
+    wide = max(2 * width + 3, *(line.shape[1] + 2 for line in lines))
+    step = height + LINE + 1
+    sheet = torch.full((3, step * len(rows) + 1, wide), 128, dtype=torch.uint8)
+    for k, (row, line) in enumerate(zip(rows, lines)):
+        for j, cell in enumerate(row):
+            top, left = k * step + 1, j * (width + 1) + 1
+            sheet[:, top : top + cell.shape[1], left : left + cell.shape[2]] = cell
+        below = k * step + 1 + height
+        sheet[:, below : below + LINE, 1 : 1 + line.shape[1]] = line
+    return sheet
 
 
-def _cell(picture: Planes, side: int) -> torch.Tensor:
-    """Return the first plane's centre as uint8 (3, H, W), H and W at most `side`."""
-    image = whole_range(picture.dtype).tensor(picture.plane(0))
-    picture.close()
+def _cell(image: torch.Tensor, side: int) -> torch.Tensor:
+    """Return an image's centre as uint8 (3, H, W), H and W at most `side`."""
     top, left = (max(0, (size - side) // 2) for size in image.shape[1:])
     part = image[:, top : top + side, left : left + side]
     return pixels.to_uint8(part).expand(3, -1, -1)
+
+
+def _line_of(text: str) -> torch.Tensor:
+    """Return a line of text, uint8 (LINE, W), white on the grey of a sheet."""
+    font = ImageFont.load_default_imagefont()
+    line = Image.new("L", (int(font.getlength(text)) + 1, LINE), 128)
+    ImageDraw.Draw(line).text((0, 0), text, 255, font)
+    return torch.from_numpy(np.array(line))

@@ -157,6 +157,10 @@ class Stack:
         """Return which channel a plane is of."""
         return self._index(number).get("C", 0)
 
+    def position(self, number: int) -> tuple[int, ...]:
+        """Return where a plane lies along the axes but that of the channels."""
+        return tuple(k for axis, k in self._index(number).items() if axis != "C")
+
     def label(self, number: int) -> str:
         """Return what tells a plane from the others: "[t0,z3,c1]", "[3]", or "" of a single one."""
         index = self._index(number)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 import genmodels
@@ -20,7 +20,7 @@ from genmodels import checkpoint, distributed, images, restoration
 from genmodels.config import check
 from genmodels.data import ImageDataModule
 from genmodels.generation import NonFinite
-from genmodels.images import to_uint8
+from genmodels.images import pictures, to_uint8
 from tests.helpers.boxes import Box
 from tests.helpers.paths import ROOT
 from tests.helpers.restoring_words import random_levels, run, save
@@ -208,11 +208,34 @@ def test_the_sheet_shows_noisy_beside_restored(box, tmp_path):
         save(tmp_path / "in" / f"{k}.png", np.full((10 + k, 300), 20 * k, np.uint8))
     assert run(tmp_path / "in", tmp_path / "out", "law=gaussian", "level=25") == 0
     sheet = images.read_image(tmp_path / "out" / "before_after.png")
-    assert sheet.shape == (3, 4 * (13 + 1) + 1, 2 * 257 + 1)  # of the first four
-    for k in range(4):
-        rows = sheet[:, 1 + 14 * k : 11 + k + 14 * k]
+    step = 13 + 1 + pictures.LINE
+    assert sheet.shape == (3, 4 * step + 1, 2 * 257 + 1)  # of the first four
+    for k in range(4):  # flat ones are shown as they are
+        rows = sheet[:, 1 + step * k : 11 + k + step * k]
         assert (rows[:, :, 1:257] == 20 * k).all() and (rows[:, :, 258:514] == 20 * k).all()
     assert run(tmp_path / "in", tmp_path / "out", "law=gaussian", "level=25") == 0  # once more
+
+
+def test_both_halves_of_the_sheet_are_shown_by_one_map(box, tmp_path):
+    """Of 12 bits in 16: black and white are quantiles of what is restored, and stand below."""
+    box(radius=2)
+    rng = np.random.default_rng(0)
+    noisy = (400 + 5.0 * np.arange(120) + rng.normal(0, 40, (60, 120))).round().astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", noisy)
+    assert run(tmp_path / "a.tif", tmp_path / "out", "law=gaussian") == 0
+    restored = tifffile.imread(tmp_path / "out" / "a.tif")
+    low, high = np.quantile(restored, [0.001, 0.999], method="inverted_cdf").astype(float)
+    sheet = images.read_image(tmp_path / "out" / "before_after.png")
+    assert sheet.shape == (3, 60 + 2 + pictures.LINE, 2 * 121 + 1)
+    for values, left in ((noisy, 1), (restored, 122)):
+        expected = ((values - low) / (high - low) * 255 + 0.5).clip(0, 255)
+        found = sheet[0, 1:61, left : left + 120].numpy()
+        assert np.abs(found - expected).max() < 1.01
+    line = Image.new("L", (200, pictures.LINE), 128)
+    text = f"black {low:.5g}, white {high:.5g}"
+    font = ImageFont.load_default_imagefont()
+    ImageDraw.Draw(line).text((0, 0), text, 255, font)
+    assert np.array_equal(sheet[1, 61 : 61 + pictures.LINE, 1:200], np.array(line)[:, :199])
 
 
 def test_processes_take_their_shares(box, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -217,6 +218,61 @@ def test_the_pictures_of_an_array_are_split(tmp_path):
     np.save(tmp_path / "many.npy", np.random.default_rng(0).uniform(0, 255, (10, 20, 20, 1)))
     numbers = make(tmp_path, copies="given", holdout=0.2).numbers
     assert len(numbers["train"]) == 8 and len(numbers["test"]) == 2
+
+
+def stack_of(*counts, size=(20, 21), seed=0):
+    """Return planes (*counts, *size) with noise of 30, uint16, brighter on the right."""
+    planes = np.random.default_rng(seed).normal(1000, 30, (*counts, *size))
+    return (planes + 300 * (np.arange(size[1]) > 14)).round().astype(np.uint16)
+
+
+def test_planes_of_a_lone_stack_are_pictures_and_the_last_are_held_out(tmp_path):
+    """With all channels of that time; each channel on its own scale, which is kept."""
+    stack = stack_of(5, 2, size=(64, 64)) * np.array([1, 9], np.uint16)[:, None, None]
+    tifffile.imwrite(
+        tmp_path / "a.ome.tif", stack, ome=True, metadata={"axes": "TCYX"}, photometric="minisblack"
+    )
+    data = make(tmp_path, copies="given", level=0.0, holdout=0.4)
+    assert data.numbers["train"].tolist() == list(range(6))
+    assert data.numbers["test"].tolist() == list(range(6, 10))
+    ends = [
+        np.quantile(stack[:, c], [0.001, 0.999], method="inverted_cdf").astype(float)
+        for c in (0, 1)
+    ]
+    noise = data.cfg.noise
+    assert noise.scale == "quantiles"
+    assert (noise.black, noise.white) == ([e[0] for e in ends], [e[1] for e in ends])
+    for k, plane in enumerate(stack.reshape(10, 64, 64)):
+        low, high = ends[k % 2]
+        found = data.views["image"][k][0].double().numpy()
+        assert np.abs(found - (2 * (plane - low) / (high - low) - 1)).max() < 1e-6
+    # All planes of a channel have one level, 30 levels of the camera.
+    assert len(set(data.levels)) == 2
+    true = [30 * 255 / (ends[0][1] - ends[0][0]), 270 * 255 / (ends[1][1] - ends[1][0])]
+    assert data.levels[:2] == pytest.approx(true, rel=0.1)
+    assert batches(data)[0]["image"].shape == (8, 1, 16, 16)
+
+
+def test_stacks_are_held_out_by_file(tmp_path):
+    for k in range(5):
+        tifffile.imwrite(tmp_path / f"{k}.tif", stack_of(3, seed=k), photometric="minisblack")
+    Image.fromarray(stack_of(1)[0]).save(tmp_path / "single.png")
+    data = make(tmp_path, copies="given", level=0.0, holdout=0.5)
+    files = [*np.repeat(range(5), 3).tolist(), 5]
+    train, test = ({files[k] for k in data.numbers[split]} for split in ("train", "test"))
+    assert len(train) == len(test) == 3 and not train & test
+    assert len(data.numbers["train"]) + len(data.numbers["test"]) == 16
+    with pytest.raises(ValueError, match=r"data.patch=30: 0.tif\[0\] is \(20, 21\); take smaller"):
+        cfg = data.cfg
+        NoisyDataModule(
+            DataConfig(
+                name="imagefolder",
+                root=cfg.root,
+                channels=1,
+                patch=30,
+                noise=NoiseConfig(law="gaussian", copies="given"),
+            )
+        )
 
 
 def test_the_channels_of_a_picture_are_held_out_together(tmp_path):

@@ -271,7 +271,8 @@ def test_what_training_cannot_have_is_one_line(dark, noise, message):
 def test_pictures_of_several_types_have_each_their_own(dark, tmp_path):
     folder, _ = dark
     tifffile.imwrite(folder / "c.tif", RNG.integers(0, 256, (40, 40), dtype=np.uint8))
-    data = data_of(folder)
+    with pytest.warns(UserWarning, match="holds pictures of uint16 and uint8: each is on the r"):
+        data = data_of(folder)
     assert data.cfg.noise.scale == "file" and data.cfg.noise.black == []
     with pytest.raises(ValueError, match="holds pictures of uint16 and uint8; tell data.noise.bl"):
         data_of(folder, scale="quantiles")

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
+import yaml
 from PIL import Image
 
 import genmodels
@@ -467,6 +469,33 @@ def test_noisy_pictures_alone_are_learned_from(folder, tmp_path):
     assert "nan" not in (made / "metrics.csv").read_text()
     assert sample.main([str(made), f"denoise={given}", f"out={tmp_path}/restored"]) == 0
     assert len(list((tmp_path / "restored").glob("*.png"))) == 13
+
+
+def test_a_stack_is_learned_from_and_restored_on_its_scale(tmp_path, capsys):
+    """12 bits in a file of 16: the run goes on, and its export restores, from black to white."""
+    rng, (y, x) = np.random.default_rng(1), np.mgrid[:40, :44]
+    stack = 300 + 8 * x + 9 * y + rng.normal(0, 15, (6, 40, 44))
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(
+        tmp_path / "in" / "a.tif", stack.astype(np.uint16), imagej=True, metadata={"axes": "TYX"}
+    )
+    given = ("data.noise.copies=given", "data.noise.level=0")
+    made = run(tmp_path / "in", tmp_path / "runs", *given)
+    low, high = np.quantile(stack.astype(np.uint16), [0.001, 0.999], method="inverted_cdf")
+    config = yaml.safe_load((made / "config.yaml").read_text())["data"]["noise"]
+    assert (config["scale"], config["black"], config["white"]) == ("quantiles", [low], [high])
+    assert train.main([f"resume={made}"]) == 0  # which compares the pictures and the config
+    out = genmodels.checkpoint.export(made, tmp_path / "model")
+    assert genmodels.load(out).levels.tolist() == pytest.approx(
+        [15 * 255 / (high - low)] * 2, rel=0.2
+    )
+    noisy = (stack[:2] + 200).astype(np.uint16)  # of the same camera, brighter
+    tifffile.imwrite(tmp_path / "b.tif", noisy, photometric="minisblack")
+    capsys.readouterr()
+    assert sample.main([str(out), f"denoise={tmp_path}/b.tif", f"out={tmp_path}/o"]) == 0
+    assert f"scale: black {low}, white {high}, put back on writing" in capsys.readouterr().out
+    found = tifffile.imread(tmp_path / "o" / "b.tif")
+    assert found.shape == noisy.shape and found.max() > high  # beyond white, and not cut off
 
 
 def test_unknown_noise_is_one_line(folder, tmp_path, capsys):

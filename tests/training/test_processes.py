@@ -118,10 +118,10 @@ def note_judged(folder, monkeypatch):
     """Score images two at a time; return a function of a process: the first seeds that it made."""
     original = judge.Judge.generate
 
-    def generate(self, model, seeds, progress=False, labels=None):
+    def generate(self, model, seeds, *args, **options):
         with open(folder / f"made-{rank()}", "a") as file:
             file.write(f"{seeds[0]}\n")
-        return original(self, model, seeds, progress, labels)
+        return original(self, model, seeds, *args, **options)
 
     monkeypatch.setattr(judge, "BATCH", 2)
     monkeypatch.setattr(judge.Judge, "generate", generate)

@@ -196,6 +196,7 @@ def test_evaluate_and_sample_take_the_run(straight, tmp_path):
 POINTS = (
     "round-01/pool/shard-00000.npz",
     "round-01/alpha1-beta60/checkpoints/step-00000001.ckpt",
+    "round-01/scored/alpha1-beta60-step2-*/shard-00000.npz",
     "round-01/alpha1-beta60/best.ckpt",
     "round-02/pool/shard-00001.npz",
 )
