@@ -119,6 +119,11 @@ class RestoreOptions(Section):
 class DenoiseOptions(RestoreOptions):
     """What sample.py denoise= takes."""
 
+    level: str = setting(
+        "auto",
+        "its level in the law's unit; auto: found, one for a picture or a channel of a stack; "
+        "plane: found for each plane",
+    )
     denoise: str = setting("", "noisy images to restore, in place of generating")
     scale: str = setting(
         "auto",
@@ -627,6 +632,7 @@ def denoise(model: Any, options: DenoiseOptions, out: Path) -> None:
         level = None if text in ("auto", "plane") else float(text)
     except ValueError:
         raise ValueError(f"level={text}: must be a number, or auto") from None
+    check(model.ANY_SIZE or text != "plane", "level", text, "must be a number, or auto")
     (denoise_pictures if model.ANY_SIZE else denoise_images)(model, options, level, out)
 
 
@@ -993,7 +999,9 @@ def scale_summary(jobs: Sequence[Job]) -> str:
 
 def denoise_images(model: Any, options: DenoiseOptions, level: float | None, out: Path) -> None:
     """Restore images of the model's own shape and write them as PNGs with numbers."""
-    refused = {key: getattr(options, key) for key in ("estimator", "gain", "offset", "read")}
+    refused = {
+        key: getattr(options, key) for key in ("estimator", "gain", "offset", "read", "axes")
+    }
     refused["ensemble"] = options.ensemble if passes(options.ensemble) else None
     refused["scale"] = options.scale if options.scale != "auto" else None
     for key in ("black", "white"):
