@@ -546,10 +546,10 @@ def auto_law(
             shift = abs(fit.noise.black - black) if fit.line else 0.0
             camera = {
                 "gaussian": True,
-                "poisson": black != 0 or shift > max(3 * fit.black_error, 0.03 * fit.span),
+                "poisson": shift > max(3 * fit.black_error, 0.03 * fit.span),
                 "gamma": fit.misfit < 0.7 * fit.power_misfit(2, black),
             }
-            return CAMERA if fit.line and camera[picked] else picked
+            return CAMERA if fit.line and (black != 0 or camera[picked]) else picked
     return picked
 
 
