@@ -787,8 +787,6 @@ def asked_noise(model: Any, options: DenoiseOptions, level: float | None) -> Ask
     elif given:
         key = given[0]
         raise ValueError(f"{key}={camera[key]:g}: is of law={CAMERA}; name it, or leave {key} out")
-    if level is not None:
-        model.check_level(level, law)
     return AskedNoise(law, level, **camera, correlated=options.correlated)
 
 
@@ -933,6 +931,8 @@ def job_of(
     if law in ("gaussian", "poisson"):
         factor = (unit if law == "gaussian" else plain).over(scale)
     level = None if asked.level is None else asked.level * factor
+    if level is not None:
+        model.check_level(level, law)
     noise = find_noise(model, values, replace(asked, law=law, level=level), *scale.ends, **whole)
     shown = noise
     if not isinstance(noise.level, PoissonGaussian):
