@@ -40,7 +40,7 @@ from genmodels.noise.correlated import ROWS, WHITE, correlation, row_noise
 from genmodels.noise.laws import LAWS
 from genmodels.noise.levels import NoNoise
 from genmodels.noise.poisson_gaussian import MISFIT, Blocks, Fit, PoissonGaussian, fit_line
-from genmodels.noise.stabilise import CAMERA, stabilised
+from genmodels.noise.stabilise import CAMERA, UNITS, stabilised
 
 Span = tuple[int, int]  # from a pixel to the one after the last
 Window = tuple[slice, slice]  # rows, columns
@@ -595,7 +595,7 @@ def _shared_noise(
     image: torch.Tensor, law: str, level: float | PoissonGaussian
 ) -> tuple[float, list[str]]:
     """Return (q, by which the level is to be raised, notes) of noise that neighbours share."""
-    if law not in (*LAWS, CAMERA) or law == "inverse_gaussian":
+    if law not in UNITS:
         return 1.0, []
     domain = stabilised(law, level)
     if domain.level < LOUD:
