@@ -40,7 +40,7 @@ from genmodels.noise.correlated import ROWS, WHITE, correlation, row_noise
 from genmodels.noise.laws import LAWS
 from genmodels.noise.levels import NoNoise
 from genmodels.noise.poisson_gaussian import MISFIT, Blocks, Fit, PoissonGaussian, fit_line
-from genmodels.noise.stabilise import CAMERA, stabilised
+from genmodels.noise.stabilise import CAMERA, UNITS, stabilised
 
 Span = tuple[int, int]  # from a pixel to the one after the last
 Window = tuple[slice, slice]  # rows, columns
@@ -119,6 +119,11 @@ class RestoreOptions(Section):
 class DenoiseOptions(RestoreOptions):
     """What sample.py denoise= takes."""
 
+    level: str = setting(
+        "auto",
+        "its level in the law's unit; auto: found, one for a picture or a channel of a stack; "
+        "plane: found for each plane",
+    )
     denoise: str = setting("", "noisy images to restore, in place of generating")
     scale: str = setting(
         "auto",
@@ -541,10 +546,10 @@ def auto_law(
             shift = abs(fit.noise.black - black) if fit.line else 0.0
             camera = {
                 "gaussian": True,
-                "poisson": black != 0 or shift > max(3 * fit.black_error, 0.03 * fit.span),
+                "poisson": shift > max(3 * fit.black_error, 0.03 * fit.span),
                 "gamma": fit.misfit < 0.7 * fit.power_misfit(2, black),
             }
-            return CAMERA if fit.line and camera[picked] else picked
+            return CAMERA if fit.line and (black != 0 or camera[picked]) else picked
     return picked
 
 
@@ -567,7 +572,7 @@ def _camera_noise(
         blocks = Blocks.pooled(Blocks.of(part, limits) for part in parts)
         fit = fit_line(blocks, **camera, step=step)
     except NoNoise:
-        return "gaussian", 0.0, [], True
+        return "gaussian", 0.0, ["too little to tell a gain by: restored as gaussian"], True
     if fit.line:
         return CAMERA, fit.noise, [_report(fit, black, white)], True
     kind = "grows, but not as a camera's" if fit.misfit > MISFIT else "is not seen to grow"
@@ -590,7 +595,7 @@ def _shared_noise(
     image: torch.Tensor, law: str, level: float | PoissonGaussian
 ) -> tuple[float, list[str]]:
     """Return (q, by which the level is to be raised, notes) of noise that neighbours share."""
-    if law not in (*LAWS, CAMERA) or law == "inverse_gaussian":
+    if law not in UNITS:
         return 1.0, []
     domain = stabilised(law, level)
     if domain.level < LOUD:
@@ -627,6 +632,7 @@ def denoise(model: Any, options: DenoiseOptions, out: Path) -> None:
         level = None if text in ("auto", "plane") else float(text)
     except ValueError:
         raise ValueError(f"level={text}: must be a number, or auto") from None
+    check(model.ANY_SIZE or text != "plane", "level", text, "must be a number, or auto")
     (denoise_pictures if model.ANY_SIZE else denoise_images)(model, options, level, out)
 
 
@@ -781,8 +787,6 @@ def asked_noise(model: Any, options: DenoiseOptions, level: float | None) -> Ask
     elif given:
         key = given[0]
         raise ValueError(f"{key}={camera[key]:g}: is of law={CAMERA}; name it, or leave {key} out")
-    if level is not None:
-        model.check_level(level, law)
     return AskedNoise(law, level, **camera, correlated=options.correlated)
 
 
@@ -927,6 +931,8 @@ def job_of(
     if law in ("gaussian", "poisson"):
         factor = (unit if law == "gaussian" else plain).over(scale)
     level = None if asked.level is None else asked.level * factor
+    if level is not None:
+        model.check_level(level, law)
     noise = find_noise(model, values, replace(asked, law=law, level=level), *scale.ends, **whole)
     shown = noise
     if not isinstance(noise.level, PoissonGaussian):
@@ -993,7 +999,9 @@ def scale_summary(jobs: Sequence[Job]) -> str:
 
 def denoise_images(model: Any, options: DenoiseOptions, level: float | None, out: Path) -> None:
     """Restore images of the model's own shape and write them as PNGs with numbers."""
-    refused = {key: getattr(options, key) for key in ("estimator", "gain", "offset", "read")}
+    refused = {
+        key: getattr(options, key) for key in ("estimator", "gain", "offset", "read", "axes")
+    }
     refused["ensemble"] = options.ensemble if passes(options.ensemble) else None
     refused["scale"] = options.scale if options.scale != "auto" else None
     for key in ("black", "white"):

@@ -71,8 +71,9 @@ def law_and_level(model: Any, options: "RestorationOptions") -> tuple[str, float
     if model is None or not model.ANY_SIZE:
         raise ValueError(f"denoise={options.denoise}: needs a MODEL that restores pictures")
     law = restoration.asked_law(model, options.law)
-    if law == "auto" or law not in LAWS:
+    if law == "auto":
         raise ValueError(f"law={law}: name the law of the noise to add")
+    check_choice("law", law, [known for known in model.DENOISE_LAWS if known in LAWS])
     if options.level == "auto":
         raise ValueError("level=auto: say the level of the noise to add; blind=true hides it")
     level = LAWS[law].check(options.level)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -23,6 +24,20 @@ CLASSIC = 2**32 - 2**25  # bytes of pixels; more are written as BigTIFF, as tiff
 LOSSLESS = {5: "lzw", 8: "zlib", 32946: "deflate", 32773: "packbits", 34925: "lzma", 50000: "zstd"}
 COUNTED = ("ImageJ", "images", "channels", "slices", "frames", "hyperstack", "loop", "min", "max")
 IMAGEJ = ("", "T", "Z", "C", "TZ", "TC", "ZC", "TZC")
+
+
+def _first_image(xml: str) -> dict[str, Any]:
+    """Return what OME's metadata say of the first image: sizes of a pixel, channels, its name."""
+    image = next(item for item in ElementTree.fromstring(xml).iter() if item.tag.endswith("}Image"))
+    pixels = next(item for item in image if item.tag.endswith("}Pixels"))
+    found: dict[str, Any] = {"Name": image.get("Name")} if image.get("Name") else {}
+    for key in ("PhysicalSizeX", "PhysicalSizeY", "PhysicalSizeZ", "TimeIncrement"):
+        if key in pixels.attrib:
+            found[key] = float(pixels.attrib[key])
+        if f"{key}Unit" in pixels.attrib:
+            found[f"{key}Unit"] = pixels.attrib[f"{key}Unit"]
+    names = [item.get("Name") for item in pixels if item.tag.endswith("}Channel")]
+    return found | ({"Channel": {"Name": names}} if names and all(names) else {})
 
 
 def has_planes(file: BinaryIO, name: str) -> bool:
@@ -99,8 +114,6 @@ class Stack:
     def _find_planes(self) -> None:
         """Find out where the planes lie."""
         series, first, images = self._series, self._first, len(self._tiff.series)
-        if images > 1 and series.kind == "ome":
-            raise tiff.Refused(f"holds {images} images of OME; save each as a file")
         if images > 1:
             self.notes.append(f"holds {images} images; the first is restored, and alone is written")
         if self._tiff.is_ome and series.kind != "ome":
@@ -128,7 +141,8 @@ class Stack:
             pages = list(series)
             if None in pages:
                 raise tiff.Refused("has planes that are missing or lie in other files")
-            self._order.sort(key=lambda k: pages[k].index)
+            if images == 1:  # else the metadata are made anew
+                self._order.sort(key=lambda k: pages[k].index)
 
     def __len__(self) -> int:
         return math.prod(self.counts)
@@ -219,6 +233,7 @@ class Stack:
                 bigtiff=self._tiff.is_bigtiff or large,
                 byteorder=self._tiff.byteorder,
                 imagej=kind == "imagej",
+                ome=kind == "ome" and "description" not in options,
             ) as out,
         ):
             out.write(
@@ -260,6 +275,9 @@ class Stack:
             if set(self.axes) <= set("TZC"):
                 known["axes"] = axes
             return kind, {"metadata": known, "software": None}
+        if kind == "ome" and len(self._tiff.series) > 1:
+            known = _first_image(self._tiff.ome_metadata)
+            return kind, options | {"metadata": known | {"axes": axes}}
         if kind == "ome":
             return kind, options | {
                 "metadata": None,

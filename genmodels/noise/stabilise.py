@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genmodels.noise.laws import LAWS, LOG
+from genmodels.noise.laws import LAWS
 from genmodels.noise.poisson_gaussian import PoissonGaussian
 
 CAMERA = "poisson-gaussian"
@@ -31,7 +31,7 @@ UNITS = {
     "gaussian": LAWS["gaussian"].unit,
     CAMERA: "gain, offset and read noise of a camera, in the file's unit",
     "poisson": LAWS["poisson"].unit,
-} | {name: law.unit for name, law in LAWS.items() if law.state is LOG}
+} | {name: law.unit for name, law in LAWS.items() if law.mean_log is not None}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def stabilised(law: str, level: float | PoissonGaussian) -> Stabilised:
     row = LAWS[law]
     if law == "gaussian":
         return Stabilised(lambda y: y, lambda w: w, level)
-    assert row.mean_log is not None  # those of LOG have it
+    assert row.mean_log is not None  # see UNITS
     bias, deviation = row.mean_log(level), float(row.state_std(level))
     return _affine(
         lambda y: row.to_state(y, level), lambda z: (z - bias).exp(), deviation, -SPAN, 0.0

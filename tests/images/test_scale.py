@@ -7,6 +7,7 @@ import pytest
 import tifffile
 import torch
 
+import sample
 from genmodels.config import DataConfig, NoiseConfig
 from genmodels.data.patches import NoisyDataModule
 from genmodels.images import scale as scales
@@ -113,6 +114,23 @@ def test_what_is_told_is_taken(box, tmp_path, words, ends, unit):
     assert np.abs(seen - (2 * (picture - low) / (high - low) - 1)).max() < 1e-6
     assert model.told == [pytest.approx(2 * unit / (high - low))]
     assert np.array_equal(tifffile.imread(tmp_path / "out" / "a.tif"), picture)
+
+
+def test_a_level_that_is_printed_can_be_told(tmp_path, capsys):
+    """Also where it is below a tenth of the type's 255: it counts once the file is stretched."""
+    from tests.helpers.paths import ROOT
+
+    tifffile.imwrite(tmp_path / "a.tif", twelve_bits(64, 64))
+    words = [str(ROOT / "pretrained/noise2score_grey"), f"denoise={tmp_path}/a.tif", "device=cpu"]
+    assert sample.main([*words, f"out={tmp_path}/found"]) == 0
+    level = float(capsys.readouterr().out.split("level ")[1].split(":")[0])
+    assert level == pytest.approx(12 * 255 / 65535, rel=0.2) and level < 0.1
+    again = [f"level={level}", "scale=quantiles", f"out={tmp_path}/told"]
+    assert sample.main([*words, *again]) == 0
+    found, told = (tifffile.imread(tmp_path / kind / "a.tif") for kind in ("found", "told"))
+    assert np.abs(found.astype(int) - told).max() <= 2
+    assert sample.main([*words, "level=0.04", f"out={tmp_path}/o"]) == 2  # of the type's range
+    assert "level=0.04: must be 0.1 to 255" in capsys.readouterr().err
 
 
 def test_8_bits_are_left_alone_unless_words_say_else(box, tmp_path, capsys):

@@ -275,6 +275,21 @@ def test_what_is_not_read_is_said(box, tmp_path, capsys):
         assert np.array_equal(found, PLANES[0, :, 0])
 
 
+def test_of_several_images_of_ome_the_first_is_restored(box, tmp_path, capsys):
+    box(radius=0)
+    with tifffile.TiffWriter(tmp_path / "a.tif", ome=True) as file:
+        file.write(PLANES[0], photometric=1, metadata=OME | {"axes": "ZCYX", "Name": "left"})
+        file.write(PLANES[1, 0, 0], photometric=1, metadata={"axes": "YX", "Name": "right"})
+    assert run(tmp_path / "a.tif", tmp_path / "out", "law=gaussian") == 0
+    assert "a.tif: holds 2 images; the first is restored, and alone" in capsys.readouterr().err
+    with tifffile.TiffFile(tmp_path / "out" / "a.tif") as file:
+        assert len(file.series) == 1 and file.series[0].axes == "ZCYX"
+        assert np.array_equal(file.asarray(), PLANES[0])
+        for part in ('Name="left"', 'PhysicalSizeX="0.29"', 'PhysicalSizeXUnit="µm"'):
+            assert part in file.ome_metadata
+        assert 'Name="DAPI"' in file.ome_metadata and "right" not in file.ome_metadata
+
+
 def test_ome_of_other_files_is_kept_and_not_followed(box, tmp_path, capsys):
     """One file of several that share their metadata: its own pages are restored."""
     box(radius=0)

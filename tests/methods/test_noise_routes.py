@@ -8,13 +8,14 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+import evaluate as evaluate_command
 import genmodels
 import sample as sample_command
 from genmodels import restoration
 from genmodels.images import picture_bytes, read_values
 from genmodels.noise import LAWS
 from genmodels.noise.poisson_gaussian import PoissonGaussian, sample
-from genmodels.restoration import AskedNoise, find_noise, restore_values
+from genmodels.restoration import AskedNoise, auto_law, find_noise, restore_values
 from tests.helpers.paths import ROOT
 from tests.helpers.scenes import psnr, scene
 
@@ -119,6 +120,28 @@ def test_a_camera_is_restored_told_and_untold(model):
         done = restore_values(model, y, noise, black, white, clip=False)
         assert psnr(done, clean, 400) > filtered + 1.5
         assert abs((done - clean).mean()) < 0.5  # without bias
+
+
+def test_a_dark_camera_is_not_taken_for_speckle(model):
+    """Six photons a pixel: over the darkest pixel the variance grows like a square."""
+    light = 30 * scene(1, 256)
+    y = np.round(sample(light, 5, 100, 5, np.random.default_rng(1)))
+    for black, white in (np.quantile(y, [0.001, 0.999]), (0, 65535)):
+        found = auto_law(model, [y], AskedNoise("auto"), black, white, limits=(0, 65535), step=1)
+        assert found == "poisson-gaussian"
+
+
+@pytest.mark.parametrize(("law", "level"), [("gaussian", 20), ("poisson", 0.02), ("gamma", 30)])
+def test_other_laws_are_not_taken_for_a_camera(model, law, level):
+    y = 255 * LAWS[law].sample(0.9 * scene(1, 256) + 0.05, level, np.random.default_rng(0))
+    assert auto_law(model, [y], AskedNoise("auto")) == law
+
+
+def test_evaluating_adds_noise_of_one_level(tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(picture_bytes(np.zeros((20, 20, 1), np.uint8), "png"))
+    words = [str(ROOT / "pretrained/noise2score_grey"), f"denoise={tmp_path}/a.png", "level=2"]
+    assert evaluate_command.main([*words, "law=poisson-gaussian"]) == 2
+    assert "law=poisson-gaussian: choose from gaussian, poisson, gamma" in capsys.readouterr().err
 
 
 def test_units_of_the_file_change_nothing(model):
