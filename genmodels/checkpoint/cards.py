@@ -124,7 +124,8 @@ def sample_grid(model: Any, count: int = -1) -> bytes | None:
     """Return a grid of images of the seeds 0, 1, ..., as PNG, or None.
 
     Args:
-        model: a method; one that restores pictures, or makes points, has no grid.
+        model: a method; one that restores pictures, or makes points, has no grid, nor has one (a
+            warning says so) whose images are not numbers.
         count: of the images; 0: none; -1: 16, unless they would take longer than a minute.
     """
     if not count or model.ANY_SIZE or model.shape[0] not in (1, 3):
@@ -143,6 +144,9 @@ def sample_grid(model: Any, count: int = -1) -> bytes | None:
                 )
                 return None
         return png_bytes(_images(model, count))
+    except generation.NonFinite as error:
+        warnings.warn(f"samples={count}: the card has no grid: {error}", stacklevel=2)
+        return None
     finally:
         model.train(was)
 
@@ -189,7 +193,7 @@ def model_card(
     if model.ANY_SIZE:
         law = next(iter(model.DENOISE_LAWS))
         words = f"denoise=PICTURE_OR_FOLDER law={law} out=restored"
-        call = f'restored = model.restore(noisy, "{law}")  # float32 (B, C, H, W) in [-1, 1]'
+        call = f'restored, levels = model.restore(noisy, "{law}")  # (B, C, H, W) in [-1, 1]'
     terms_of_use = license or "none is stated; ask whoever made this model before you use it"
     return f"""---
 {_header(model, name, license, scores)}

@@ -37,7 +37,7 @@ def push(path: Path | str, to: str, *, private: bool = False, **words: Any) -> s
     token = words.pop("token", None)
     _check_name(to)
     folder = model_path(path)
-    if (folder / "config.json").is_file():
+    if _goes_as_it_is(folder):
         for key, value in words.items():
             check(not value, key, value, "an exported folder goes as it is; export it anew with it")
         load(folder)  # whole, and one of ours
@@ -54,6 +54,11 @@ def push_model(model: Any, to: str, *, private: bool = False, **words: Any) -> s
     with tempfile.TemporaryDirectory() as above:
         made = save_model(model, Path(above) / "model", name=to, **words)
         return hub.upload(made, to, private=private, token=token)
+
+
+def _goes_as_it_is(folder: Path) -> bool:
+    """Return whether a folder is an export with its card."""
+    return all((folder / name).is_file() for name in (hub.SETTINGS, "README.md"))
 
 
 def _check_name(to: str) -> None:
@@ -80,10 +85,10 @@ def main(argv: Sequence[str]) -> None:
     options = PushOptions(**typed_words(words, settings_of(PushOptions)))
     if len(positionals) != 1 or not options.to:
         raise ValueError("usage: genmodels push MODEL to=OWNER/NAME")
-    exported = (model_path(positionals[0]) / "config.json").is_file()
-    given = {key: value for key, value in card_words(options).items() if key in words}
-    if not exported:
+    folder, given = model_path(positionals[0]), card_words(options)
+    if _goes_as_it_is(folder):
+        given = {key: value for key, value in given.items() if key in words}
+    else:
         note_license(options.license)
-        given = card_words(options)
-    url = push(positionals[0], options.to, private=options.private, **given)
+    url = push(folder, options.to, private=options.private, **given)
     print(f"pushed: {url}")

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard, metadata_load
 from PIL import Image
 
@@ -65,10 +66,33 @@ def test_without_a_licence_it_says_so_plainly(model, tmp_path):
 
 
 def test_denoisers_and_points_have_tags_of_their_own():
-    header = cards.model_card(genmodels.load("noise2score_grey"), "grey", None)
-    assert "pipeline_tag: image-to-image" in header and "image-restoration" in header
-    assert 'model.restore(noisy, "gaussian")' in header
-    assert cards.sample_grid(genmodels.load("noise2score_grey"), 4) is None
+    model = genmodels.load("noise2score_grey")
+    card = cards.model_card(model, "noise2score_grey", None)
+    assert "pipeline_tag: image-to-image" in card and "image-restoration" in card
+    assert cards.sample_grid(model, 4) is None
+    names = {"noisy": 0.2 * torch.randn(2, 1, 64, 64)}
+    exec(card.split("```python\n")[1].split("```")[0], names)
+    assert names["restored"].shape == (2, 1, 64, 64)
+    toy = genmodels.build(str(ROOT / "configs" / "edm_digits.yaml"), *TINY)
+    toy.shape = (2, 1, 1)
+    assert "pipeline_tag" not in cards.model_card(toy, "toy", None)
+    assert cards.sample_grid(toy, 4) is None
+
+
+def test_the_code_of_a_card_runs(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, text = read(model.save_pretrained("digits"))
+    names = {}
+    exec(text.split("```python\n")[1].split("```")[0].replace("16", "2"), names)
+    assert names["images"].shape == (2, 1, 8, 8)
+
+
+def test_a_model_that_makes_no_numbers_is_exported_without_a_grid(model, tmp_path, monkeypatch):
+    nothing = torch.full((2, 1, 8, 8), torch.nan)
+    monkeypatch.setattr(model, "sample", lambda *_, **__: nothing)
+    with pytest.warns(UserWarning, match="samples=2: the card has no grid"):
+        folder = model.save_pretrained(tmp_path / "broken", samples=2)
+    assert "samples.png" not in (folder / "README.md").read_text()
 
 
 def test_scores_of_a_training_are_the_latest_up_to_the_step(tmp_path):
