@@ -53,12 +53,14 @@ def load(path: str | Path, *, ema: bool = True, device: str = "cpu") -> "Generat
     """Return a trained method in eval mode. Nothing in the file is executed.
 
     Args:
-        path: run folder, .ckpt file, exported folder, or the name of a model that comes along.
+        path: run folder, .ckpt file, exported folder, the name of a model that comes along, or
+            OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face hub.
         ema: the averaged weights (default) or, from a checkpoint, the raw ones.
         device: where to put it.
 
     Raises:
-        ValueError: not a model of this package, broken, or from a newer version.
+        ValueError: not a model of this package, broken, or from a newer version; the hub cannot be
+            reached or has no such model.
     """
     from genmodels.checkpoint import load
 

@@ -77,12 +77,20 @@ def whole_path(path: Path | str, *, several: bool = False) -> Iterator[Path]:
 def new_folder(path: Path | str) -> Iterator[Path]:
     """Give a temporary folder that becomes `path` when the block ends; folders above it are made.
 
+    Its files can be read by whoever the user's umask lets read what the user makes.
+
     Raises:
         OSError: `path` exists and is not an empty folder.
     """
     with whole_path(path, several=True) as partial:
         make_folder(partial)
+        allowed = partial.stat().st_mode & 0o666
         yield partial
+        # A library that itself writes under a temporary name (safetensors) makes files that are
+        # their owner's alone.
+        for file in partial.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                file.chmod(file.stat().st_mode | allowed)
 
 
 def make_folder(path: Path | str, *, exist_ok: bool = False) -> None:

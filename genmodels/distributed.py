@@ -29,6 +29,7 @@ __all__ = [
     "gather_rows",
     "gather_to_all",
     "is_first",
+    "joined",
     "local_rank",
     "pick_device",
     "process_state",
@@ -46,7 +47,7 @@ def rank() -> int:
     """Return the number of this process among world() of them, 0 for the first."""
     if _alone.get():
         return 0
-    if _joined():
+    if joined():
         return dist.get_rank()
     return _rank_given() if world() > 1 else 0
 
@@ -55,7 +56,7 @@ def world() -> int:
     """Return how many processes work together."""
     if _alone.get():
         return 1
-    if _joined():
+    if joined():
         return dist.get_world_size()
     return int(os.environ.get("WORLD_SIZE", 1))
 
@@ -66,7 +67,7 @@ def is_first() -> bool:
     Unlike rank() it believes a number without a count: under srun every process would otherwise
     take itself for the only one until Lightning joins them, and make a run folder of its own.
     """
-    if _alone.get() or _joined():
+    if _alone.get() or joined():
         return rank() == 0
     return _rank_given() == 0
 
@@ -247,10 +248,10 @@ def process_state() -> "PartialState":
     """
     from accelerate import PartialState
 
-    before = _joined()
+    before = joined()
     # Without cpu= every CPU rank takes itself for the only one.
     state = PartialState(cpu=not torch.cuda.is_available())
-    if _joined() and not before:
+    if joined() and not before:
         atexit.register(_leave)
     return state
 
@@ -263,17 +264,17 @@ def pick_device(name: str) -> torch.device:
 
 def _join() -> None:
     """Join the processes of torchrun, unless Lightning or accelerate has."""
-    if not _joined():
+    if not joined():
         process_state()
 
 
 def _leave() -> None:
     """Leave the group: threads of it that still run when Python ends would abort the process."""
-    if _joined():
+    if joined():
         dist.destroy_process_group()
 
 
-def _joined() -> bool:
+def joined() -> bool:
     """Return whether the processes are joined, by Lightning or by accelerate."""
     return dist.is_available() and dist.is_initialized()
 

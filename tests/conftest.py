@@ -10,6 +10,8 @@ from tests.helpers.tiny import TINY, last_words
 # Small tensors run faster, and sums come out alike everywhere, on one thread: of the commands that
 # tests start too, and of the fixtures that are made before any test's.
 os.environ["OMP_NUM_THREADS"] = "1"
+# A name that is no path here may be one of the hub, which no test is to ask but by its stand-in.
+os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
 
 

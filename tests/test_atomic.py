@@ -3,6 +3,8 @@
 import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from genmodels import atomic
 
@@ -77,3 +79,37 @@ def test_what_killed_writes_left_is_removed(tmp_path):
     (tmp_path / "c").write_text("whole")
     atomic.remove_partial(tmp_path)
     assert names(tmp_path) == ["c"]
+
+
+@pytest.fixture
+def umask():
+    """Return a function that sets the umask until the test ends."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_are_read_by_whom_the_umask_lets(tmp_path, umask, mask, mode):
+    """Whatever library writes them: safetensors makes files for their owner alone."""
+    umask(mask)
+    save_file({"x": torch.zeros(1)}, tmp_path / "by itself")
+    assert (tmp_path / "by itself").stat().st_mode & 0o777 == 0o600  # or new_folder need not mend
+    with atomic.new_folder(tmp_path / "folder") as folder:
+        save_file({"x": torch.zeros(1)}, folder / "weights")
+        (folder / "below").mkdir()
+        save_file({"x": torch.zeros(1)}, folder / "below" / "weights")
+        (folder / "script").write_text("")
+        (folder / "script").chmod(0o755)
+        (folder / "elsewhere").symlink_to(tmp_path / "by itself")
+    atomic.write_bytes(tmp_path / "bytes", b"")
+    for several in (True, False):
+        with atomic.whole_path(tmp_path / f"path {several}", several=several) as partial:
+            partial.write_bytes(b"")
+    atomic.link(tmp_path / "bytes", tmp_path / "link")
+    found = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert found.pop("folder") == 0o777 & ~mask and found.pop("by itself") == 0o600
+    assert set(found.values()) == {mode}, found
+    weights = sorted((tmp_path / "folder").rglob("weights"))
+    assert [path.stat().st_mode & 0o777 for path in weights] == [mode, mode]
+    assert (tmp_path / "folder" / "script").stat().st_mode & 0o777 == 0o755

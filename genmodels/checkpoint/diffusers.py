@@ -25,7 +25,7 @@ from genmodels.config.words import check_flags, help_text, split_words, typed_wo
 _CARD = """---
 library_name: diffusers
 pipeline_tag: unconditional-image-generation
----
+{license}---
 # {name}
 
 EDM (Karras et al. 2022, arXiv 2206.00364) on {data}, {shape}.
@@ -38,12 +38,13 @@ DiffusionPipeline.from_pretrained("{name}")({call}num_inference_steps={steps})
 """
 
 
-def export_diffusers(path: Path | str, out: Path | str) -> Path:
+def export_diffusers(path: Path | str, out: Path | str, *, license: str = "") -> Path:
     """Write a trained model (EMA weights) as a diffusers pipeline; return the folder.
 
     Args:
         path: run folder, .ckpt file or exported folder.
         out: folder to make; must not exist.
+        license: of the model, for its card; "": none is stated.
 
     Raises:
         ValueError: `out` exists; a model that is no EDM with network.name=unet; a shape that the
@@ -67,6 +68,7 @@ def export_diffusers(path: Path | str, out: Path | str) -> Path:
     call = "batch_size=4, class_labels=[0, 1, 2, 3], " if model.classes else "batch_size=4, "
     card = _CARD.format(
         call=call,
+        license=f"license: {license}\n" if license else "",
         name=out.name,
         data=cfg.data.name,
         shape=" x ".join(map(str, model.shape)),

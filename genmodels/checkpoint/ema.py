@@ -26,7 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from genmodels.atomic import write_bytes
-from genmodels.checkpoint.exports import check_new, model_card, write_export
+from genmodels.checkpoint.cards import model_card
+from genmodels.checkpoint.exports import check_new, write_export
 from genmodels.checkpoint.models import load, model_path
 from genmodels.config import Section, check, setting, settings_of
 from genmodels.config.words import typed_words

@@ -6,46 +6,77 @@ python -m genmodels.checkpoint ema RUN sigma_rel=0.1[,0.15,...] [step=N] [out=DI
 
 The second writes a pipeline that diffusers loads without this package (EDM with the network
 `unet`), the third averages of other widths of a run that was trained with ema.sigma_rel.
+
+The model card README.md gets a grid of images, the scores of the run's training or those of
+scores=FILE.json, and license=; its header is as the Hugging Face hub reads it.
 """
 
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
-from genmodels import data
 from genmodels.atomic import new_folder, write_bytes
+from genmodels.checkpoint.cards import (
+    GRID,
+    CardOptions,
+    model_card,
+    sample_grid,
+    scores_of_report,
+    scores_of_run,
+)
 from genmodels.checkpoint.models import FORMAT, file_sha256, load, model_path, read_checkpoint
-from genmodels.config import Config, Section, setting, settings_of, to_plain
+from genmodels.config import Config, setting, settings_of, to_plain
 from genmodels.config.words import check_flags, help_text, split_words, typed_words
 from genmodels.run import check_output
 from genmodels.version import __version__
 
 
-def export(path: Path | str, out: Path | str, *, half: bool = False) -> Path:
+def export(
+    path: Path | str,
+    out: Path | str,
+    *,
+    half: bool = False,
+    license: str = "",
+    scores: Path | str = "",
+    samples: int = 0,
+    name: str = "",
+) -> Path:
     """Write a trained model (EMA weights) as config.json + model.safetensors + README.md.
 
     Args:
         path: run folder, .ckpt file or export.
         out: folder to make; must not exist.
         half: store float16 (half the size; about 3 significant digits).
+        license: of the model, as the Hugging Face hub writes it: "apache-2.0"; "": none is stated.
+        scores: JSON of evaluate.py for its card; "": those made in the run's training, if any.
+        samples: images of a grid, samples.png; -1: 16 if they take less than a minute.
+        name: what the card calls it; "": the folder's name.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: `out` exists, or the model cannot be read.
+        ValueError: `out` exists, or the model or the scores cannot be read.
     """
+    CardOptions(license=license, samples=samples)
     path, out = model_path(path), Path(out)
     check_new(out)
+    found = scores_of_report(scores) if scores else []
     model = load(path)
     steps = None
     if not (path / "config.json").is_file():
         steps = read_checkpoint(path)["global_step"]
-    return write_export(model, out, model_card(model, out.name, steps), half=half)
+        found = found or scores_of_run(path, steps, model.cfg.data.name)
+    grid = sample_grid(model, samples)
+    card = model_card(
+        model, name or out.name, steps, license=license, scores=found, grid=grid is not None
+    )
+    return write_export(model, out, card, half=half, files={} if grid is None else {GRID: grid})
 
 
 def check_new(out: Path) -> None:
@@ -55,7 +86,9 @@ def check_new(out: Path) -> None:
     check_output("out", out, folder=True)
 
 
-def write_export(model: Any, out: Path, card: str, *, half: bool = False) -> Path:
+def write_export(
+    model: Any, out: Path, card: str, *, half: bool = False, files: Mapping[str, bytes] = {}
+) -> Path:
     """Write a method as the new folder `out`, all or nothing, and return it.
 
     Args:
@@ -63,6 +96,7 @@ def write_export(model: Any, out: Path, card: str, *, half: bool = False) -> Pat
         out: folder to make; must not exist.
         card: its README.md.
         half: store float16.
+        files: what else lies in it, by name.
     """
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     if half:
@@ -81,51 +115,46 @@ def write_export(model: Any, out: Path, card: str, *, half: bool = False) -> Pat
             "config": plain,
         }
         write_bytes(folder / "config.json", json.dumps(description, indent=1).encode())
-        write_bytes(folder / "README.md", card.encode())
+        for name, content in {"README.md": card.encode(), **files}.items():
+            write_bytes(folder / name, content)
     return out
 
 
-def model_card(model: Any, name: str, steps: int | None, weights: str = "") -> str:
-    """Return the README.md of an export.
+def save_model(
+    model: Any,
+    out: Path | str,
+    *,
+    half: bool = False,
+    license: str = "",
+    scores: Path | str = "",
+    samples: int = 0,
+    name: str = "",
+) -> Path:
+    """Write a model that is in memory as an export; see export().
 
-    Args:
-        model: a method.
-        name: of the folder.
-        steps: optimizer steps it was trained for; None: those of its config.
-        weights: what the weights are, if not what the config says.
+    Raises:
+        ValueError: `out` exists, or the scores cannot be read.
     """
-    cfg, learned = model.cfg, model.learned_from()
-    terms = data.data_set(cfg.data.name).terms
-    steps = cfg.trainer.max_steps if steps is None else steps
-    averaged = cfg.ema.sigma_rel or cfg.ema.half_life
-    weights = weights or ("EMA weights" if averaged else "Raw weights")
-    images = steps * cfg.data.batch_size
-    labels = "class-conditional" if cfg.data.labels else "unconditional"
-    task, words = "image-generation", "num=64 out=samples"
-    if model.ANY_SIZE:
-        task = "image-restoration"
-        words = f"denoise=PICTURE_OR_FOLDER law={next(iter(model.DENOISE_LAWS))} out=restored"
-    return f"""---
-library_name: genmodels
-tags: [{task}, {cfg.method.name}]
----
-# {name}
-
-{type(cfg.method).__doc__} Network: {cfg.network.name}. {weights}.
-
-- Data: {cfg.data.name}, {" x ".join(map(str, cfg.data.shape))}. {terms}
-- Training: `{cfg.name}`, {steps} steps of {cfg.data.batch_size} images
-  ({images:,} in all), seed {cfg.seed}; every setting is in config.json.
-- {f"Learned from: {learned}" if learned else f"Labels: {labels}"}.
-
-```
-genmodels sample {name} {words}
-```
-"""
+    CardOptions(license=license, samples=samples)
+    out = Path(out)
+    check_new(out)
+    found = scores_of_report(scores) if scores else []
+    grid = sample_grid(model, samples)
+    trainer = getattr(model, "_trainer", None)
+    card = model_card(
+        model,
+        name or out.name,
+        trainer.global_step if trainer else None,
+        "The weights as they were in memory",
+        license=license,
+        scores=found,
+        grid=grid is not None,
+    )
+    return write_export(model, out, card, half=half, files={} if grid is None else {GRID: grid})
 
 
 @dataclass
-class ExportOptions(Section):
+class ExportOptions(CardOptions):
     """What python -m genmodels.checkpoint takes."""
 
     out: str = setting("", "folder to make")
@@ -154,8 +183,26 @@ def main(argv: Sequence[str]) -> None:
     if options.format == "diffusers":
         from genmodels.checkpoint.diffusers import export_diffusers
 
-        options.check(not options.half, "half", "is not for format=diffusers; leave it out")
-        made = export_diffusers(positionals[0], options.out)
+        ours = [key for key in ("half", "scores", "samples") if key in words]
+        for key in ours:
+            options.check(False, key, "is not for format=diffusers; leave it out")
+        made = export_diffusers(positionals[0], options.out, license=options.license)
     else:
-        made = export(positionals[0], options.out, half=options.half)
+        made = export(positionals[0], options.out, **card_words(options))
+    note_license(options.license)
     print(f"exported: {made}")
+
+
+def card_words(options: Any) -> dict[str, Any]:
+    """Return what export() takes of the options of a command."""
+    return {key: getattr(options, key) for key in ("half", "license", "scores", "samples")}
+
+
+def note_license(license: str) -> None:
+    """Warn where others are not told what they may do with a model."""
+    if not license:
+        warnings.warn(
+            "license=: the card says that none is stated; license=apache-2.0 or another tells "
+            "others what they may do with the model",
+            stacklevel=2,
+        )

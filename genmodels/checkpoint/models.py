@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from genmodels import data
+from genmodels.checkpoint import hub
 from genmodels.config import Config, check_foreign, load_config
 from genmodels.config.shipped import MODELS, nearest, shipped
 from genmodels.foreign import check_plain, load_torch, read_plain
@@ -89,13 +90,14 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
 
     Args:
         path: run folder (its last checkpoint, or the newest that can be read, with a warning),
-            .ckpt file, exported folder, a folder of runs (its newest, with a warning), or the name
-            of a model that comes along.
+            .ckpt file, exported folder, a folder of runs (its newest, with a warning), the name of
+            a model that comes along, or OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face hub.
         ema: the averaged weights (default) or, from a checkpoint, the raw ones.
         device: where to put it.
 
     Raises:
-        ValueError: not a model of this package, broken, or from a newer version.
+        ValueError: not a model of this package, broken, or from a newer version; the hub cannot be
+            reached or has no such model.
     """
     path, checkpoint = model_path(path), None
     if (path / "config.json").is_file():
@@ -147,9 +149,15 @@ def newest_run(path: Path | str) -> Path | str:
 
 
 def model_path(path: Path | str) -> Path:
-    """Return where a model lies: a path that exists, the newest run in it, or what comes along."""
+    """Return where a model lies: a path that exists or its newest run, what comes along, the hub's.
+
+    Those of the hub, which a text alone can name, lie in its cache then.
+    """
     found = Path(newest_run(path)).expanduser()
-    return found if found.exists() else shipped(MODELS).get(str(path), found)
+    if found.exists():
+        return found
+    known = shipped(MODELS).get(str(path))
+    return known or (hub.fetch(path) if isinstance(path, str) else None) or found
 
 
 def load_guide(settings: dict[str, Any], device: torch.device | str) -> None:

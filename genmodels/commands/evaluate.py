@@ -10,12 +10,14 @@
     python evaluate.py stats data=NAME[:SPLIT] features=inception weights=FILE out=STATS.npz
     python evaluate.py selftest [features=digits]
 
-MODEL is a run folder (or one of runs: its newest), a .ckpt, an exported folder or the name of a
-model that comes along. A and B are a folder, .zip or .npz of images, or a data set with a split
-(digits:test); the split is train if none is named, as in the published protocols (test for
-likelihoods, which take its first num= images, and for clusters). reference= may also be a file that
-`stats` wrote, the mu and sigma of pytorch-fid, EDM or ADM, EDM2's .pkl, or the URL of one
-(https://, hf://); MODEL takes reference= too.
+MODEL is a run folder (or one of runs: its newest), a .ckpt, an exported folder, the name of a
+model that comes along, or OWNER/NAME on the Hugging Face hub.
+
+A and B are a folder, .zip or .npz of images, or a data set with a split (digits:test); the split
+is train if none is named, as in the published protocols (test for likelihoods, which take its first
+num= images, and for clusters). reference= may also be a file that `stats` wrote, the mu and sigma
+of pytorch-fid, EDM or ADM, EDM2's .pkl, or the URL of one (https://, hf://); MODEL takes reference=
+too.
 
 features=inception,dinov2 scores with both and makes a model's images once.
 

@@ -46,6 +46,7 @@ COMMANDS = {
         "a model as a folder to share, ours or for diffusers",
         "genmodels.checkpoint",
     ),
+    "push": Command("genmodels.checkpoint.push:main", "a model to the Hugging Face hub"),
     "checkpoint": Command(
         "genmodels.checkpoint.exports:main",
         "the same; checkpoint ema: averages of other widths",
@@ -73,12 +74,14 @@ With pictures of your own:
     genmodels config edm_folder64 > my.yaml                a config to change
     genmodels train my.yaml data.root=FOLDER sample.every=500
     genmodels export runs/my out=shared format=diffusers   to hand on
+    genmodels push runs/my to=USER/NAME license=mit        for all: genmodels sample USER/NAME
 
 commands (each explains itself: genmodels COMMAND --help):
 {commands}
 
 Settings are written key=value. A config or a model is a path or the name of one that comes along:
-`genmodels config` lists them. --version prints the version.
+`genmodels config` lists them. A model may also be USER/NAME on the Hugging Face hub. --version
+prints the version.
 """
 
 

@@ -7,9 +7,10 @@
     torchrun --nproc_per_node 2 sample.py MODEL num=64 out=DIR
     python sample.py MODEL denoise=PATH law=gaussian level=25 out=DIR     level=auto estimates it
 
-MODEL is a run folder (or one of runs: its newest), a .ckpt, an exported folder or the name of a
-model that comes along. Writes DIR/000000.png ... named by seed and DIR/grid.png; a DIR that holds
-images of other seeds is refused. With format=npz DIR/images.npz (uint8 NHWC images, seeds, labels).
+MODEL is a run folder (or one of runs: its newest), a .ckpt, an exported folder, the name of a
+model that comes along, or OWNER/NAME on the Hugging Face hub. Writes DIR/000000.png ... named by
+seed and DIR/grid.png; a DIR that holds images of other seeds is refused. With format=npz
+DIR/images.npz (uint8 NHWC images, seeds, labels).
 Image k depends on seed k alone: not on batch=, on the number of processes, or on the other seeds.
 IMAGES to cluster are a folder, .zip, .npz or NAME[:SPLIT].
 

@@ -399,7 +399,10 @@ class Config(Section):
     name: str = setting("", "name of the run's folder; empty: the config file's name")
     seed: int = setting(0, "key of everything random in training", ge=0, lt=2**63)
     out_dir: str = setting("runs", "runs go to OUT_DIR/NAME/TIME")
-    init: str = setting("", "start from these weights: run, .ckpt, export or diffusers UNet folder")
+    init: str = setting(
+        "",
+        "start from: run, .ckpt, export or one on the hub, diffusers UNet folder",
+    )
     data: DataConfig = field(default_factory=DataConfig)
     network: Any = None
     method: Any = None

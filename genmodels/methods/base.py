@@ -1,6 +1,7 @@
 """What every method shares: the Lightning side of training, and labels of generated images."""
 
 import dataclasses
+import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,6 +30,11 @@ LARGEST_PIXEL = 1e18  # in magnitude; the square of a larger one is infinite in 
 def _of_moderate_size(x: Tensor) -> Tensor:
     """Return whether all pixels are finite and small enough to be squared, a scalar tensor."""
     return (x.abs() < LARGEST_PIXEL).all()
+
+
+def _checkpoint(name: str) -> Any:
+    """Return a module of genmodels.checkpoint, for what a user asks of a model."""
+    return importlib.import_module(f"genmodels.checkpoint.{name}")
 
 
 class GenerativeModule(L.LightningModule):
@@ -183,6 +189,80 @@ class GenerativeModule(L.LightningModule):
         )
         load = super(GenerativeModule, method).load_from_checkpoint
         return load(checkpoint_path, *args, **{"cfg": cfg, "weights_only": True} | options)
+
+    # What users of the hub's libraries look for at a model. It is done by genmodels.checkpoint,
+    # which stands above: no method calls these, and nothing is imported before a user does.
+
+    @classmethod
+    def from_pretrained(
+        cls, path: Any, *, revision: str | None = None, ema: bool = True, device: Any = "cpu"
+    ) -> Any:
+        """Return a trained model of this class in eval mode; see genmodels.load.
+
+        Args:
+            path: run folder, .ckpt file, exported folder, or OWNER/NAME on the Hugging Face hub.
+            revision: branch, tag or commit there; None: its newest.
+            ema, device: as of genmodels.load.
+
+        Raises:
+            ValueError: see genmodels.load; it is of another class.
+        """
+        model = _checkpoint("models").load(
+            path if revision is None else f"{path}@{revision}", ema=ema, device=device
+        )
+        name = type(model).__name__
+        check(isinstance(model, cls), "model", path, f"is of {name}; write {name}.from_pretrained")
+        return model
+
+    def save_pretrained(
+        self,
+        folder: Any,
+        *,
+        license: str = "",
+        scores: Any = "",
+        samples: int = 0,
+        half: bool = False,
+    ) -> Any:
+        """Write the model as a new folder that from_pretrained and genmodels.load read; return it.
+
+        Args:
+            folder: to make; must not exist.
+            license: of the model, as the hub writes it: "apache-2.0"; "": the card says none.
+            scores: JSON of evaluate.py to show on the card.
+            samples: images of a grid beside the card; -1: 16 if they take less than a minute.
+            half: store float16.
+
+        Raises:
+            ValueError: the folder exists, or the scores cannot be read.
+        """
+        options = {"license": license, "scores": scores, "samples": samples, "half": half}
+        return _checkpoint("exports").save_model(self, folder, **options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        license: str = "",
+        scores: Any = "",
+        samples: int = -1,
+        half: bool = False,
+    ) -> str:
+        """Put the model into a repository of the Hugging Face hub, made if need be; return its URL.
+
+        Args:
+            repo_id: OWNER/NAME.
+            private: nobody else is to see it.
+            token: of the hub; None: that of `hf auth login` or HF_TOKEN.
+            license, scores, samples, half: as of save_pretrained.
+
+        Raises:
+            ValueError: no connection, not logged in, not allowed.
+        """
+        options = {"license": license, "scores": scores, "samples": samples, "half": half}
+        push = _checkpoint("push").push_model
+        return push(self, repo_id, private=private, token=token, **options)
 
     def sample(self, seeds: Sequence[int], labels: Labels = None, **options: Any) -> Tensor:
         """Return generated images in [-1, 1], float32 (N, C, H, W); see the class."""

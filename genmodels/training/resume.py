@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from genmodels.checkpoint import newest_checkpoint, newest_run
+from genmodels.checkpoint.hub import fetch
 from genmodels.config import Config, check_foreign, load_config, to_plain
 from genmodels.config.load import read_yaml
 from genmodels.data import check_settings
@@ -52,7 +53,7 @@ def new_config(paths: Sequence[Path | str], words: Mapping[str, str]) -> Config:
     cfg = _read_config(paths, words, bring)
     check_settings(cfg.data)
     if cfg.init:  # the run that it is today
-        cfg.init = str(newest_run(cfg.init))
+        cfg.init = str(fetch(cfg.init) or newest_run(cfg.init))
     cfg.data.fingerprint = ""  # of the run whose config this was
     return cfg
 

@@ -235,6 +235,7 @@ def test_export_command(tiny_run, tmp_path, capsys):
         "README.md",
         "config.json",
         "model.safetensors",
+        "samples.png",
     ]
     assert cli.run(export_main, [str(tiny_run), f"out={out}"]) == 2
     assert "exists; delete it" in capsys.readouterr().err
