@@ -142,7 +142,7 @@ CONTESTANTS: dict[str, tuple[Callable[..., Callable[[], float]], str]] = {
     "ours": (ours, "genmodels"),
     "torch-fidelity": (torch_fidelity, "torch_fidelity"),
     "pytorch-fid": (pytorch_fid, "pytorch_fid"),
-    "ours, clean": (ours_clean, "genmodels"),
+    "ours-clean": (ours_clean, "genmodels"),
     "clean-fid": (clean_fid, "cleanfid"),
 }
 
