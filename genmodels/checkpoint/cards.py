@@ -17,6 +17,7 @@ from genmodels.images import contact_sheet, png_bytes
 from genmodels.run import Run
 
 GRID = "samples.png"  # beside the card
+NO_LICENSE = "none is stated; ask whoever made this model before you use it"
 _COUNT, _SECONDS = 16, 60  # images of a grid, and how long they may take
 # What public data sets are called on the hub.
 _ON_HUB = {
@@ -194,7 +195,6 @@ def model_card(
         law = next(iter(model.DENOISE_LAWS))
         words = f"denoise=PICTURE_OR_FOLDER law={law} out=restored"
         call = f'restored, levels = model.restore(noisy, "{law}")  # (B, C, H, W) in [-1, 1]'
-    terms_of_use = license or "none is stated; ask whoever made this model before you use it"
     return f"""---
 {_header(model, name, license, scores)}
 ---
@@ -206,7 +206,7 @@ def model_card(
 - Training: `{cfg.name}`, {steps} steps of {cfg.data.batch_size} images
   ({images:,} in all), seed {cfg.seed}; every setting is in config.json.
 - {f"Learned from: {learned}" if learned else f"Labels: {labels}"}.
-- Licence of the model: {terms_of_use}.
+- Licence of the model: {license or NO_LICENSE}.
 {_picture(grid)}{_table(scores)}
 ```
 genmodels sample {name} {words}

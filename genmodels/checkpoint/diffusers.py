@@ -18,6 +18,7 @@ from typing import Any
 
 from genmodels.atomic import new_folder, write_bytes
 from genmodels.checkpoint import models
+from genmodels.checkpoint.cards import NO_LICENSE
 from genmodels.checkpoint.exports import check_new
 from genmodels.config import Section, setting, settings_of
 from genmodels.config.words import check_flags, help_text, split_words, typed_words
@@ -28,7 +29,7 @@ pipeline_tag: unconditional-image-generation
 {license}---
 # {name}
 
-EDM (Karras et al. 2022, arXiv 2206.00364) on {data}, {shape}.
+EDM (Karras et al. 2022, arXiv 2206.00364) on {data}, {shape}. Licence of the model: {terms}.
 
 ```
 from diffusers import DiffusionPipeline
@@ -69,6 +70,7 @@ def export_diffusers(path: Path | str, out: Path | str, *, license: str = "") ->
     card = _CARD.format(
         call=call,
         license=f"license: {license}\n" if license else "",
+        terms=license or NO_LICENSE,
         name=out.name,
         data=cfg.data.name,
         shape=" x ".join(map(str, model.shape)),

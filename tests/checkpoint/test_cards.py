@@ -1,5 +1,6 @@
 """Model cards: read back by the hub's own library; and who can read the files of an export."""
 
+import csv
 import json
 import os
 import time
@@ -10,6 +11,7 @@ import torch
 from huggingface_hub import ModelCard, metadata_load
 from PIL import Image
 
+import evaluate
 import genmodels
 from genmodels import checkpoint, cli
 from genmodels.checkpoint import cards
@@ -195,4 +197,27 @@ def test_exports_are_read_by_whom_the_umask_lets(model, tmp_path, mask, mode):
         "pipeline_tag": "unconditional-image-generation",
         "license": "mit",
     }
+    assert "Licence of the model: mit." in (theirs / "README.md").read_text()
     assert json.loads((theirs / "model_index.json").read_text())
+
+
+@pytest.mark.slow
+def test_scores_of_real_trainings_and_evaluations(train_tiny, tmp_path):
+    """The names of columns and keys are what the programs write today."""
+    words = ("eval.every=2", "eval.num=16", "eval.metrics=[nn1,fd]", "eval.features=digits")
+    run = train_tiny(*words)
+    card, text = read(checkpoint.export(run, tmp_path / "one"))
+    with open(run / "metrics.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("eval/nn1_16")]
+    assert len(rows) == 2 and "in training, after step 4" in text
+    found = {r.metric_name: r.metric_value for r in card.data.eval_results}
+    assert found["nn1 of 16 images"] == float(rows[-1]["eval/nn1_16"]) and len(found) == 2
+    out = tmp_path / "scores.json"
+    words = ["data=digits:test", "num=16", "metrics=nn1,fd", "features=digits", f"out={out}"]
+    assert evaluate.main([str(run), "device=cpu", *words]) == 0
+    card, _ = read(checkpoint.export(run, tmp_path / "two", scores=out))
+    scores = json.loads(out.read_text())["metrics"]
+    assert {r.metric_value for r in card.data.eval_results} == {
+        score["value"] for score in scores.values()
+    }
+    assert {r.dataset_name for r in card.data.eval_results} == {"digits:test"}
