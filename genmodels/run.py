@@ -6,6 +6,7 @@ samples/                            pictures on the way
 ema/step-XXXXXXXX-0.050.safetensors averages of the weights of that relative width
 checkpoints/step-XXXXXXXX.ckpt      the latest few
 checkpoints/last.ckpt               the latest, which is the run's model
+checkpoints/best.ckpt               that of the best score on the way, with checkpoint.best
 report.html                         all of it to look at
 training.json                       what computed, and for how long
 """
@@ -153,6 +154,11 @@ class Run:
     def last(self) -> Path:
         """The latest checkpoint."""
         return self.checkpoints / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best score on the way."""
+        return self.checkpoints / "best.ckpt"
 
     def checkpoint(self, step: int) -> Path:
         """Return the checkpoint of an optimizer step."""

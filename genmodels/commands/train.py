@@ -29,7 +29,7 @@ from genmodels.networks import NETWORKS
 from genmodels.run import Run
 from genmodels.training import selfplay
 from genmodels.training.fit import check_machine, fit, restart
-from genmodels.training.judge import check_scores
+from genmodels.training.judge import check_best, check_scores
 from genmodels.training.resume import check_same, new_config, resumed_config
 
 
@@ -79,6 +79,7 @@ def train_one(cfg: Config, run: Run | None, stack: contextlib.ExitStack) -> Path
         data = data_module(cfg.data, cfg.seed, cfg.trainer.accumulate)
     checkpoint.check_size(cfg)
     model = checkpoint.build(cfg)
+    check_best(cfg)
     if cfg.eval.every:
         check_scores(cfg.eval, data, "train")
     with cli.warnings_as_notes(late=True):

@@ -364,6 +364,9 @@ class CheckpointConfig(Section):
 
     every: int = setting(1000, "optimizer steps between checkpoints", ge=1)
     keep: int = setting(2, "how many step-*.ckpt stay on disk; 0 keeps all", ge=0)
+    best: str = setting(
+        "", "eval/fd, or another score on the way: the checkpoint with the best stays as best.ckpt"
+    )
 
 
 @dataclass

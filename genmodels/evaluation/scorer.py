@@ -119,6 +119,12 @@ class Metric:
         """Whether passes must keep the features of all images for it."""
         return bool(_ROWS & set(self.needs))
 
+    def distance(self, value: float) -> float:
+        """Return the number that is lowest for the best of several scores; see `better`."""
+        if self.better == "half":
+            return abs(value - 0.5)
+        return -value if self.better == "higher" else value
+
     def under(self, equal: bool) -> "Metric":
         """Return the metric as it is computed with equal=true or false."""
         if not equal or self.equal is None:

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -251,11 +251,18 @@ class GeneratedMetrics(Callback):
     Args:
         cfg: which metrics, how often and of how many.
         seed: of the resampled error bars.
+        tell: called on the first process with {metric: value}.
     """
 
-    def __init__(self, cfg: EvalConfig, seed: int) -> None:
+    def __init__(
+        self,
+        cfg: EvalConfig,
+        seed: int,
+        tell: Callable[[Mapping[str, float]], object] = lambda values: None,
+    ) -> None:
         self.cfg = cfg
         self.seed = seed
+        self.tell = tell
         self.scorer: Scorer | None = None
         self.trouble = Trouble("eval.every", cfg.every)
 
@@ -285,6 +292,7 @@ class GeneratedMetrics(Callback):
                 source = Generated(model, range(self.cfg.num))
                 scores = self.scorer(source, seed=self.seed)
         if scores:
+            self.tell({name: score["value"] for name, score in scores.items()})
             logs = {f"eval/{k}_{self.cfg.num}": score["value"] for k, score in scores.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(logs, trainer.global_step - 1)

@@ -113,7 +113,7 @@ def make_trainer(cfg: Config, run: Run, step: int, saver: Saver) -> L.Trainer:
     if cfg.sample.every:
         extras.append(callbacks.SampleGrid(run, cfg.sample))
     if cfg.eval.every:
-        extras.append(callbacks.GeneratedMetrics(cfg.eval, cfg.seed))
+        extras.append(callbacks.GeneratedMetrics(cfg.eval, cfg.seed, saver.take_scores))
         extras.append(callbacks.Report(run, cfg.eval.every))
     if options.progress:
         extras.append(callbacks.Progress())

@@ -59,6 +59,24 @@ def check_scores(cfg: EvalConfig, data: ImageDataModule, *splits: str) -> None:
         make_scorer(cfg, data, split, num=cfg.num, work=False)
 
 
+def check_best(cfg: Config) -> None:
+    """Raise ValueError for a checkpoint.best that no score of this training can choose."""
+    best, metric = cfg.checkpoint.best, best_metric(cfg)
+    if not best:
+        return
+    line = "checkpoint.best"
+    choosing = [name for name, one in scorer.METRICS.items() if one.better]
+    check(metric in choosing, line, best, f"choose from {', '.join(f'eval/{n}' for n in choosing)}")
+    check(cfg.eval.every, line, best, "needs scores on the way: eval.every=STEPS")
+    measured = scorer.expand_metrics(cfg.eval.metrics)
+    check(metric in measured, line, best, f"is not measured; add {metric} to eval.metrics")
+
+
+def best_metric(cfg: Config) -> str:
+    """Return the metric that checkpoint.best names: fd of eval/fd; or nothing."""
+    return cfg.checkpoint.best.removeprefix("eval/")
+
+
 def final_split(data: ImageDataModule) -> str:
     """Return what final scores are against: held-out images, or training ones if none are."""
     return "held_out" if len(data.held_out[0]) else "train"
@@ -154,10 +172,7 @@ class Judge:
 
     def distance(self, entry: Mapping[str, Any]) -> float:
         """Return the number that is lowest for the best of several scores."""
-        value, better = entry[self.metric], scorer.METRICS[self.metric].better
-        if better == "half":
-            return abs(value - 0.5)
-        return -value if better == "higher" else value
+        return scorer.METRICS[self.metric].distance(entry[self.metric])
 
     def _pictures(self, model: Any, first: int, folder: Path | None) -> torch.Tensor | None:
         """Return the uint8 images of a score, made as score says; None on the other processes."""

@@ -18,8 +18,10 @@ from lightning.pytorch.loggers.logger import Logger
 from genmodels import atomic
 from genmodels.config import Config, seconds
 from genmodels.distributed import is_first
+from genmodels.evaluation.scorer import METRICS
 from genmodels.foreign import read_plain
 from genmodels.run import Run
+from genmodels.training.judge import best_metric
 
 
 class Saver(Callback):
@@ -27,8 +29,10 @@ class Saver(Callback):
 
     It must stand last in the list of callbacks: the EMA has taken in the step by then, the step's
     grid and metrics are written, and at the end of the run this saves before the average is swapped
-    in. Ctrl-C, SIGTERM, SIGHUP and max_time end the run after the current optimizer step, saved; a
-    second Ctrl-C does not wait. `signal` then holds the signal's number on every rank, else 0.
+    in. With checkpoint.best it also saves a step whose score is better than all before, and keeps
+    that one as best.ckpt. Ctrl-C, SIGTERM, SIGHUP and max_time end the run after the current
+    optimizer step, saved; a second Ctrl-C does not wait. `signal` then holds the signal's number on
+    every rank, else 0.
 
     Args:
         run: where to save.
@@ -43,6 +47,11 @@ class Saver(Callback):
         self.keep = cfg.checkpoint.keep
         self.deadline = time.monotonic() + seconds(cfg.trainer.max_time)
         self.saved_step = -1
+        self.eval_every = cfg.eval.every
+        self.metric = best_metric(cfg)
+        self.score: float | None = None  # of this step, on the first process
+        # Of the best step up to now; the value is known on the first process.
+        self.best: dict[str, Any] = {"metric": self.metric, "step": 0, "value": None}
         self.signal = 0
         self.handlers: dict[signal.Signals, Any] = {}
 
@@ -51,6 +60,8 @@ class Saver(Callback):
         self.saved_step = trainer.global_step
         if trainer.is_global_zero:
             atomic.remove_partial(self.run.checkpoints)  # of a kill in the middle of a save
+            if self.metric and self.best["step"] == trainer.global_step > 0:
+                self._link_best(trainer)  # of a kill after it
         numbers = [signal.SIGINT, signal.SIGTERM]
         # A terminal that closes, unless nohup has it ignored.
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -75,6 +86,38 @@ class Saver(Callback):
             for key in ("ready", "started", "processed", "completed"):
                 counts[key] += further
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best step and its score, which a resumed run goes on from."""
+        return {"best": self.best} if self.metric else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them, of a run that had the same checkpoint.best."""
+        best = state.get("best", {})
+        if best.get("metric") == self.metric:
+            self.best = dict(best)
+
+    def take_scores(self, values: Mapping[str, float]) -> None:
+        """Take the scores of this step; on the first process."""
+        self.score = values.get(self.metric)
+
+    def _is_best(self, trainer: L.Trainer) -> bool:
+        """Return, on all processes, whether this step's score is better than all before."""
+        step, better = trainer.global_step, False
+        if not self.metric or step % self.eval_every:
+            return False
+        if self.score is not None and math.isfinite(self.score):
+            distance, best = METRICS[self.metric].distance, self.best["value"]
+            better = best is None or distance(self.score) < distance(best)
+        if trainer.strategy.reduce_boolean_decision(better, all=False):
+            self.best |= {"step": step, "value": self.score}
+            return True
+        return False
+
+    def _link_best(self, trainer: L.Trainer) -> None:
+        path = self.run.checkpoint(trainer.global_step)
+        if path.is_file():
+            atomic.link(path, self.run.best)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -97,9 +140,13 @@ class Saver(Callback):
         # One rank alone may have caught the signal; all must leave after the same step.
         late = time.monotonic() > self.deadline
         stop = trainer.strategy.reduce_boolean_decision(bool(self.signal) or late, all=False)
-        if step % self.every == 0 or step >= trainer.max_steps or stop:
+        best = self._is_best(trainer)
+        self.score = None
+        if step % self.every == 0 or step >= trainer.max_steps or stop or best:
             _write_line(trainer)
             self.save(trainer)
+            if best and trainer.is_global_zero:
+                self._link_best(trainer)
         if stop:
             number = trainer.strategy.reduce(
                 torch.tensor(float(self.signal), device=module.device), reduce_op="max"
@@ -115,7 +162,12 @@ class Saver(Callback):
             )
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Give the signals back."""
+        """Give the signals back, and say which step was the best."""
+        if self.best["step"] and trainer.is_global_zero:
+            print(
+                f"best: {self.metric} {self.best['value']:.5g} at step {self.best['step']}: "
+                f"{self.run.best}"
+            )
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 

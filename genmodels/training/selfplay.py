@@ -72,6 +72,12 @@ def play(cfg: Config, run: Run | None) -> tuple[Run, int]:
         cfg.method.reference,
         "is filled in; resume the folder above round-01",
     )
+    check(
+        not cfg.checkpoint.best,
+        "checkpoint.best",
+        cfg.checkpoint.best,
+        "DDO keeps the best of its rounds by itself; leave it out",
+    )
     with cli.warnings_as_notes(late=True):
         data = PairedData(cfg.data, cfg.seed, cfg.trainer.accumulate)
     check_scores(cfg.eval, data, "train", final_split(data))

@@ -3,6 +3,7 @@
 import csv
 import errno
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,3 +214,70 @@ def test_pictures_change_no_training_of_any_method(name, tmp_path):
         del found["hyper_parameters"], found["callbacks"]
         saved.append(found)
     assert_same(*saved)
+
+
+@pytest.fixture
+def told_scores(monkeypatch):
+    """Scores on the way that are made up: {step: fd}."""
+
+    def tell(values):
+        def score(self, source, seed=0, **options):
+            return {next(iter(self.metrics)): {"value": values[calls.pop(0)]}}
+
+        calls = list(values)
+        monkeypatch.setattr("genmodels.evaluation.scorer.Scorer.__call__", score)
+
+    return tell
+
+
+BEST = ["eval.every=2", "eval.metrics=fd", "checkpoint.every=5", "checkpoint.keep=1"]
+
+
+def test_the_checkpoint_with_the_best_score_stays(tmp_path, capsys, told_scores):
+    told_scores({2: 5.0, 4: 3.0, 6: 4.0, 8: 3.5})
+    words = [*BEST, "checkpoint.best=eval/fd", "trainer.max_steps=9"]
+    assert train.main(argv(tmp_path, *words)) == 0
+    out = capsys.readouterr().out
+    run = out.rstrip().rpartition("run: ")[2]
+    best = f"{run}/checkpoints/best.ckpt"
+    assert read_checkpoint(best)["global_step"] == 4 and f"fd 3 at step 4: {best}" in out
+    names = sorted(path.name for path in Path(run, "checkpoints").iterdir())
+    assert names == ["best.ckpt", "last.ckpt", "step-00000009.ckpt"]
+    # Nothing else of the training changes.
+    told_scores({2: 5.0, 4: 3.0, 6: 4.0, 8: 3.5})
+    assert train.main(argv(tmp_path / "plain", *BEST, "trainer.max_steps=9")) == 0
+    plain = capsys.readouterr().out.rstrip().rpartition("run: ")[2]
+    ours, theirs = (read_checkpoint(f"{r}/checkpoints/last.ckpt") for r in (run, plain))
+    assert_same(ours["current_model_state"], theirs["current_model_state"])
+
+
+def test_a_resumed_run_knows_the_best_score_so_far(tmp_path, capsys, told_scores):
+    told_scores({2: 5.0, 4: 3.0})
+    words = [*BEST, "checkpoint.best=eval/fd", "checkpoint.every=2"]
+    assert train.main(argv(tmp_path, *words, "trainer.max_steps=4")) == 0
+    run = capsys.readouterr().out.rstrip().rpartition("run: ")[2]
+    best = f"{run}/checkpoints/best.ckpt"
+    Path(best).unlink()  # as of a kill between the checkpoint and its second name
+    told_scores({6: 4.0, 8: 2.0, 10: 2.5})
+    assert train.main([f"resume={run}", "trainer.max_steps=6"]) == 0
+    assert read_checkpoint(best)["global_step"] == 4
+    assert train.main([f"resume={run}", "trainer.max_steps=10"]) == 0
+    assert read_checkpoint(best)["global_step"] == 8
+    assert "best: fd 2 at step 8" in capsys.readouterr().out
+    told_scores({12: 9.0})  # by another score the search begins anew
+    words = ["trainer.max_steps=12", "checkpoint.best=eval/kid", "eval.metrics=kid"]
+    assert train.main([f"resume={run}", *words]) == 0
+    assert read_checkpoint(best)["global_step"] == 12
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["checkpoint.best=eval/fd"], "checkpoint.best=eval/fd: needs scores on the way"),
+        (["checkpoint.best=eval/kid", *BEST[:2]], "checkpoint.best=eval/kid: is not measured"),
+        (["checkpoint.best=val/loss", *BEST[:2]], "checkpoint.best=val/loss: choose from eval/fd"),
+    ],
+)
+def test_a_best_that_no_score_can_choose_is_refused(tmp_path, capsys, words, line):
+    assert train.main(argv(tmp_path / "runs", *words)) == 2
+    assert line in capsys.readouterr().err and not (tmp_path / "runs").exists()
