@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow test-gpu gpu gpu-bundle gpu-offline lint format clean
+.PHONY: demo docs test test-slow test-gpu gpu gpu-bundle gpu-offline lint format clean
 
 $(READY): setup.py constraints.txt kernels/ops/native.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -43,6 +43,11 @@ gpu-bundle:
 gpu-offline:
 	-$(HERE) benchmarks/gpu_offline.py kernels out=runs/gpu
 	$(HERE) benchmarks/gpu_offline.py training out=runs/gpu
+
+# The pages and the classes as a site: build/site/README.html.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python docs/site.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

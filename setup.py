@@ -107,6 +107,7 @@ setup(
             "setuptools",
             "wheel",
         ],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1"],
         "wandb": ["wandb"],
         "hf": ["datasets>=4"],
         "stacks": ["imagecodecs"],  # LZW, Zstandard and others in TIFF; predictors of floats

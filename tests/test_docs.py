@@ -2,7 +2,10 @@
 
 import functools
 import importlib
+import pkgutil
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.util import find_spec
 
@@ -125,3 +128,21 @@ def test_citation_agrees_with_the_package():
 
     lines = text_of("CITATION.cff")
     assert f"\nversion: {__version__}\n" in lines and "\nlicense: Apache-2.0\n" in lines
+
+
+API = re.findall(r"^::: (\S+)", (ROOT / "docs/api.md").read_text(), re.M)
+
+
+@pytest.mark.parametrize("name", API)
+def test_the_api_page_names_what_there_is_with_a_docstring(name):
+    assert pkgutil.resolve_name(name).__doc__
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_broken_link():
+    pytest.importorskip("mkdocstrings", reason="make docs installs it")
+    done = subprocess.run(
+        [sys.executable, "docs/site.py"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "seeds[k]" in (ROOT / "build/site/docs/api.html").read_text()
