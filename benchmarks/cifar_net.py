@@ -34,6 +34,7 @@ from safetensors.torch import save
 from torch.nn import functional as F
 
 from benchmarks import record
+from benchmarks.feature_nets import noisy
 from genmodels import cli
 from genmodels.atomic import write_bytes
 from genmodels.config.words import split_words
@@ -124,10 +125,7 @@ def accuracy(net, images, labels):
 def spoiled(real, labels):
     """Yield (name, pictures) of what a generator may get wrong, made of real (N, 3, 32, 32)."""
     random = np.random.default_rng(0)
-    yield "untouched", real
-    for sd in (5, 20):
-        noisy = real + torch.from_numpy(random.normal(0, sd, real.shape))
-        yield f"noise of sd {sd}", noisy.round().clamp(0, 255).to(torch.uint8)
+    yield from noisy(real, random)
     kernel = torch.tensor([1.0, 2, 1]) / 4
     kernel = (kernel[:, None] * kernel).expand(3, 1, 3, 3)
     padded = F.pad(real.float(), (1,) * 4, mode="reflect")

@@ -165,13 +165,18 @@ def card(name, accuracy):
     return text
 
 
+def noisy(real, random):
+    """Yield (name, images): real uint8 images, then with noise of a numpy Generator."""
+    yield "untouched", real
+    for sd in (5, 20):
+        images = real + torch.from_numpy(random.normal(0, sd, real.shape))
+        yield f"noise of sd {sd}", images.round().clamp(0, 255).to(torch.uint8)
+
+
 def spoiled(real, labels):
     """Yield (name, images) of what a generator may get wrong, made of real images (N,1,H,W)."""
     random = np.random.default_rng(0)
-    yield "untouched", real
-    for sd in (5, 20):
-        noisy = real + torch.from_numpy(random.normal(0, sd, real.shape))
-        yield f"noise of sd {sd}", noisy.round().clamp(0, 255).to(torch.uint8)
+    yield from noisy(real, random)
     kernel = torch.tensor([1.0, 2, 1]) / 4
     blurred = F.conv2d(real.float(), (kernel[:, None] * kernel)[None, None], padding=1)
     yield "blur 1 2 1", blurred.round().to(torch.uint8)

@@ -205,7 +205,7 @@ def run(argv: list[str]) -> None:
                 rng = np.random.default_rng([seed, index, k])
                 row = {"set": kind, "image": name, "camera": list(camera), "offset": OFFSET}
                 rows.append(row | measured(model, x, camera, rng, with_bm3d))
-                record.write(path, command, threads=torch.get_num_threads(), rows=rows)
+                record.write(path, command, seed=seed, threads=torch.get_num_threads(), rows=rows)
     write_bytes(path.with_suffix(".md"), table(rows).encode())
     print(table(rows))
 

@@ -196,7 +196,7 @@ def compare(config: str, pairs: int, own: list[str], peer: str) -> dict[str, Any
         name: torch.tensor(found[WARM:steps], dtype=torch.float64)
         for name, found in race.seconds.items()
     }
-    facts: dict[str, Any] = {"batch_size": cfg.data.batch_size}
+    facts: dict[str, Any] = {"batch_size": cfg.data.batch_size, "seed": cfg.seed}
     facts["median_ms"] = {name: 1000 * float(s.median()) for name, s in seconds.items()}
     facts["ratio"] = {name: ratio(seconds["ours"], seconds[name]) for name in loops}
     facts["seconds"] = {name: s.tolist() for name, s in seconds.items()}
@@ -274,7 +274,8 @@ def main(argv: list[str]) -> None:
         shares = json.loads(out.read_text())["logging_share"]
 
     def keep() -> None:
-        facts = {"config": config, "pairs": pairs, "log_every": BETWEEN}
+        facts: dict[str, Any] = {"config": config, "pairs": pairs}
+        facts |= {"log_every": BETWEEN} | ({"peer": Path(peer).name} if peer else {})
         record.write(out, command, **facts, logging_share=shares, rows=rows)
 
     for extra in ([], ["data.batch_size=8"])[len(rows) :]:
