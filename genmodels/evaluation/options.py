@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from genmodels.checkpoint.ema import WIDEST
 from genmodels.config import Section, setting
 from genmodels.config.schema import LARGEST_PAD
 from genmodels.config.words import DEVICES
@@ -189,6 +190,12 @@ class ScoreOptions(OodOptions, FeatureOptions, FileOptions):
     reference: str = setting(
         "", "what they are scored against: images, or statistics (.npz, .pkl), a path or a URL"
     )
+    sigma_rel: list[float] = setting(
+        [],
+        "score a run's averages of these relative widths, each a set (a run with ema.sigma_rel)",
+        gt=0,
+        lt=WIDEST,
+    )
     seeds: str = setting("", "seeds in place of num and seed: 0-63,100")
     labels: str = setting("", "classes, as in sample.py")
     equal: bool = setting(False, "fd as the mean over blocks as large as the reference, as nn1 is")
@@ -240,6 +247,14 @@ class ScoreOptions(OodOptions, FeatureOptions, FileOptions):
             not (self.keep and self.save_images),
             "keep",
             "images whose features are kept are not made again; leave save_images= out",
+        )
+        self.check(
+            not (self.sigma_rel and (self.cluster or self.ood)),
+            "sigma_rel",
+            "is for images that a MODEL makes; give cluster= and ood= a command of their own",
+        )
+        self.check(
+            len(set(self.sigma_rel)) == len(self.sigma_rel), "sigma_rel", "names a width twice"
         )
         self.check(
             not (self.data and self.reference),
