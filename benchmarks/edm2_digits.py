@@ -1,7 +1,7 @@
 """EDM2 beside EDM on the digits at equal CPU seconds, and EDM2's averages of several widths.
 
     python -m benchmarks.edm2_digits [seconds=180] [seeds=0-2] [methods=EDM,EDM2]
-        [widths=0.03,0.05,...] [num=1440] [out=benchmarks/results] [work=runs/edm2_digits]
+        [widths=0.03,0.05,...] [num=720] [out=benchmarks/results] [work=runs/edm2_digits]
         [picture=docs/edm2_sigma_rel.png]
     python -m benchmarks.edm2_digits choose=NAME [seconds=90] [seeds=10] [methods=EDM2]
         [key=value of the config]
@@ -31,6 +31,7 @@ from benchmarks import record
 from benchmarks.energies import QUIET, train_for
 from genmodels import cli, generation, images
 from genmodels.checkpoint.ema import averaged_models, averages_of
+from genmodels.config import check
 from genmodels.config.words import check_choice, check_flags, parse_seeds, parse_value, split_words
 from genmodels.data import load_split
 from genmodels.data.source import read_source
@@ -47,6 +48,7 @@ METHODS = {
         "ema.half_life=20000",
     ],
 }
+WIDTHS = "0.03,0.05,0.075,0.1,0.15,0.2"
 HELD_OUT = 180  # of the 1437 training digits, to choose by
 SCORES = ("nn1", "nn1_fake", "nn1_real", "fd")
 BATCH = 360
@@ -66,8 +68,8 @@ def measure(argv):
     methods = words.pop("methods", "EDM2" if choose else "EDM,EDM2").split(",")
     for method in methods:
         check_choice("methods", method, METHODS)
-    widths = parse_value("widths", words.pop("widths", "0.05,0.1,0.15"), list[float])
-    num = int(words.pop("num", "720" if choose else "1440"))
+    widths = parse_value("widths", words.pop("widths", WIDTHS), list[float])
+    num = int(words.pop("num", "720"))
     stem = "edm2_digits_choice" if choose else "edm2_digits"
     path = Path(words.pop("out", "benchmarks/results")) / f"{stem}.json"
     work = Path(words.pop("work", "runs/edm2_digits"))
@@ -82,11 +84,17 @@ def measure(argv):
         for method in methods:
             key = {"choice": choose} if choose else {}
             key |= {"method": method, "seed": seed}
-            if any(key.items() <= row.items() for row in rows):
+            words = [*METHODS[method], *QUIET, *given, f"seed={seed}"]
+            shown = [word for word in words if not word.startswith("data.root")]
+            asked = {"seconds": seconds, "num": num, "words": shown}
+            done = next((row for row in rows if key.items() <= row.items()), None)
+            if done:
+                other = done["command"]
+                check(asked.items() <= done.items(), "out", path, f"has a row of `{other}`")
                 continue
             folder = work / "-".join(filter(None, (choose, method.replace(", ", "_"), str(seed))))
-            row = one_row(method, seed, seconds, widths, num, folder, given)
-            rows.append(key | {"seconds": seconds} | row)
+            row = one_row(words, seconds, widths, num, folder)
+            rows.append(key | {"command": command} | asked | row)
             record.write(path, command, table=table(rows), rows=rows)
     print(json.dumps(table(rows), indent=1))
     if not choose and any(row["sweep"] for row in rows):
@@ -105,9 +113,8 @@ def chosen_on(work):
     return ["data.name=npz", f"data.root={path}", f"data.holdout={share}"]
 
 
-def one_row(method, seed, seconds, widths, num, folder, given):
+def one_row(words, seconds, widths, num, folder):
     """Return what one training gave: its steps, seconds and scores, at each width too."""
-    words = [*METHODS[method], *QUIET, *given, f"seed={seed}"]
     training = record.once(folder / "training.json", lambda: train_for(words, seconds, folder))
     run = folder / training["run"]
     model = genmodels.load(run)
@@ -132,14 +139,21 @@ def one_row(method, seed, seconds, widths, num, folder, given):
         sweep = {width: scored(each)[0] for width, each, _ in averaged_models(run, others)}
         sweep = {str(width): entry for width, entry in sorted((sweep | {own: scores}).items())}
     return {
-        "words": [word for word in words if not word.startswith("data.root")],
+        "settings": settings_of(model.cfg),
         "parameters": sum(p.numel() for p in model.parameters()),
         **{key: value for key, value in training.items() if key != "run"},
-        "num": num,
         "sample_cpu_seconds_per_image": sampling,
         "scores": scores,
         "sweep": sweep,
     }
+
+
+def settings_of(cfg):
+    """Return the settings that were tried out."""
+    found = {"channels": cfg.network.channels, "batch_size": cfg.data.batch_size}
+    found |= {key: getattr(cfg.method, key) for key in ("p_mean", "p_std")}
+    found |= {key: getattr(cfg.optim, key) for key in ("lr", "rampup", "decay", "t_ref")}
+    return found | {key: getattr(cfg.ema, key) for key in ("half_life", "sigma_rel")}
 
 
 def table(rows):

@@ -254,7 +254,9 @@ class ScoreOptions(OodOptions, FeatureOptions, FileOptions):
             "is for images that a MODEL makes; give cluster= and ood= a command of their own",
         )
         self.check(
-            len(set(self.sigma_rel)) == len(self.sigma_rel), "sigma_rel", "names a width twice"
+            len({f"{width:g}" for width in self.sigma_rel}) == len(self.sigma_rel),
+            "sigma_rel",
+            "names a width twice",
         )
         self.check(
             not (self.data and self.reference),

@@ -406,7 +406,9 @@ class LevelLosses(Callback):
         elif losses := self.by_level.read():
             logs = {f"{report.LOSS_BY_SIGMA}/{sigma}": loss for sigma, loss in losses.items()}
             for logger in trainer.loggers:
-                logger.log_metrics(logs, trainer.global_step - 1)
+                # The file is written with Lightning's own values of this step, right after.
+                log = logger.add if isinstance(logger, CSVMetrics) else logger.log_metrics
+                log(logs, trainer.global_step - 1)
 
 
 class Throughput(Callback):

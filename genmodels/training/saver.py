@@ -260,10 +260,13 @@ class CSVMetrics(Logger):
         """Add the values to the step's line. Lightning counts steps from 0; lines from 1."""
         if not is_first():
             return
-        number = (step or 0) + 1
-        row = self.rows.setdefault(number, {"step": number})
-        row |= {key: f"{float(value):.6g}" for key, value in metrics.items() if key != "epoch"}
+        self.add(metrics, step or 0)
         self.save()
+
+    def add(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Add the values to the step's line, as log_metrics does, without writing the file."""
+        row = self.rows.setdefault(step + 1, {"step": step + 1})
+        row |= {key: f"{float(value):.6g}" for key, value in metrics.items() if key != "epoch"}
 
     def save(self) -> None:
         """Write the whole file, all or nothing (a line for each log_every steps: small)."""
