@@ -35,6 +35,7 @@ scores and stats are kept in OUT.blocks until then: the same command goes on whe
 likelihood begins anew). Run by torchrun, every process takes its share.
 """
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -81,7 +82,6 @@ from genmodels.evaluation.report import is_report, versions, write_report, write
 from genmodels.evaluation.sets import (
     Result,
     Set,
-    averaged_sets,
     compare_sets,
     image_names,
     named_features,
@@ -169,6 +169,25 @@ def evaluate(argv: Sequence[str]) -> int:
     if rank() == 0:
         write_results(options, rows, {**more, "warnings": of_averages + warned, **facts}, started)
     return 0
+
+
+def averaged_sets(
+    paths: Sequence[str], widths: Sequence[float], device: torch.device
+) -> dict[str, Set]:
+    """Return {name: Set} of each average of the runs; all models are in memory at once.
+
+    Raises:
+        ValueError: a run that kept no averages, see checkpoint.ema.
+    """
+    from genmodels.checkpoint.ema import averaged_models
+
+    names, sets = iter(width_names(paths, widths)), {}
+    for path in paths:
+        for width, model, line in averaged_models(path, widths):
+            average = {"run": path, "sigma_rel": width, "average": line}
+            name = next(names)
+            sets[name] = Set(name, copy.deepcopy(model).to(device), average)
+    return sets
 
 
 def method_words(rest: dict[str, str], models: Sequence[Any], mode: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from genmodels.checkpoint.ema import WIDEST
 from genmodels.config import Section, setting
 from genmodels.config.schema import LARGEST_PAD
 from genmodels.config.words import DEVICES
@@ -194,7 +193,7 @@ class ScoreOptions(OodOptions, FeatureOptions, FileOptions):
         [],
         "score a run's averages of these relative widths, each a set (a run with ema.sigma_rel)",
         gt=0,
-        lt=WIDEST,
+        lt=12**-0.5,
     )
     seeds: str = setting("", "seeds in place of num and seed: 0-63,100")
     labels: str = setting("", "classes, as in sample.py")

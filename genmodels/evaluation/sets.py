@@ -1,6 +1,5 @@
 """Sets of images, a model's or those in files, scored against one reference."""
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from genmodels import generation
-from genmodels.checkpoint.ema import averaged_models
 from genmodels.config.words import seed_list
 from genmodels.data.source import SourceImages, read_source
 from genmodels.distributed import rank
@@ -77,23 +75,6 @@ def sets_of(options: "ScoreOptions", models: Mapping[str, Any]) -> dict[str, Set
 def width_names(paths: Sequence[str], widths: Sequence[float]) -> list[str]:
     """Return what the sets of runs are called of which each width of the average is one."""
     return [f"{path}/sigma_rel={width:g}" for path in paths for width in widths] or list(paths)
-
-
-def averaged_sets(
-    paths: Sequence[str], widths: Sequence[float], device: torch.device
-) -> dict[str, Set]:
-    """Return {name: Set} of each average of the runs; all models are in memory at once.
-
-    Raises:
-        ValueError: a run that kept no averages, see checkpoint.ema.
-    """
-    names, sets = iter(width_names(paths, widths)), {}
-    for path in paths:
-        for width, model, line in averaged_models(path, widths):
-            average = {"run": path, "sigma_rel": width, "average": line}
-            name = next(names)
-            sets[name] = Set(name, copy.deepcopy(model).to(device), average)
-    return sets
 
 
 class Scoring:

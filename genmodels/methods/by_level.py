@@ -43,15 +43,18 @@ class LossByLevel:
         losses = torch.where(counts, loss, 0.0)
         self.sums += torch.stack([losses.sum(0), counts.sum(0)])
 
-    def read(self) -> dict[str, float]:
-        """Return {sigma in the middle of a part: mean loss} since the last call; waits for it."""
+    def read(self) -> dict[str, float | None]:
+        """Return {sigma in the middle of a part: mean loss} since the last call; waits for it.
+
+        None where there was no image.
+        """
         if self.sums is None:
             return {}
         losses, counts = self.sums.tolist()
         self.clear()
         middles = (math.exp(self.first + (k + 0.5) * self.width) for k in range(PARTS))
         rows = zip(middles, losses, counts)
-        return {f"{sigma:.3g}": loss / count for sigma, loss, count in rows if count}
+        return {f"{sigma:.3g}": loss / count if count else None for sigma, loss, count in rows}
 
     def clear(self) -> None:
         """Begin anew."""

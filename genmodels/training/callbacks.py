@@ -404,11 +404,14 @@ class LevelLosses(Callback):
         if not trainer.is_global_zero:
             self.by_level.clear()
         elif losses := self.by_level.read():
-            logs = {f"{report.LOSS_BY_SIGMA}/{sigma}": loss for sigma, loss in losses.items()}
+            named = {f"{report.LOSS_BY_SIGMA}/{sigma}": loss for sigma, loss in losses.items()}
+            known = {name: loss for name, loss in named.items() if loss is not None}
             for logger in trainer.loggers:
-                # The file is written with Lightning's own values of this step, right after.
-                log = logger.add if isinstance(logger, CSVMetrics) else logger.log_metrics
-                log(logs, trainer.global_step - 1)
+                if isinstance(logger, CSVMetrics):
+                    # Written with Lightning's own values of this step, right after.
+                    logger.add(named, trainer.global_step - 1)
+                else:
+                    logger.log_metrics(known, trainer.global_step - 1)
 
 
 class Throughput(Callback):
