@@ -106,6 +106,8 @@ def write_export(
     plain = to_plain(model.cfg)
     plain |= {"out_dir": Config.out_dir, "init": ""}  # folders of the machine it was made on
     plain["data"]["root"] = ""
+    vae = plain["data"]["vae"]
+    vae["name"] = "" if Path(vae["name"]).expanduser().is_absolute() else vae["name"]
     with new_folder(out) as folder:
         save_file(state, folder / "model.safetensors", {"format": "pt"})
         description = {

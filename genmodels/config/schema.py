@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 LARGEST_PAD = 4096  # pixels
+PIXELS = ("", "0..1", "-1..1")  # black..white as VAEs are given them
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,37 @@ class NoiseConfig(Section):
 
 
 @dataclass
+class VAEConfig(Section):
+    """What data.name=latents were encoded with; of pictures all of it is empty."""
+
+    PREFIX = "data.vae."
+
+    name: str = setting(
+        "",
+        "what decodes: a folder, or OWNER/NAME on the hub, of diffusers' AutoencoderKL; empty: "
+        "what encoded",
+    )
+    pixels: str = setting(
+        "", "black..white as the VAE was given them; filled in from the data", choices=PIXELS
+    )
+    mean: list[float] = setting(
+        [], "of each channel of the VAE's latents z; filled in from the data"
+    )
+    std: list[float] = setting(
+        [], "likewise; the model sees (z - mean) / (2 std); filled in from the data", gt=0
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(
+            len(self.std) == len(self.mean), "std", f"must be as many as data.vae.mean={self.mean}"
+        )
+        self.check(
+            bool(self.pixels) == bool(self.mean), "pixels", "goes with data.vae.mean and std"
+        )
+
+
+@dataclass
 class DataConfig(Section):
     """What the model is trained on."""
 
@@ -221,6 +253,7 @@ class DataConfig(Section):
     workers: int = setting(2, "data.device=disk: processes that read ahead; 0: none", ge=0)
     patch: int = setting(0, "noise2score: side of the patches cut from pictures of any size", ge=0)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
     shape: list[int] = setting([], "(C, H, W); filled in from the data")
     classes: int = setting(-1, "number of classes; filled in from the data")
     present: list[int] = setting(
@@ -331,7 +364,9 @@ class TrainerConfig(Section):
         "auto", "how more devices share the work", choices=("auto", "ddp", "ddp_fork", "ddp_spawn")
     )
     precision: str = setting(
-        "32-true", "bf16-mixed needs native bf16", choices=("32-true", "bf16-mixed")
+        "32-true",
+        "bf16-mixed needs native bf16; 16-mixed is for network.name=edm2_unet",
+        choices=("32-true", "bf16-mixed", "16-mixed"),
     )
     accumulate: int = setting(1, "micro-batches per optimizer step", ge=1)
     compile: bool = setting(False, "torch.compile the network")

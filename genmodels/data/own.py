@@ -128,15 +128,14 @@ def _labels(tree: Tree, training: Part, part: Part, needed: bool) -> torch.Tenso
             raise ValueError(line)
         warnings.warn(line, stacklevel=2)
         return torch.full((len(part.names),), -1)
-    below = [training.within(name).split("/") for name in training.names]
-    strays = [name for name, parts in zip(training.names, below) if len(parts) == 1]
-    if 0 < len(strays) < len(below):
+    strays = [name for name in training.names if "/" not in training.within(name)]
+    if 0 < len(strays) < len(training.names):
         line = f"{strays[0]} (and {len(strays) - 1} more) lies beside folders, not in a class"
         if needed:
             raise ValueError(f"data.root={tree.path}: {line}; move it into one, or out of there")
-        if 2 * len(strays) < len(below):
+        if 2 * len(strays) < len(training.names):
             warnings.warn(f"data.root={tree.path}: {line}: no class labels", stacklevel=2)
-    classes = [] if strays else sorted({parts[0] for parts in below})
+    classes = _folders_of(training)
     numbers = {name: number for number, name in enumerate(classes)}
     labels = []
     for name in part.names:
@@ -148,6 +147,19 @@ def _labels(tree: Tree, training: Part, part: Part, needed: bool) -> torch.Tenso
             )
         labels.append(numbers.get(parts[0], -1))
     return torch.tensor(labels, dtype=torch.int64)
+
+
+def _folders_of(training: Part) -> list[str]:
+    """Return the folders that number the classes: those right below, if all pictures lie in any."""
+    below = [training.within(name).split("/") for name in training.names]
+    return [] if any(len(parts) == 1 for parts in below) else sorted({p[0] for p in below})
+
+
+def class_folders(tree: Tree) -> list[str]:
+    """Return the folders that number the classes of read_tree; [] where a dataset.json does."""
+    training, _ = tree_parts(tree)
+    has_json = any(name.rpartition("/")[2] == "dataset.json" for name in tree.entries)
+    return [] if has_json else _folders_of(training)
 
 
 def _edm_labels(tree: Tree, names: list[str], folder: str) -> torch.Tensor:

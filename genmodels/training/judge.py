@@ -32,13 +32,14 @@ def make_scorer(
     Raises:
         ValueError: what Scorer raises, its keys with eval. before them.
     """
+    device = options.get("device", "cpu")
     try:
         return scorer.Scorer(
             cfg.metrics,
             options.pop("features", cfg.features),
-            reference=getattr(data, split)[0],
-            train=data.train[0],
-            held_out=data.held_out[0],
+            reference=data.pictures(split, device),
+            train=data.pictures("train", device),
+            held_out=data.pictures("held_out", device),
             weights_are_code=cfg.weights_are_code,
             **options,
         )
@@ -120,8 +121,9 @@ class Judge:
         seeds: Sequence[int],
         progress: bool = False,
         labels: list[int] | None = None,
+        decode: bool = True,
     ) -> tuple[torch.Tensor, list[int] | None]:
-        """Return (uint8 images, labels or None).
+        """Return (uint8 images, or with decode=False latents if the model makes such; labels).
 
         Labels that are not given follow the law of the training set's.
         """
@@ -131,7 +133,9 @@ class Judge:
             labels = [int(known[order[seed % len(known)]]) for seed in seeds]
         model.eval()  # DDO's reference is left in the mode of the last fit
         seeds = list(seeds)
-        pictures = generation.generate_all(model, seeds, labels, batch=BATCH, progress=progress)
+        decode = decode or not model.cfg.data.vae.mean
+        options = {"batch": BATCH, "progress": progress, "decode": decode}
+        pictures = generation.generate_all(model, seeds, labels, **options)
         return pictures, labels
 
     def score(self, model: Any, folder: Path | None = None) -> dict[str, float]:

@@ -1,0 +1,253 @@
+"""Latents: encoded by a small AutoencoderKL, drawn in training, decoded again."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genmodels import cli, seeding
+from genmodels.config import DataConfig
+from genmodels.config.load import kind_of_files
+from genmodels.config.schema import VAEConfig
+from genmodels.data import ImageDataModule, commands, encode, latents, load_split
+from genmodels.data.sets import check_settings, fill_in
+from genmodels.data.source import read_source
+from genmodels.networks.autoencoder import EDM2_STATISTICS, load_autoencoder
+from tests.helpers.small_vae import FACTOR, picture_folder, save_vae
+
+
+def run(*argv):
+    return cli.run(commands.main, [str(word) for word in argv])
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    return save_vae(tmp_path_factory.mktemp("vae"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return picture_folder(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def made(vae, folder, tmp_path_factory):
+    """Latents of ten pictures, with EDM2's statistics."""
+    out = tmp_path_factory.mktemp("made") / "latents"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "SHARD", 4)
+        assert run("encode", folder, f"vae={vae}", f"out={out}", "statistics=edm2", "batch=3") == 0
+    return out
+
+
+def pictures_of(folder):
+    """Pictures and labels, read by Pillow in the order of the names: cat 0, dog 1."""
+    paths = sorted(folder.rglob("*.png"))
+    levels = [np.asarray(Image.open(path)) for path in paths]
+    return torch.tensor(np.stack(levels)).permute(0, 3, 1, 2), [p.parent.name for p in paths]
+
+
+def test_encode_stores_what_diffusers_makes_of_the_pictures(made, vae, folder):
+    from diffusers import AutoencoderKL
+
+    assert sorted(p.name for p in made.iterdir()) == [
+        "latents.json",
+        *(f"train-0000{k}.npy" for k in range(3)),
+        "train_labels.npy",
+    ]
+    pictures, names = pictures_of(folder)
+    with torch.no_grad():  # EDM2 gives the VAE pixels on [0, 1]
+        law = AutoencoderKL.from_pretrained(vae).encode(pictures.float() / 255).latent_dist
+    stored = torch.tensor(np.concatenate([np.load(p) for p in sorted(made.glob("train-*.npy"))]))
+    assert stored.dtype == torch.float32 and stored.shape == (10, 8, 4, 4)
+    torch.testing.assert_close(stored, torch.cat([law.mean, law.std], 1), rtol=1e-5, atol=1e-6)
+    assert np.load(made / "train_labels.npy").tolist() == [int(n == "dog") for n in names]
+    about = json.loads((made / "latents.json").read_text())
+    assert about["class_names"] == ["cat", "dog"] and about["splits"] == {"train": 10}
+    assert about["vae"]["name"] == str(vae) and about["pictures"] == [3, 8, 8]
+
+
+def test_a_latent_is_drawn_anew_each_time_an_image_is_met(made):
+    """z = mean + std eps, x = (z - m) / (2 s) with EDM2's numbers; eps by (seed, n) alone."""
+    cfg = DataConfig(name="latents", root=str(made), holdout=0.0, batch_size=4)
+    data = ImageDataModule(cfg, seed=3)
+    assert (cfg.shape, cfg.classes, cfg.vae) == ([4, 4, 4], 2, latents.read_description(made).vae)
+    moments = data.train[0]
+    m = torch.tensor([5.81, 3.25, 0.12, -2.15]).reshape(4, 1, 1)
+    s = torch.tensor([4.17, 4.62, 3.71, 3.28]).reshape(4, 1, 1)
+    n = torch.arange(20_000)
+    drawn = latents.draw(moments[:1].expand(len(n), -1, -1, -1), cfg.vae, 3, n)
+    mean, std = moments[0].chunk(2)
+    z = drawn * 2 * s + m
+    assert ((z.mean(0) - mean) / (std / len(n) ** 0.5)).abs().max() < 5
+    assert (z.std(0) / std - 1).abs().max() < 5 / (2 * len(n)) ** 0.5
+    batch = {"image": moments[:4], "label": data.train[1][:4], "n": torch.tensor([7, 8, 9, 10])}
+    data.trainer = None
+    whole = data.on_after_batch_transfer(batch, 0)["image"]
+    parts = [
+        data.on_after_batch_transfer({k: v[i : i + 1] for k, v in batch.items()}, 0)["image"]
+        for i in range(4)
+    ]
+    assert torch.equal(whole, torch.cat(parts))
+    later = data.on_after_batch_transfer(batch | {"n": batch["n"] + 10}, 0)["image"]
+    assert not torch.equal(whole, later) and whole.dtype == torch.float32
+    held = data.on_after_batch_transfer(batch | {"n": seeding.HELD_OUT + batch["n"]}, 0)["image"]
+    assert not torch.equal(whole, held)
+
+
+def test_latents_on_disk_are_those_in_memory(made):
+    cfgs = [DataConfig(name="latents", root=str(made), device=d) for d in ("cpu", "disk")]
+    memory, disk = (load_split(cfg, "train") for cfg in cfgs)
+    picked = torch.tensor([8, 0, 5, 3])
+    assert torch.equal(memory[0][picked], disk[0][picked]) and torch.equal(memory[1], disk[1])
+    assert disk[0].nbytes == 10 * 8 * 16 * 4 - 8 * 16 * 4 * (10 - len(disk[0]))
+    held = load_split(DataConfig(name="latents", root=str(made), holdout=0.3), "test")
+    assert len(held[0]) == 3
+
+
+def test_reading_them_as_pictures_decodes_the_means(made, vae):
+    from diffusers import AutoencoderKL
+
+    source = read_source("latents", root=str(made), device="cpu")
+    moments = load_split(DataConfig(name="latents", root=str(made)), "train")[0]
+    with torch.no_grad():
+        decoded = AutoencoderKL.from_pretrained(vae).decode(moments[:, :4]).sample
+    expected = (decoded.clamp(0, 1) * 255).to(torch.uint8)  # as EDM2's decoder cuts off
+    off = (source.pixels[torch.arange(len(moments))].int() - expected.int()).abs()
+    assert off.max() <= 1 and (off > 0).float().mean() < 1e-3
+    assert source.pixels.shape[1:] == (3, 4 * FACTOR, 4 * FACTOR)
+
+
+def test_measured_statistics_are_those_of_the_draws(vae, folder, tmp_path, capsys):
+    out = tmp_path / "latents"
+    assert run("encode", folder, f"vae={vae}", f"out={out}", "statistics=measured") == 0
+    about = latents.read_description(out)
+    assert about.vae.pixels == "-1..1"
+    pictures, _ = pictures_of(folder)
+    moments = load_autoencoder(str(vae)).moments(pictures, "-1..1")
+    torch.manual_seed(0)
+    mean, std = moments.chunk(2, dim=1)
+    z = torch.cat([mean + std * torch.randn(mean.shape) for _ in range(400)])
+    z = z.movedim(1, 0).flatten(1).double()
+    assert torch.tensor(about.vae.mean) == pytest.approx(z.mean(1), abs=0.02)
+    assert torch.tensor(about.vae.std) == pytest.approx(z.std(1), rel=0.01)
+    capsys.readouterr()
+    assert run("info", out) == 0
+    shown = capsys.readouterr().out
+    assert "0 cat, 1 dog" in shown and "(4, 4, 4)" in shown
+    row = next(line for line in shown.splitlines() if line.startswith("train"))
+    assert float(row.split()[-3]) == pytest.approx(0.5, abs=0.02)
+
+
+def test_statistics_that_do_not_fit_are_said(vae, folder, tmp_path, capsys):
+    assert run("encode", folder, f"vae={vae}", f"out={tmp_path / 'a'}", "statistics=edm2") == 0
+    assert "statistics=measured fits them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, "0..1"), ({"scaling_factor": 0.13025}, "-1..1"), ({"latent_channels": 16}, "-1..1")],
+)
+def test_only_vaes_of_the_first_stable_diffusion_get_edm2s_statistics(
+    settings, expected, folder, tmp_path
+):
+    save_vae(tmp_path / "pipeline" / "vae", **settings)  # SDXL's factor; SD3's channels
+    assert run("encode", folder, f"vae={tmp_path / 'pipeline'}", f"out={tmp_path / 'a'}") == 0
+    vae = latents.read_description(tmp_path / "a").vae
+    assert vae.pixels == expected
+    assert (vae.mean == EDM2_STATISTICS.mean) == (expected == "0..1")
+
+
+def test_a_killed_encoding_goes_on(made, vae, folder, tmp_path, monkeypatch):
+    out, words = tmp_path / "latents", [f"vae={vae}", "statistics=edm2", "batch=3"]
+    monkeypatch.setattr(encode, "SHARD", 4)
+    shards = [0]
+
+    def save(file, array):
+        shards[0] += 1
+        np.lib.format.write_array(file, array[: 2 if shards[0] == 2 else None])
+        if shards[0] == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encode.np, "save", save)
+        with pytest.raises(KeyboardInterrupt):
+            commands.encode([str(folder)], dict(w.split("=") for w in [*words, f"out={out}"]))
+    assert sorted(p.name for p in out.iterdir()) == ["encoding.json", "train-00000.npy"]
+    with pytest.raises(ValueError, match=r"data.root=.*: has no latents.json"):
+        load_split(DataConfig(name="latents", root=str(out)), "train")
+    assert run("encode", folder, f"out={out}", f"vae={vae}", "statistics=measured") == 2
+    before = (out / "train-00000.npy").stat().st_mtime_ns
+    assert run("encode", folder, f"out={out}", *words) == 0
+    assert (out / "train-00000.npy").stat().st_mtime_ns == before
+    for path in made.iterdir():
+        assert path.read_bytes() == (out / path.name).read_bytes(), path
+
+
+def test_splits_and_grey_pictures_are_kept(vae, tmp_path):
+    assert run("encode", "digits", f"vae={vae}", f"out={tmp_path / 'a'}") == 0
+    cfg = DataConfig(name="latents", root=str(tmp_path / "a"))
+    for split in ("train", "test"):
+        pixels, labels = load_split(cfg, split)
+        _, expected = load_split(DataConfig(), split)
+        assert torch.equal(labels, expected) and pixels.shape[1:] == (8, 4, 4)
+    assert kind_of_files(tmp_path / "a") == "latents"
+
+
+# ------------------------------------------------------------------------------------------------
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["vae=nowhere"], "vae=nowhere: no such folder, and no OWNER/NAME of the hub"),
+        (["vae=no/such"], "vae=no/such: cannot be loaded"),
+        (["vae={folder}"], "is no folder of diffusers"),
+        (["resolution=7"], "give a resolution= that is a multiple of 2"),
+        (["out={made}"], "holds finished latents"),
+        (["out={folder}"], "is what the command reads"),
+        (["out="], "out=: name the folder to make"),
+        (["statistics=sd"], "statistics=sd: choose from auto, edm2, measured"),
+        (["batch=0"], "batch=0: must be >= 1"),
+    ],
+)
+def test_a_mistake_is_one_line(words, message, vae, folder, made, tmp_path, capsys):
+    given = {"vae": vae, "out": tmp_path / "out"}
+    given |= dict(word.format(folder=folder, made=made).split("=") for word in words)
+    assert run("encode", folder, *(f"{k}={v}" for k, v in given.items())) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_kind_of_autoencoder_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderTiny"}')
+    with pytest.raises(ValueError, match="is a AutoencoderTiny; give an AutoencoderKL"):
+        load_autoencoder(str(tmp_path))
+
+
+def test_latents_of_latents_are_refused(made, vae, tmp_path, capsys):
+    assert run("encode", made, f"vae={vae}", f"out={tmp_path / 'a'}") == 2
+    assert "latents are no pictures" in capsys.readouterr().err
+    assert run("convert", made, f"out={tmp_path / 'a.zip'}") == 2
+    assert "latents are no pictures" in capsys.readouterr().err
+
+
+def test_settings_that_mean_nothing_to_latents_are_refused():
+    for key, value in (("flip", True), ("pad", 2)):
+        with pytest.raises(ValueError, match=f"data.{key}=.*changes pictures, not latents"):
+            check_settings(DataConfig(name="latents", **{key: value}))
+    with pytest.raises(ValueError, match=r"data.vae.name=x: is for data.name=latents"):
+        check_settings(DataConfig(vae=VAEConfig(name="x")))
+
+
+def test_a_model_goes_on_with_latents_of_its_own_scale_alone(made):
+    cfg = DataConfig(name="latents", root=str(made), vae=VAEConfig(name="other/vae"))
+    assert fill_in(cfg).vae.name == "other/vae" and cfg.vae.mean == EDM2_STATISTICS.mean
+    cfg.vae.std = [1.0, 1.0, 1.0, 1.0]
+    cfg.shape, cfg.classes = [], -1
+    with pytest.raises(ValueError, match=r"data.vae.std=.*the latents at data.root=.* have"):
+        fill_in(cfg)
