@@ -78,10 +78,7 @@ def to_pictures(model: Any, x: torch.Tensor) -> torch.Tensor:
         ValueError: latents whose VAE cannot be loaded.
     """
     decoder = decoder_of(model.cfg.data.vae, model.device)
-    if decoder is None:
-        return to_uint8(x).cpu()
-    with torch.autocast(x.device.type, enabled=False), tf32(False):
-        return decoder(x.float())
+    return to_uint8(x).cpu() if decoder is None else decoder(x.float())
 
 
 def labels_for(

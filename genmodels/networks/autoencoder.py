@@ -9,7 +9,9 @@ four channels that go with that (Karras et al. 2024, arXiv 2312.02696; Rombach e
 2112.10752). Other VAEs get pixels on [-1, 1], as they were trained.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,8 +111,9 @@ class Autoencoder:
         for part in pictures.split(self._at_once(pictures.shape[2] * pictures.shape[3])):
             x = part.to(self.vae.device).float().expand(-1, self.channels, -1, -1)
             x = x / 255 if pixels == "0..1" else x / 127.5 - 1
-            of_latents = self.vae.encode(x).latent_dist
-            parts.append(torch.cat([of_latents.mean, of_latents.std], dim=1).float().cpu())
+            with _exactly(self.vae.device):
+                law = self.vae.encode(x).latent_dist
+            parts.append(torch.cat([law.mean, law.std], dim=1).cpu())
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -127,13 +130,28 @@ class Autoencoder:
         _, height, width = self.picture_shape(tuple(z.shape[1:]))
         parts = []
         for part in z.split(self._at_once(height * width)):
-            x = self.vae.decode(part.to(self.vae.device)).sample
+            with _exactly(self.vae.device):
+                x = self.vae.decode(part.to(self.vae.device)).sample
             levels = 255 * x if pixels == "0..1" else 127.5 * x + 128
             parts.append(levels.clamp(0, 255).to(torch.uint8).cpu())  # cut off, as EDM and EDM2 do
         return torch.cat(parts)
 
     def _at_once(self, size: int) -> int:
         return max(1, _AT_ONCE // size)
+
+
+@contextlib.contextmanager
+def _exactly(device: torch.device) -> Iterator[None]:
+    """Compute in float32, without TF32."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencoder:
@@ -160,16 +178,25 @@ def _load(name: str, device: torch.device) -> Autoencoder:
     if local:
         folder = folder if (folder / "config.json").is_file() else folder / "vae"
         _check_kind(name, folder / "config.json")
+    elif folder.is_file():
+        raise ValueError(
+            f"vae={name}: is a file; AutoencoderKL.from_single_file(FILE).save_pretrained(FOLDER) "
+            "makes a folder of it"
+        )
     elif name.count("/") != 1 or folder.is_absolute():
         raise ValueError(f"vae={name}: no such folder, and no OWNER/NAME of the hub")
     options: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32}
+    options["output_loading_info"] = True
     try:
         try:
-            vae = AutoencoderKL.from_pretrained(folder if local else name, **options)
+            vae, read = AutoencoderKL.from_pretrained(folder if local else name, **options)
         except OSError:
             if local:
                 raise
-            vae = AutoencoderKL.from_pretrained(name, subfolder="vae", **options)
+            vae, read = AutoencoderKL.from_pretrained(name, subfolder="vae", **options)
+        odd = [*read["missing_keys"], *read["unexpected_keys"], *read["mismatched_keys"]]
+        if odd:  # diffusers would fill in random numbers
+            raise OSError(f"its weights are not those of its AutoencoderKL: {str(odd[0])[:100]}")
     except Exception as error:  # of the network, the server and broken files: nearly any kind
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(

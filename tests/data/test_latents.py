@@ -15,6 +15,7 @@ from genmodels.data import ImageDataModule, commands, encode, latents, load_spli
 from genmodels.data.sets import check_settings, fill_in
 from genmodels.data.source import read_source
 from genmodels.networks.autoencoder import EDM2_STATISTICS, load_autoencoder
+from tests.helpers.processes import together
 from tests.helpers.small_vae import FACTOR, picture_folder, save_vae
 
 
@@ -184,6 +185,16 @@ def test_a_killed_encoding_goes_on(made, vae, folder, tmp_path, monkeypatch):
     assert (out / "train-00000.npy").stat().st_mtime_ns == before
     for path in made.iterdir():
         assert path.read_bytes() == (out / path.name).read_bytes(), path
+
+
+@pytest.mark.slow
+def test_two_processes_encode_the_same(made, vae, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "SHARD", 4)
+    words = ["encode", str(folder), f"vae={vae}", f"out={tmp_path / 'out'}", "statistics=edm2"]
+    ended = together([*words, "batch=3"], tmp_path, script="genmodels.data.commands")
+    assert "10 images" in ended[0].text and "10 images" not in ended[1].text, ended
+    for path in made.iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path
 
 
 def test_splits_and_grey_pictures_are_kept(vae, tmp_path):
