@@ -100,6 +100,7 @@ class EncodeOptions(InfoOptions):
         choices=STATISTICS,
     )
     batch: int = setting(16, "pictures at a time", ge=1)
+    workers: int = setting(2, "threads that read pictures ahead", ge=1)
     device: str = setting("auto", "what computes", choices=DEVICES)
 
 
@@ -232,6 +233,7 @@ def encode(sources: list[str], words: dict[str, str]) -> None:
         load_autoencoder(options.vae, pick_device(options.device)),
         statistics=options.statistics,
         batch=options.batch,
+        workers=options.workers,
         source={"name": cfg.name, "resolution": cfg.resolution, "crop": cfg.crop},
         class_names=class_names(cfg),
     )

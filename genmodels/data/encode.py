@@ -6,6 +6,7 @@ again, so that the same command goes on where it was killed.
 
 import hashlib
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from genmodels.data.fingerprint import fingerprint
 from genmodels.data.latents import (
     Description,
     channel_moments,
-    mean_and_std,
     open_latents,
     read_description,
+    scaled_moments,
     shard_path,
 )
 from genmodels.data.own import Split
@@ -33,7 +34,8 @@ from genmodels.networks.autoencoder import EDM2_STATISTICS, Autoencoder
 STATISTICS = ("auto", "edm2", "measured")
 SHARD = 256  # latents in a file: what a kill can cost each process
 _BEGUN = "encoding.json"  # stands for latents.json until all files are there
-_USUAL = (0.25, 1.0)  # between which the std of latents on the model's scale should lie
+# Of each channel on the model's scale, where EDM2's statistics fit: 0 and 0.5 on ImageNet.
+_FARTHEST, _USUAL = 0.5, (0.25, 1.0)
 
 
 def encode_pictures(
@@ -43,6 +45,7 @@ def encode_pictures(
     *,
     statistics: str = "auto",
     batch: int = 16,
+    workers: int = 2,
     source: dict[str, Any] | None = None,
     class_names: list[str] | None = None,
 ) -> Description:
@@ -56,6 +59,7 @@ def encode_pictures(
             those of the training pictures' latents, and pixels on [-1, 1]; "auto": edm2 for a VAE
             with the latent space of Stable Diffusion 1.
         batch: pictures read at a time.
+        workers: threads that read them ahead.
         source: what they are, in words.
         class_names: of the labels 0, 1, ...
 
@@ -86,7 +90,7 @@ def encode_pictures(
     if is_first():
         _begin(out, about)
     barrier()
-    _encode(parts, out, autoencoder, "0..1" if as_edm2 else "-1..1", batch)
+    _encode(parts, out, autoencoder, "0..1" if as_edm2 else "-1..1", batch, workers)
     barrier()
     if is_first():
         about = _finish(parts, out, about)
@@ -113,7 +117,12 @@ def _begin(out: Path, about: Description) -> None:
 
 
 def _encode(
-    parts: dict[str, Split], out: Path, autoencoder: Autoencoder, pixels: str, batch: int
+    parts: dict[str, Split],
+    out: Path,
+    autoencoder: Autoencoder,
+    pixels: str,
+    batch: int,
+    workers: int,
 ) -> None:
     """Write this process's share of the files that are not there yet."""
     todo = [
@@ -125,15 +134,15 @@ def _encode(
     done = sum(count for split, shard, count in mine if shard_path(out, split, shard).exists())
     total = sum(count for _, _, count in mine)
     bar = tqdm(total=total, initial=done, desc="encoding", unit="img", disable=not is_first())
-    with bar:
+    with bar, ThreadPoolExecutor(workers) as readers:  # pictures decode while the VAE computes
         for split, shard, count in mine:
             path = shard_path(out, split, shard)
             if path.exists():
                 continue
-            numbers = torch.arange(SHARD * shard, SHARD * shard + count)
+            numbers = torch.arange(SHARD * shard, SHARD * shard + count).split(batch)
             rows = []
-            for some in numbers.split(batch):
-                moments = autoencoder.moments(parts[split][0][some], pixels)
+            for some, pictures in zip(numbers, readers.map(parts[split][0].__getitem__, numbers)):
+                moments = autoencoder.moments(pictures, pixels)
                 if not moments.isfinite().all():
                     raise ValueError(
                         f"vae={autoencoder.name}: makes latents that are not numbers of pictures "
@@ -159,11 +168,13 @@ def _finish(parts: dict[str, Split], out: Path, about: Description) -> Descripti
     else:
         step = max(1, len(moments) // 4096)
         some = replace(moments, numbers=moments.numbers[::step])
-        _, std = mean_and_std(some, about.vae)
-        if not _USUAL[0] < std < _USUAL[1]:
+        mean, std = scaled_moments(some, about.vae)
+        if mean.abs().max() > _FARTHEST or std.min() < _USUAL[0] or std.max() > _USUAL[1]:
+            shown = [", ".join(f"{v:.2g}" for v in values.tolist()) for values in (mean, std)]
             warnings.warn(
-                f"statistics=edm2: these latents have a standard deviation of {std:.2g} on the "
-                "model's scale, not about 0.5; statistics=measured fits them to it",
+                f"statistics=edm2: on the model's scale these latents have mean {shown[0]} and "
+                f"standard deviation {shown[1]} in their channels, far from 0 and 0.5; "
+                "statistics=measured fits them",
                 stacklevel=2,
             )
     write_bytes(out / LATENTS, about.to_bytes())

@@ -10,25 +10,30 @@ The arrays are memory-mapped. Each time an image is met its latent is drawn anew
 
     z = mean + std eps,    x = (z - data.vae.mean) / (2 data.vae.std)
 
+The zip or folder that EDM2's own tool writes is read as well: an .npy for each picture, labels in
+dataset.json.
+
 Reference: Karras et al. 2024, arXiv 2312.02696 (EDM2), whose latents of ImageNet-512 are such.
 """
 
+import io
 import json
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from genmodels.config import DataConfig, check
 from genmodels.config.load import LATENTS
 from genmodels.config.schema import VAEConfig
-from genmodels.data.own import Split, data_root, held_out_share
-from genmodels.foreign import read_plain
-from genmodels.images import OnDisk, arrays
+from genmodels.data.own import Split, data_root, edm_labels, held_out_share
+from genmodels.foreign import check_npy, read_plain
+from genmodels.images import OnDisk, Tree, arrays
 from genmodels.kernels.philox import philox_normal
-from genmodels.networks.autoencoder import load_autoencoder, scaled_latents
+from genmodels.networks.autoencoder import EDM2_STATISTICS, load_autoencoder, scaled_latents
 from genmodels.seeding import Stream
 
 FORMAT = 1  # of a folder; a larger number is refused
@@ -43,7 +48,7 @@ class Description:
         vae_sha256: of its weights.
         shape: (C, h, w) of a latent.
         pictures: (C, H, W) of what was encoded.
-        shard: latents in a file; the last one of a split may have fewer.
+        shard: latents in a file; the last one of a split may have fewer. 0: EDM2's files.
         splits: how many are in "train" and "test".
         class_names: of the labels 0, 1, ..., as far as they are known.
         source: what was encoded, and how it was read, in words.
@@ -75,6 +80,8 @@ def read_description(folder: Path, name: str = LATENTS) -> Description:
     """
     path = folder / name
     if not path.is_file():
+        if folder.suffix == ".zip" or (folder / "dataset.json").is_file():
+            return _describe_edm2(folder)
         raise ValueError(
             f"data.root={folder}: has no {LATENTS}; make latents of pictures with python -m "
             f"genmodels.data encode PICTURES vae=VAE out={folder}"
@@ -102,10 +109,12 @@ def read_latents(cfg: DataConfig, split: str) -> Split:
     about = read_description(folder)
     part = split if about.splits.get("test") else "train"
     count = about.splits[part]
-    labels = arrays.class_numbers(
-        arrays.load_npy(folder / f"{part}_labels.npy"), count, f"data.root={folder}: its labels"
-    )
-    pixels = open_latents(folder, part, about)
+    if about.shard:
+        pixels = open_latents(folder, part, about)
+        array = arrays.load_npy(folder / f"{part}_labels.npy")
+        labels = arrays.class_numbers(array, count, f"data.root={folder}: its labels")
+    else:
+        pixels, labels = _open_edm2(folder, about)
     if about.splits.get("test"):
         return pixels, labels
     numbers = held_out_share(cfg, split, count)
@@ -119,6 +128,62 @@ def open_latents(folder: Path, split: str, about: Description) -> OnDisk:
     read = partial(_read_rows, folder, split, about.shard, shape)
     raw = partial(_row_bytes, read)
     return OnDisk(read, shape, torch.arange(about.splits[split]), raw=raw, dtype=torch.float32)
+
+
+@lru_cache(maxsize=2)
+def _edm2_tree(path: Path) -> tuple[Tree, list[str]]:
+    """Return (the zip or folder, the names of the latents in it, in order)."""
+    tree = Tree(path, "data.root")
+    names = sorted(name for name in tree.entries if name.endswith(".npy"))
+    if not names:
+        raise ValueError(f"data.root={path}: holds no latents, neither ours nor EDM2's .npy files")
+    return tree, names
+
+
+def _describe_edm2(path: Path) -> Description:
+    """Return what a zip or folder of EDM2's tool holds: an array (8, h, w) for each picture."""
+    tree, names = _edm2_tree(path)
+    channels, *sides = _read_edm2(tree, names[:1], None, [0]).shape[1:]
+    vae, scale = replace(EDM2_STATISTICS), len(EDM2_STATISTICS.mean)
+    check(
+        channels == 2 * scale and len(sides) == 2,
+        "data.root",
+        path,
+        f"{names[0]} is of {channels} channels, not of {scale} means and {scale} stds as EDM2's",
+    )
+    pictures = (3, *(8 * side for side in sides))
+    splits = {"train": len(names)}
+    return Description(vae, "", (scale, *sides), pictures, 0, splits, [], {"name": "EDM2's tool"})
+
+
+def _open_edm2(path: Path, about: Description) -> Split:
+    """Return (mean and std as OnDisk, labels) of all latents in a zip or folder of EDM2's tool."""
+    tree, names = _edm2_tree(path)
+    channels, height, width = about.shape
+    shape = (2 * channels, height, width)
+    read = partial(_read_edm2, tree, names, shape)
+    raw = partial(_row_bytes, read)
+    pixels = OnDisk(read, shape, torch.arange(len(names)), raw=raw, dtype=torch.float32)
+    return pixels, edm_labels(tree, names, "")
+
+
+def _read_edm2(
+    tree: Tree, names: list[str], shape: tuple[int, ...] | None, numbers: list[int]
+) -> torch.Tensor:
+    """Return rows, float32 (B, 2C, h, w); shape None takes any."""
+    rows = []
+    for number in numbers:
+        what = f"data.root={tree.path}: {names[number]}"
+        data = tree.read_bytes(names[number])
+        try:
+            check_npy(io.BytesIO(data), len(data))
+            row = np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32)
+        except Exception as error:  # numpy raises nearly anything
+            raise ValueError(f"{what} cannot be read ({error}); make it again") from None
+        if shape is not None and row.shape != shape:
+            raise ValueError(f"{what} has shape {row.shape}, not {shape} as the first")
+        rows.append(torch.from_numpy(row))
+    return torch.stack(rows)
 
 
 def shard_path(folder: Path, split: str, shard: int) -> Path:
@@ -237,18 +302,21 @@ def mean_and_std(
     moments: torch.Tensor | OnDisk, settings: VAEConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and standard deviation of latents as a model has them, over all channels."""
-    mean, variance = channel_moments(moments)
-    std = variance.sqrt()
-    shift = torch.tensor(settings.mean, dtype=torch.float64)
-    scale = 2 * torch.tensor(settings.std, dtype=torch.float64)
-    mean, std = (mean - shift) / scale, std / scale
+    mean, std = scaled_moments(moments, settings)
     return mean.mean(), (std.square().mean() + mean.var(correction=0)).sqrt()
 
 
+def scaled_moments(
+    moments: torch.Tensor | OnDisk, settings: VAEConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and std of each channel of latents as a model has them, float64 (C,)."""
+    mean, variance = channel_moments(moments)
+    shift, std = (torch.tensor(v, dtype=torch.float64) for v in (settings.mean, settings.std))
+    return (mean - shift) / (2 * std), variance.sqrt() / (2 * std)
+
+
 def channel_moments(moments: torch.Tensor | OnDisk) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and variance of each channel of drawn latents z, float64 (C,): what the draws
-    have over all pictures, pixels and eps.
-    """
+    """Return mean and variance of each channel of z, drawn of all pictures, float64 (C,)."""
     total = squares = torch.zeros((), dtype=torch.float64)
     for part in moments.split(256):
         mean, std = part.double().chunk(2, dim=1)

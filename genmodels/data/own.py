@@ -40,7 +40,9 @@ def read_tree(tree: Tree, cfg: DataConfig, split: str) -> Split:
     """
     training, held_out = tree_parts(tree)
     if not training.names:
-        raise ValueError(f"data.root={tree.path}: holds no picture ({', '.join(images.SUFFIXES)})")
+        hint = "; latents as EDM2 stores them are data.name=latents" if _has_arrays(tree) else ""
+        known = ", ".join(images.SUFFIXES)
+        raise ValueError(f"data.root={tree.path}: holds no picture ({known}){hint}")
     part = training if split == "train" or held_out is None else held_out
     names = part.names
     labels = _labels(tree, training, part, cfg.labels)
@@ -52,6 +54,10 @@ def read_tree(tree: Tree, cfg: DataConfig, split: str) -> Split:
     shape = (cfg.channels or 3, *size)
     read = partial(_read_pictures, tree, names, shape, side, cfg.crop)
     return OnDisk(read, shape, numbers, raw=partial(_read_file, tree, names)), labels[numbers]
+
+
+def _has_arrays(tree: Tree) -> bool:
+    return any(name.endswith(".npy") for name in tree.entries)
 
 
 def _read_file(tree: Tree, names: list[str], number: int) -> bytes:
@@ -115,9 +121,9 @@ def _labels(tree: Tree, training: Part, part: Part, needed: bool) -> torch.Tenso
             pictures beside the class folders where labels are needed.
     """
     if "dataset.json" in tree.entries:
-        return _edm_labels(tree, part.names, "")
+        return edm_labels(tree, part.names, "")
     if all(f"{p.folder}dataset.json" in tree.entries for p in (training, part)):
-        return _edm_labels(tree, part.names, part.folder)
+        return edm_labels(tree, part.names, part.folder)
     elsewhere = sorted(name for name in tree.entries if name.endswith("/dataset.json"))
     if elsewhere:
         line = (
@@ -162,7 +168,7 @@ def class_folders(tree: Tree) -> list[str]:
     return [] if has_json else _folders_of(training)
 
 
-def _edm_labels(tree: Tree, names: list[str], folder: str) -> torch.Tensor:
+def edm_labels(tree: Tree, names: list[str], folder: str) -> torch.Tensor:
     """Return the labels in dataset.json: {"labels": null, [[NAME, LABEL], ...] or {NAME: LABEL}}.
 
     LABEL is a whole number or a one-hot vector; NAME is a path within the folder that holds the

@@ -210,7 +210,13 @@ def test_ddo_of_latents(run, latents, tmp_path):
     """Fakes are kept as latents, scores are of decoded pictures."""
     words = [f"init={run}", "method.rounds=1", "method.pool=8", "method.alphas=[4]"]
     words += ["method.betas=[0.02]", "eval.num=8", "eval.metrics=[fd]", "eval.features=pixels"]
-    words += ["eval.every=1", "method.label_dropout=0.1", "method.name=ddo", "method.shard=4"]
+    words += [
+        "data.holdout=0",
+        "eval.every=1",
+        "method.label_dropout=0.1",
+        "method.name=ddo",
+        "method.shard=4",
+    ]
     kept, remove = {}, shutil.rmtree
 
     def look(path, **options):

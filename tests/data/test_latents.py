@@ -1,6 +1,8 @@
 """Latents: encoded by a small AutoencoderKL, drawn in training, decoded again."""
 
+import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -138,8 +140,8 @@ def test_measured_statistics_are_those_of_the_draws(vae, folder, tmp_path, capsy
     assert run("info", out) == 0
     shown = capsys.readouterr().out
     assert "0 cat, 1 dog" in shown and "(4, 4, 4)" in shown
-    row = next(line for line in shown.splitlines() if line.startswith("train"))
-    assert float(row.split()[-3]) == pytest.approx(0.5, abs=0.02)
+    row = next(line for line in shown.splitlines() if "│ train" in line)
+    assert float(row.split("│")[5]) == pytest.approx(0.5, abs=0.02)
 
 
 def test_statistics_that_do_not_fit_are_said(vae, folder, tmp_path, capsys):
@@ -205,6 +207,32 @@ def test_splits_and_grey_pictures_are_kept(vae, tmp_path):
         _, expected = load_split(DataConfig(), split)
         assert torch.equal(labels, expected) and pixels.shape[1:] == (8, 4, 4)
     assert kind_of_files(tmp_path / "a") == "latents"
+
+
+def test_the_zip_of_edm2s_tool_is_read_as_it_is(tmp_path, monkeypatch):
+    """00000/img-mean-std-00000000.npy, (8, h, w) in float32, labels in dataset.json."""
+    rows = torch.randn(6, 8, 4, 4)
+    names = [f"00000/img-mean-std-{k:08d}.npy" for k in range(6)]
+    path = tmp_path / "img512-sd.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, row in zip(names, rows):
+            buffer = io.BytesIO()
+            np.save(buffer, row.numpy())
+            archive.writestr(name, buffer.getvalue())
+        archive.writestr(
+            "dataset.json", json.dumps({"labels": [[n, 5 - k] for k, n in enumerate(names)]})
+        )
+    cfg = DataConfig(name="latents", root=str(path), holdout=0.0)
+    pixels, labels = load_split(cfg, "train")
+    assert torch.equal(pixels, rows) and labels.tolist() == [5, 4, 3, 2, 1, 0]
+    assert fill_in(cfg).shape == [4, 4, 4] and cfg.vae == EDM2_STATISTICS
+    with pytest.raises(ValueError, match="latents as EDM2 stores them are data.name=latents"):
+        load_split(DataConfig(name="zip", root=str(path)), "train")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("00000/img-mean-std-00000006.npy", b"no array")
+    latents._edm2_tree.cache_clear()
+    with pytest.raises(ValueError, match="img-mean-std-00000006.npy cannot be read|has no label"):
+        load_split(cfg, "train")
 
 
 # ------------------------------------------------------------------------------------------------
