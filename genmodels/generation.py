@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from genmodels import cli, distributed
 from genmodels.images import to_uint8
-from genmodels.networks.autoencoder import decoder_of
+from genmodels.images.autoencoder import decoder_of
 
 
 class NonFinite(RuntimeError):

@@ -23,9 +23,8 @@ from genmodels.checkpoint.exports import check_new, write_export
 from genmodels.checkpoint.inert_pickle import Array, Record, load_pickle
 from genmodels.checkpoint.models import build
 from genmodels.config import Section, setting, settings_of, to_plain
-from genmodels.config.schema import VAEConfig
+from genmodels.config.schema import EDM2_VAE, VAEConfig
 from genmodels.config.words import check_flags, help_text, split_words, typed_words
-from genmodels.networks.autoencoder import EDM2_STATISTICS
 from genmodels.networks.edm2_unet import (
     BALANCE,
     LABEL_BALANCE,
@@ -261,10 +260,10 @@ def _specify_vae(encoder: Any, shape: Sequence[int]) -> dict[str, Any]:
             return {}
         warnings.warn(
             f"the file has latents of {shape[0]} channels and says of no encoder: "
-            f"{EDM2_STATISTICS.name} with EDM2's statistics is taken",
+            f"{EDM2_VAE.name} with EDM2's statistics is taken",
             stacklevel=4,
         )
-        found = EDM2_STATISTICS
+        found = EDM2_VAE
     elif encoder.name == "StandardRGBEncoder":
         return {}
     elif encoder.name == "StabilityVAEEncoder":
@@ -272,7 +271,8 @@ def _specify_vae(encoder: Any, shape: Sequence[int]) -> dict[str, Any]:
         name = encoder.state["vae_name"]
         if not isinstance(name, str) or len(name) > 200:
             raise ValueError("vae_name of the encoder is no name")
-        mean, std = (-bias / scale).tolist(), (0.5 / scale).tolist()
+        # Rounding of float32 is taken off again: 5.81 is the same scale as 5.8099999.
+        mean, std = ([float(f"{v:.7g}") for v in row] for row in (-bias / scale, 0.5 / scale))
         found = VAEConfig(name=name, pixels="0..1", mean=mean, std=std)
     else:
         raise ValueError(f"its encoder must be of pixels or of the Stability VAE: {encoder.name}")

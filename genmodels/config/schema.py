@@ -217,6 +217,15 @@ class VAEConfig(Section):
         )
 
 
+# The latents of Stable Diffusion 1's VAEs on ImageNet, as EDM2 takes them.
+EDM2_VAE = VAEConfig(
+    name="stabilityai/sd-vae-ft-mse",
+    pixels="0..1",
+    mean=[5.81, 3.25, 0.12, -2.15],
+    std=[4.17, 4.62, 3.71, 3.28],
+)
+
+
 @dataclass
 class DataConfig(Section):
     """What the model is trained on."""

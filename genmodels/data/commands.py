@@ -27,7 +27,7 @@ from genmodels import cli, images
 from genmodels.atomic import whole_file, write_bytes
 from genmodels.config import DataConfig, Section, setting, settings_of
 from genmodels.config.load import kind_of_files
-from genmodels.config.schema import LARGEST_PAD
+from genmodels.config.schema import EDM2_VAE, LARGEST_PAD
 from genmodels.config.words import (
     DEVICES,
     check_choice,
@@ -53,7 +53,7 @@ from genmodels.data.sets import (
 )
 from genmodels.distributed import is_first, pick_device
 from genmodels.images import CROPS, OnDisk
-from genmodels.networks.autoencoder import EDM2_STATISTICS, load_autoencoder
+from genmodels.images.autoencoder import load_autoencoder
 from genmodels.run import check_output
 
 
@@ -88,7 +88,7 @@ class EncodeOptions(InfoOptions):
     """What becomes latents."""
 
     vae: str = setting(
-        EDM2_STATISTICS.name,
+        EDM2_VAE.name,
         "folder, or OWNER/NAME on the hub, of the VAE; the default is EDM2's",
     )
     out: str = setting("", "folder to make")

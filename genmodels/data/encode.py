@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from genmodels.atomic import make_folder, remove_partial, whole_file, write_bytes
 from genmodels.config.load import LATENTS
-from genmodels.config.schema import VAEConfig
+from genmodels.config.schema import EDM2_VAE, VAEConfig
 from genmodels.data.fingerprint import fingerprint
 from genmodels.data.latents import (
     Description,
@@ -29,7 +29,7 @@ from genmodels.data.latents import (
 )
 from genmodels.data.own import Split
 from genmodels.distributed import barrier, is_first, share
-from genmodels.networks.autoencoder import EDM2_STATISTICS, Autoencoder
+from genmodels.images.autoencoder import Autoencoder
 
 STATISTICS = ("auto", "edm2", "measured")
 SHARD = 256  # latents in a file: what a kill can cost each process
@@ -69,7 +69,7 @@ def encode_pictures(
     shape = next(iter(parts.values()))[0].shape[1:]
     latent = autoencoder.latent_shape(tuple(shape))
     as_edm2 = statistics == "edm2" or (statistics == "auto" and autoencoder.is_first_sd)
-    if as_edm2 and autoencoder.latent_channels != len(EDM2_STATISTICS.mean):
+    if as_edm2 and autoencoder.latent_channels != len(EDM2_VAE.mean):
         raise ValueError(
             f"statistics=edm2: are of 4 channels, the VAE has {autoencoder.latent_channels}; use "
             "measured"
@@ -78,7 +78,7 @@ def encode_pictures(
     name = str(folder.resolve()) if folder.is_dir() else autoencoder.name
     marks = {split: fingerprint(*part) for split, part in parts.items()}
     about = Description(
-        vae=replace(EDM2_STATISTICS, name=name) if as_edm2 else VAEConfig(name=name),
+        vae=replace(EDM2_VAE, name=name) if as_edm2 else VAEConfig(name=name),
         vae_sha256=_sha256(autoencoder),
         shape=latent,
         pictures=tuple(shape),

@@ -28,12 +28,12 @@ import torch
 
 from genmodels.config import DataConfig, check
 from genmodels.config.load import LATENTS
-from genmodels.config.schema import VAEConfig
+from genmodels.config.schema import EDM2_VAE, VAEConfig
 from genmodels.data.own import Split, data_root, edm_labels, held_out_share
 from genmodels.foreign import check_npy, read_plain
 from genmodels.images import OnDisk, Tree, arrays
+from genmodels.images.autoencoder import load_autoencoder, scaled_latents
 from genmodels.kernels.philox import philox_normal
-from genmodels.networks.autoencoder import EDM2_STATISTICS, load_autoencoder, scaled_latents
 from genmodels.seeding import Stream
 
 FORMAT = 1  # of a folder; a larger number is refused
@@ -144,7 +144,7 @@ def _describe_edm2(path: Path) -> Description:
     """Return what a zip or folder of EDM2's tool holds: an array (8, h, w) for each picture."""
     tree, names = _edm2_tree(path)
     channels, *sides = _read_edm2(tree, names[:1], None, [0]).shape[1:]
-    vae, scale = replace(EDM2_STATISTICS), len(EDM2_STATISTICS.mean)
+    vae, scale = replace(EDM2_VAE), len(EDM2_VAE.mean)
     check(
         channels == 2 * scale and len(sides) == 2,
         "data.root",

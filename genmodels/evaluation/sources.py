@@ -14,7 +14,7 @@ import torch
 from genmodels import generation
 from genmodels.distributed import gather
 from genmodels.images import OnDisk, as_bytes, write_npz, write_png
-from genmodels.networks.autoencoder import decoder_of
+from genmodels.images.autoencoder import decoder_of
 
 
 class ImageSource(Protocol):

@@ -14,9 +14,9 @@ import train
 from genmodels import checkpoint, cli, generation
 from genmodels.checkpoint import exports
 from genmodels.checkpoint.diffusers import export_diffusers
+from genmodels.config.schema import EDM2_VAE
 from genmodels.data import commands
 from genmodels.generation import to_pictures
-from genmodels.networks.autoencoder import EDM2_STATISTICS
 from genmodels.training import start
 from tests.helpers.paths import ROOT
 from tests.helpers.small_vae import picture_folder, save_vae
@@ -71,7 +71,7 @@ def decoded(vae, model, seeds, **options):
     from diffusers import AutoencoderKL
 
     x = model.sample(seeds, **options)
-    m, s = (torch.tensor(v).reshape(4, 1, 1) for v in (EDM2_STATISTICS.mean, EDM2_STATISTICS.std))
+    m, s = (torch.tensor(v).reshape(4, 1, 1) for v in (EDM2_VAE.mean, EDM2_VAE.std))
     with torch.no_grad():
         pictures = AutoencoderKL.from_pretrained(vae).decode(x / 0.5 * s + m).sample
     return (pictures.clamp(0, 1) * 255).to(torch.uint8)
@@ -80,7 +80,7 @@ def decoded(vae, model, seeds, **options):
 def test_training_remembers_the_vae_and_draws_decoded_grids(run, vae):
     model = genmodels.load(run)
     assert model.shape == (4, 4, 4) and model.cfg.data.vae.name == str(vae)
-    assert model.cfg.data.vae.mean == EDM2_STATISTICS.mean
+    assert model.cfg.data.vae.mean == EDM2_VAE.mean
     with Image.open(run / "samples" / "step-00000002.png") as grid:
         assert grid.mode == "RGB" and min(grid.size) >= 16
     assert "eval/fd_8" in (run / "metrics.csv").read_text()
@@ -203,7 +203,7 @@ def test_init_brings_the_scale_along(run, latents):
     plain = {"network": {}, "method": {"name": "edm"}, "data": {}}
     for words in ({"data.root": str(latents)}, {}):
         data = start.bring(str(run), plain, words)["data"]
-        assert data["vae"]["mean"] == EDM2_STATISTICS.mean, words
+        assert data["vae"]["mean"] == EDM2_VAE.mean, words
 
 
 def test_ddo_of_latents(run, latents, tmp_path):
@@ -228,7 +228,7 @@ def test_ddo_of_latents(run, latents, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "rmtree", look)
         ddo = trained(tmp_path / "ddo", latents, *words, config="ddo_digits")
-    assert checkpoint.load(ddo).cfg.data.vae.mean == EDM2_STATISTICS.mean
+    assert checkpoint.load(ddo).cfg.data.vae.mean == EDM2_VAE.mean
     pool = kept["shard-00000.npz"]
     model = genmodels.load(run)
     labels = torch.tensor(pool["labels"])

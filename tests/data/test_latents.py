@@ -12,11 +12,11 @@ from PIL import Image
 from genmodels import cli, seeding
 from genmodels.config import DataConfig
 from genmodels.config.load import kind_of_files
-from genmodels.config.schema import VAEConfig
+from genmodels.config.schema import EDM2_VAE, VAEConfig
 from genmodels.data import ImageDataModule, commands, encode, latents, load_split
 from genmodels.data.sets import check_settings, fill_in
 from genmodels.data.source import read_source
-from genmodels.networks.autoencoder import EDM2_STATISTICS, load_autoencoder
+from genmodels.images.autoencoder import load_autoencoder
 from tests.helpers.processes import together
 from tests.helpers.small_vae import FACTOR, picture_folder, save_vae
 
@@ -160,7 +160,7 @@ def test_only_vaes_of_the_first_stable_diffusion_get_edm2s_statistics(
     assert run("encode", folder, f"vae={tmp_path / 'pipeline'}", f"out={tmp_path / 'a'}") == 0
     vae = latents.read_description(tmp_path / "a").vae
     assert vae.pixels == expected
-    assert (vae.mean == EDM2_STATISTICS.mean) == (expected == "0..1")
+    assert (vae.mean == EDM2_VAE.mean) == (expected == "0..1")
 
 
 def test_a_killed_encoding_goes_on(made, vae, folder, tmp_path, monkeypatch):
@@ -225,7 +225,7 @@ def test_the_zip_of_edm2s_tool_is_read_as_it_is(tmp_path, monkeypatch):
     cfg = DataConfig(name="latents", root=str(path), holdout=0.0)
     pixels, labels = load_split(cfg, "train")
     assert torch.equal(pixels, rows) and labels.tolist() == [5, 4, 3, 2, 1, 0]
-    assert fill_in(cfg).shape == [4, 4, 4] and cfg.vae == EDM2_STATISTICS
+    assert fill_in(cfg).shape == [4, 4, 4] and cfg.vae == EDM2_VAE
     with pytest.raises(ValueError, match="latents as EDM2 stores them are data.name=latents"):
         load_split(DataConfig(name="zip", root=str(path)), "train")
     with zipfile.ZipFile(path, "a") as archive:
@@ -285,7 +285,7 @@ def test_settings_that_mean_nothing_to_latents_are_refused():
 
 def test_a_model_goes_on_with_latents_of_its_own_scale_alone(made):
     cfg = DataConfig(name="latents", root=str(made), vae=VAEConfig(name="other/vae"))
-    assert fill_in(cfg).vae.name == "other/vae" and cfg.vae.mean == EDM2_STATISTICS.mean
+    assert fill_in(cfg).vae.name == "other/vae" and cfg.vae.mean == EDM2_VAE.mean
     cfg.vae.std = [1.0, 1.0, 1.0, 1.0]
     cfg.shape, cfg.classes = [], -1
     with pytest.raises(ValueError, match=r"data.vae.std=.*the latents at data.root=.* have"):

@@ -12,10 +12,10 @@ import genmodels
 from genmodels import checkpoint
 from genmodels.checkpoint import AtomicCheckpointIO
 from genmodels.config import load_config, to_plain
+from genmodels.config.schema import EDM2_VAE
 from genmodels.data.sets import DATASETS, check_settings
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
-from genmodels.networks.autoencoder import EDM2_STATISTICS
 from genmodels.networks.edm2_unet import (
     Block,
     EDM2UNet,
@@ -128,7 +128,7 @@ def test_the_configs_have_the_published_settings(name):
     else:
         assert (cfg.data.name, cfg.data.device) == ("latents", "disk")
         check_settings(cfg.data)
-        cfg.data.vae = EDM2_STATISTICS
+        cfg.data.vae = EDM2_VAE
     cfg.data.shape, cfg.data.classes = [3, 64, 64] if small else [4, 64, 64], 1000
     with torch.device("meta"):
         model = METHODS["edm"](cfg)

@@ -14,24 +14,15 @@ import json
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from genmodels.config import check
-from genmodels.config.schema import VAEConfig
 from genmodels.foreign import read_plain
 
-__all__ = ["EDM2_STATISTICS", "Autoencoder", "decoder_of", "load_autoencoder"]
+__all__ = ["Autoencoder", "decoder_of", "load_autoencoder", "raw_latents", "scaled_latents"]
 
-# What EDM2 takes for the latents of Stable Diffusion's first VAE on ImageNet.
-EDM2_STATISTICS = VAEConfig(
-    name="stabilityai/sd-vae-ft-mse",
-    pixels="0..1",
-    mean=[5.81, 3.25, 0.12, -2.15],
-    std=[4.17, 4.62, 3.71, 3.28],
-)
 SD_SCALE = 0.18215  # of the VAEs with the latent space of Stable Diffusion 1
 _AT_ONCE = 1 << 20  # pixels of a call of the VAE: 4 pictures of 512x512
 
@@ -68,20 +59,16 @@ class Autoencoder:
             ValueError: colours that it does not take, or a side that it does not halve evenly.
         """
         channels, height, width = shape
-        check(
-            channels in (1, self.channels),
-            "vae",
-            self.name,
-            f"takes pictures of {self.channels} channels, these have {channels}; give "
-            f"channels={self.channels}",
-        )
-        check(
-            height % self.factor == 0 and width % self.factor == 0,
-            "vae",
-            self.name,
-            f"halves pictures to 1/{self.factor} and these are {height}x{width}; give a "
-            f"resolution= that is a multiple of {self.factor}",
-        )
+        if channels not in (1, self.channels):
+            raise ValueError(
+                f"vae={self.name}: takes pictures of {self.channels} channels, these have "
+                f"{channels}; give channels={self.channels}"
+            )
+        if height % self.factor or width % self.factor:
+            raise ValueError(
+                f"vae={self.name}: halves pictures to 1/{self.factor} and these are "
+                f"{height}x{width}; give a resolution= that is a multiple of {self.factor}"
+            )
         return self.latent_channels, height // self.factor, width // self.factor
 
     def picture_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -90,13 +77,11 @@ class Autoencoder:
         Raises:
             ValueError: latents that are not of this VAE.
         """
-        check(
-            shape[0] == self.latent_channels,
-            "vae",
-            self.name,
-            f"has latents of {self.latent_channels} channels, the model's have {shape[0]}; name "
-            "the VAE that they were encoded with",
-        )
+        if shape[0] != self.latent_channels:
+            raise ValueError(
+                f"vae={self.name}: has latents of {self.latent_channels} channels, the model's "
+                f"have {shape[0]}; name the VAE that they were encoded with"
+            )
         return self.channels, shape[1] * self.factor, shape[2] * self.factor
 
     @torch.no_grad()
@@ -163,7 +148,8 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
     Raises:
         ValueError: no name, no diffusers, no connection, no such VAE or another kind.
     """
-    check(name, "vae", name, "which VAE made these latents is not known here; name its folder")
+    if not name:
+        raise ValueError("vae=: which VAE made these latents is not known here; name its folder")
     return _load(name, torch.device(device))
 
 
@@ -214,14 +200,24 @@ def _check_kind(name: str, path: Path) -> None:
         raise ValueError(
             f"vae={name}: is no folder of diffusers (no config.json with its kind, nor one in vae/)"
         ) from None
-    check(kind == "AutoencoderKL", "vae", name, f"is a {str(kind)[:100]}; give an AutoencoderKL")
+    if kind != "AutoencoderKL":
+        raise ValueError(f"vae={name}: is a {str(kind)[:100]}; give an AutoencoderKL")
+
+
+class Settings(Protocol):
+    """What a config says of latents, data.vae: see VAEConfig in genmodels/config/schema.py."""
+
+    name: str
+    pixels: str
+    mean: list[float]
+    std: list[float]
 
 
 class Decoder(NamedTuple):
     """What makes pictures of a model's latents; see decoder_of."""
 
     autoencoder: Autoencoder
-    settings: VAEConfig
+    settings: Settings
 
     def picture_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """Return the shape of the pictures of latents (C, h, w); see Autoencoder."""
@@ -232,7 +228,7 @@ class Decoder(NamedTuple):
         return self.autoencoder.pictures(raw_latents(x, self.settings), self.settings.pixels)
 
 
-def decoder_of(settings: VAEConfig, device: torch.device | str) -> Decoder | None:
+def decoder_of(settings: Settings, device: torch.device | str) -> Decoder | None:
     """Return what decodes latents of these settings, or None of pictures.
 
     Raises:
@@ -241,12 +237,12 @@ def decoder_of(settings: VAEConfig, device: torch.device | str) -> Decoder | Non
     return Decoder(load_autoencoder(settings.name, device), settings) if settings.mean else None
 
 
-def raw_latents(x: Tensor, settings: VAEConfig) -> Tensor:
+def raw_latents(x: Tensor, settings: Settings) -> Tensor:
     """Return z = mean + 2 std x, (B, C, h, w): latents as the VAE has them."""
     return x * (2 * _per_channel(settings.std, x)) + _per_channel(settings.mean, x)
 
 
-def scaled_latents(z: Tensor, settings: VAEConfig) -> Tensor:
+def scaled_latents(z: Tensor, settings: Settings) -> Tensor:
     """Return x = (z - mean) / (2 std), (B, C, h, w): latents as a model has them."""
     return (z - _per_channel(settings.mean, z)) / (2 * _per_channel(settings.std, z))
 
