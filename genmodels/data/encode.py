@@ -159,8 +159,7 @@ def _finish(parts: dict[str, Split], out: Path, about: Description) -> Descripti
     for split, (_, labels) in parts.items():
         with whole_file(out / f"{split}_labels.npy") as file:
             np.save(file, labels.numpy())
-    first = "train" if "train" in parts else next(iter(parts))
-    moments = open_latents(out, first, about)
+    moments = open_latents(out, "train", about)
     if not about.vae.mean:
         mean, variance = channel_moments(moments)
         values = {"mean": mean.tolist(), "std": variance.sqrt().tolist(), "pixels": "-1..1"}

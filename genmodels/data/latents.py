@@ -88,18 +88,28 @@ def read_description(folder: Path, name: str = LATENTS) -> Description:
         )
     try:
         plain = dict(json.loads(read_plain(path)))
-        version = int(plain.pop("genmodels_latents"))
-        plain["vae"] = VAEConfig(**plain["vae"])
-        found = Description(**plain)
-        shape, pictures = (tuple(map(int, sides)) for sides in (found.shape, found.pictures))
-        found = replace(found, shape=shape, pictures=pictures)
-        good = len(shape) == len(pictures) == 3 and min(*shape, *pictures, found.shard) > 0
-        good = good and all(type(count) is int and count >= 0 for count in found.splits.values())
+        newer = int(plain.pop("genmodels_latents")) > FORMAT
+        found = None if newer else _described(plain)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"data.root={path}: cannot be read ({reason}); encode anew") from None
-    check(version <= FORMAT, "data.root", path, f"is of format {version}; upgrade genmodels")
-    check(good, "data.root", path, "has impossible numbers; encode anew")
+    if found is None:
+        raise ValueError(f"data.root={path}: is of a newer format; upgrade genmodels")
+    whole = name != LATENTS or found.vae.mean
+    check(whole, "data.root", path, "does not say on what scale its latents are; encode anew")
+    return found
+
+
+def _described(plain: dict[str, Any]) -> Description:
+    """Return the Description of what a file holds; raise nearly anything if it is none."""
+    shape, pictures = (tuple(map(int, plain[key])) for key in ("shape", "pictures"))
+    vae = VAEConfig(**plain["vae"])
+    found = Description(**(plain | {"vae": vae, "shape": shape, "pictures": pictures}))
+    counts = {"train": 0, "test": 0} | found.splits
+    good = len(shape) == len(pictures) == 3 and min(*shape, *pictures, found.shard) > 0
+    good = good and len(counts) == 2 and min(counts.values()) >= 0 < counts["train"]
+    if not good or len(vae.mean) not in (0, shape[0]):
+        raise ValueError("its numbers do not go together")
     return found
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zipfile
 
 import numpy as np
@@ -237,6 +238,37 @@ def test_the_zip_of_edm2s_tool_is_read_as_it_is(tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------------------------------------
 # Mistakes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"genmodels_latents": 2, "more": 1}, "is of a newer format; upgrade genmodels"),
+        ({"shape": [3, 4, 4]}, "its numbers do not go together"),
+        ({"shape": [4, 4]}, "its numbers do not go together"),
+        ({"splits": {"test": 3}}, "its numbers do not go together"),
+        ({"splits": None}, "cannot be read"),
+        ({"vae": {"name": "a"}}, "does not say on what scale"),
+        ({"vae": {"std": [0, 1, 1, 1]}}, "data.vae.std=.*must be > 0"),
+        ({"vae": 3}, "cannot be read"),
+    ],
+)
+def test_a_spoiled_description_is_one_line(change, message, made, tmp_path):
+    plain = json.loads((made / "latents.json").read_text())
+    (tmp_path / "latents.json").write_text(json.dumps(plain | change))
+    with pytest.raises(ValueError, match=f"data.root=.*{message}"):
+        load_split(DataConfig(name="latents", root=str(tmp_path)), "train")
+
+
+def test_a_spoiled_file_is_named(made, tmp_path):
+    folder = shutil.copytree(made, tmp_path / "latents")
+    (folder / "train-00001.npy").write_bytes((folder / "train-00001.npy").read_bytes()[:-1])
+    cfg = DataConfig(name="latents", root=str(folder), holdout=0.0)
+    with pytest.raises(ValueError, match=r"npy=.*train-00001.npy: cannot be read"):
+        load_split(cfg, "train")
+    np.save(folder / "train-00001.npy", np.zeros((4, 8, 4, 4)))
+    with pytest.raises(ValueError, match=r"npy=.*train-00001.npy: holds float64"):
+        load_split(cfg, "train")
 
 
 @pytest.mark.parametrize(
