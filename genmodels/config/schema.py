@@ -437,6 +437,11 @@ class EvalConfig(Section):
     metrics: list[str] = setting(["fd"], "which metrics (evaluate.py --help lists them)")
     features: str = setting("pixels", "in which feature space")
     weights_are_code: bool = setting(False, "a TorchScript file in eval.features may run")
+    reference: str = setting(
+        "",
+        "what they are scored against in place of the training images: statistics (.npz, .pkl) or "
+        "pictures, as reference= of evaluate.py",
+    )
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """A model of latents from its training to its scores, by the commands."""
 
+import json
 import shutil
 
 import numpy as np
@@ -14,11 +15,14 @@ import train
 from genmodels import checkpoint, cli, generation
 from genmodels.checkpoint import exports
 from genmodels.checkpoint.diffusers import export_diffusers
+from genmodels.config import EvalConfig
 from genmodels.config.schema import EDM2_VAE
 from genmodels.data import commands
 from genmodels.generation import to_pictures
 from genmodels.training import start
+from genmodels.training.judge import make_scorer
 from tests.helpers.paths import ROOT
+from tests.helpers.runs import rows
 from tests.helpers.small_vae import picture_folder, save_vae
 from tests.helpers.tiny import last_words
 
@@ -116,6 +120,24 @@ def test_evaluate_scores_decoded_pictures(run, latents, vae, tmp_path, capsys):
     assert evaluate.main([*words, f"reference={pictures}", f"out={tmp_path / 'b.json'}"]) == 0
     scores = [(tmp_path / f"{name}.json").read_text() for name in "ab"]
     assert scores[0] != scores[1]
+
+
+def test_scores_in_training_against_statistics_of_pictures(run, latents, tmp_path):
+    """eval.reference=: the score that evaluate.py gives the same images against the same file."""
+    stats, pictures = tmp_path / "stats.npz", picture_folder(tmp_path / "pictures")
+    words = ["stats", f"images={pictures}", "features=pixels", f"out={stats}"]
+    assert evaluate.main(words) == 0
+    words = ["eval.every=2", "eval.num=8", "eval.metrics=[fd]", f"eval.reference={stats}"]
+    found = trained(tmp_path / "runs", latents, *words)
+    words = [str(found), "num=8", "metrics=fd", f"reference={stats}", f"out={tmp_path / 'a.json'}"]
+    assert evaluate.main(words) == 0
+    score = json.loads((tmp_path / "a.json").read_text())["metrics"]["fd"]["value"]
+    (row,) = [row for row in rows(found) if row["eval/fd_8"]]
+    assert float(row["eval/fd_8"]) == pytest.approx(score, rel=1e-4)
+    decoded_means = [row for row in rows(run) if row["eval/fd_8"]]
+    assert float(decoded_means[0]["eval/fd_8"]) != pytest.approx(score, rel=1e-3)
+    with pytest.raises(ValueError, match=r"eval.reference=nothing"):
+        make_scorer(EvalConfig(reference="nothing"), None)
 
 
 @pytest.mark.parametrize(
