@@ -71,6 +71,13 @@ class CDRLConfig(Section):
 
     name: str = setting("cdrl", "")
     angles: str = setting("cdrl", "noise levels (cdrl: equal angles)", choices=tuple(ANGLES))
+    snr_max: float = setting(9.8, "angles=cdrl: log SNR of the lowest noise level, cleaner", le=30)
+    snr_min: float = setting(-5.1, "angles=cdrl: log SNR of the highest noise level", ge=-30)
+    level_code: str = setting(
+        "angle",
+        "how networks are told a level (angle: CDRL's 1000 (2 / pi) phi; index: DRL's 0, 1, ...)",
+        choices=("angle", "index"),
+    )
     levels: int = setting(6, "pairs of noise levels, T", ge=2)
     steps: int = setting(15, "Langevin steps for each pair, K", ge=1)
     step_size: float = setting(
@@ -93,6 +100,9 @@ class CDRLConfig(Section):
     )
     initializer: str = setting(
         "unet", "network of the starts (none: chains start at x_t)", choices=("unet", "mlp", "none")
+    )
+    initializer_kind: str = setting(
+        "adm", "which U-Net (cdrl: as released; adm: of older files)", choices=("adm", "cdrl")
     )
     initializer_channels: int = setting(64, "channels of the U-Net, or hidden units")
     initializer_multipliers: list[int] = setting([1, 1, 1], "channels of each level / channels")
@@ -119,6 +129,13 @@ class CDRLConfig(Section):
             "noise_scale",
             "mala=true does not take it; use noise_scale=1",
         )
+        self.check(self.snr_min < self.snr_max, "snr_min", f"must be < snr_max={self.snr_max}")
+        given = self.snr_max, self.snr_min
+        self.check(
+            self.angles == "cdrl" or given == (CDRLConfig.snr_max, CDRLConfig.snr_min),
+            "snr_max" if given[0] != CDRLConfig.snr_max else "snr_min",
+            "is not for angles=drl, whose levels are given; leave it out",
+        )
 
 
 class CDRL(GenerativeModule):
@@ -130,7 +147,8 @@ class CDRL(GenerativeModule):
 
     Config = CDRLConfig
     OF_WEIGHTS = (
-        *("angles", "levels", "units", "units_limit", "initializer", "initializer_channels"),
+        *("angles", "snr_max", "snr_min", "level_code", "levels", "units", "units_limit"),
+        *("initializer", "initializer_kind", "initializer_channels"),
         *("initializer_multipliers", "initializer_blocks", "initializer_attention"),
     )
     ENERGY = True
@@ -159,6 +177,9 @@ class CDRL(GenerativeModule):
             method.growth,
             method.units,
             method.units_limit,
+            method.snr_max,
+            method.snr_min,
+            method.level_code,
         )
         self.log_z: dict[tuple, float] = {}  # bounds that log_prob() has made
         self.rungs: RungMeans | None = None  # of the latest loss()
@@ -253,7 +274,10 @@ class CDRL(GenerativeModule):
         return groups
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then one power iteration of the spectral norms for the new weights."""
+        """Step, then one power iteration of the spectral norms for the new weights.
+
+        DRL's released network iterates in every call in place of that.
+        """
         super().optimizer_step(*args, **kwargs)
         power_iteration(self.net)
 
@@ -475,9 +499,9 @@ def build_initializer(
 ) -> torch.nn.Module | None:
     """Return the network of g(x) - x, (B, C, H, W) -> (B, C, H, W), or None.
 
-    The initializer g(x_t) = x_t + network(x_t, level, label) starts at g(x) = x. Its U-Net is a
-    DDPM with scale and shift by the embedding, one attention head of 64 channels, all last
-    convolutions at zero: 3.8 M parameters for CIFAR-10.
+    The initializer g(x_t) = x_t + network(x_t, level, label) starts at g(x) = x (kind=cdrl: but for
+    the last bias). Its U-Net is a DDPM with scale and shift by the embedding, one attention head of
+    64 channels, all last convolutions at zero: 3.8 M parameters for CIFAR-10.
 
     Args:
         cfg: CDRLConfig, of which the initializer* keys are read.
@@ -491,7 +515,7 @@ def build_initializer(
     if cfg.initializer == "mlp":
         return MLP(MLPConfig(width=cfg.initializer_channels), shape, classes, energy=False)
     network = EDMUNetConfig(
-        kind="adm",
+        kind=cfg.initializer_kind,
         channels=cfg.initializer_channels,
         multipliers=cfg.initializer_multipliers,
         blocks=cfg.initializer_blocks,

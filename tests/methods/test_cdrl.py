@@ -198,7 +198,8 @@ def test_a_share_of_the_labels_is_hidden_in_training():
 
 def test_each_step_is_followed_by_a_power_iteration(monkeypatch):
     words = ("data.name=digits", "network.channels=8", "network.multipliers=1", "network.blocks=1")
-    model = genmodels.build(str(ROOT / "configs" / "drl_cifar10.yaml"), *words)
+    words += ("method.initializer=none",)
+    model = genmodels.build(str(ROOT / "configs" / "cdrl_cifar10.yaml"), *words)
     layer = model.net.stem
     before = layer.u.clone()
 
