@@ -13,6 +13,12 @@ x_t and x_{t-1} share one noise e: f sees only one side of the pair, so any coup
 marginals leaves the gradient unbiased, and this one makes its variance smaller
 (shared_noise=false: fresh noise from x_{t-1} to x_t, as in DRL).
 
+With initializer_pairs > 0 the initializer first learns E[y | x_t] from pairs with fresh noise,
+
+    L_g = E | y+ - g(x_t) |^2,   x_t = y+ + sigma_t e'                         (not in the papers)
+
+where the shared noise would give away x_{t-1}; then it follows the chains.
+
 References: Zhu, Xie, Wu and Gao, "Learning energy-based models by cooperative diffusion recovery
 likelihood", ICLR 2024, arXiv 2309.05153; Gao, Song, Poole, Wu and Kingma, "Learning energy-based
 models by diffusion recovery likelihood", ICLR 2021, arXiv 2012.08125 (initializer=none).
@@ -110,6 +116,12 @@ class CDRLConfig(Section):
     initializer_attention: list[int] = setting([16, 8], "heights of levels with self-attention")
     initializer_dropout: float = setting(0.1, "dropout of the U-Net")
     initializer_lr: float = setting(1e-5, "learning rate of the initializer", gt=0)
+    initializer_pairs: float = setting(
+        0.0,
+        "share of the training in which the initializer learns from pairs, not from chains",
+        ge=0,
+        le=1,
+    )
     shared_noise: bool = setting(True, "one noise for both sides of a pair")
     label_dropout: float = setting(
         0.1, "share of labels hidden in training (for guidance)", ge=0, le=1
@@ -128,6 +140,11 @@ class CDRLConfig(Section):
             self.noise_scale == 1 or not self.mala,
             "noise_scale",
             "mala=true does not take it; use noise_scale=1",
+        )
+        self.check(
+            self.initializer != "none" or not self.initializer_pairs,
+            "initializer_pairs",
+            "there is none to learn; use 0",
         )
         self.check(self.snr_min < self.snr_max, "snr_min", f"must be < snr_max={self.snr_max}")
         given = self.snr_max, self.snr_min
@@ -200,7 +217,8 @@ class CDRL(GenerativeModule):
         rung = self.schedule.at(t)
         x_t, data = self.pair(x, n, rung)
         noise = philox_normal(self.shape, seed, n, stream=int(Stream.INITIALIZER), device=x.device)
-        start = self.initial(x_t, rung, labels, noise)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.pairing):
+            start = self.initial(x_t, rung, labels, noise)
         with fixed_weights(self.net):
             chain = recovery_chain(
                 lambda y: self.f(y, rung, labels),
@@ -216,10 +234,19 @@ class CDRL(GenerativeModule):
         f = self.f(torch.cat([data, chain.y]), twice, None if labels is None else labels.repeat(2))
         f_data, f_chain = f.chunk(2)
         loss_f = -(rung.w * (f_data - f_chain)).mean()
-        loss_g = (chain.y - start).square().sum(dim=(1, 2, 3)).mean()
+        guess, aim = start, chain.y
+        if self.pairing:
+            seen, aim = self.pair(x, n, rung, shared=False)
+            guess = self.initial(seen, rung, labels, torch.zeros_like(noise))
+        loss_g = (aim - guess).square().sum(dim=(1, 2, 3)).mean()
         self.rungs = RungMeans(self.cfg.method.levels, t, f_data, f_chain, chain, data)
         logs = {"loss": loss_f.detach(), "loss_initializer": loss_g.detach()}
         return loss_f + loss_g, logs
+
+    @property
+    def pairing(self) -> bool:
+        """Whether the initializer learns from pairs at this step."""
+        return self.global_step < self.cfg.method.initializer_pairs * self.cfg.trainer.max_steps
 
     def f(
         self,
@@ -231,13 +258,19 @@ class CDRL(GenerativeModule):
         """Return f(y, t-1) = gain * network, (B,) in `dtype`: the log-density times s_t^2."""
         return rung.gain.to(dtype) * self.net(y, rung.noise_clean, labels, dtype=dtype)
 
-    def pair(self, x: Tensor, n: Tensor, rung: Rung) -> tuple[Tensor, Tensor]:
-        """Return (x_t, y+ = sqrt(ahat_t) x_{t-1}) of clean images x, (B, C, H, W) each."""
+    def pair(
+        self, x: Tensor, n: Tensor, rung: Rung, shared: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (x_t, y+ = sqrt(ahat_t) x_{t-1}) of clean images x, (B, C, H, W) each.
+
+        With one noise for both if `shared`; None: method.shared_noise.
+        """
 
         def draw(stream: Stream) -> Tensor:
             return philox_normal(self.shape, self.cfg.seed, n, stream=int(stream), device=x.device)
 
-        fresh = None if self.cfg.method.shared_noise else draw(Stream.PAIR)
+        shared = self.cfg.method.shared_noise if shared is None else shared
+        fresh = None if shared else draw(Stream.PAIR)
         return self.schedule.pair(x, rung, draw(Stream.NOISE), fresh)
 
     def initial(
