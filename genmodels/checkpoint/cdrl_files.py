@@ -18,6 +18,8 @@ from torch import Tensor
 
 from genmodels.checkpoint.exports import check_new, write_export
 from genmodels.checkpoint.models import build
+from genmodels.config import DataConfig, check
+from genmodels.data import fill_in
 from genmodels.foreign import load_torch
 from genmodels.methods.cdrl import CDRLConfig, build_initializer
 from genmodels.networks.ebm import EBM, EBMConfig
@@ -66,7 +68,8 @@ def load_released(path: Path | str, *, data: str = "imagefolder", key: str = "em
     """Return the CDRL method with the weights of a released checkpoint; arguments as for convert.
 
     Raises:
-        ValueError: the file is broken, or not one of CDRL's; nothing in it has been executed.
+        ValueError: the file is broken, or not one of CDRL's, or of other data; nothing in it has
+            been executed.
     """
     if key not in KEYS:
         raise ValueError(f"key={key}: choose from {', '.join(KEYS)}")
@@ -101,6 +104,16 @@ def load_released(path: Path | str, *, data: str = "imagefolder", key: str = "em
     }
     if data == "imagefolder":
         plain["data"] |= {"resolution": SIZE, "shape": shape, "classes": classes}
+    else:
+        filled = DataConfig(name=data)
+        fill_in(filled)
+        check(
+            tuple(filled.shape) == tuple(shape) and (not classes or filled.classes == classes),
+            "data",
+            data,
+            f"has images {tuple(filled.shape)} of {filled.classes} classes, the file's are "
+            f"{tuple(shape)} of {classes or 'no'}",
+        )
     model = build([plain])
     for part, state in zip((model.net, model.initializer), states):
         part.load_state_dict(state)

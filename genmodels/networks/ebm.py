@@ -234,7 +234,7 @@ class Spectral:
     @torch.no_grad()
     def iterate(self, times: int = 1) -> None:
         """Do power iterations on W W'."""
-        for _ in range(times):
+        for _ in range(0 if self.weight.is_meta else times):  # a shape alone has no direction
             self._iterate(self.weight.flatten(1))
 
     def _iterate(self, rows: Tensor) -> Tensor:
