@@ -81,7 +81,7 @@ def load_released(path: Path | str, *, data: str = "imagefolder", key: str = "em
         with torch.device("meta"):  # wrong shapes are found before anything is allocated
             ours = EBM(EBMConfig(**network), shape, classes)
             settings = {name: value for name, value in method.items() if name != "name"}
-            theirs = build_initializer(CDRLConfig(**settings), tuple(shape), classes)
+            theirs: Any = build_initializer(CDRLConfig(**settings), tuple(shape), classes)
         states = [
             _fitting(like.state_dict(), state)
             for like, state in (
