@@ -28,7 +28,7 @@ from genmodels.data.latents import (
     shard_path,
 )
 from genmodels.data.own import Split
-from genmodels.distributed import barrier, is_first, share
+from genmodels.distributed import is_first, share, together
 from genmodels.images.autoencoder import Autoencoder
 
 STATISTICS = ("auto", "edm2", "measured")
@@ -87,14 +87,16 @@ def encode_pictures(
         class_names=class_names or [],
         source=(source or {}) | {"fingerprint": marks},
     )
-    if is_first():
-        _begin(out, about)
-    barrier()
-    _encode(parts, out, autoencoder, "0..1" if as_edm2 else "-1..1", batch, workers)
-    barrier()
-    if is_first():
-        about = _finish(parts, out, about)
-    return about
+    with together():  # what one process cannot do ends all of them
+        if is_first():
+            _begin(out, about)
+        missing = _missing(parts, out)  # before any process writes: all of them see the same
+    with together():
+        mine = [missing[k] for k in share(len(missing))]
+        pixels = "0..1" if as_edm2 else "-1..1"
+        _encode(mine, parts, out, autoencoder, pixels, batch, workers)
+    with together():
+        return _finish(parts, out, about) if is_first() else about
 
 
 def _begin(out: Path, about: Description) -> None:
@@ -116,7 +118,18 @@ def _begin(out: Path, about: Description) -> None:
     write_bytes(out / _BEGUN, about.to_bytes())
 
 
+def _missing(parts: dict[str, Split], out: Path) -> list[tuple[str, int, int]]:
+    """Return (split, number, how many latents) of the files that are not there yet."""
+    files = [
+        (split, shard, min(SHARD, len(labels) - SHARD * shard))
+        for split, (_, labels) in parts.items()
+        for shard in range(-(-len(labels) // SHARD))
+    ]
+    return [file for file in files if not shard_path(out, *file[:2]).exists()]
+
+
 def _encode(
+    files: list[tuple[str, int, int]],
     parts: dict[str, Split],
     out: Path,
     autoencoder: Autoencoder,
@@ -124,21 +137,11 @@ def _encode(
     batch: int,
     workers: int,
 ) -> None:
-    """Write this process's share of the files that are not there yet."""
-    todo = [
-        (split, shard, min(SHARD, len(labels) - SHARD * shard))
-        for split, (_, labels) in parts.items()
-        for shard in range(-(-len(labels) // SHARD))
-    ]
-    mine = [todo[k] for k in share(len(todo))]
-    done = sum(count for split, shard, count in mine if shard_path(out, split, shard).exists())
-    total = sum(count for _, _, count in mine)
-    bar = tqdm(total=total, initial=done, desc="encoding", unit="img", disable=not is_first())
+    """Write these files of latents; see _missing."""
+    total = sum(count for _, _, count in files)
+    bar = tqdm(total=total, desc="encoding", unit="img", delay=0.5, disable=not is_first())
     with bar, ThreadPoolExecutor(workers) as readers:  # pictures decode while the VAE computes
-        for split, shard, count in mine:
-            path = shard_path(out, split, shard)
-            if path.exists():
-                continue
+        for split, shard, count in files:
             numbers = torch.arange(SHARD * shard, SHARD * shard + count).split(batch)
             rows = []
             for some, pictures in zip(numbers, readers.map(parts[split][0].__getitem__, numbers)):
@@ -150,7 +153,7 @@ def _encode(
                     )
                 rows.append(moments)
                 bar.update(len(some))
-            with whole_file(path) as file:
+            with whole_file(shard_path(out, split, shard)) as file:
                 np.save(file, torch.cat(rows).numpy())
 
 
