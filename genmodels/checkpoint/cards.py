@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from genmodels import data, generation
+from genmodels.checkpoint.hub import repository
 from genmodels.config import Section, check, setting
 from genmodels.images import contact_sheet, png_bytes
 from genmodels.run import Run
@@ -275,8 +276,13 @@ def _vae(settings: Any) -> str:
     """Return what decodes latents, nothing of pictures."""
     if not settings.mean:
         return ""
-    name = "" if Path(settings.name).is_absolute() else settings.name
-    return f"- It makes latents, decoded by the VAE {name or 'that made them (vae=)'}.\n"
+    name = vae_to_share(settings.name)
+    return f"- It makes latents, decoded by the VAE {name or 'that encoded them: vae=FOLDER'}.\n"
+
+
+def vae_to_share(name: str) -> str:
+    """Return the name of a VAE on the hub, nothing of one in a folder of this machine."""
+    return name if repository(name) else ""
 
 
 def _picture(grid: bool) -> str:

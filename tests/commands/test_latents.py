@@ -14,6 +14,7 @@ import sample
 import train
 from genmodels import checkpoint, cli, generation
 from genmodels.checkpoint import exports
+from genmodels.checkpoint.cards import vae_to_share
 from genmodels.checkpoint.diffusers import export_diffusers
 from genmodels.config import EvalConfig
 from genmodels.config.schema import EDM2_VAE
@@ -190,6 +191,8 @@ def test_pictures_take_no_vae(tiny_run, tmp_path, capsys):
 
 
 def test_an_export_keeps_the_scale_and_no_path_of_this_machine(run, vae, tmp_path, capsys):
+    assert vae_to_share("stabilityai/sd-vae-ft-mse") == "stabilityai/sd-vae-ft-mse"
+    assert not vae_to_share("docs/vae") and not vae_to_share("~/vae") and not vae_to_share("vae")
     folder = exports.export(run, tmp_path / "shared", samples=2)
     assert (folder / "samples.png").is_file()
     assert str(vae) not in "".join(p.read_text() for p in folder.glob("*.[jm][sd]*"))
