@@ -140,7 +140,7 @@ def _exactly(device: torch.device) -> Iterator[None]:
 
 
 def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencoder:
-    """Return the VAE of a folder, or of a repository OWNER/NAME on the hub, in float32.
+    """Return the VAE of a folder, or of a repository OWNER/NAME[@REVISION] of the hub, in float32.
 
     It may lie in the folder `vae` of a whole pipeline. Weights are read from safetensors alone, and
     nothing is executed.
@@ -169,17 +169,18 @@ def _load(name: str, device: torch.device) -> Autoencoder:
             f"vae={name}: is a file; AutoencoderKL.from_single_file(FILE).save_pretrained(FOLDER) "
             "makes a folder of it"
         )
-    elif name.count("/") != 1 or folder.is_absolute():
+    repository, _, revision = name.removeprefix("hf://").partition("@")
+    if not local and (repository.count("/") != 1 or folder.is_absolute()):
         raise ValueError(f"vae={name}: no such folder, and no OWNER/NAME of the hub")
     options: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32}
-    options["output_loading_info"] = True
+    options |= {"output_loading_info": True, "revision": revision or None}
     try:
         try:
-            vae, read = AutoencoderKL.from_pretrained(folder if local else name, **options)
+            vae, read = AutoencoderKL.from_pretrained(folder if local else repository, **options)
         except OSError:
             if local:
                 raise
-            vae, read = AutoencoderKL.from_pretrained(name, subfolder="vae", **options)
+            vae, read = AutoencoderKL.from_pretrained(repository, subfolder="vae", **options)
         odd = [*read["missing_keys"], *read["unexpected_keys"], *read["mismatched_keys"]]
         if odd:  # diffusers would fill in random numbers
             raise OSError(f"its weights are not those of its AutoencoderKL: {str(odd[0])[:100]}")

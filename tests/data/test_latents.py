@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from genmodels import cli, seeding
 from genmodels.config import DataConfig
@@ -292,6 +293,38 @@ def test_a_mistake_is_one_line(words, message, vae, folder, made, tmp_path, caps
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_vae_of_an_old_diffusers_is_read(vae, folder, tmp_path):
+    """Stable Diffusion's VAEs were saved when attention's weights had other names."""
+    old = shutil.copytree(vae, tmp_path / "old")
+    file = old / "diffusion_pytorch_model.safetensors"
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state, renamed = load_file(file), {}
+    for key, tensor in state.items():
+        for new, before in names.items():
+            key = key.replace(f".{new}.", f".{before}.")
+        renamed[key] = tensor
+    assert renamed.keys() != state.keys()
+    save_file(renamed, file, {"format": "pt"})
+    config = json.loads((old / "config.json").read_text())
+    del config["scaling_factor"]  # there was none, and it means Stable Diffusion 1's
+    (old / "config.json").write_text(json.dumps(config))
+    pictures, _ = pictures_of(folder)
+    ours, theirs = (load_autoencoder(str(path)) for path in (old, vae))
+    assert ours.is_first_sd
+    assert torch.equal(ours.moments(pictures, "0..1"), theirs.moments(pictures, "0..1"))
+
+
+def test_weights_that_lack_something_are_no_vae(vae, tmp_path):
+    """Diffusers would draw it at random, and say so in a log."""
+    broken = shutil.copytree(vae, tmp_path / "broken")
+    file = broken / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    del state["decoder.conv_out.bias"]
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"are not those of its AutoencoderKL: decoder.conv_out"):
+        load_autoencoder(str(broken))
 
 
 def test_another_kind_of_autoencoder_is_refused(tmp_path):
