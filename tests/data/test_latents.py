@@ -19,6 +19,7 @@ from genmodels.data import ImageDataModule, commands, encode, latents, load_spli
 from genmodels.data.sets import check_settings, fill_in
 from genmodels.data.source import read_source
 from genmodels.images.autoencoder import load_autoencoder
+from genmodels.kernels.philox import philox_normal
 from tests.helpers.processes import together
 from tests.helpers.small_vae import FACTOR, picture_folder, save_vae
 
@@ -88,6 +89,9 @@ def test_a_latent_is_drawn_anew_each_time_an_image_is_met(made):
     z = drawn * 2 * s + m
     assert ((z.mean(0) - mean) / (std / len(n) ** 0.5)).abs().max() < 5
     assert (z.std(0) / std - 1).abs().max() < 5 / (2 * len(n)) ** 0.5
+    noise = philox_normal((4, 4, 4), 3, n, stream=int(seeding.Stream.NOISE))
+    correlation = (((z - mean) / std) * noise).mean(0)  # with the noise of training: none
+    assert correlation.abs().max() < 5 / len(n) ** 0.5
     batch = {"image": moments[:4], "label": data.train[1][:4], "n": torch.tensor([7, 8, 9, 10])}
     data.trainer = None
     whole = data.on_after_batch_transfer(batch, 0)["image"]
