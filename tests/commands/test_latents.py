@@ -123,6 +123,7 @@ def test_evaluate_scores_decoded_pictures(run, latents, vae, tmp_path, capsys):
     assert scores[0] != scores[1]
 
 
+@pytest.mark.slow
 def test_scores_in_training_against_statistics_of_pictures(run, latents, tmp_path):
     """eval.reference=: the score that evaluate.py gives the same images against the same file."""
     stats, pictures = tmp_path / "stats.npz", picture_folder(tmp_path / "pictures")
@@ -231,6 +232,7 @@ def test_init_brings_the_scale_along(run, latents):
         assert data["vae"]["mean"] == EDM2_VAE.mean, words
 
 
+@pytest.mark.slow
 def test_ddo_of_latents(run, latents, tmp_path):
     """Fakes are kept as latents, scores are of decoded pictures."""
     words = [f"init={run}", "method.rounds=1", "method.pool=8", "method.alphas=[4]"]

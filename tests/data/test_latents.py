@@ -205,13 +205,17 @@ def test_two_processes_encode_the_same(made, vae, folder, tmp_path, monkeypatch)
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path
 
 
-def test_splits_and_grey_pictures_are_kept(vae, tmp_path):
-    assert run("encode", "digits", f"vae={vae}", f"out={tmp_path / 'a'}") == 0
+def test_splits_and_grey_pictures_are_kept(vae, folder, tmp_path):
+    words = [f"vae={vae}", f"out={tmp_path / 'a'}", "channels=1", "holdout=0.3"]
+    assert run("encode", folder, *words) == 0
     cfg = DataConfig(name="latents", root=str(tmp_path / "a"))
-    for split in ("train", "test"):
+    given = {"name": "imagefolder", "root": str(folder), "channels": 1, "holdout": 0.3}
+    for split, count in (("train", 7), ("test", 3)):
         pixels, labels = load_split(cfg, split)
-        _, expected = load_split(DataConfig(), split)
-        assert torch.equal(labels, expected) and pixels.shape[1:] == (8, 4, 4)
+        grey, expected = load_split(DataConfig(**given), split)
+        assert torch.equal(labels, expected) and pixels.shape == (count, 8, 4, 4)
+        colour = grey.expand(-1, 3, -1, -1)
+        assert torch.allclose(pixels, load_autoencoder(str(vae)).moments(colour, "0..1"), atol=1e-5)
     assert kind_of_files(tmp_path / "a") == "latents"
 
 
