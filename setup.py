@@ -107,7 +107,7 @@ setup(
             "setuptools",
             "wheel",
         ],
-        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1"],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1", "nbclient", "ipykernel"],
         "wandb": ["wandb"],
         "hf": ["datasets>=4"],
         "stacks": ["imagecodecs"],  # LZW, Zstandard and others in TIFF; predictors of floats

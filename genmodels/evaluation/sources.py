@@ -204,10 +204,25 @@ def reading_options(options: Any, model: Any = None) -> dict[str, Any]:
     return reading | {"trained_on": model.cfg.data if model else None}
 
 
-def check_shape(source: str, shape: Sequence[int] | None, model: Any) -> None:
-    """Raise ValueError unless the model makes images of a source's shape (C, H, W), if known."""
+def check_shape(
+    source: str, shape: Sequence[int] | None, model: Any, key: str = "data", files: bool = False
+) -> None:
+    """Raise ValueError unless the model makes images of a source's shape (C, H, W), if known.
+
+    Args:
+        source: as it was named by `key`.
+        shape: of its images.
+        model: a method.
+        key: of the command line.
+        files: whether the command takes channels= and resolution= for images in files.
+    """
     if shape and tuple(shape) != tuple(model.shape):
+        remedy = "name a set of that shape, or pad= background around it"
+        if files and shape[1:] == tuple(model.shape[1:]):
+            remedy = f"channels={model.shape[0]} reads images in files so"
+        elif files and shape[0] == model.shape[0]:
+            remedy += f", or resolution={model.shape[-1]} for images in files"
         raise ValueError(
-            f"data={source}: has images of shape {tuple(shape)}, the model makes "
-            f"{tuple(model.shape)}; name a set of that shape, or pad= background around it"
+            f"{key}={source}: has images of shape {tuple(shape)}, the model makes "
+            f"{tuple(model.shape)}; {remedy}"
         )
