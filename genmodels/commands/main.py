@@ -53,8 +53,8 @@ COMMANDS = {
         "genmodels.checkpoint",
     ),
     "import": Command(
-        "genmodels.checkpoint.edm_pickles:main",
-        "weights released with EDM, EDM2 or DDO",
+        "genmodels.checkpoint.released:main",
+        "weights released with EDM, EDM2, DDO or CDRL",
         "genmodels.importers",
     ),
 }
