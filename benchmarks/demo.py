@@ -2,8 +2,8 @@
 
     make demo        or        python -m benchmarks.demo [out=runs/demo] [trainer.max_steps=...]
 
-configs/edm_digits.yaml with fewer steps at a higher rate (WORDS): chosen by the scores of seed 1, so
-that it takes little more than two minutes. Writes OUT/samples.png (generated beside real),
+configs/edm_digits.yaml with fewer steps at a higher rate, WORDS, so that it takes little more than
+two minutes; chosen by the scores of seed 1. Writes OUT/samples.png (generated beside real),
 OUT/report.md and OUT/metrics.json.
 """
 

@@ -3,9 +3,9 @@
     python -m benchmarks.shelf [NAME ...] [work=runs/shelf] [out=pretrained]
         [results=benchmarks/results] [gallery=docs/gallery.md] [device=cpu]
 
-For each NAME (all of them if none is given) that is not in OUT yet: trains it, or goes on with the
-training that was stopped; scores it (RESULTS/shelf_NAME.json); exports it with card, scores and
-grid. At the end the page with all of them is written anew. A model is made again once its folder
+For each NAME that is not in OUT yet: trains it, or goes on with the training that was stopped;
+scores it (RESULTS/shelf_NAME.json); exports it with card, scores and grid. At the end, and alone if
+there is no NAME, the page with all of them is written anew. A model is made again once its folder
 in OUT is deleted.
 """
 
@@ -138,7 +138,7 @@ def measure(argv):
         check_choice("model", name, SHELF)
     check(not words, next(iter(words), ""), "", "is none of work, out, results, gallery, device")
     results.mkdir(parents=True, exist_ok=True)
-    for name in names or SHELF:
+    for name in names:
         if (out / name).exists():
             print(f"{out / name}: is there")
         else:

@@ -41,6 +41,7 @@ CHANGEABLE = (
     "data.device",
     "data.download",
     "data.workers",
+    "data.vae.name",
     "method.rounds",
     "method.retry",
 )
