@@ -88,10 +88,12 @@ SHELF = {
         needs="edm_fashion",
     ),
     "gbm_digits": Made(
-        ("configs/gbm_digits.yaml",), DIGITS, "multiplicative diffusion, handwritten digits"
+        ("configs/gbm_digits.yaml",), DIGITS, "GBM: multiplicative diffusion, handwritten digits"
     ),
     "energy_digits": Made(
-        ("configs/energy_digits.yaml",), DIGITS, "energy matching, handwritten digits"
+        ("configs/energy_digits.yaml",),
+        DIGITS,
+        "Energy matching: one potential, handwritten digits",
     ),
     "gedi_mnist": Made(
         ("configs/gedi_mnist_cpu.yaml",),
@@ -101,12 +103,12 @@ SHELF = {
     "noise2score_grey": Made(
         ("configs/noise2score_grey.yaml",),
         ("denoise={root}/denoise/BSD68", "law=gaussian", "level=25", "blind=true"),
-        "grey pictures of any size restored, from noise of 1 to 55 of 255",
+        "Noise2Score: grey pictures of any size restored",
     ),
     "noise2score_colour": Made(
         ("configs/noise2score_colour.yaml",),
         ("denoise={root}/denoise/CBSD68", "law=gaussian", "level=25", "blind=true"),
-        "colour pictures of any size restored",
+        "Noise2Score: colour pictures of any size restored",
     ),
 }
 LICENSE = "apache-2.0"
