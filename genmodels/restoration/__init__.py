@@ -34,6 +34,7 @@ from genmodels.restoration.options import (
     passes,
 )
 from genmodels.restoration.tiling import (
+    SETTINGS,
     SHIFTS,
     cuts,
     ensembled,
@@ -44,6 +45,7 @@ from genmodels.restoration.tiling import (
 )
 
 __all__ = [
+    "SETTINGS",
     "SHIFTS",
     "AskedNoise",
     "DenoiseOptions",
