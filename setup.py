@@ -70,7 +70,7 @@ setup(
     },
     package_data={
         "genmodels.configs": ["*.yaml"],
-        "genmodels.pretrained": ["noise2score_grey/*"],  # the others are larger: from a clone
+        "genmodels.pretrained": ["noise2score_*/*"],  # the others are larger: from a clone
         "genmodels.metrics.features": ["*.safetensors"],
     },
     install_requires=[

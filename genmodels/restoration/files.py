@@ -1,7 +1,7 @@
 """Restore files and arrays and write them: what sample.py denoise= and model.denoise do."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,16 @@ from genmodels.restoration.tiling import SETTINGS
 
 
 def denoise(model: Any, options: DenoiseOptions, out: Path) -> None:
-    """Restore what options.denoise names, each process its share, and write it to `out`."""
+    """Restore what options.denoise names, each process its share, and write it to `out`.
+
+    Args:
+        model: a method that restores, or {channels: method} of two with ANY_SIZE: each picture gets
+            the one of its channels, or else that of one channel.
+        options: of the command.
+        out: the folder.
+    """
+    models = model if isinstance(model, Mapping) else {model.shape[0]: model}
+    model = next(iter(models.values()))
     if not model.ANY_SIZE:
         check_choice("law", options.law, tuple(model.DENOISE_LAWS) or ("no law: no denoiser",))
     text = options.level
@@ -35,7 +44,10 @@ def denoise(model: Any, options: DenoiseOptions, out: Path) -> None:
     except ValueError:
         raise ValueError(f"level={text}: must be a number, or auto") from None
     check(model.ANY_SIZE or text != "plane", "level", text, "must be a number, or auto")
-    (denoise_pictures if model.ANY_SIZE else denoise_images)(model, options, level, out)
+    if model.ANY_SIZE:
+        denoise_pictures(models, options, level, out)
+    else:
+        denoise_images(model, options, level, out)
 
 
 ARRAY_KEYS = (  # of DenoiseOptions, what denoise_array() takes
@@ -99,12 +111,15 @@ def _picture_of(array: np.ndarray) -> pictures.Picture:
     return pictures.Picture("picture", values, array.shape)
 
 
-def denoise_pictures(model: Any, options: DenoiseOptions, level: float | None, out: Path) -> None:
-    """Restore pictures of any size and write each as it came, under its own name."""
-    asked = asked_noise(model, options, level)
-    choose_estimator(model, options.estimator)
-    if options.labels:
-        generation.labels_for((), options.labels, model.classes)
+def denoise_pictures(
+    models: Mapping[int, Any], options: DenoiseOptions, level: float | None, out: Path
+) -> None:
+    """Restore pictures of any size and write each as it came, under its own name; see denoise()."""
+    asked = {number: asked_noise(model, options, level) for number, model in models.items()}
+    for model in models.values():
+        choose_estimator(model, options.estimator)
+        if options.labels:
+            generation.labels_for((), options.labels, model.classes)
     Wanted(options.scale, options.black, options.white)  # which refuses white below black
     settings = {key: getattr(options, key) for key in SETTINGS}
     source = Path(options.denoise)
@@ -117,7 +132,8 @@ def denoise_pictures(model: Any, options: DenoiseOptions, level: float | None, o
     work, counts = [], []
     for reader in tqdm(readers.values(), desc="reading", unit="img", **shown):
         with contextlib.closing(reader()) as picture, cli.name_in_errors(picture.name):
-            jobs = jobs_of(model, picture, asked, options, verbose=first)
+            fitting = _fitting(models, picture)
+            jobs = jobs_of(models[fitting], picture, asked[fitting], options, verbose=first)
             sizes = np.empty(picture.size)
             counts.append(sum(tiles(sizes, job.noise, settings) for job in jobs))
         work.append(jobs)
@@ -126,6 +142,7 @@ def denoise_pictures(model: Any, options: DenoiseOptions, level: float | None, o
     with tqdm(total=total, desc="restoring", unit="tile", **shown) as bar:
         for k in indices:
             with contextlib.closing(readers[names[k]]()) as picture:
+                model = models[_fitting(models, picture)]
                 done = restored_planes(model, picture, work[k], settings, bar.update)
                 picture.write(out / names[k], done)
     distributed.barrier()
@@ -138,6 +155,14 @@ def denoise_pictures(model: Any, options: DenoiseOptions, level: float | None, o
         print(f"{len(jobs)} pictures restored, {noise_summary([j.shown for j in jobs])}: {out}")
         if line := scale_summary(jobs):
             print(line)
+
+
+def _fitting(models: Mapping[int, Any], picture: pictures.Planes) -> int:
+    """Return the key of the model for a file: its channels, else those of the only one, or 1."""
+    if len(models) == 1:
+        return next(iter(models))
+    channels = picture.plane(0).shape[2]
+    return channels if channels in models else 1
 
 
 def check_folder(out: Path, source: Path, names: Sequence[str]) -> None:
