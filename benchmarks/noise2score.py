@@ -5,13 +5,13 @@
     python -m benchmarks.noise2score levels|scores|speed [model=MODEL] [out=benchmarks/results]
 
 grey: BSD68 and Set12 under Gaussian noise of 25; colour: CBSD68; laws: Set12 under Poisson and
-Gamma noise; blind: one model of levels 5 to 55, told and not told the level; frame: what learns from
-noisy pictures alone beside its baselines, a small network and few steps, on BSD68 at 25. Each trains
-what STUDIES names (only=: names that begin so, between semicolons), evaluates it as evaluate.py
-denoise= does, and writes OUT/noise2score_STUDY.json and .md, and a picture; what is there is kept,
-so that a killed command goes on. levels: how well level and law are told from a picture alone,
-without a model; scores: how well the level is told from the score of MODEL, of Gaussian noise. speed:
-megapixels per second against BM3D, one picture in turns.
+Gamma noise; blind: one model of levels 5 to 55, told and not told the level; frame: what learns
+from noisy pictures alone beside its baselines, a small network and few steps, on BSD68 at 25. Each
+trains what STUDIES names (only=: names that begin so, between semicolons), evaluates it as
+evaluate.py denoise= does, and writes OUT/noise2score_STUDY.json and .md, and a picture; what is
+there is kept, so that a killed command goes on. levels: how well level and law are told from a
+picture alone, without a model; scores: how well the level is told from the score of MODEL, of
+Gaussian noise. speed: megapixels per second against BM3D, one picture in turns.
 """
 
 import json
