@@ -110,6 +110,7 @@ setup(
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1"],
         "wandb": ["wandb"],
         "hf": ["datasets>=4"],
+        "zarr": ["zarr>=3"],  # stacks in OME-Zarr
         "stacks": ["imagecodecs"],  # LZW, Zstandard and others in TIFF; predictors of floats
     },
 )

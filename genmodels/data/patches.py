@@ -31,7 +31,6 @@ from genmodels.data.stream import TrainStream
 from genmodels.images import Tree, from_uint8, to_uint8
 from genmodels.images.pictures import Planes, check_scale, find_pictures
 from genmodels.images.scale import Quantiles, Scale, Wanted, whole_range
-from genmodels.images.stacks import Stack
 from genmodels.noise import law_of
 from genmodels.noise.levels import NoNoise, level_from_patches
 
@@ -334,7 +333,7 @@ def _noisy_pictures(tree: Tree, cfg: DataConfig, channels: int) -> list[Source]:
             for k in range(len(picture)):
                 channel = picture.channel(k)
                 scale = scales[channel] if scales else whole_range(picture.dtype)
-                values = picture.mapped(k) if isinstance(picture, Stack) else None
+                values = picture.mapped(k)
                 values = picture.plane(k) if values is None else values
                 colours = values.shape[2]
                 name = f"{file}{picture.label(k)}"
@@ -346,11 +345,11 @@ def _noisy_pictures(tree: Tree, cfg: DataConfig, channels: int) -> list[Source]:
                 )
                 together: Hashable = name
                 noise: Hashable = name
-                if isinstance(picture, Stack):
+                if picture.is_stack:
                     together = picture.position(k) if len(readers) == 1 else file
                     noise = (file, channel)
                 factor = factors[channel % len(factors)]
-                ordered = isinstance(picture, Stack) and len(readers) == 1
+                ordered = picture.is_stack and len(readers) == 1
                 for number in range(colours // channels):
                     part = values[..., number * channels : (number + 1) * channels]
                     key = (noise, number)

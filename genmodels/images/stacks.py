@@ -17,6 +17,7 @@ import numpy as np
 
 from genmodels.atomic import make_folder, whole_file
 from genmodels.images import tiff
+from genmodels.images.grid import Grid
 from genmodels.images.read import reading
 from genmodels.images.scale import as_type, whole_range
 
@@ -75,6 +76,8 @@ class Stack:
         ValueError: broken, or of a form that is not read.
     """
 
+    is_stack = True
+
     def __init__(self, name: str, file: BinaryIO, axes: str = "", key: str = "denoise") -> None:
         self.name = name
         self.notes: list[str] = []
@@ -115,6 +118,7 @@ class Stack:
 
     def _find_planes(self) -> None:
         """Find out where the planes lie."""
+        self._grid = Grid(self.axes, self.counts)
         series, first, images = self._series, self._first, len(self._tiff.series)
         if images > 1:
             self.notes.append(f"holds {images} images; the first is restored, and alone is written")
@@ -167,26 +171,19 @@ class Stack:
     @property
     def channels(self) -> int:
         """How many channels there are; the colours of a picture are one."""
-        return dict(zip(self.axes, self.counts)).get("C", 1)
+        return self._grid.channels
 
     def channel(self, number: int) -> int:
         """Return which channel a plane is of."""
-        return self._index(number).get("C", 0)
+        return self._grid.channel(self._order[number])
 
     def position(self, number: int) -> tuple[int, ...]:
         """Return where a plane lies along the axes but that of the channels."""
-        return tuple(k for axis, k in self._index(number).items() if axis != "C")
+        return self._grid.position(self._order[number])
 
     def label(self, number: int) -> str:
-        """Return what tells a plane from the others: "[t0,z3,c1]", "[3]", or "" of a single one."""
-        index = self._index(number)
-        if set(index) <= {"I"} or set(index) <= {"Q"}:
-            return "".join(f"[{k}]" for k in index.values())
-        return f"[{','.join(f'{axis.lower()}{k}' for axis, k in index.items())}]"
-
-    def _index(self, number: int) -> dict[str, int]:
-        where = np.unravel_index(self._order[number], self.counts) if self.counts else ()
-        return {axis: int(k) for axis, k in zip(self.axes, where)}
+        """Return what tells a plane from the others; see Grid.label."""
+        return self._grid.label(self._order[number])
 
     def plane(self, number: int) -> np.ndarray:
         """Return the values of a plane, (H, W, C), upright.

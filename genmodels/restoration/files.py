@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from genmodels import cli, distributed, generation, images
 from genmodels.atomic import make_folder
 from genmodels.config import check
 from genmodels.config.words import check_choice
-from genmodels.foreign import open_plain
 from genmodels.images import pictures
 from genmodels.images.arrays import load_npy
+from genmodels.images.ngff import is_zarr
 from genmodels.images.scale import Wanted
 from genmodels.noise.stabilise import CAMERA
 from genmodels.restoration.jobs import Job, jobs_of, restored_planes, tiles
@@ -147,8 +146,7 @@ def denoise_pictures(
                 picture.write(out / names[k], done)
     distributed.barrier()
     if first:
-        made = [partial(open_plain, out / name) for name in names[:4]]
-        after = [pictures.open_picture(*each, any_scale=True) for each in zip(names, made)]
+        after = [pictures.open_path(name, out / name) for name in names[:4]]
         before = [readers[name]() for name in names[:4]]
         images.write_png(out / pictures.SHEET, pictures.before_after(zip(before, after)))
         jobs = [job for part in work for job in part]
@@ -174,11 +172,12 @@ def check_folder(out: Path, source: Path, names: Sequence[str]) -> None:
         raise ValueError(f"out={out}: is a file; name a folder")
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"out={out}: lies in the folder of the noisy pictures; name one outside")
-    if source.is_file() and out.resolve() == source.resolve().parent:
+    one = source.is_file() or is_zarr(source)
+    if one and out.resolve() == source.resolve().parent:
         raise ValueError(f"out={out}: is the folder of the noisy picture; name another")
     if pictures.SHEET in names:
         raise ValueError(f"denoise={source}: {pictures.SHEET} will be the sheet; rename it")
-    if source.is_dir() or source.suffix.lower() == ".zip":
+    if not one or source.suffix.lower() == ".zip":
         kept = [path for path in out.rglob("*") if path.suffix.lower() in pictures.KEPT]
         there = {str(path.relative_to(out)) for path in kept if path.name != pictures.SHEET}
         strange = sorted(there - set(names))

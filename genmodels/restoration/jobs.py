@@ -12,7 +12,6 @@ from genmodels import cli
 from genmodels.config import check
 from genmodels.images import pictures
 from genmodels.images.scale import Quantiles, Scale, Wanted, whole_range
-from genmodels.images.stacks import Stack
 from genmodels.noise.poisson_gaussian import PoissonGaussian
 from genmodels.noise.stabilise import CAMERA
 from genmodels.restoration.noise import Noise, auto_law, find_noise, shuffled_parts, to_image
@@ -106,7 +105,7 @@ def jobs_of(
     for number in range(len(picture)):
         channels[picture.channel(number)].add(picture.plane(number))
     stretched = wanted.scales(picture.dtype, channels)
-    together = isinstance(picture, Stack) and options.level != "plane"
+    together = picture.is_stack and options.level != "plane"
     jobs: dict[int, Job] = {}
     notes = list(picture.notes)
     for channel, scale in enumerate(stretched):
