@@ -59,37 +59,37 @@ def evaluated(words: list[str]) -> dict[str, Any]:
 
 
 def measured(
-    folder: str, law: str, level: float, told: dict[str, str], known: Path
+    folder: str, law: str, level: float, options: dict[str, str], known: Path
 ) -> dict[str, Any]:
     """Return the row of a set and a noise.
 
     Args:
         folder, law, level: the set and the noise.
-        told: the command's words.
+        options: the command's words.
         known: the report of an earlier evaluation beside BM3D, if it is there.
     """
-    words = [told["model"], f"denoise={pictures_in(folder)}", f"law={law}", f"level={level:g}"]
-    words.append(f"seed={told['seed']}")
-    against = parse_value("against", told["against"], bool)
-    earlier = json.loads(known.read_text()) if known.is_file() and told["seed"] == "0" else None
+    words = [options["model"], f"denoise={pictures_in(folder)}", f"law={law}", f"level={level:g}"]
+    words.append(f"seed={options['seed']}")
+    against = parse_value("against", options["against"], bool)
+    earlier = json.loads(known.read_text()) if known.is_file() and options["seed"] == "0" else None
     now = against and earlier is None
-    found = evaluated(
-        [*words, f"ensemble={told['ensemble']}", *(["--against", "bm3d"] if now else [])]
+    plain = evaluated(
+        [*words, f"ensemble={options['ensemble']}", *(["--against", "bm3d"] if now else [])]
     )
     blind = evaluated([*words, "blind=true"])
     row = {"set": folder, "law": law, "level": level}
     keys = {"noisy": "psnr_noisy", "ours": "psnr", "ensemble": "psnr_ensemble", "ssim": "ssim"}
-    row |= {key: found["metrics"][name]["value"] for key, name in keys.items()}
+    row |= {key: plain["metrics"][name]["value"] for key, name in keys.items()}
     row |= {"found": blind["metrics"]["psnr"]["value"]}
     row |= {"level_error": blind["metrics"]["level_error"]["value"]}
-    row["megapixels_per_second"] = found["restoring"]["megapixels_per_second"]
-    pictures = {each["image"]: each["psnr"] for each in found["rows"]}
+    row["megapixels_per_second"] = plain["restoring"]["megapixels_per_second"]
+    pictures = {each["image"]: each["psnr"] for each in plain["rows"]}
     row["pictures"] = pictures
     if folder in TRAINED_ON:
         rest = [value for name, value in pictures.items() if name != TRAINED_ON[folder]]
         row["without"] = float(np.mean(rest))
     if against:
-        theirs = earlier or found
+        theirs = earlier or plain
         row |= {"bm3d": theirs["metrics"]["psnr_bm3d"]["value"]}
         row["bm3d_from"] = known.name if earlier else "this run"
         if folder in TRAINED_ON:
@@ -118,8 +118,8 @@ def run(argv: list[str]) -> None:
         return
     for key in words:
         check(key in DEFAULTS, key, words[key], f"choose from {', '.join(DEFAULTS)}")
-    told = DEFAULTS | words
-    out = Path(told["out"])
+    options = DEFAULTS | words
+    out = Path(options["out"])
     path = out / "denoisers.json"
     out.mkdir(parents=True, exist_ok=True)
     shown = [f"{key}={value}" for key, value in words.items()]
@@ -127,12 +127,12 @@ def run(argv: list[str]) -> None:
     rows = record.rows(path, command)
     for folder, law, level in CONDITIONS:
         there = any((r["set"], r["law"], r["level"]) == (folder, law, level) for r in rows)
-        if there or told["only"] not in ("", folder):
+        if there or options["only"] not in ("", folder):
             continue
         known = out / f"noise2score_bm3d_{folder.lower()}_{law}_{level:g}.json"
-        rows.append(measured(folder, law, level, told, known))
+        rows.append(measured(folder, law, level, options, known))
         record.write(
-            path, command, seed=int(told["seed"]), threads=torch.get_num_threads(), rows=rows
+            path, command, seed=int(options["seed"]), threads=torch.get_num_threads(), rows=rows
         )
     write_bytes(path.with_suffix(".md"), table(rows).encode())
     print(table(rows))

@@ -26,7 +26,7 @@ class Grid:
         """How many channels there are."""
         return dict(zip(self.axes, self.counts)).get("C", 1)
 
-    def where(self, number: int) -> tuple[int, ...]:
+    def index(self, number: int) -> tuple[int, ...]:
         """Return the position of a plane along all axes."""
         if not self.counts:
             return ()
@@ -34,15 +34,15 @@ class Grid:
 
     def channel(self, number: int) -> int:
         """Return which channel a plane is of."""
-        return dict(zip(self.axes, self.where(number))).get("C", 0)
+        return dict(zip(self.axes, self.index(number))).get("C", 0)
 
     def position(self, number: int) -> tuple[int, ...]:
         """Return where a plane lies along the axes but that of the channels."""
-        return tuple(k for axis, k in zip(self.axes, self.where(number)) if axis != "C")
+        return tuple(k for axis, k in zip(self.axes, self.index(number)) if axis != "C")
 
     def label(self, number: int) -> str:
         """Return what tells a plane from the others: "[t0,z3,c1]", "[3]", or "" of a single one."""
-        where = self.where(number)
+        index = self.index(number)
         if set(self.axes) <= {"I"} or set(self.axes) <= {"Q"}:
-            return "".join(f"[{k}]" for k in where)
-        return f"[{','.join(f'{axis.lower()}{k}' for axis, k in zip(self.axes, where))}]"
+            return "".join(f"[{k}]" for k in index)
+        return f"[{','.join(f'{axis.lower()}{k}' for axis, k in zip(self.axes, index))}]"

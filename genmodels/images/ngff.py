@@ -99,17 +99,17 @@ class NgffStack:
         self.dtype = np.dtype(array.dtype).newbyteorder("=")
         if self.dtype.kind not in "iuf" or (self.dtype.kind != "f" and self.dtype.itemsize > 4):
             raise ValueError(f"it holds {self.dtype}, not whole numbers of 32 bits or floats")
-        found = axes or self._said_axes() or {2: "YX", 3: "IYX"}.get(array.ndim, "")
-        fits = len(found) == array.ndim and len(set(found)) == len(found) and found.isalpha()
-        if not fits or not found.isupper() or not found.endswith("YX") or "S" in found:
+        letters = axes or self._said_axes() or {2: "YX", 3: "IYX"}.get(array.ndim, "")
+        fits = len(letters) == array.ndim and len(set(letters)) == len(letters) and letters.isalpha()
+        if not fits or not letters.isupper() or not letters.endswith("YX") or "S" in letters:
             said = f"axes={axes} must name as many" if axes else "name them by axes="
             raise ValueError(
-                f"it has {array.ndim} dimensions, {found or 'without names'}; {said}, each by a "
+                f"it has {array.ndim} dimensions, {letters or 'without names'}; {said}, each by a "
                 "capital letter of its own, YX at the end"
             )
         if not math.prod(array.shape):
             raise ValueError(f"it has the shape {array.shape}")
-        self._grid = Grid(found[:-2], tuple(array.shape[:-2]))
+        self._grid = Grid(letters[:-2], tuple(array.shape[:-2]))
         height, width = self.size
         if height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise ValueError(f"its planes of {height} x {width} pixels are too large")
@@ -173,7 +173,7 @@ class NgffStack:
         """
         label = f"{self._key}={self.name}{self.label(number)}"
         try:
-            values = np.asarray(self._array[self._grid.where(number)])
+            values = np.asarray(self._array[self._grid.index(number)])
         except Exception as error:  # each codec has its own kind
             raise ValueError(f"{label}: cannot be read ({error}); make it again") from None
         if not np.isfinite(values).all():
@@ -195,7 +195,7 @@ class NgffStack:
         with whole_path(path) as partial:
             made = self._like_it(partial)
             for number, values in enumerate(itertools.chain([first], planes)):
-                made[self._grid.where(number)] = as_type(values[..., 0], self.dtype)
+                made[self._grid.index(number)] = as_type(values[..., 0], self.dtype)
             if is_zarr(path):
                 shutil.rmtree(path)
 
@@ -251,14 +251,14 @@ def _check_folder(path: Path) -> None:
                 _check_codecs(json.loads(read_plain(file)))
 
 
-def _check_codecs(found: Any) -> None:
+def _check_codecs(metadata: Any) -> None:
     """Raise ValueError for a codec beyond CODECS anywhere in the metadata of arrays."""
-    if isinstance(found, list):
-        for each in found:
+    if isinstance(metadata, list):
+        for each in metadata:
             _check_codecs(each)
-    if not isinstance(found, dict):
+    if not isinstance(metadata, dict):
         return
-    for key, value in found.items():
+    for key, value in metadata.items():
         if key in ("codecs", "index_codecs", "filters", "compressor"):
             for codec in value if isinstance(value, list) else [value]:
                 name = codec.get("id", codec.get("name")) if isinstance(codec, dict) else codec

@@ -398,9 +398,9 @@ class Noise2Score(GenerativeModule):
     def _split(self, y: Tensor, level: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
         """Return (x(y1), y2) of pictures split with the noise of training images n."""
         rngs = [np.random.default_rng([self.cfg.seed, k, SPLIT]) for k in n.tolist()]
-        first, told = self._first_parts(y, level, rngs)
+        first, levels = self._first_parts(y, level, rngs)
         share = self.cfg.method.share
-        return self.direct(first, told), (y - (1 - share) * first) / share
+        return self.direct(first, levels), (y - (1 - share) * first) / share
 
     def _first_parts(
         self, y: Tensor, level: Tensor, rngs: Sequence[np.random.Generator]
@@ -409,8 +409,8 @@ class Noise2Score(GenerativeModule):
         assert self.law.split is not None
         share, pixels = self.cfg.method.share, y.double().numpy(force=True)
         parts = [
-            self.law.split(each, float(told), share, rng)
-            for each, told, rng in zip(pixels, level.flatten(), rngs)
+            self.law.split(each, float(one), share, rng)
+            for each, one, rng in zip(pixels, level.flatten(), rngs)
         ]
         first, levels = (np.stack(part) for part in zip(*parts))
         return torch.from_numpy(first).to(y), over_items(torch.from_numpy(levels).to(level), y)

@@ -60,12 +60,12 @@ def neighbours(choice: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Te
     pair = (choice * len(FIRST)).long()
 
     def picker(table: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
-        place = torch.tensor(table, device=choice.device)[pair][:, None, None]
+        position = torch.tensor(table, device=choice.device)[pair][:, None, None]
 
         def pick(x: Tensor) -> Tensor:
             height, width = (side // 2 * 2 for side in x.shape[-2:])
             cells = functional.pixel_unshuffle(x[..., :height, :width], 2).unflatten(1, (-1, 4))
-            return cells.gather(2, place.expand(-1, x.shape[1], -1, -1, -1))[:, :, 0]
+            return cells.gather(2, position.expand(-1, x.shape[1], -1, -1, -1))[:, :, 0]
 
         return pick
 
