@@ -100,7 +100,7 @@ class NgffStack:
         if self.dtype.kind not in "iuf" or (self.dtype.kind != "f" and self.dtype.itemsize > 4):
             raise ValueError(f"it holds {self.dtype}, not whole numbers of 32 bits or floats")
         letters = axes or self._said_axes() or {2: "YX", 3: "IYX"}.get(array.ndim, "")
-        fits = len(letters) == array.ndim and len(set(letters)) == len(letters) and letters.isalpha()
+        fits = len(set(letters)) == len(letters) == array.ndim and letters.isalpha()
         if not fits or not letters.isupper() or not letters.endswith("YX") or "S" in letters:
             said = f"axes={axes} must name as many" if axes else "name them by axes="
             raise ValueError(
