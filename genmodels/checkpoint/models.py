@@ -133,30 +133,16 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
     return model.eval()
 
 
-def load_by_channels(
-    path: Path | str, *, ema: bool = True, device: torch.device | str = "cpu"
-) -> dict[int, Any]:
-    """Return {channels: trained method}: one, or of NAME both NAME_grey and NAME_colour.
+def paths_by_channels(path: Path | str) -> dict[int, Path | str]:
+    """Return {channels: model} of NAME_grey and NAME_colour for NAME, else {0: path}.
 
     These two are meant where NAME is no model itself; one of them may be missing.
-
-    Args:
-        path, ema, device: see load.
-
-    Raises:
-        ValueError: see load.
     """
     known, names = shipped(MODELS), {1: f"{path}_grey", 3: f"{path}_colour"}
-    pair = {
-        channels: folder
-        for channels, name in names.items()
-        if (folder := known.get(name, Path(name).expanduser())).is_dir()
-    }
-    itself = str(path) in known or Path(path).expanduser().exists()
-    if itself or not pair:
-        model = load(path, ema=ema, device=device)
-        return {model.shape[0]: model}
-    return {channels: load(each, ema=ema, device=device) for channels, each in pair.items()}
+    if str(path) in known or Path(path).expanduser().exists():
+        return {0: path}
+    folders = {key: known.get(name, Path(name).expanduser()) for key, name in names.items()}
+    return {key: folder for key, folder in folders.items() if folder.is_dir()} or {0: path}
 
 
 def _no_model(path: Path) -> ValueError:

@@ -145,9 +145,10 @@ def denoise(path: str, options: DenoiseOptions, extra: dict[str, str]) -> None:
     """Restore noisy pictures."""
     typed_words(extra, {}, also=ALL_KEYS)  # a method's options mean nothing here
     device = pick_device(options.device)
-    models = checkpoint.load_by_channels(path, ema=options.ema, device=device)
-    for model in models.values():
-        check_folder(Path(options.out), [path], model)
+    models = {}
+    for channels, each in checkpoint.paths_by_channels(path).items():
+        models[channels] = checkpoint.load(each, ema=options.ema, device=device)
+        check_folder(Path(options.out), [str(each)], models[channels])
     restoration.denoise(models, options, Path(options.out))
 
 

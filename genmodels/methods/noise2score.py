@@ -380,8 +380,9 @@ class Noise2Score(GenerativeModule):
         spread = divergence(f, w, restored, signs, 0.1 * sigma)
         if objective == "sure":
             return change - 1 + 2 * spread
-        # Descending it ascends in the multiplier.
-        return change + 2 * (self.multiplier.detach() * spread - self.multiplier * spread.detach())
+        # Descending the last term, which is 0, ascends in the multiplier.
+        fixed = self.multiplier.detach()
+        return change + 2 * fixed * spread + 2 * (fixed - self.multiplier) * spread.detach()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the network's weights, and the multiplier of unsure, which does not decay."""

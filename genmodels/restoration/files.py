@@ -33,7 +33,7 @@ def denoise(model: Any, options: DenoiseOptions, out: Path) -> None:
         options: of the command.
         out: the folder.
     """
-    models = model if isinstance(model, Mapping) else {model.shape[0]: model}
+    models = model if isinstance(model, Mapping) else {0: model}
     model = next(iter(models.values()))
     if not model.ANY_SIZE:
         check_choice("law", options.law, tuple(model.DENOISE_LAWS) or ("no law: no denoiser",))
@@ -156,7 +156,7 @@ def denoise_pictures(
 
 
 def _fitting(models: Mapping[int, Any], picture: pictures.Planes) -> int:
-    """Return the key of the model for a file: its channels, else those of the only one, or 1."""
+    """Return the key of the model for a file: its channels, or 1; of one model that of it."""
     if len(models) == 1:
         return next(iter(models))
     channels = picture.plane(0).shape[2]
