@@ -16,10 +16,10 @@ IMAGES to cluster are a folder, .zip, .npz or NAME[:SPLIT].
 
 denoise= takes a picture, a folder or .zip of them, or an .npy of floats on the scale 0..255, not
 clipped, which keeps what 8 bits cut off. Noise2Score restores pictures of any size, grey or colour,
-of 8 to 32 bits, and stacks of planes in a TIFF; DIR holds each under its own name, as it came (JPEG
-and the like as PNG), and before_after.png. MODEL may be noise2score then: noise2score_grey, and for
-pictures in colour noise2score_colour where it is there. GBM (law=lognormal) takes images of its own
-shape, an .npz too, and an .npy (N, H, W, C); DIR/000000.png ... follow their order.
+of 8 to 32 bits, and stacks of planes in TIFF or Zarr; DIR holds each under its own name, as it came
+(JPEG and the like as PNG), and before_after.png. MODEL may be noise2score then: noise2score_grey,
+and for pictures in colour noise2score_colour where it is there. GBM (law=lognormal) takes images of
+its own shape, an .npz too, and an .npy (N, H, W, C); DIR/000000.png ... follow their order.
 """
 
 from collections.abc import Sequence
