@@ -186,7 +186,7 @@ class NgffStack:
         Folders are made when there is something to write. One plane is held at a time.
 
         Args:
-            path: of the folder; another Zarr folder there is replaced.
+            path: of the folder; another Zarr folder there is replaced, in two steps at the end.
             planes: (H, W, 1), in the order of its own; whole numbers are rounded and clipped.
         """
         planes = iter(planes)
@@ -242,10 +242,10 @@ class NgffStack:
 
 def _check_folder(path: Path) -> None:
     """Raise ValueError for what is no plain file, or a codec that may run code."""
-    for folder, _, names in os.walk(path):
-        for name in names:
+    for folder, inner, names in os.walk(path):
+        for name in (*inner, *names):
             file = Path(folder, name)
-            if file.is_symlink() or not file.is_file():
+            if file.is_symlink() or not (file.is_file() or file.is_dir()):
                 raise ValueError(f"{file.relative_to(path)} is no plain file")
             if name in ("zarr.json", ".zarray", ".zmetadata"):
                 _check_codecs(json.loads(read_plain(file)))

@@ -139,6 +139,10 @@ def linked(path):
     (path / "0" / "link").symlink_to(path / "zarr.json")
 
 
+def linked_folder(path):
+    (path / "0" / "link").symlink_to(path)
+
+
 def outside(path):
     def change(told):
         told["attributes"]["ome"]["multiscales"][0]["datasets"][0]["path"] = "../b.zarr/0"
@@ -164,6 +168,7 @@ def cut_off(path):
         (2, pickled, "packed by pickle, which is not read"),
         (3, pickled_three, "packed by numcodecs.pickle, which is not read"),
         (3, linked, "is no plain file"),
+        (3, linked_folder, "is no plain file"),
         (3, outside, r"its picture lies at \.\./b.zarr/0"),
         (3, unnamed, "it is no array and holds no OME-NGFF picture"),
         (3, huge, "its planes of 1000000 x 1000000 pixels are too large"),
