@@ -62,7 +62,7 @@ def rewritten(path, out, **options):
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("dtype", ["<u2", ">u2", "u1", "i2", "f4"])
 def test_ome_comes_back_as_it_was(tmp_path, version, dtype):
-    values = stack(2, 3, 4, 10, 12, dtype=np.dtype(dtype).newbyteorder("="))
+    values = (stack(2, 3, 4, 10, 12) // 16).astype(np.dtype(dtype).newbyteorder("="))  # up to 249
     options = {"chunks": (1, 1, 3, 8, 8), "fill_value": 0}
     if version == 2:
         values = values.astype(dtype)
@@ -159,7 +159,7 @@ def huge(path):
 
 
 def cut_off(path):
-    edit(path / "zarr.json", lambda told: told.pop("node_type"))
+    (path / "zarr.json").write_text((path / "zarr.json").read_text()[:-9])
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_it_is_restored_and_learned_from(tmp_path, capsys):
     one = [str(run), f"denoise={tmp_path}/in/a.ome.zarr", f"out={tmp_path}/in"]
     capsys.readouterr()
     assert sample.main(one) == 2 and "is the folder of the noisy picture" in capsys.readouterr().err
-    noise = NoiseConfig(law="gaussian", copies="given", scale="quantiles")
+    noise = NoiseConfig(law="gaussian", level=0.0, copies="given", scale="quantiles")
     options = {"name": "imagefolder", "root": f"{tmp_path}/in", "channels": 1, "patch": 16}
     data = NoisyDataModule(DataConfig(**options, holdout=0.3, noise=noise))
     assert len(data.cfg.noise.black) == 2 and len(data.numbers["test"]) == 2
