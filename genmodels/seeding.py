@@ -46,6 +46,7 @@ class Stream(IntEnum):
     AIS_BASE = 40
     AIS_CHAIN = 41  # 42: its Metropolis decisions
     AIS_REFINE = 43  # 44: likewise
+    SOURCE = 45
 
 
 def permutation(

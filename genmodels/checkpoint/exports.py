@@ -105,7 +105,7 @@ def write_export(
         state = {k: v.half() if k in halved else v for k, v in state.items()}
     plain = to_plain(model.cfg)
     plain |= {"out_dir": Config.out_dir, "init": ""}  # folders of the machine it was made on
-    plain["data"]["root"] = ""
+    plain["data"] |= {"root": "", "source_root": ""}
     with new_folder(out) as folder:
         save_file(state, folder / "model.safetensors", {"format": "pt"})
         description = {

@@ -215,6 +215,10 @@ class DataConfig(Section):
     points: int = setting(
         10_000, "2-D toys: training points (a fifth as many are held out)", ge=1, le=10**8
     )
+    source: str = setting(
+        "", "interpolant: data set that its paths begin at, in place of noise (image to image)"
+    )
+    source_root: str = setting("", "folder or file of data.source; empty: as data.root")
     device: str = setting(
         "auto", "where the uint8 images live", choices=("auto", "cpu", "cuda", "disk")
     )
@@ -238,6 +242,7 @@ class DataConfig(Section):
         self.check(
             not (self.pairs and self.balanced), "pairs", "does not go with data.balanced=true"
         )
+        self.check(self.source or not self.source_root, "source_root", "needs data.source=NAME")
         self.check(
             self.patch or not self.noise.law,
             "patch",
