@@ -47,6 +47,7 @@ class Stream(IntEnum):
     AIS_CHAIN = 41  # 42: its Metropolis decisions
     AIS_REFINE = 43  # 44: likewise
     SOURCE = 45
+    METROPOLIS = 46
 
 
 def permutation(
