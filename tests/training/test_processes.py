@@ -25,7 +25,8 @@ from tests.helpers.paths import ROOT
 from tests.helpers.processes import once, together
 from tests.helpers.tiny import TINY, last_words
 
-KINDS = "edm edm2 ddo gbm cdrl drl noise2score gedi energy interpolant dae".split()
+KINDS = ("edm", "edm2", "ddo", "gbm", "cdrl", "drl", "noise2score", "gedi", "energy")
+KINDS += ("interpolant", "dae")
 CONFIGS = sorted(
     path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem.split("_")[0] in KINDS
 )
