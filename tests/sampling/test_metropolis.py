@@ -30,14 +30,15 @@ def normal(x):
 
 
 def test_the_line_integral_is_the_difference_of_log_densities():
-    generator = torch.Generator().manual_seed(0)
-    x, end = torch.randn(2, 50, 1, 1, 1, dtype=torch.float64, generator=generator)
+    line = torch.linspace(-1.5, 1.5, 13, dtype=torch.float64)
+    x, end = (part.reshape(-1, 1, 1, 1) for part in torch.cartesian_prod(line, line).T)
     truth = two_modes(end) - two_modes(x)
     errors = {
         k: float((log_density_difference(score_of_two_modes, x, end, k) - truth).abs().max())
         for k in (1, 2, 4, 8, 16)
     }
-    assert errors[2] > 0.3 and errors[4] < errors[2] and errors[8] < 0.06 and errors[16] < 2e-3
+    assert errors[1] > errors[2] > errors[4] > 1  # in nats, over the whole valley
+    assert errors[8] < 0.5 and errors[16] < 0.06
     # A linear score is exact with one node.
     found = log_density_difference(normal, x, end, 1)
     expected = ((x**2 - end**2) / 2).flatten(1).sum(dim=1)
