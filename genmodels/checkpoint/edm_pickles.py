@@ -4,15 +4,14 @@
 
 Handled: SongUNet and DhariwalUNet under EDMPrecond, VPPrecond, VEPrecond and iDDPMPrecond, and
 EDM2's UNet under Precond (of pixels; DDO's files have these layouts too). The files are read by
-inert_pickle.py beside this one. The weights keep the licence they were released under (CC BY-NC-SA
-4.0, non-commercial).
+inert_pickle.py beside this one; the command is in released.py. The weights keep the licence they
+were released under (CC BY-NC-SA 4.0, non-commercial).
 """
 
 import math
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ import torch
 from genmodels.checkpoint.exports import check_new, write_export
 from genmodels.checkpoint.inert_pickle import Array, Record, load_pickle
 from genmodels.checkpoint.models import build
-from genmodels.config import Section, setting, settings_of
-from genmodels.config.words import check_flags, help_text, split_words, typed_words
 from genmodels.networks.edm2_unet import (
     BALANCE,
     LABEL_BALANCE,
@@ -422,26 +419,3 @@ def state_from_released(
             tensor = 2 * math.pi * tensor
         state[key] = tensor.clone()
     return state
-
-
-@dataclass
-class ImportOptions(Section):
-    """What python -m genmodels.importers takes."""
-
-    out: str = setting("", "folder to make")
-    data: str = setting("imagefolder", "the data it was trained on, e.g. cifar10")
-    key: str = setting("ema", "which network of the file")
-
-
-def main(argv: Sequence[str]) -> None:
-    """Convert one file; see the module's docstring."""
-    positionals, words, flags = split_words(argv)
-    check_flags(flags, ("--help",))
-    if "--help" in flags or not argv:
-        print(f"{__doc__.strip()}\n\n{help_text(ImportOptions)}")
-        return
-    options = ImportOptions(**typed_words(words, settings_of(ImportOptions)))
-    if len(positionals) != 1 or not options.out:
-        raise ValueError("usage: python -m genmodels.importers PICKLE out=DIR [data=cifar10]")
-    out = convert(positionals[0], options.out, data=options.data, key=options.key)
-    print(f"converted: {out}")

@@ -56,8 +56,8 @@ COMMANDS = {
         "genmodels.checkpoint.merge:main", "several models of one network as their average"
     ),
     "import": Command(
-        "genmodels.checkpoint.edm_pickles:main",
-        "weights released with EDM, EDM2 or DDO",
+        "genmodels.checkpoint.released:main",
+        "weights released with EDM, EDM2, DDO or CDRL",
         "genmodels.importers",
     ),
 }

@@ -224,6 +224,12 @@ class DataConfig(Section):
     )
     workers: int = setting(2, "data.device=disk: processes that read ahead; 0: none", ge=0)
     patch: int = setting(0, "noise2score: side of the patches cut from pictures of any size", ge=0)
+    scenes: int = setting(
+        0, "noise2score: drawn pictures of smooth spots and lines beside those of the set", ge=0
+    )
+    leave_out: list[str] = setting(
+        [], "pictures: names, without folder and ending, of those that are not read"
+    )
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     shape: list[int] = setting([], "(C, H, W); filled in from the data")
     classes: int = setting(-1, "number of classes; filled in from the data")
@@ -247,6 +253,11 @@ class DataConfig(Section):
             self.patch or not self.noise.law,
             "patch",
             f"must be > 0 with data.noise.law={self.noise.law}",
+        )
+        self.check(
+            not self.scenes or (self.noise.law and self.noise.copies != "given"),
+            "scenes",
+            "needs data.noise.law= and copies=fixed or fresh",
         )
 
 

@@ -25,6 +25,7 @@ from genmodels.config import DataConfig, check
 from genmodels.data.fingerprint import NEW, digest, note_fingerprint
 from genmodels.data.module import home_of_images
 from genmodels.data.own import held_out_share
+from genmodels.data.scenes import draw_scene
 from genmodels.data.sets import picture_tree
 from genmodels.data.stream import TrainStream
 from genmodels.images import Tree, from_uint8, to_uint8
@@ -76,7 +77,10 @@ class NoisyDataModule(L.LightningDataModule):
         if cfg.noise.copies == "given":
             pictures = _noisy_pictures(tree, cfg, channels)
         else:
-            pictures = _clean_pictures(tree, channels)
+            pictures = _clean_pictures(tree, channels) + [
+                Source(f"scene {k}", draw_scene(k, channels), f"scene {k}", f"scene {k}")
+                for k in range(cfg.scenes)
+            ]
         for each in pictures:
             check(
                 min(each.image.shape[1:]) >= cfg.patch,

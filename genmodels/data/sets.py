@@ -22,8 +22,8 @@ from genmodels.images import OnDisk, arrays
 
 SPLITS = ("train", "test")
 # Settings that mean nothing to some of the sets, which DataSet.takes of the others names.
-SETTINGS_OF_SETS = ("root", "resolution", "crop", "channels", "holdout", "points")
-PICTURES = ("root", "resolution", "crop", "channels", "holdout")
+SETTINGS_OF_SETS = ("root", "resolution", "crop", "channels", "holdout", "points", "leave_out")
+PICTURES = ("root", "resolution", "crop", "channels", "holdout", "leave_out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +195,7 @@ def picture_tree(cfg: DataConfig) -> images.Tree:
     kind = kind_of_files(root)
     if kind.startswith("np") and root.is_file():
         raise ValueError(f"data.name={cfg.name}: {root} is an array; read it with data.name={kind}")
-    return images.Tree(root / row.folder, "data.root")
+    return images.Tree(root / row.folder, "data.root", cfg.leave_out)
 
 
 def read_hugging_face(cfg: DataConfig, split: str) -> Split:
@@ -346,7 +346,7 @@ DATASETS = {
     # A resolution of arrays is what they must have: see fill_in.
     "npz": DataSet(read=own.read_npz, takes=("root", "resolution", "holdout")),
     "npy": DataSet(read=own.read_npy, takes=("root", "resolution", "holdout")),
-    "hf": DataSet(read=read_hugging_face, takes=PICTURES),
+    "hf": DataSet(read=read_hugging_face, takes=PICTURES[:-1]),
     # Training pictures of the denoising papers; data.resolution= makes them of one size.
     "train400": DataSet(
         read=read_pictures,

@@ -75,6 +75,11 @@ class Noise2ScoreConfig(Section):
     anneal: int = setting(
         0, "images over which sigma_a falls evenly; 0: drawn at random, in log", ge=0
     )
+    drawn: str = setting(
+        "sigma_a",
+        "what is even in log then: sigma_a, or t: the noise with the perturbation",
+        choices=("sigma_a", "t"),
+    )
     domain: str = setting(
         "even",
         "even: w, where the noise is even; pixels: y itself (published)",
@@ -98,6 +103,12 @@ class Noise2ScoreConfig(Section):
             self.form == "scaled" or self.objective == "score",
             "form",
             "goes with objective=score only",
+        )
+        self.check(
+            self.drawn == "sigma_a"
+            or (self.objective == "score" and self.form == "scaled" and not self.anneal),
+            "drawn",
+            "goes with objective=score, form=scaled and anneal=0 only",
         )
 
 
@@ -239,7 +250,12 @@ class Noise2Score(GenerativeModule):
             if self.law.normal and cfg.domain == "even" and cfg.form == "scaled":
                 noisiest = torch.maximum(self.noise_std(self.levels).max(), sigma)
                 most = ((1 + most**2) * noisiest**2 - sigma**2).sqrt() / sigma
-            perturbation = self.sigma_a_min * (most / self.sigma_a_min) ** drawn
+            least = self.sigma_a_min
+            if cfg.drawn == "t":
+                low, high = 1 + least**2, 1 + most**2
+                perturbation = (low * (high / low) ** drawn - 1).sqrt()
+            else:
+                perturbation = least * (most / least) ** drawn
         return perturbation if cfg.form == "published" else perturbation * sigma
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

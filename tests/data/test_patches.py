@@ -11,6 +11,7 @@ from PIL import Image
 from genmodels.config import DataConfig, NoiseConfig
 from genmodels.data import patches
 from genmodels.data.patches import NoisyDataModule, Pictures
+from genmodels.data.scenes import draw_scene
 
 
 @pytest.fixture
@@ -186,6 +187,46 @@ def test_what_cannot_be_is_one_line(folder):
         NoiseConfig(law="gaussian", copies="given", target="clean")
     with pytest.raises(ValueError, match="is no folder of pictures"):
         NoisyDataModule(DataConfig(name="digits", patch=4, noise=NoiseConfig(law="gaussian")))
+
+
+def test_drawn_scenes_join_the_pictures(folder):
+    cfg = DataConfig(
+        name="imagefolder",
+        root=str(folder),
+        channels=3,
+        patch=16,
+        scenes=4,
+        holdout=0,
+        noise=NoiseConfig(law="gaussian", level=2.0, copies="fixed", target="clean"),
+    )
+    data = NoisyDataModule(cfg)
+    assert len(data.numbers["train"]) == 14
+    scenes = [data.views["target"][k] for k in range(10, 14)]
+    for k, scene in enumerate(scenes):
+        assert torch.equal(scene, draw_scene(k, 3)) and scene.max() >= 150
+        # The diagonal details of 2 x 2 pixels: nearly none, where photographs have grain.
+        x = scene.double()
+        details = (x[:, ::2, ::2] - x[:, ::2, 1::2] - x[:, 1::2, ::2] + x[:, 1::2, 1::2]) / 2
+        assert details.abs().median() <= 0.5
+        noise = (data.views["image"][10 + k] + 1) * 127.5 - scene
+        assert float(noise.std()) == pytest.approx(2, rel=0.02)
+    assert len({scene.double().mean().item() for scene in scenes}) == 4
+
+
+def test_pictures_are_left_out_by_name(folder):
+    cfg = DataConfig(
+        name="imagefolder",
+        root=str(folder),
+        channels=1,
+        patch=16,
+        leave_out=["3", "7"],
+        noise=NoiseConfig(law="gaussian", level=2.0, target="clean"),
+    )
+    left = {int(NoisyDataModule(cfg).views["target"][k].max()) for k in range(8)}
+    assert left == {20 * k + 30 for k in range(10)} - {90, 170}
+    cfg.leave_out = ["elsewhere"]
+    with pytest.raises(ValueError, match="data.leave_out=elsewhere: no picture of .* is called so"):
+        NoisyDataModule(cfg)
 
 
 def test_patches_cut_at_once_are_those_cut_one_by_one():
