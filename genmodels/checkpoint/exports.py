@@ -30,6 +30,7 @@ from genmodels.checkpoint.cards import (
     sample_grid,
     scores_of_report,
     scores_of_run,
+    vae_to_share,
 )
 from genmodels.checkpoint.models import FORMAT, file_sha256, load, model_path, read_checkpoint
 from genmodels.config import Config, setting, settings_of, to_plain
@@ -108,6 +109,8 @@ def write_export(
     plain = to_plain(model.cfg)
     plain |= {"out_dir": Config.out_dir, "init": ""}  # folders of the machine it was made on
     plain["data"] |= {"root": "", "source_root": ""}
+    vae = plain["data"]["vae"]
+    vae["name"] = vae_to_share(vae["name"])
     with new_folder(out) as folder:
         save_file(state, folder / "model.safetensors", {"format": "pt"})
         description = {

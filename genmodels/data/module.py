@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from genmodels import images, seeding
 from genmodels.config import DataConfig
+from genmodels.data import latents
 from genmodels.data.fingerprint import fingerprint, note_fingerprint
 from genmodels.data.sets import (
     data_root,
@@ -99,6 +100,19 @@ class ImageDataModule(L.LightningDataModule):
                 shares.append((seeding.HELD_OUT + share, share))
         return DataLoader(Batches(pixels, labels), batch_size=None, sampler=shares)
 
+    def pictures(self, split: str, device: torch.device | str = "cpu") -> torch.Tensor | OnDisk:
+        """Return the images of "train" or "held_out" as a metric sees them, uint8 (N, C, H, W).
+
+        Args:
+            split: which.
+            device: where latents are decoded.
+
+        Raises:
+            ValueError: latents whose VAE cannot be loaded.
+        """
+        pixels = getattr(self, split)[0]
+        return latents.decoded(pixels, self.cfg.vae, device) if self.cfg.vae.mean else pixels
+
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Return the batch; raise the ValueError that stands for one with a broken file."""
         if isinstance(batch, ValueError):
@@ -108,8 +122,13 @@ class ImageDataModule(L.LightningDataModule):
     def on_after_batch_transfer(
         self, batch: dict[str, torch.Tensor], dataloader_idx: int
     ) -> dict[str, torch.Tensor]:
-        """Return the batch with its images as float32 in [-1, 1], training images flipped."""
+        """Return the batch with its images as float32 in [-1, 1], training images flipped.
+
+        Of latents it is a draw of each, on the scale of the model.
+        """
         pixels = batch["image"]
+        if self.cfg.vae.mean:
+            pixels = latents.draw(pixels, self.cfg.vae, self.seed, batch["n"])
         pixels = pixels if pixels.is_floating_point() else images.from_uint8(pixels)  # toys: floats
         if self.cfg.flip and self.trainer.training:
             mirrored = seeding.uniform(self.seed, batch["n"], seeding.Stream.FLIP) < 0.5

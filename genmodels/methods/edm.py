@@ -6,7 +6,7 @@ generative models", arXiv 2206.00364.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -180,6 +180,7 @@ class EDM(GenerativeModule):
     Config = EDMConfig
     OF_WEIGHTS = ("precond", "sigma_data")
     LABEL_DROPOUT = True
+    LATENTS = True
     P_STD = True
     SAMPLE_OPTIONS = settings_of(EDMConfig, *SAMPLING) | settings_of(GuideOptions)
     LIKELIHOODS = ("ode",)
@@ -486,6 +487,13 @@ class EDM(GenerativeModule):
                 "guide",
                 f"a model of {guide.shape} and {guide.classes} classes",
                 f"must be of {self.shape} and 0 or {self.classes} classes",
+            )
+            scales = [replace(model.cfg.data.vae, name="") for model in (self, guide)]
+            check(
+                scales[0] == scales[1],
+                "guide",
+                "a model of latents on another scale",
+                f"must have data.vae.mean={scales[0].mean}, std={scales[0].std}",
             )
         return cfg
 

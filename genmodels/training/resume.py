@@ -42,6 +42,7 @@ CHANGEABLE = (
     "data.device",
     "data.download",
     "data.workers",
+    "data.vae.name",
     "method.rounds",
     "method.retry",
 )

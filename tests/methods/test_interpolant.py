@@ -121,9 +121,9 @@ class Linear(nn.Module):
 
 def test_the_smallest_loss_is_the_variance_that_is_left():
     """E |target - field|^2 = Var(target) - slope^2 Var(x_t), a mean over t; for each element."""
-    model = build(DIGITS, *TINY, "method.times=uniform", "data.labels=false")
+    model = build(TOY, *ALONE, *ONE, "method.antithetic=false")
     model.net = Linear([model])
-    value = float(model.loss(batch_of(model, 4000))[1]["loss"])
+    value = float(model.loss(batch_of(model, 100_000))[1]["loss"])
     t = torch.linspace(1e-3, 0.999, 100_001, dtype=torch.float64)
     var = 0.49 * t**2 + (1 - t) ** 2
     left = (1.49 - (0.49 * t - (1 - t)) ** 2 / var).mean()
@@ -277,17 +277,23 @@ def test_an_interpolant_samples_as_an_edm(path):
     torch.testing.assert_close(
         edm.denoise(x, sigma, labels), model.denoise(x, sigma, labels), rtol=1e-3, atol=1e-4
     )
-    options = {"labels": [3, 4], "steps": 8, "sampler": "euler"}
+    options = {"labels": [3, 4], "steps": 5, "sampler": "euler"}
     found = edm.sample([0, 1], **options)
-    expected = model.sample([0, 1], grid="edm", **options)
     if path == "one_sided_linear":
+        expected = model.sample([0, 1], grid="edm", **options)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-    fine = [
-        m.sample([0, 1], labels=[3, 4], steps=50, sampler="heun", **more)
-        for m, more in ((edm, {}), (model, {"grid": "edm"}))
-    ]
-    torch.testing.assert_close(fine[0], fine[1], rtol=0, atol=0.02)
-    assert (expected - fine[1]).abs().max() > 0.05  # where the 8 steps had not come
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["one_sided_linear", "one_sided_trig"])
+def test_with_many_steps_both_end_at_the_same_images(path):
+    model = build(DIGITS, *TINY, f"method.path={path}", "method.t_min=0.01")
+    edm, options = model.to_edm(), {"labels": [3, 4], "sampler": "heun"}
+    fine = edm.sample([0, 1], steps=50, **options)
+    found = model.sample([0, 1], steps=50, grid="edm", **options)
+    torch.testing.assert_close(found, fine, rtol=0, atol=0.02)
+    coarse = model.sample([0, 1], steps=4, grid="edm", **options)
+    assert (coarse - fine).abs().max() > 0.05
 
 
 @pytest.mark.parametrize("path", ["one_sided_linear", "one_sided_trig"])
@@ -295,7 +301,7 @@ def test_both_have_the_same_density(path):
     """On the plane: along sigma, and along t."""
     model = build(TOY, *ALONE, *ONE, "method.antithetic=false", f"method.path={path}")
     edm = model.to_edm()
-    x, options = 0.4 * torch.randn(4, *model.shape), {"seeds": range(4), "trace": "exact"}
+    x, options = torch.randn(4, *model.shape), {"seeds": range(4), "trace": "exact"}
     expected = model.log_prob(x, steps=40, **options)
     assert float(expected.std()) > 0.1
     torch.testing.assert_close(edm.log_prob(x, steps=60, **options), expected, rtol=0, atol=0.02)
@@ -342,7 +348,7 @@ def test_velocity_and_score_of_a_known_path():
 def test_there_and_back():
     model = build(TOY, *PLANE)
     x = torch.rand(5, *model.shape) - 0.5
-    options = {"steps": 200, "sampler": "rk4", "grid": "uniform"}
+    options = {"steps": 60, "sampler": "rk4", "grid": "uniform"}
     there = model.transport(x, **options)
     back = model.transport(there, reverse=True, **options)
     assert (there - x).abs().max() > 0.05
@@ -494,7 +500,7 @@ def test_options_of_an_sde_are_not_ignored():
 
 
 def test_a_model_against_itself_has_a_log_ratio_of_exactly_zero():
-    for words in ((), EDM_WORDS, ("method.antithetic=true",)):
+    for words in (EDM_WORDS, ("method.antithetic=true",)):
         model, batch = build(DIGITS, *TINY, *words), None
         batch = batch_of(model, 6)
         delta, logs = model.log_ratio(batch, model)

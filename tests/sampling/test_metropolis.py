@@ -20,9 +20,10 @@ def two_modes(x):
 
 
 def score_of_two_modes(x):
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
-        return torch.autograd.grad(two_modes(x).sum(), x)[0]
+    """Return d/dx of it: each mode's pull, by its share at x."""
+    odds = math.log(SHARES[1] / SHARES[0]) + (MEANS[1] - MEANS[0]) * x / WIDTH**2
+    right = odds.sigmoid()  # the modes lie at equal distances from 0
+    return -(x - MEANS[0] - right * (MEANS[1] - MEANS[0])) / WIDTH**2
 
 
 def normal(x):
@@ -57,7 +58,7 @@ def test_acceptance_and_variance_of_a_normal(step):
     assert float(x.var()) == pytest.approx(1, abs=4 * (2 / count) ** 0.5)
 
 
-def share_of_the_left(nodes, count=3000, steps=150):
+def share_of_the_left(nodes, count=2000, steps=120):
     generator = torch.Generator().manual_seed(2)
     start = 1.5 * torch.randn(count, 1, 1, 1, generator=generator)
     options = {"steps": steps, "step": 1.2, "nodes": nodes}
@@ -67,7 +68,7 @@ def share_of_the_left(nodes, count=3000, steps=150):
 
 def test_eight_nodes_keep_the_masses_of_two_modes_and_one_does_not():
     exact = sum(p * (1 + math.erf(-m / WIDTH / 2**0.5)) / 2 for p, m in zip(SHARES, MEANS))
-    error = 4 * (exact * (1 - exact) / 3000) ** 0.5
+    error = 4 * (exact * (1 - exact) / 2000) ** 0.5
     assert share_of_the_left(8) == pytest.approx(exact, abs=error + 0.01)
     assert abs(share_of_the_left(1) - exact) > error + 0.01
 
