@@ -29,6 +29,7 @@ class Stream(IntEnum):
     SAMPLER = 10
     LEVEL = 11
     FAKE_ORDER = 12
+    LATENT = 13
     CHAIN = 16  # Langevin noise; 17: its Metropolis decisions
     INITIALIZER = 18
     PAIR = 19  # and the smoothing noise of energy matching
@@ -47,6 +48,8 @@ class Stream(IntEnum):
     AIS_BASE = 40
     AIS_CHAIN = 41  # 42: its Metropolis decisions
     AIS_REFINE = 43  # 44: likewise
+    SOURCE = 45
+    METROPOLIS = 46
 
 
 def permutation(

@@ -39,6 +39,13 @@ CHANGED = {
     ("ddo_imagenet64.yaml", "method.alphas"): [0.5, 1.0, 2.0, 4.0, 6.0],
     ("ddo_imagenet64.yaml", "method.betas"): [0.01, 0.02, 0.05, 0.1],
     ("ddo_imagenet64.yaml", "method.beta_unit"): "sum",
+    # CDRL and DRL as their released codes: fp32, torch_ema's ramp, DRL without a last denoising.
+    ("cdrl_cifar10.yaml", "trainer.precision"): "32-true",
+    ("cdrl_cifar10.yaml", "ema.rampup"): 0.077,
+    ("cdrl_imagenet32.yaml", "trainer.precision"): "32-true",
+    ("cdrl_imagenet32.yaml", "ema.rampup"): 0.077,
+    ("drl_cifar10.yaml", "network.kind"): "drl_released",
+    ("drl_cifar10.yaml", "method.tweedie_scale"): 0.0,
     # The same proportions for small sets, in no more steps.
     ("ddo_digits.yaml", "trainer.max_steps"): 200,
     ("ddo_digits.yaml", "optim.lr"): 1.5e-3,

@@ -81,6 +81,9 @@ class GenerateOptions(Section):
     )
     channels_last: bool = setting(False, "NHWC memory format for the network; likewise")
     ema: bool = setting(True, "the averaged weights; false: the raw ones of a checkpoint")
+    vae: str = setting(
+        "", "of a model of latents: the VAE that decodes them, a folder or OWNER/NAME on the hub"
+    )
 
 
 @dataclass
@@ -122,6 +125,7 @@ def generate(path: str, options: GenerateOptions, extra: dict[str, str]) -> None
     generation.check_folder("out", out, seeds if options.format == "png" else None)
     device = pick_device(options.device)
     model = checkpoint.load(path, ema=options.ema, device=device)
+    generation.choose_vae(model, options.vae)
     settings = typed_words(extra, model.SAMPLE_OPTIONS, also=ALL_KEYS)
     check_folder(out, [path, options.inpaint, options.mask, *extra.values()], model)
     labels = generation.labels_for(seeds, options.labels, model.classes, model.present)
@@ -238,7 +242,8 @@ def write_pngs(
             images.write_png(out / f"{seed:06d}.png", picture)
     barrier()
     if rank() == 0:
-        first = [images.read_image(out / f"{seed:06d}.png", model.shape[0]) for seed in seeds[:100]]
+        channels = generation.picture_shape(model)[0]
+        first = [images.read_image(out / f"{seed:06d}.png", channels) for seed in seeds[:100]]
         columns = generation.class_columns(labels and labels[:100])
         images.write_png(out / "grid.png", images.contact_sheet(torch.stack(first), columns))
 
