@@ -16,6 +16,7 @@ from genmodels.checkpoint.exports import main as export_main
 from genmodels.commands.main import main as genmodels_main
 from genmodels.data import commands
 from tests.helpers.paths import ROOT
+from tests.helpers.small_vae import save_vae
 from tests.helpers.tiny import TINY, last_words
 
 README = (ROOT / "README.md").read_text()
@@ -78,6 +79,7 @@ def things(train_tiny, tmp_path_factory):
         "PHOTO.png": folder / "photo.png",
         "PICTURES": folder / "photos",
         "FOLDER": folder / "pictures",
+        "VAE": save_vae(folder / "vae"),
         "DIR": folder / "made",
     }
 

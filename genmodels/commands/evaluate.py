@@ -41,7 +41,7 @@ from typing import Any
 
 import torch
 
-from genmodels import checkpoint, cli
+from genmodels import checkpoint, cli, generation
 from genmodels.atomic import write_bytes
 from genmodels.checkpoint.inert_pickle import load_arrays
 from genmodels.config import settings_of
@@ -133,6 +133,8 @@ def evaluate(argv: Sequence[str]) -> int:
     started, device = time.monotonic(), pick_device(options.device)
     positionals = [str(checkpoint.newest_run(path)) for path in positionals]
     models = {path: checkpoint.load(path, device=device) for path in positionals}
+    for model in models.values() if mode == "" else ():
+        generation.choose_vae(model, options.vae)
     saved = getattr(options, "save_images", "")
     if models and saved and not saved.endswith(".npz"):
         roots = [model.cfg.data.root for model in models.values()]
@@ -338,7 +340,7 @@ def check_scores(options: ScoreOptions, models: Sequence[str]) -> None:
             f"save_images={options.save_images}: holds the images of one MODEL; name one"
         )
     check_alone(options, names)
-    for key in ("seeds", "labels", "save_images", "compile", "channels_last"):
+    for key in ("seeds", "labels", "save_images", "vae", "compile", "channels_last"):
         value = getattr(options, key)
         if options.images and value:
             text = "true" if value is True else value
