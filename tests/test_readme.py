@@ -13,7 +13,6 @@ import train
 from genmodels import images
 from genmodels.commands.main import main as genmodels_main
 from tests.helpers.paths import ROOT
-from tests.helpers.small_vae import save_vae
 from tests.helpers.tiny import TINY, last_words
 
 README = (ROOT / "README.md").read_text()
@@ -71,7 +70,6 @@ def things(train_tiny, tmp_path_factory):
         "PHOTO.png": folder / "photo.png",
         "PICTURES": folder / "photos",
         "FOLDER": folder / "pictures",
-        "VAE": save_vae(folder / "vae"),
         "DIR": folder / "made",
     }
 
