@@ -52,6 +52,9 @@ COMMANDS = {
         "the same; checkpoint ema: averages of other widths",
         "genmodels.checkpoint",
     ),
+    "merge": Command(
+        "genmodels.checkpoint.merge:main", "several models of one network as their average"
+    ),
     "import": Command(
         "genmodels.checkpoint.released:main",
         "weights released with EDM, EDM2, DDO or CDRL",

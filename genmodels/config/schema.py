@@ -256,6 +256,10 @@ class DataConfig(Section):
     points: int = setting(
         10_000, "2-D toys: training points (a fifth as many are held out)", ge=1, le=10**8
     )
+    source: str = setting(
+        "", "interpolant: data set that its paths begin at, in place of noise (image to image)"
+    )
+    source_root: str = setting("", "folder or file of data.source; empty: as data.root")
     device: str = setting(
         "auto", "where the uint8 images live", choices=("auto", "cpu", "cuda", "disk")
     )
@@ -263,6 +267,11 @@ class DataConfig(Section):
     patch: int = setting(0, "noise2score: side of the patches cut from pictures of any size", ge=0)
     scenes: int = setting(
         0, "noise2score: drawn pictures of smooth spots and lines beside those of the set", ge=0
+    )
+    axes: str = setting(
+        "",
+        "copies=given: what the dimensions of stacks are, TZCYX say, in place of what the files "
+        "say",
     )
     leave_out: list[str] = setting(
         [], "pictures: names, without folder and ending, of those that are not read"
@@ -286,6 +295,7 @@ class DataConfig(Section):
         self.check(
             not (self.pairs and self.balanced), "pairs", "does not go with data.balanced=true"
         )
+        self.check(self.source or not self.source_root, "source_root", "needs data.source=NAME")
         self.check(
             self.patch or not self.noise.law,
             "patch",
@@ -295,6 +305,11 @@ class DataConfig(Section):
             not self.scenes or (self.noise.law and self.noise.copies != "given"),
             "scenes",
             "needs data.noise.law= and copies=fixed or fresh",
+        )
+        self.check(
+            not self.axes or (self.noise.law and self.noise.copies == "given"),
+            "axes",
+            "needs data.noise.law= and copies=given",
         )
 
 

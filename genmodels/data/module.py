@@ -10,7 +10,14 @@ from genmodels import images, seeding
 from genmodels.config import DataConfig
 from genmodels.data import latents
 from genmodels.data.fingerprint import fingerprint, note_fingerprint
-from genmodels.data.sets import data_root, fill_in, in_memory, load_split, open_split
+from genmodels.data.sets import (
+    data_root,
+    fill_in,
+    in_memory,
+    load_source,
+    load_split,
+    open_split,
+)
 from genmodels.data.stream import Batches, TrainStream
 from genmodels.images import OnDisk
 
@@ -36,7 +43,14 @@ class ImageDataModule(L.LightningDataModule):
         pixels, labels = open_split(cfg, "train")
         if not len(pixels):
             raise ValueError(f"data.holdout={cfg.holdout}: leaves no image to train on")
-        note_fingerprint(cfg, fingerprint(pixels, labels))
+        found = fingerprint(pixels, labels)
+        self.sources: dict[str, torch.Tensor] = {}  # images of data.source by split
+        if cfg.source:
+            shape = pixels.shape[1:]
+            self.sources = {split: load_source(cfg, split, shape) for split in ("train", "test")}
+            train = self.sources["train"]
+            found += f"+{fingerprint(train, torch.zeros(len(train), dtype=torch.int64))}"
+        note_fingerprint(cfg, found)
         self.train = pixels if cfg.device == "disk" else in_memory(pixels), labels
         self.held_out = load_split(cfg, "test")
         fill_in(cfg, *self.train)
@@ -119,7 +133,16 @@ class ImageDataModule(L.LightningDataModule):
         if self.cfg.flip and self.trainer.training:
             mirrored = seeding.uniform(self.seed, batch["n"], seeding.Stream.FLIP) < 0.5
             pixels = torch.where(mirrored.reshape(-1, 1, 1, 1), pixels.flip(-1), pixels)
-        return batch | {"image": pixels}
+        batch = batch | {"image": pixels}
+        return batch | {"source": self._source(batch["n"])} if self.sources else batch
+
+    def _source(self, n: torch.Tensor) -> torch.Tensor:
+        """Return where the paths of images n begin, drawn by (seed, n) from the split of these."""
+        split = "train" if self.trainer.training else "test"
+        pixels = self.sources[split] = self.sources[split].to(n.device)
+        u = seeding.uniform(self.seed, n, seeding.Stream.SOURCE)
+        pixels = pixels[(u.double() * len(pixels)).long()]
+        return pixels if pixels.is_floating_point() else images.from_uint8(pixels)
 
     def _device(self) -> torch.device:
         """Return where the training images live: on the GPU if they take under half its memory."""

@@ -483,6 +483,42 @@ def load_split(cfg: DataConfig, split: str) -> Split:
     return pixels if cfg.device == "disk" else in_memory(pixels), labels
 
 
+def load_source(cfg: DataConfig, split: str, shape: Sequence[int]) -> torch.Tensor:
+    """Return the images of data.source, as load_split; their form is that of the data.
+
+    Args:
+        cfg: DataConfig of the run; its root, pad, points and holdout hold for both sets.
+        split: "train" or "test".
+        shape: (C, H, W) that they must have.
+
+    Raises:
+        ValueError: no such data set, missing files, another shape.
+    """
+    check(cfg.source in DATASETS, "data.source", cfg.source, f"choose from {', '.join(DATASETS)}")
+    takes = DATASETS[cfg.source].takes
+    of_both = {"points": cfg.points, "holdout": cfg.holdout, "root": cfg.source_root or cfg.root}
+    if "crop" in takes:
+        of_both |= {"resolution": shape[-1], "channels": shape[0]}
+    settings = {key: value for key, value in of_both.items() if key in takes}
+    check(
+        not cfg.source_root or "root" in takes,
+        "data.source_root",
+        cfg.source_root,
+        f"{cfg.source} does not take it; leave it out",
+    )
+    pad = 0 if "crop" in takes else cfg.pad
+    source = DataConfig(name=cfg.source, pad=pad, download=cfg.download, **settings)
+    pixels, _ = load_split(source, split)
+    check(
+        tuple(pixels.shape[1:]) == tuple(shape),
+        "data.source",
+        cfg.source,
+        f"holds images {tuple(pixels.shape[1:])}, data.name={cfg.name} {tuple(shape)}; both must "
+        "be alike",
+    )
+    return pixels
+
+
 def in_memory(pixels: torch.Tensor | OnDisk) -> torch.Tensor:
     """Return the images as one tensor."""
     return pixels.load() if isinstance(pixels, OnDisk) else pixels

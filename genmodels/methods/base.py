@@ -77,6 +77,7 @@ class GenerativeModule(L.LightningModule):
     # LIKELIHOOD_OPTIONS   log_prob() takes these beyond kind and seeds, as SAMPLE_OPTIONS
     # CLUSTERS             cluster(x) -> p(cluster | x), (B, C)
     # OOD_SCORES           ood_scores(x) -> {name: (B,)}, higher = more like the training data
+    # SOURCES              data.source= may name images that it starts from: batches hold `source`
     # DENOISE_LAWS         restore() of noise of these laws: {law: what its level is}
     # ANY_SIZE             restore() of pictures of any size; it is trained on patches of such, and
     #                      has noisy_state, noise_level, nearest_level, check_level, treatment
@@ -95,6 +96,7 @@ class GenerativeModule(L.LightningModule):
     LIKELIHOOD_OPTIONS: ClassVar[dict[str, dataclasses.Field]] = {}
     CLUSTERS: bool = False
     OOD_SCORES: bool = False
+    SOURCES: bool = False
     DENOISE_LAWS: ClassVar[dict[str, str]] = {}
     ANY_SIZE: bool = False
     ESTIMATORS: tuple[str, ...] = ()
@@ -120,6 +122,11 @@ class GenerativeModule(L.LightningModule):
             self.ANY_SIZE or not cfg.data.noise.law,
             "law",
             f"method.name={cfg.method.name} makes its own noise; leave it out",
+        )
+        cfg.data.check(
+            self.SOURCES or not cfg.data.source,
+            "source",
+            f"method.name={cfg.method.name} starts from noise; leave it out",
         )
         check(
             self.LATENTS or not cfg.data.vae.mean,

@@ -37,6 +37,7 @@ CHANGEABLE = (
     "eval.",
     "ema.snapshot",
     "data.root",
+    "data.source_root",
     "data.fingerprint",
     "data.device",
     "data.download",
