@@ -250,7 +250,9 @@ DRL = (
     "method.step_size=2e-4",
     "method.shared_noise=false",
     "method.noise_scale=0.99",
-    "network.kind=drl",
+    "method.tweedie_scale=0",
+    "method.level_code=index",
+    "network.kind=drl_released",
 )
 NO_LIMIT = "trainer.max_steps=1000000"  # time alone ends a training
 RUNS = {

@@ -6,8 +6,9 @@
 For each method and seed: the cost of a step is measured in a short training, then one of as many
 steps as fit into `seconds` of CPU time (of the process, one thread); the row says what it took.
 Samples are scored once, in blocks of the held-out images. Stopped, the command goes on where it
-was: finished rows and trainings stay. Writes OUT/energies_NAME.json, a figure of quality against
-seconds and a gallery in PICTURES.
+was: finished rows and trainings stay, and methods= and seeds= choose what is done now, one by one
+if that suits. Writes OUT/energies_NAME.json after each row; of all rows there are, a figure of
+quality against seconds and a gallery in PICTURES.
 
 Settings of energy matching on the digits (smoothing, time, batch) were chosen on 180 digits held
 out of the training ones, with other seeds; those of the other methods are their configs'.
@@ -55,6 +56,7 @@ DRL = (
     "method.initializer=none",
     "method.shared_noise=false",
     "method.tweedie_scale=0",
+    "method.level_code=index",
 )
 FASHION = ("data.name=fashion_mnist", "data.labels=true")
 # Words of each method's training; of the energies those that one CPU can train.
@@ -80,6 +82,8 @@ FEATURES = {"digits": "digits", "fashion_mnist": "fashion"}
 SAMPLES = {"digits": 1440, "fashion_mnist": 1000}
 BLOCK = {"digits": 360, "fashion_mnist": 1000}
 QUIET = ["trainer.loggers=csv", "trainer.progress=false", "sample.every=0", "eval.loss_every=0"]
+# They change no row; seconds= does, and stands in the command by itself.
+SELECTING = ("out", "work", "pictures", "seeds", "methods", "seconds")
 PROBE = (20, 80)  # steps of the two short trainings whose difference is the cost of a step
 
 
@@ -90,8 +94,9 @@ def measure(argv):
     if flags or len(names) != 1 or names[0] not in METHODS:
         print(__doc__.strip())
         return
-    (name,), command = names, record.command_line("energies", argv, ("out", "work", "pictures"))
+    (name,), command = names, record.command_line("energies", argv, SELECTING)
     seconds = float(words.pop("seconds", "370"))
+    command += f" seconds={seconds:g}"
     seeds = parse_seeds(words.pop("seeds", "0-2"))
     methods = words.pop("methods", ",".join(METHODS[name])).split(",")
     for method in methods:
@@ -102,13 +107,15 @@ def measure(argv):
     given = [f"{key}={text}" for key, text in words.items()]
     torch.set_num_threads(1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    rows = record.rows(path, command)
     for seed in seeds:
         for method in methods:
             if any((row["method"], row["seed"]) == (method, seed) for row in rows):
                 continue
             folder = work / f"{method.replace(' ', '_')}-{seed}"
             rows.append(one_row(name, method, seed, seconds, folder, given))
+            order = list(METHODS[name])
+            rows.sort(key=lambda row: (order.index(row["method"]), row["seed"]))
             record.write(path, command, seconds=seconds, table=table(rows), rows=rows)
     print(json.dumps(table(rows), indent=1))
     draw(name, rows, work, pictures)

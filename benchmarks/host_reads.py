@@ -71,6 +71,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         "energy_digits",
         ("network.width=8", "method.main_start=2", "method.chain_steps=2"),
     ),
+    "interpolant": ("interpolant_digits", UNET),
     "noise2score": (
         "noise2score_bsd400",
         ("data.patch=8", "network.channels=[4]", "network.blocks=[1]"),
@@ -101,6 +102,8 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "edm, VP schedule": ("edm", {"schedule": "vp", "scaled": True}),
     "gbm dls": ("gbm", {}),
     "gbm ode": ("gbm", {"sampler": "ode"}),
+    "interpolant heun": ("interpolant", {}),
+    "interpolant sde": ("interpolant", {"sampler": "sde"}),
     "cdrl": ("cdrl", {}),
     "gedi fresh": ("gedi", {"start": "fresh", "steps": 2}),
     "gedi buffer": ("gedi", {"start": "buffer", "steps": 2}),

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from genmodels import cli, distributed
 from genmodels.images import to_uint8
+from genmodels.images.autoencoder import decoder_of
 
 
 class NonFinite(RuntimeError):
@@ -36,6 +37,48 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def choose_vae(model: Any, name: str) -> None:
+    """Let a model's latents be decoded by another VAE than its config names.
+
+    Args:
+        model: a method.
+        name: of the VAE, a folder or OWNER/NAME on the hub; "": its own.
+
+    Raises:
+        ValueError: the model makes pictures, or the VAE cannot be loaded or is of other latents.
+    """
+    settings = model.cfg.data.vae
+    if name and not settings.mean:
+        raise ValueError(f"vae={name}: this model makes pictures, no latents; leave it out")
+    settings.name = name or settings.name
+    picture_shape(model)
+
+
+def picture_shape(model: Any) -> tuple[int, ...]:
+    """Return (C, H, W) of the pictures that generate() makes.
+
+    Raises:
+        ValueError: latents whose VAE cannot be loaded.
+    """
+    decoder = decoder_of(model.cfg.data.vae, model.device)
+    return tuple(model.shape) if decoder is None else decoder.picture_shape(tuple(model.shape))
+
+
+def to_pictures(model: Any, x: torch.Tensor) -> torch.Tensor:
+    """Return what a model has made as uint8 pictures (B, C, H, W), on the CPU.
+
+    Args:
+        model: a method.
+        x: (B, C, h, w) as model.sample returns them: images in [-1, 1], or latents, which the VAE
+            of its config decodes.
+
+    Raises:
+        ValueError: latents whose VAE cannot be loaded.
+    """
+    decoder = decoder_of(model.cfg.data.vae, model.device)
+    return to_uint8(x).cpu() if decoder is None else decoder(x.float())
 
 
 def labels_for(
@@ -112,9 +155,12 @@ def generate(
     precision: str = "fp32",
     progress: bool = True,
     fill: bool = False,
+    decode: bool = True,
     **options: Any,
 ) -> Iterator[tuple[Sequence[int], Sequence[int] | None, torch.Tensor]]:
     """Yield (seeds, labels or None, uint8 images (B, C, H, W) on the CPU), batch by batch.
+
+    Latents are decoded by the VAE that the model's config names.
 
     Args:
         model: a method in eval mode.
@@ -125,12 +171,16 @@ def generate(
         progress: show a bar.
         fill: of a compiled network, fill up a batch that is the only one too. A last batch always
             is, with images made once more and dropped: another size would be compiled anew.
+        decode: false yields latents in place of pictures, float32, as the model makes them.
         options: passed on to model.sample.
 
     Raises:
         NonFinite: the model made images that are not numbers.
-        ValueError: an option that the model refuses, or a batch that does not fit into memory.
+        ValueError: an option that the model refuses, a batch that does not fit into memory, or
+            latents whose VAE cannot be loaded.
     """
+    if decode:
+        picture_shape(model)  # before hours of sampling
     size = batch if fill else min(batch, len(seeds))
     bar = tqdm(total=len(seeds), desc="sampling", unit="img", disable=not progress, delay=0.5)
     with bar:  # delayed, so that an option refused by the model leaves one clean line
@@ -140,9 +190,12 @@ def generate(
             too_large = f"batch={batch}: does not fit into memory; try batch={max(1, batch // 4)}"
             with autocast(model.device, precision), tf32(False), cli.fits_memory(too_large):
                 x = _sample(model, some, their_labels, size, options)
-            if not torch.isfinite(x).all():
-                raise NonFinite(f"seeds {some[0]}..{some[-1]}: the model made non-finite images")
-            yield some, their_labels, to_uint8(x).cpu()
+                if not torch.isfinite(x).all():
+                    raise NonFinite(
+                        f"seeds {some[0]}..{some[-1]}: the model made non-finite images"
+                    )
+                pictures = to_pictures(model, x) if decode else x.float().cpu()
+            yield some, their_labels, pictures
             bar.update(len(some))
 
 
@@ -224,9 +277,9 @@ def warm_up(
 def generate_all(
     model: Any, seeds: Sequence[int], labels: Sequence[int] | None = None, **options: Any
 ) -> torch.Tensor:
-    """Return uint8 images (N, C, H, W) of all seeds, on the CPU; arguments as for generate."""
+    """Return the images (N, C, H, W) of all seeds, on the CPU; arguments as for generate."""
     parts = [images for _, _, images in generate(model, seeds, labels, **options)]
-    return torch.cat(parts) if parts else torch.empty(0, *model.shape, dtype=torch.uint8)
+    return torch.cat(parts) if parts else torch.empty(0, *picture_shape(model), dtype=torch.uint8)
 
 
 def generate_everywhere(

@@ -1,9 +1,10 @@
-"""python -m genmodels.importers: see genmodels.checkpoint.edm_pickles."""
+"""python -m genmodels.importers: see genmodels.checkpoint.released."""
 
 import sys
 
 from genmodels import cli
-from genmodels.checkpoint.edm_pickles import convert, main, read_released, released_names
+from genmodels.checkpoint.edm_pickles import read_released, released_names
+from genmodels.checkpoint.released import convert, main
 
 __all__ = ["convert", "main", "read_released", "released_names"]
 

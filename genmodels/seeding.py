@@ -29,6 +29,7 @@ class Stream(IntEnum):
     SAMPLER = 10
     LEVEL = 11
     FAKE_ORDER = 12
+    LATENT = 13
     CHAIN = 16  # Langevin noise; 17: its Metropolis decisions
     INITIALIZER = 18
     PAIR = 19  # and the smoothing noise of energy matching
@@ -43,9 +44,12 @@ class Stream(IntEnum):
     CUT = 36
     CUT_ROW = 37
     TURN = 38
+    HIDDEN = 39
     AIS_BASE = 40
     AIS_CHAIN = 41  # 42: its Metropolis decisions
     AIS_REFINE = 43  # 44: likewise
+    SOURCE = 45
+    METROPOLIS = 46
 
 
 def permutation(

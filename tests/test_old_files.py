@@ -39,6 +39,21 @@ CHANGED = {
     ("ddo_imagenet64.yaml", "method.alphas"): [0.5, 1.0, 2.0, 4.0, 6.0],
     ("ddo_imagenet64.yaml", "method.betas"): [0.01, 0.02, 0.05, 0.1],
     ("ddo_imagenet64.yaml", "method.beta_unit"): "sum",
+    # CDRL and DRL as their released codes: fp32, torch_ema's ramp, DRL without a last denoising.
+    ("cdrl_cifar10.yaml", "trainer.precision"): "32-true",
+    ("cdrl_cifar10.yaml", "ema.rampup"): 0.077,
+    ("cdrl_imagenet32.yaml", "trainer.precision"): "32-true",
+    ("cdrl_imagenet32.yaml", "ema.rampup"): 0.077,
+    ("drl_cifar10.yaml", "network.kind"): "drl_released",
+    ("drl_cifar10.yaml", "method.tweedie_scale"): 0.0,
+    # GEDI's samples are the buffer's old chains, where there is a buffer.
+    **{
+        (f"gedi_{name}.yaml", "method.start"): "auto"
+        for name in ("mnist", "mnist_cpu", "svhn", "cifar10", "cifar100")
+    },
+    ("gedi_mnist_cpu.yaml", "trainer.max_steps"): 3000,  # lr to the end, and an average
+    ("gedi_mnist_cpu.yaml", "optim.decay"): "none",
+    ("gedi_mnist_cpu.yaml", "ema.half_life"): 25600.0,
     # The same proportions for small sets, in no more steps.
     ("ddo_digits.yaml", "trainer.max_steps"): 200,
     ("ddo_digits.yaml", "optim.lr"): 1.5e-3,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from genmodels import data, generation
+from genmodels.checkpoint.hub import repository
 from genmodels.config import Section, check, setting
 from genmodels.images import contact_sheet, png_bytes
 from genmodels.run import Run
@@ -129,7 +130,13 @@ def sample_grid(model: Any, count: int = -1) -> bytes | None:
             warning says so) whose images are not numbers.
         count: of the images; 0: none; -1: 16, unless they would take longer than a minute.
     """
-    if not count or model.ANY_SIZE or model.shape[0] not in (1, 3):
+    of_latents = bool(model.cfg.data.vae.mean)
+    if not count or model.ANY_SIZE or not (of_latents or model.shape[0] in (1, 3)):
+        return None
+    try:
+        generation.picture_shape(model)
+    except ValueError as error:
+        warnings.warn(f"samples={count}: the card has no grid: {error}", stacklevel=2)
         return None
     was = model.training
     model.eval()
@@ -205,7 +212,7 @@ def model_card(
 - Data: {cfg.data.name}, {" x ".join(map(str, cfg.data.shape))}. {terms}
 - Training: `{cfg.name}`, {steps} steps of {cfg.data.batch_size} images
   ({images:,} in all), seed {cfg.seed}; every setting is in config.json.
-- {f"Learned from: {learned}" if learned else f"Labels: {labels}"}.
+{_vae(cfg.data.vae)}- {f"Learned from: {learned}" if learned else f"Labels: {labels}"}.
 - Licence of the model: {license or NO_LICENSE}.
 {_picture(grid)}{_table(scores)}
 ```
@@ -263,6 +270,19 @@ def _data_on_hub(settings: Any) -> str:
 
 def _metric(score: Score) -> str:
     return f"{score.metric} of {score.num} images" if score.num else score.metric
+
+
+def _vae(settings: Any) -> str:
+    """Return what decodes latents, nothing of pictures."""
+    if not settings.mean:
+        return ""
+    name = vae_to_share(settings.name)
+    return f"- It makes latents, decoded by the VAE {name or 'that encoded them: vae=FOLDER'}.\n"
+
+
+def vae_to_share(name: str) -> str:
+    """Return the name of a VAE on the hub, nothing of one in a folder of this machine."""
+    return name if repository(name) else ""
 
 
 def _picture(grid: bool) -> str:

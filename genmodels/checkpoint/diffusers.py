@@ -92,6 +92,10 @@ def _load_fitting(path: Path | str) -> Any:
             f"model={path}: is {cfg.method.name} with network {cfg.network.name}; diffusers has a "
             "place for edm with unet only"
         )
+    if cfg.data.vae.mean:
+        raise ValueError(
+            f"model={path}: makes latents; diffusers has no pipeline of EDM with a VAE"
+        )
     if cfg.method.sigmas != "edm":
         raise ValueError(
             f"model={path}: method.sigmas={cfg.method.sigmas}; diffusers has edm's grid"

@@ -3,16 +3,16 @@
     python -m genmodels.importers edm-cifar10-32x32-cond-vp.pkl out=models/edm_cifar10 data=cifar10
 
 Handled: SongUNet and DhariwalUNet under EDMPrecond, VPPrecond, VEPrecond and iDDPMPrecond, and
-EDM2's UNet under Precond (of pixels; DDO's files have these layouts too). The files are read by
-inert_pickle.py beside this one. The weights keep the licence they were released under (CC BY-NC-SA
-4.0, non-commercial).
+EDM2's UNet under Precond, of pixels and of latents (DDO's files have these layouts too). The files
+are read by inert_pickle.py beside this one; the command is in released.py. The weights keep the
+licence they were released under (CC BY-NC-SA 4.0, non-commercial).
 """
 
 import math
 import re
 import reprlib
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ import torch
 from genmodels.checkpoint.exports import check_new, write_export
 from genmodels.checkpoint.inert_pickle import Array, Record, load_pickle
 from genmodels.checkpoint.models import build
-from genmodels.config import Section, setting, settings_of
-from genmodels.config.words import check_flags, help_text, split_words, typed_words
+from genmodels.config import to_plain
+from genmodels.config.schema import EDM2_VAE, VAEConfig
 from genmodels.networks.edm2_unet import (
     BALANCE,
     LABEL_BALANCE,
@@ -79,10 +79,6 @@ def convert(
     check_new(out)
     model = load_released(path, data=data, key=key)
     cfg = model.cfg
-    if model.shape[0] not in (1, 3):
-        raise ValueError(
-            f"{path}: '{key}' makes latents, which nothing here decodes; take one of RGB"
-        )
     kind = cfg.network.kind if cfg.network.name == "edm_unet" else cfg.network.name
     published = "2206.00364" if cfg.network.name == "edm_unet" else "2312.02696"
     card = f"""---
@@ -95,7 +91,7 @@ Converted from {Path(path).name} ({kind}, preconditioning {cfg.method.precond}) 
 genmodels.importers.
 
 - Licence of the weights: {_LICENCE}.
-- Reference: Karras et al., arXiv {published}.
+{_decoded_by(cfg.data.vae)}- Reference: Karras et al., arXiv {published}.
 
 ```
 genmodels sample {out.name} num=64 steps={cfg.method.steps} noise=cuda out=samples
@@ -105,9 +101,19 @@ noise=cuda draws the images of the seeds published for GPU runs.
     return write_export(model, out, card)
 
 
+def _decoded_by(vae: VAEConfig) -> str:
+    """Return what a card says of latents."""
+    return f"- It makes latents, which the VAE {vae.name} decodes.\n" if vae.mean else ""
+
+
 def load_released(path: Path | str, *, data: str = "imagefolder", key: str = "ema") -> Any:
     """Return the EDM method with the weights of a released pickle; arguments as for convert."""
     spec, tensors = read_released(path, key)
+    vae = spec.get("vae")
+    if vae is not None:
+        if data not in ("imagefolder", "latents"):
+            raise ValueError(f"data={data}: '{key}' was trained on latents; leave it out")
+        data = "latents"
     size, classes = spec["shape"][1], spec["classes"]
     edm2 = spec["network"]["name"] == "edm2_unet"
     steps = 32 if edm2 else 18 if size < 64 else 40
@@ -123,6 +129,8 @@ def load_released(path: Path | str, *, data: str = "imagefolder", key: str = "em
     }
     if data == "imagefolder":
         plain["data"] |= {"resolution": size, "shape": spec["shape"], "classes": classes}
+    if vae is not None:
+        plain["data"] |= {"vae": vae, "shape": spec["shape"], "classes": classes}
     model = build([plain])
     if edm2:
         for part, prefix in ((model.net.net, "unet."), (model.uncertainty, "logvar_")):
@@ -146,7 +154,8 @@ def read_released(
     Returns:
         spec: {"network": fields of EDMUNetConfig, "method": {"precond", "sigma_data",
             "label_dropout"}, "shape": [C, H, W], "classes": int} and, for iddpm, "levels". Of
-            EDM2 those of EDM2UNetConfig, and "uncertainty" in place of "label_dropout".
+            EDM2 those of EDM2UNetConfig, and "uncertainty" in place of "label_dropout"; of latents
+            "vae", the fields of VAEConfig.
         tensors: the raw network's tensors under their released names, float32; of EDM2 those of
             the preconditioned network, whose u is logvar_*.
 
@@ -161,7 +170,10 @@ def read_released(
         raise ValueError(f"{path}: '{key}' must be one of {', '.join(known)}, found {kind}")
     try:
         if net.name == EDM2:
-            return _specify_edm2(net)
+            spec, tensors = _specify_edm2(net)
+            if vae := _specify_vae(content.get("encoder"), spec["shape"]):
+                spec["vae"] = vae
+            return spec, tensors
         return _specify(net, PRECONDITIONINGS[net.name])
     except Exception as error:  # whatever a hostile file's tensors and names may trip over
         raise ValueError(f"{path}: '{key}' is not an EDM network: {ascii(error)[:200]}") from error
@@ -234,6 +246,37 @@ def _specify_edm2(net: Record) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
             _check_values(f"{part}.{name}", block.state, _EDM2_BLOCK | {"num_heads": heads})
     method = {"precond": "edm", "sigma_data": float(net.state["sigma_data"]), "uncertainty": True}
     return {"network": network, "method": method, "shape": shape, "classes": classes}, tensors
+
+
+def _specify_vae(encoder: Any, shape: Sequence[int]) -> dict[str, Any]:
+    """Return the fields of VAEConfig that an encoder's record tells, {} of one of pictures.
+
+    The encoder gives the network z * scale + bias of the VAE's latents z.
+    """
+    if encoder is None:
+        if shape[0] in (1, 3):
+            return {}
+        warnings.warn(
+            f"the file has latents of {shape[0]} channels and says of no encoder: "
+            f"{EDM2_VAE.name} with EDM2's statistics is taken",
+            stacklevel=4,
+        )
+        found = EDM2_VAE
+    elif encoder.name == "StandardRGBEncoder":
+        return {}
+    elif encoder.name == "StabilityVAEEncoder":
+        scale, bias = (encoder.state[name].value.astype(float) for name in ("scale", "bias"))
+        name = encoder.state["vae_name"]
+        if not isinstance(name, str) or len(name) > 200:
+            raise ValueError("vae_name of the encoder is no name")
+        # Rounding of float32 is taken off again: 5.81 is the same scale as 5.8099999.
+        mean, std = ([float(f"{v:.7g}") for v in row] for row in (-bias / scale, 0.5 / scale))
+        found = VAEConfig(name=name, pixels="0..1", mean=mean, std=std)
+    else:
+        raise ValueError(f"its encoder must be of pixels or of the Stability VAE: {encoder.name}")
+    if len(found.mean) != shape[0]:
+        raise ValueError(f"its encoder is of {len(found.mean)} channels, the network {shape[0]}")
+    return to_plain(found)
 
 
 def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -422,26 +465,3 @@ def state_from_released(
             tensor = 2 * math.pi * tensor
         state[key] = tensor.clone()
     return state
-
-
-@dataclass
-class ImportOptions(Section):
-    """What python -m genmodels.importers takes."""
-
-    out: str = setting("", "folder to make")
-    data: str = setting("imagefolder", "the data it was trained on, e.g. cifar10")
-    key: str = setting("ema", "which network of the file")
-
-
-def main(argv: Sequence[str]) -> None:
-    """Convert one file; see the module's docstring."""
-    positionals, words, flags = split_words(argv)
-    check_flags(flags, ("--help",))
-    if "--help" in flags or not argv:
-        print(f"{__doc__.strip()}\n\n{help_text(ImportOptions)}")
-        return
-    options = ImportOptions(**typed_words(words, settings_of(ImportOptions)))
-    if len(positionals) != 1 or not options.out:
-        raise ValueError("usage: python -m genmodels.importers PICKLE out=DIR [data=cifar10]")
-    out = convert(positionals[0], options.out, data=options.data, key=options.key)
-    print(f"converted: {out}")

@@ -3,9 +3,11 @@
 python -m genmodels.checkpoint MODEL out=DIR [half=true]
 python -m genmodels.checkpoint MODEL out=DIR format=diffusers
 python -m genmodels.checkpoint ema RUN sigma_rel=0.1[,0.15,...] [step=N] [out=DIR]
+python -m genmodels.checkpoint merge A B out=DIR [weights=2,1] [fisher=DATA]
 
 The second writes a pipeline that diffusers loads without this package (EDM with the network
-`unet`), the third averages of other widths of a run that was trained with ema.sigma_rel.
+`unet`), the third averages of other widths of a run that was trained with
+ema.sigma_rel, the fourth an average of models of one network.
 
 The model card README.md gets a grid of images, the scores of the run's training or those of
 scores=FILE.json, and license=; its header is as the Hugging Face hub reads it.
@@ -28,6 +30,7 @@ from genmodels.checkpoint.cards import (
     sample_grid,
     scores_of_report,
     scores_of_run,
+    vae_to_share,
 )
 from genmodels.checkpoint.models import FORMAT, file_sha256, load, model_path, read_checkpoint
 from genmodels.config import Config, setting, settings_of, to_plain
@@ -105,7 +108,9 @@ def write_export(
         state = {k: v.half() if k in halved else v for k, v in state.items()}
     plain = to_plain(model.cfg)
     plain |= {"out_dir": Config.out_dir, "init": ""}  # folders of the machine it was made on
-    plain["data"]["root"] = ""
+    plain["data"] |= {"root": "", "source_root": ""}
+    vae = plain["data"]["vae"]
+    vae["name"] = vae_to_share(vae["name"])
     with new_folder(out) as folder:
         save_file(state, folder / "model.safetensors", {"format": "pt"})
         description = {
@@ -168,14 +173,20 @@ def main(argv: Sequence[str]) -> None:
     check_flags(flags, ("--help",))
     if "--help" in flags:
         from genmodels.checkpoint.ema import AverageOptions
+        from genmodels.checkpoint.merge import MergeOptions
 
         averages = help_text(AverageOptions, "keys of ema:")
-        print(f"{__doc__.strip()}\n\n{help_text(ExportOptions)}\n{averages}")
+        merges = help_text(MergeOptions, "keys of merge:")
+        print(f"{__doc__.strip()}\n\n{help_text(ExportOptions)}\n{averages}\n{merges}")
         return
     if positionals[:1] == ["ema"]:
         from genmodels.checkpoint.ema import write_averages
 
         return write_averages(positionals[1:], words)
+    if positionals[:1] == ["merge"]:
+        from genmodels.checkpoint.merge import write_merged
+
+        return write_merged(positionals[1:], words)
     options = ExportOptions(**typed_words(words, settings_of(ExportOptions)))
     if len(positionals) != 1:
         raise ValueError("usage: python -m genmodels.checkpoint MODEL out=DIR [half=true]")

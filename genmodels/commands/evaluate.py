@@ -44,7 +44,7 @@ from typing import Any
 
 import torch
 
-from genmodels import checkpoint, cli
+from genmodels import checkpoint, cli, generation
 from genmodels.atomic import write_bytes
 from genmodels.checkpoint.inert_pickle import load_arrays
 from genmodels.config import settings_of
@@ -143,6 +143,8 @@ def evaluate(argv: Sequence[str]) -> int:
         sets = averaged_sets(positionals, widths, device) if widths else {}
     models = {name: each.model for name, each in sets.items()}
     models = models or {path: checkpoint.load(path, device=device) for path in positionals}
+    for model in models.values() if mode == "" else ():
+        generation.choose_vae(model, options.vae)
     saved = getattr(options, "save_images", "")
     if models and saved and not saved.endswith(".npz"):
         roots = [model.cfg.data.root for model in models.values()]
@@ -370,7 +372,7 @@ def check_scores(options: ScoreOptions, models: Sequence[str]) -> None:
             f"save_images={options.save_images}: holds the images of one MODEL; name one"
         )
     check_alone(options, names)
-    for key in ("sigma_rel", "seeds", "labels", "save_images", "compile", "channels_last"):
+    for key in ("sigma_rel", "seeds", "labels", "save_images", "vae", "compile", "channels_last"):
         value = getattr(options, key)
         if options.images and value:
             text = "true" if value is True else value

@@ -52,9 +52,12 @@ COMMANDS = {
         "the same; checkpoint ema: averages of other widths",
         "genmodels.checkpoint",
     ),
+    "merge": Command(
+        "genmodels.checkpoint.merge:main", "several models of one network as their average"
+    ),
     "import": Command(
-        "genmodels.checkpoint.edm_pickles:main",
-        "weights released with EDM, EDM2 or DDO",
+        "genmodels.checkpoint.released:main",
+        "weights released with EDM, EDM2, DDO or CDRL",
         "genmodels.importers",
     ),
 }

@@ -16,9 +16,10 @@ IMAGES to cluster are a folder, .zip, .npz or NAME[:SPLIT].
 
 denoise= takes a picture, a folder or .zip of them, or an .npy of floats on the scale 0..255, not
 clipped, which keeps what 8 bits cut off. Noise2Score restores pictures of any size, grey or colour,
-of 8 to 32 bits, and stacks of planes in a TIFF; DIR holds each under its own name, as it came (JPEG
-and the like as PNG), and before_after.png. GBM (law=lognormal) takes images of its own shape, an
-.npz too, and an .npy (N, H, W, C); DIR/000000.png ... follow their order.
+of 8 to 32 bits, and stacks of planes in TIFF or Zarr; DIR holds each under its own name, as it came
+(JPEG and the like as PNG), and before_after.png. MODEL may be noise2score then: noise2score_grey,
+and for pictures in colour noise2score_colour where it is there. GBM (law=lognormal) takes images of
+its own shape, an .npz too, and an .npy (N, H, W, C); DIR/000000.png ... follow their order.
 """
 
 from collections.abc import Sequence
@@ -80,6 +81,9 @@ class GenerateOptions(Section):
     )
     channels_last: bool = setting(False, "NHWC memory format for the network; likewise")
     ema: bool = setting(True, "the averaged weights; false: the raw ones of a checkpoint")
+    vae: str = setting(
+        "", "of a model of latents: the VAE that decodes them, a folder or OWNER/NAME on the hub"
+    )
 
 
 @dataclass
@@ -121,6 +125,7 @@ def generate(path: str, options: GenerateOptions, extra: dict[str, str]) -> None
     generation.check_folder("out", out, seeds if options.format == "png" else None)
     device = pick_device(options.device)
     model = checkpoint.load(path, ema=options.ema, device=device)
+    generation.choose_vae(model, options.vae)
     settings = typed_words(extra, model.SAMPLE_OPTIONS, also=ALL_KEYS)
     check_folder(out, [path, options.inpaint, options.mask, *extra.values()], model)
     labels = generation.labels_for(seeds, options.labels, model.classes, model.present)
@@ -144,9 +149,11 @@ def denoise(path: str, options: DenoiseOptions, extra: dict[str, str]) -> None:
     """Restore noisy pictures."""
     typed_words(extra, {}, also=ALL_KEYS)  # a method's options mean nothing here
     device = pick_device(options.device)
-    model = checkpoint.load(path, ema=options.ema, device=device)
-    check_folder(Path(options.out), [path], model)
-    restoration.denoise(model, options, Path(options.out))
+    models = {}
+    for channels, each in checkpoint.paths_by_channels(path).items():
+        models[channels] = checkpoint.load(each, ema=options.ema, device=device)
+        check_folder(Path(options.out), [str(each)], models[channels])
+    restoration.denoise(models, options, Path(options.out))
 
 
 def cluster_images(model_path: str, options: AssignOptions, extra: dict[str, str]) -> None:
@@ -235,7 +242,8 @@ def write_pngs(
             images.write_png(out / f"{seed:06d}.png", picture)
     barrier()
     if rank() == 0:
-        first = [images.read_image(out / f"{seed:06d}.png", model.shape[0]) for seed in seeds[:100]]
+        channels = generation.picture_shape(model)[0]
+        first = [images.read_image(out / f"{seed:06d}.png", channels) for seed in seeds[:100]]
         columns = generation.class_columns(labels and labels[:100])
         images.write_png(out / "grid.png", images.contact_sheet(torch.stack(first), columns))
 

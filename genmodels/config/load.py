@@ -27,6 +27,7 @@ from genmodels.foreign import read_plain
 LARGEST = 1 << 20  # bytes of a YAML file
 DEEPEST = 12  # sections, lists and what is in them
 MOST_VALUES = 100_000
+LATENTS = "latents.json"  # what a folder of latents has
 MOST_REFERENCES = 100  # ${...} in a file; each value gets no longer than its file
 
 # What a YAML file may leave to be filled in: an environment variable, or another key's value.
@@ -224,8 +225,10 @@ def _name_of_root(plain: dict) -> None:
 
 
 def kind_of_files(path: str | Path) -> str:
-    """Return the data.name that reads a path: npz, npy, zip, else imagefolder."""
+    """Return the data.name that reads a path: npz, npy, zip, latents, else imagefolder."""
     path = Path(path).expanduser()
+    if (path / LATENTS).is_file():
+        return "latents"
     suffix = path.suffix.lower().removeprefix(".")
     return suffix if suffix in ("npz", "npy", "zip") and not path.is_dir() else "imagefolder"
 

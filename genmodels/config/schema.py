@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 LARGEST_PAD = 4096  # pixels
+PIXELS = ("", "0..1", "-1..1")  # black..white as VAEs are given them
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,46 @@ class NoiseConfig(Section):
 
 
 @dataclass
+class VAEConfig(Section):
+    """What data.name=latents were encoded with; of pictures all of it is empty."""
+
+    PREFIX = "data.vae."
+
+    name: str = setting(
+        "",
+        "what decodes: a folder, or OWNER/NAME on the hub, of diffusers' AutoencoderKL; empty: "
+        "what encoded",
+    )
+    pixels: str = setting(
+        "", "black..white as the VAE was given them; filled in from the data", choices=PIXELS
+    )
+    mean: list[float] = setting(
+        [], "of each channel of the VAE's latents z; filled in from the data"
+    )
+    std: list[float] = setting(
+        [], "likewise; the model sees (z - mean) / (2 std); filled in from the data", gt=0
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(
+            len(self.std) == len(self.mean), "std", f"must be as many as data.vae.mean={self.mean}"
+        )
+        self.check(
+            bool(self.pixels) == bool(self.mean), "pixels", "goes with data.vae.mean and std"
+        )
+
+
+# The latents of Stable Diffusion 1's VAEs on ImageNet, as EDM2 takes them.
+EDM2_VAE = VAEConfig(
+    name="stabilityai/sd-vae-ft-mse",
+    pixels="0..1",
+    mean=[5.81, 3.25, 0.12, -2.15],
+    std=[4.17, 4.62, 3.71, 3.28],
+)
+
+
+@dataclass
 class DataConfig(Section):
     """What the model is trained on."""
 
@@ -215,12 +256,28 @@ class DataConfig(Section):
     points: int = setting(
         10_000, "2-D toys: training points (a fifth as many are held out)", ge=1, le=10**8
     )
+    source: str = setting(
+        "", "interpolant: data set that its paths begin at, in place of noise (image to image)"
+    )
+    source_root: str = setting("", "folder or file of data.source; empty: as data.root")
     device: str = setting(
         "auto", "where the uint8 images live", choices=("auto", "cpu", "cuda", "disk")
     )
     workers: int = setting(2, "data.device=disk: processes that read ahead; 0: none", ge=0)
     patch: int = setting(0, "noise2score: side of the patches cut from pictures of any size", ge=0)
+    scenes: int = setting(
+        0, "noise2score: drawn pictures of smooth spots and lines beside those of the set", ge=0
+    )
+    axes: str = setting(
+        "",
+        "copies=given: what the dimensions of stacks are, TZCYX say, in place of what the files "
+        "say",
+    )
+    leave_out: list[str] = setting(
+        [], "pictures: names, without folder and ending, of those that are not read"
+    )
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
     shape: list[int] = setting([], "(C, H, W); filled in from the data")
     classes: int = setting(-1, "number of classes; filled in from the data")
     present: list[int] = setting(
@@ -238,10 +295,21 @@ class DataConfig(Section):
         self.check(
             not (self.pairs and self.balanced), "pairs", "does not go with data.balanced=true"
         )
+        self.check(self.source or not self.source_root, "source_root", "needs data.source=NAME")
         self.check(
             self.patch or not self.noise.law,
             "patch",
             f"must be > 0 with data.noise.law={self.noise.law}",
+        )
+        self.check(
+            not self.scenes or (self.noise.law and self.noise.copies != "given"),
+            "scenes",
+            "needs data.noise.law= and copies=fixed or fresh",
+        )
+        self.check(
+            not self.axes or (self.noise.law and self.noise.copies == "given"),
+            "axes",
+            "needs data.noise.law= and copies=given",
         )
 
 
@@ -331,7 +399,9 @@ class TrainerConfig(Section):
         "auto", "how more devices share the work", choices=("auto", "ddp", "ddp_fork", "ddp_spawn")
     )
     precision: str = setting(
-        "32-true", "bf16-mixed needs native bf16", choices=("32-true", "bf16-mixed")
+        "32-true",
+        "bf16-mixed needs native bf16; 16-mixed is for network.name=edm2_unet",
+        choices=("32-true", "bf16-mixed", "16-mixed"),
     )
     accumulate: int = setting(1, "micro-batches per optimizer step", ge=1)
     compile: bool = setting(False, "torch.compile the network")
@@ -393,6 +463,11 @@ class EvalConfig(Section):
     metrics: list[str] = setting(["fd"], "which metrics (evaluate.py --help lists them)")
     features: str = setting("pixels", "in which feature space")
     weights_are_code: bool = setting(False, "a TorchScript file in eval.features may run")
+    reference: str = setting(
+        "",
+        "what they are scored against in place of the training images: statistics (.npz, .pkl) or "
+        "pictures, as reference= of evaluate.py",
+    )
 
 
 @dataclass

@@ -1,9 +1,13 @@
-"""Describe, convert and fetch data sets.
+"""Describe, convert, encode and fetch data sets.
 
 python -m genmodels.data info digits                          shape, counts, mean and std of a set
 python -m genmodels.data info SRC [resolution=64]             of a folder, .zip, .npz or .npy
 python -m genmodels.data convert SRC out=X.zip resolution=64 crop=lanczos     or out=X.npy
+python -m genmodels.data encode SRC vae=VAE out=DIR resolution=512 crop=adm    latents to train on
 python -m genmodels.data get [NAME root=DIR]                  public sets: what they are, fetch one
+
+VAE is a folder, or OWNER/NAME on the hub, of diffusers' AutoencoderKL. Run by torchrun, every
+process encodes its share; the same command goes on where it was killed.
 """
 
 import difflib
@@ -23,20 +27,33 @@ from genmodels import cli, images
 from genmodels.atomic import whole_file, write_bytes
 from genmodels.config import DataConfig, Section, setting, settings_of
 from genmodels.config.load import kind_of_files
-from genmodels.config.schema import LARGEST_PAD
-from genmodels.config.words import check_choice, check_flags, help_text, split_words, typed_words
+from genmodels.config.schema import EDM2_VAE, LARGEST_PAD
+from genmodels.config.words import (
+    DEVICES,
+    check_choice,
+    check_device,
+    check_flags,
+    help_text,
+    split_words,
+    typed_words,
+)
+from genmodels.data import latents
+from genmodels.data.encode import STATISTICS, encode_pictures
 from genmodels.data.own import Split
 from genmodels.data.sets import (
     BY_HAND,
     DATASETS,
     SPLITS,
     check_settings,
+    class_names,
     data_set,
     gaps_in_words,
     load_split,
     open_split,
 )
+from genmodels.distributed import is_first, pick_device
 from genmodels.images import CROPS, OnDisk
+from genmodels.images.autoencoder import load_autoencoder
 from genmodels.run import check_output
 
 
@@ -67,6 +84,27 @@ class ConvertOptions(InfoOptions):
 
 
 @dataclass
+class EncodeOptions(InfoOptions):
+    """What becomes latents."""
+
+    vae: str = setting(
+        EDM2_VAE.name,
+        "folder, or OWNER/NAME on the hub, of the VAE; the default is EDM2's",
+    )
+    out: str = setting("", "folder to make")
+    holdout: float = setting(0.0, "share put into the test part of a set without one", ge=0, lt=1)
+    statistics: str = setting(
+        "auto",
+        "of the latents' channels: edm2 has those of Stable Diffusion 1's VAEs, measured takes "
+        "them from the pictures; auto: by the VAE",
+        choices=STATISTICS,
+    )
+    batch: int = setting(16, "pictures at a time", ge=1)
+    workers: int = setting(2, "threads that read pictures ahead", ge=1)
+    device: str = setting("auto", "what computes", choices=DEVICES)
+
+
+@dataclass
 class GetOptions(Section):
     """Where a set goes."""
 
@@ -76,7 +114,11 @@ class GetOptions(Section):
 def commands_help(doc: str) -> str:
     """Return the help of the command line."""
     lines = [doc.strip(), "", f"NAME: {', '.join(DATASETS)}", ""]
-    for title, cls in (("convert", ConvertOptions), ("get", GetOptions)):
+    for title, cls in (
+        ("convert", ConvertOptions),
+        ("encode", EncodeOptions),
+        ("get", GetOptions),
+    ):
         lines.append(help_text(cls, f"{title}:"))
     return "\n".join(lines)
 
@@ -109,11 +151,17 @@ def info(sources: list[str], words: dict[str, str]) -> None:
     options = InfoOptions(**typed_words(words, settings_of(InfoOptions)))
     cfg = read_config(_only(sources, "info NAME_OR_PATH [root= resolution=]"), options)
     rows = []
+    of_latents = data_set(cfg.name).latents
+    if of_latents:
+        print(latents.in_words(cfg))
     for split in SPLITS:
         pixels, labels = open_split(cfg, split)
         if not len(pixels):
             continue
-        mean, std = images.mean_and_std(pixels)
+        if of_latents:
+            mean, std = latents.mean_and_std(pixels, cfg.vae)
+        else:
+            mean, std = images.mean_and_std(pixels)
         counts = torch.bincount(labels[labels >= 0]).tolist()
         if split == "train" and (gaps := gaps_in_words(labels[labels >= 0].unique().tolist())):
             warnings.warn(f"{gaps}; convert with remap=true numbers them anew", stacklevel=2)
@@ -121,7 +169,7 @@ def info(sources: list[str], words: dict[str, str]) -> None:
             (
                 split,
                 len(pixels),
-                tuple(pixels.shape[1:]),
+                latents.shape_of(pixels) if of_latents else tuple(pixels.shape[1:]),
                 f"{mean:.4f}",
                 f"{std:.4f}",
                 f"{min(counts)}..{max(counts)}" if counts else "none",
@@ -129,7 +177,8 @@ def info(sources: list[str], words: dict[str, str]) -> None:
             )
         )
     columns = ("split", "images", "shape", "mean", "std (sigma_data)", "per class", "classes")
-    cli.print_table(f"{cfg.name} on the [-1, 1] scale", columns, rows)
+    scale = "the model's scale" if of_latents else "the [-1, 1] scale"
+    cli.print_table(f"{cfg.name} on {scale}", columns, rows)
 
 
 def convert(sources: list[str], words: dict[str, str]) -> None:
@@ -156,19 +205,59 @@ def convert(sources: list[str], words: dict[str, str]) -> None:
     if not out.absolute().parent.is_dir():
         raise ValueError(f"out={out}: its folder does not exist; make it first")
     check_output("out", out, [source])
-    cfg = read_config(source, options)
-    wanted = SPLITS if options.split == "all" else (options.split,)
-    parts = {split: open_split(cfg, split) for split in wanted}
-    parts = {split: part for split, part in parts.items() if len(part[0])}
-    if not parts:
-        raise ValueError(f"split={options.split}: there is no image in it")
-    if any(pixels.is_floating_point() for pixels, _ in parts.values()):
-        raise ValueError(f"data.name={cfg.name}: points in the plane are no pictures")
+    parts = _picture_parts(read_config(source, options), options.split)
     if options.remap:
         parts = _numbered_anew(parts)
     write = _write_zip if out.suffix == ".zip" else _write_npy
     count = write(out, parts)
     print(f"{count} images {tuple(next(iter(parts.values()))[0].shape[1:])}: {out}")
+
+
+def encode(sources: list[str], words: dict[str, str]) -> None:
+    """Write the latents of pictures as a folder to train on (data.root=DIR).
+
+    Raises:
+        ValueError: what is read or asked for is wrong.
+    """
+    options = EncodeOptions(**typed_words(words, settings_of(EncodeOptions)))
+    source = _only(sources, "encode SRC vae=VAE out=DIR [resolution=512 crop=adm]")
+    options.check(options.out, "out", "name the folder to make")
+    check_device("device", options.device)
+    out = Path(options.out).expanduser()
+    check_output("out", out, [source], folder=True)
+    cfg = read_config(source, options)
+    parts = _picture_parts(cfg)
+    about = encode_pictures(
+        parts,
+        out,
+        load_autoencoder(options.vae, pick_device(options.device)),
+        statistics=options.statistics,
+        batch=options.batch,
+        workers=options.workers,
+        source={"name": cfg.name, "resolution": cfg.resolution, "crop": cfg.crop},
+        class_names=class_names(cfg),
+    )
+    if is_first():
+        print(
+            f"{sum(about.splits.values())} images {about.pictures} as latents {about.shape}: {out}"
+        )
+
+
+def _picture_parts(cfg: DataConfig, split: str = "all") -> dict[str, Split]:
+    """Return {split: (pictures, labels)} of the splits that hold any.
+
+    Raises:
+        ValueError: there is none, or they are no pictures.
+    """
+    wanted = SPLITS if split == "all" else (split,)
+    parts = {split: open_split(cfg, split) for split in wanted}
+    parts = {split: part for split, part in parts.items() if len(part[0])}
+    if not parts:
+        raise ValueError(f"split={split}: there is no image in it")
+    if any(pixels.is_floating_point() for pixels, _ in parts.values()):
+        what = "latents" if data_set(cfg.name).latents else "points in the plane"
+        raise ValueError(f"data.name={cfg.name}: {what} are no pictures")
+    return parts
 
 
 def _numbered_anew(parts: dict[str, Split]) -> dict[str, Split]:
@@ -272,11 +361,11 @@ def _only(sources: list[str], usage: str) -> str:
     return sources[0]
 
 
-COMMANDS = {"info": info, "convert": convert, "get": get}
+COMMANDS = {"info": info, "convert": convert, "encode": encode, "get": get}
 
 
 def main(argv: list[str]) -> None:
-    """Describe, convert or fetch a data set; see the module's docstring."""
+    """Describe, convert, encode or fetch a data set; see the module's docstring."""
     positionals, words, flags = split_words(argv)
     check_flags(flags, ("--help",))
     if "--help" in flags or not argv:

@@ -22,7 +22,7 @@ def fingerprint(pixels: torch.Tensor | OnDisk, labels: torch.Tensor) -> str:
     def image_bytes(number: int) -> bytes:
         if isinstance(pixels, OnDisk) and pixels.raw is not None:
             return pixels.raw(int(pixels.numbers[number]))
-        if pixels.is_floating_point():
+        if pixels.is_floating_point():  # no latents: those are OnDisk with raw bytes
             return b""
         return pixels[number : number + 1].cpu().numpy().tobytes()
 

@@ -8,8 +8,16 @@ from torch.utils.data import DataLoader
 
 from genmodels import images, seeding
 from genmodels.config import DataConfig
+from genmodels.data import latents
 from genmodels.data.fingerprint import fingerprint, note_fingerprint
-from genmodels.data.sets import data_root, fill_in, in_memory, load_split, open_split
+from genmodels.data.sets import (
+    data_root,
+    fill_in,
+    in_memory,
+    load_source,
+    load_split,
+    open_split,
+)
 from genmodels.data.stream import Batches, TrainStream
 from genmodels.images import OnDisk
 
@@ -35,7 +43,14 @@ class ImageDataModule(L.LightningDataModule):
         pixels, labels = open_split(cfg, "train")
         if not len(pixels):
             raise ValueError(f"data.holdout={cfg.holdout}: leaves no image to train on")
-        note_fingerprint(cfg, fingerprint(pixels, labels))
+        found = fingerprint(pixels, labels)
+        self.sources: dict[str, torch.Tensor] = {}  # images of data.source by split
+        if cfg.source:
+            shape = pixels.shape[1:]
+            self.sources = {split: load_source(cfg, split, shape) for split in ("train", "test")}
+            train = self.sources["train"]
+            found += f"+{fingerprint(train, torch.zeros(len(train), dtype=torch.int64))}"
+        note_fingerprint(cfg, found)
         self.train = pixels if cfg.device == "disk" else in_memory(pixels), labels
         self.held_out = load_split(cfg, "test")
         fill_in(cfg, *self.train)
@@ -85,6 +100,19 @@ class ImageDataModule(L.LightningDataModule):
                 shares.append((seeding.HELD_OUT + share, share))
         return DataLoader(Batches(pixels, labels), batch_size=None, sampler=shares)
 
+    def pictures(self, split: str, device: torch.device | str = "cpu") -> torch.Tensor | OnDisk:
+        """Return the images of "train" or "held_out" as a metric sees them, uint8 (N, C, H, W).
+
+        Args:
+            split: which.
+            device: where latents are decoded.
+
+        Raises:
+            ValueError: latents whose VAE cannot be loaded.
+        """
+        pixels = getattr(self, split)[0]
+        return latents.decoded(pixels, self.cfg.vae, device) if self.cfg.vae.mean else pixels
+
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Return the batch; raise the ValueError that stands for one with a broken file."""
         if isinstance(batch, ValueError):
@@ -94,13 +122,27 @@ class ImageDataModule(L.LightningDataModule):
     def on_after_batch_transfer(
         self, batch: dict[str, torch.Tensor], dataloader_idx: int
     ) -> dict[str, torch.Tensor]:
-        """Return the batch with its images as float32 in [-1, 1], training images flipped."""
+        """Return the batch with its images as float32 in [-1, 1], training images flipped.
+
+        Of latents it is a draw of each, on the scale of the model.
+        """
         pixels = batch["image"]
+        if self.cfg.vae.mean:
+            pixels = latents.draw(pixels, self.cfg.vae, self.seed, batch["n"])
         pixels = pixels if pixels.is_floating_point() else images.from_uint8(pixels)  # toys: floats
         if self.cfg.flip and self.trainer.training:
             mirrored = seeding.uniform(self.seed, batch["n"], seeding.Stream.FLIP) < 0.5
             pixels = torch.where(mirrored.reshape(-1, 1, 1, 1), pixels.flip(-1), pixels)
-        return batch | {"image": pixels}
+        batch = batch | {"image": pixels}
+        return batch | {"source": self._source(batch["n"])} if self.sources else batch
+
+    def _source(self, n: torch.Tensor) -> torch.Tensor:
+        """Return where the paths of images n begin, drawn by (seed, n) from the split of these."""
+        split = "train" if self.trainer.training else "test"
+        pixels = self.sources[split] = self.sources[split].to(n.device)
+        u = seeding.uniform(self.seed, n, seeding.Stream.SOURCE)
+        pixels = pixels[(u.double() * len(pixels)).long()]
+        return pixels if pixels.is_floating_point() else images.from_uint8(pixels)
 
     def _device(self) -> torch.device:
         """Return where the training images live: on the GPU if they take under half its memory."""

@@ -40,7 +40,9 @@ def read_tree(tree: Tree, cfg: DataConfig, split: str) -> Split:
     """
     training, held_out = tree_parts(tree)
     if not training.names:
-        raise ValueError(f"data.root={tree.path}: holds no picture ({', '.join(images.SUFFIXES)})")
+        hint = "; latents as EDM2 stores them are data.name=latents" if _has_arrays(tree) else ""
+        known = ", ".join(images.SUFFIXES)
+        raise ValueError(f"data.root={tree.path}: holds no picture ({known}){hint}")
     part = training if split == "train" or held_out is None else held_out
     names = part.names
     labels = _labels(tree, training, part, cfg.labels)
@@ -52,6 +54,10 @@ def read_tree(tree: Tree, cfg: DataConfig, split: str) -> Split:
     shape = (cfg.channels or 3, *size)
     read = partial(_read_pictures, tree, names, shape, side, cfg.crop)
     return OnDisk(read, shape, numbers, raw=partial(_read_file, tree, names)), labels[numbers]
+
+
+def _has_arrays(tree: Tree) -> bool:
+    return any(name.endswith(".npy") for name in tree.entries)
 
 
 def _read_file(tree: Tree, names: list[str], number: int) -> bytes:
@@ -115,9 +121,9 @@ def _labels(tree: Tree, training: Part, part: Part, needed: bool) -> torch.Tenso
             pictures beside the class folders where labels are needed.
     """
     if "dataset.json" in tree.entries:
-        return _edm_labels(tree, part.names, "")
+        return edm_labels(tree, part.names, "")
     if all(f"{p.folder}dataset.json" in tree.entries for p in (training, part)):
-        return _edm_labels(tree, part.names, part.folder)
+        return edm_labels(tree, part.names, part.folder)
     elsewhere = sorted(name for name in tree.entries if name.endswith("/dataset.json"))
     if elsewhere:
         line = (
@@ -128,15 +134,14 @@ def _labels(tree: Tree, training: Part, part: Part, needed: bool) -> torch.Tenso
             raise ValueError(line)
         warnings.warn(line, stacklevel=2)
         return torch.full((len(part.names),), -1)
-    below = [training.within(name).split("/") for name in training.names]
-    strays = [name for name, parts in zip(training.names, below) if len(parts) == 1]
-    if 0 < len(strays) < len(below):
+    strays = [name for name in training.names if "/" not in training.within(name)]
+    if 0 < len(strays) < len(training.names):
         line = f"{strays[0]} (and {len(strays) - 1} more) lies beside folders, not in a class"
         if needed:
             raise ValueError(f"data.root={tree.path}: {line}; move it into one, or out of there")
-        if 2 * len(strays) < len(below):
+        if 2 * len(strays) < len(training.names):
             warnings.warn(f"data.root={tree.path}: {line}: no class labels", stacklevel=2)
-    classes = [] if strays else sorted({parts[0] for parts in below})
+    classes = _folders_of(training)
     numbers = {name: number for number, name in enumerate(classes)}
     labels = []
     for name in part.names:
@@ -150,7 +155,20 @@ def _labels(tree: Tree, training: Part, part: Part, needed: bool) -> torch.Tenso
     return torch.tensor(labels, dtype=torch.int64)
 
 
-def _edm_labels(tree: Tree, names: list[str], folder: str) -> torch.Tensor:
+def _folders_of(training: Part) -> list[str]:
+    """Return the folders that number the classes: those right below, if all pictures lie in any."""
+    below = [training.within(name).split("/") for name in training.names]
+    return [] if any(len(parts) == 1 for parts in below) else sorted({p[0] for p in below})
+
+
+def class_folders(tree: Tree) -> list[str]:
+    """Return the folders that number the classes of read_tree; [] where a dataset.json does."""
+    training, _ = tree_parts(tree)
+    has_json = any(name.rpartition("/")[2] == "dataset.json" for name in tree.entries)
+    return [] if has_json else _folders_of(training)
+
+
+def edm_labels(tree: Tree, names: list[str], folder: str) -> torch.Tensor:
     """Return the labels in dataset.json: {"labels": null, [[NAME, LABEL], ...] or {NAME: LABEL}}.
 
     LABEL is a whole number or a one-hot vector; NAME is a path within the folder that holds the

@@ -8,13 +8,13 @@ from genmodels import images, seeding
 from genmodels.config import DataConfig, check
 from genmodels.data.module import ImageDataModule
 from genmodels.data.stream import TrainStream
-from genmodels.images import OnDisk
 
 
 class PairedData(ImageDataModule):
     """Real images, each beside a fake one: batches also hold `fake` and `fake_label`.
 
-    `pool` is (images uint8 (N, C, H, W), labels int64 (N,)), set before training. Which fake is
+    `pool` is (images uint8 (N, C, H, W), labels int64 (N,)), set before training; of latents its
+    images are float32, as the reference makes them. Which fake is
     number n depends on (seed, n) alone, as with real images.
     """
 
@@ -22,7 +22,7 @@ class PairedData(ImageDataModule):
 
     def __init__(self, cfg: DataConfig, seed: int = 0, accumulate: int = 1):
         super().__init__(cfg, seed, accumulate)
-        floats = not isinstance(self.train[0], OnDisk) and self.train[0].is_floating_point()
+        floats = self.train[0].is_floating_point() and not cfg.vae.mean
         check(
             not floats,
             "data.name",
@@ -51,11 +51,12 @@ class PairedData(ImageDataModule):
     def on_after_batch_transfer(
         self, batch: dict[str, torch.Tensor], dataloader_idx: int
     ) -> dict[str, torch.Tensor]:
-        """Return the batch with float32 images in [-1, 1]; only real ones are flipped."""
+        """Return the batch with float32 images in [-1, 1]; only real ones are flipped or drawn."""
         batch = super().on_after_batch_transfer(batch, dataloader_idx)
         if "fake" not in batch:  # held-out images stand alone
             return batch
-        return batch | {"fake": images.from_uint8(batch["fake"])}
+        fake = batch["fake"]
+        return batch | {"fake": fake if fake.is_floating_point() else images.from_uint8(fake)}
 
 
 class Pairs:

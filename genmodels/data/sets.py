@@ -14,7 +14,7 @@ import torch
 from genmodels import images
 from genmodels.config import DataConfig, check
 from genmodels.config.load import kind_of_files
-from genmodels.data import own
+from genmodels.data import latents, own
 from genmodels.data.own import Split, data_root, fit_pictures, held_out_share
 from genmodels.data.parts import split_of
 from genmodels.data.toys import TOYS, toy_points
@@ -22,8 +22,8 @@ from genmodels.images import OnDisk, arrays
 
 SPLITS = ("train", "test")
 # Settings that mean nothing to some of the sets, which DataSet.takes of the others names.
-SETTINGS_OF_SETS = ("root", "resolution", "crop", "channels", "holdout", "points")
-PICTURES = ("root", "resolution", "crop", "channels", "holdout")
+SETTINGS_OF_SETS = ("root", "resolution", "crop", "channels", "holdout", "points", "leave_out")
+PICTURES = ("root", "resolution", "crop", "channels", "holdout", "leave_out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,7 @@ class DataSet:
         files: which files belong there, in words.
         sha256: of files in that folder, by name.
         takes: which settings of DataConfig it reads, of those in SETTINGS_OF_SETS.
+        latents: it holds mean and std of latents, float32 (N, 2C, h, w), in place of images.
     """
 
     read: Callable[[DataConfig, str], Split]
@@ -52,6 +53,7 @@ class DataSet:
     files: str = "its files"
     sha256: dict[str, str] = field(default_factory=dict)
     takes: tuple[str, ...] = ("root",)
+    latents: bool = False
 
     def how_to_get(self, name: str, root: Path) -> str:
         """Return what to fetch from where and where to put it, for an error."""
@@ -195,7 +197,13 @@ def picture_tree(cfg: DataConfig) -> images.Tree:
     kind = kind_of_files(root)
     if kind.startswith("np") and root.is_file():
         raise ValueError(f"data.name={cfg.name}: {root} is an array; read it with data.name={kind}")
-    return images.Tree(root / row.folder, "data.root")
+    return images.Tree(root / row.folder, "data.root", cfg.leave_out)
+
+
+def class_names(cfg: DataConfig) -> list[str]:
+    """Return the names of the classes 0, 1, ... of a folder of pictures; [] if it has none."""
+    row = data_set(cfg.name)
+    return own.class_folders(picture_tree(cfg)) if row.read is read_pictures else []
 
 
 def read_hugging_face(cfg: DataConfig, split: str) -> Split:
@@ -346,7 +354,8 @@ DATASETS = {
     # A resolution of arrays is what they must have: see fill_in.
     "npz": DataSet(read=own.read_npz, takes=("root", "resolution", "holdout")),
     "npy": DataSet(read=own.read_npy, takes=("root", "resolution", "holdout")),
-    "hf": DataSet(read=read_hugging_face, takes=PICTURES),
+    "hf": DataSet(read=read_hugging_face, takes=PICTURES[:-1]),
+    "latents": DataSet(read=latents.read_latents, takes=("root", "holdout"), latents=True),
     # Training pictures of the denoising papers; data.resolution= makes them of one size.
     "train400": DataSet(
         read=read_pictures,
@@ -427,15 +436,16 @@ def check_settings(cfg: DataConfig, prefix: str = "data.", plain: DataConfig | N
     if cfg.crop != "none":
         needed = cfg.resolution or cfg.crop == plain.crop
         check(needed, f"{prefix}crop", cfg.crop, f"crops to {prefix}resolution=SIDE; give that too")
-    if not cfg.noise.law:
-        for item in fields(cfg.noise):
-            value = getattr(cfg.noise, item.name)
-            check(
-                value == getattr(plain.noise, item.name),
-                f"{prefix}noise.{item.name}",
-                value,
-                "needs data.noise.law=; leave it out",
-            )
+    unread = {} if cfg.noise.law else {"noise": "needs data.noise.law=; leave it out"}
+    if not row.latents:
+        unread["vae"] = "is for data.name=latents; leave it out"
+    for section, remedy in unread.items():
+        for item in fields(getattr(cfg, section)):
+            value, default = (getattr(getattr(c, section), item.name) for c in (cfg, plain))
+            check(value == default, f"{prefix}{section}.{item.name}", value, remedy)
+    for key in ("flip", "pad") if row.latents else ():
+        remedy = "changes pictures, not latents; do so before they are encoded"
+        check(not getattr(cfg, key), f"{prefix}{key}", getattr(cfg, key), remedy)
 
 
 def open_split(cfg: DataConfig, split: str) -> Split:
@@ -463,14 +473,50 @@ def open_split(cfg: DataConfig, split: str) -> Split:
 def load_split(cfg: DataConfig, split: str) -> Split:
     """Return (images uint8 (N, C, H, W), labels int64 (N,), -1 = none) of one split.
 
-    The 2-D toys are float32 (N, 2, 1, 1) in [-1, 1]. With data.device=disk, sets of files come as
-    OnDisk, which stands in for a tensor.
+    The 2-D toys are float32 (N, 2, 1, 1) in [-1, 1], latents float32 (N, 2C, h, w), mean and std.
+    With data.device=disk, sets of files come as OnDisk, which stands in for a tensor.
 
     Raises:
         ValueError: unknown data set or split, missing or broken files.
     """
     pixels, labels = open_split(cfg, split)
     return pixels if cfg.device == "disk" else in_memory(pixels), labels
+
+
+def load_source(cfg: DataConfig, split: str, shape: Sequence[int]) -> torch.Tensor:
+    """Return the images of data.source, as load_split; their form is that of the data.
+
+    Args:
+        cfg: DataConfig of the run; its root, pad, points and holdout hold for both sets.
+        split: "train" or "test".
+        shape: (C, H, W) that they must have.
+
+    Raises:
+        ValueError: no such data set, missing files, another shape.
+    """
+    check(cfg.source in DATASETS, "data.source", cfg.source, f"choose from {', '.join(DATASETS)}")
+    takes = DATASETS[cfg.source].takes
+    of_both = {"points": cfg.points, "holdout": cfg.holdout, "root": cfg.source_root or cfg.root}
+    if "crop" in takes:
+        of_both |= {"resolution": shape[-1], "channels": shape[0]}
+    settings = {key: value for key, value in of_both.items() if key in takes}
+    check(
+        not cfg.source_root or "root" in takes,
+        "data.source_root",
+        cfg.source_root,
+        f"{cfg.source} does not take it; leave it out",
+    )
+    pad = 0 if "crop" in takes else cfg.pad
+    source = DataConfig(name=cfg.source, pad=pad, download=cfg.download, **settings)
+    pixels, _ = load_split(source, split)
+    check(
+        tuple(pixels.shape[1:]) == tuple(shape),
+        "data.source",
+        cfg.source,
+        f"holds images {tuple(pixels.shape[1:])}, data.name={cfg.name} {tuple(shape)}; both must "
+        "be alike",
+    )
+    return pixels
 
 
 def in_memory(pixels: torch.Tensor | OnDisk) -> torch.Tensor:
@@ -545,6 +591,9 @@ def fill_in(
                 return cfg  # as saved with a model: its data need not be there
             pixels, labels = open_split(cfg, "train")  # the shape is in the header of one file
         shape = tuple(pixels.shape[1:])
+        if row.latents:
+            shape = latents.shape_of(pixels)
+            latents.fill_in_vae(cfg)
         classes = int(labels.max()) + 1
         if cfg.classes < 0:  # not as saved with a model
             _check_sides(cfg, row, shape)

@@ -9,7 +9,10 @@ from pathlib import Path
 import torch
 
 from genmodels.config import DataConfig
-from genmodels.data.sets import DATASETS, load_split
+from genmodels.data import latents
+from genmodels.data.own import Split
+from genmodels.data.sets import DATASETS, data_set, load_split, open_split
+from genmodels.distributed import pick_device
 from genmodels.images import OnDisk, open_images
 
 _HELD = 4 << 30  # bytes of pictures held; more are read as they are needed
@@ -25,12 +28,14 @@ class SourceImages:
         labels: int64 (N,) of a data set, -1 = none; None of files.
         files: a name for each of images in files; none of a data set.
         cfg: DataConfig that a data set was read with; None of files.
+        device: where latents are decoded.
     """
 
     pixels: torch.Tensor | OnDisk
     labels: torch.Tensor | None = None
     files: tuple[str, ...] = ()
     cfg: DataConfig | None = None
+    device: str = "auto"
 
     @property
     def names(self) -> list[str]:
@@ -41,7 +46,7 @@ class SourceImages:
         """Return the images of both splits, {"train": ..., "held_out": ...}; of files nothing."""
         if self.cfg is None:
             return {}
-        train, test = (load_split(self.cfg, split)[0] for split in ("train", "test"))
+        train, test = (_pictures(self.cfg, split, self.device)[0] for split in ("train", "test"))
         return {"train": train, "held_out": test}
 
 
@@ -60,8 +65,9 @@ def read_source(
     resolution: int = 0,
     crop: str = "center",
     key: str = "images",
+    device: str = "auto",
 ) -> SourceImages:
-    """Return the images of a data set, or of files.
+    """Return the images of a data set, or of files; latents decoded from their means.
 
     A name of DATASETS is the data set even where a folder of that name lies beside: write ./NAME
     for the folder.
@@ -76,6 +82,7 @@ def read_source(
             grey pictures among colour ones.
         resolution, crop: images in files are cropped and resized, see images.fit; 0: not.
         key: what errors call the source.
+        device: where latents are decoded.
 
     Raises:
         ValueError: no such data set, split or path; broken or mixed images.
@@ -92,5 +99,14 @@ def read_source(
         return SourceImages(pixels, files=tuple(names))
     cfg.root = root or cfg.root
     cfg.pad = cfg.pad if pad < 0 else pad
-    pixels, labels = load_split(cfg, split or "train")
-    return SourceImages(pixels, labels, cfg=cfg)
+    pixels, labels = _pictures(cfg, split or "train", device)
+    return SourceImages(pixels, labels, cfg=cfg, device=device)
+
+
+def _pictures(cfg: DataConfig, split: str, device: str) -> Split:
+    """Return (pictures, labels) of a split of a data set."""
+    if not data_set(cfg.name).latents:
+        return load_split(cfg, split)
+    pixels, labels = open_split(cfg, split)
+    latents.fill_in_vae(cfg)
+    return latents.decoded(pixels, cfg.vae, pick_device(device)), labels

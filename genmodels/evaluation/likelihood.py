@@ -143,6 +143,11 @@ def score_likelihood(
     """Return (scores, facts, title): bits per dimension of real images under the model."""
     if model is None or not model.LIKELIHOODS:
         raise ValueError("likelihood=true: needs a MODEL whose method has a likelihood")
+    if model.cfg.data.vae.mean:
+        raise ValueError(
+            f"likelihood={options.likelihood}: the model has densities of latents, which are no "
+            "bits of pictures; leave it out"
+        )
     source = with_split(options.data or model.cfg.data.name, "test")
     images = read_source(source, **reading_options(options, model))
     pixels, labels = images.pixels, images.labels

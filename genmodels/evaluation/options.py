@@ -214,6 +214,7 @@ class ScoreOptions(OodOptions, FeatureOptions, FileOptions):
     noise: str = setting(
         "cpu", "device of the noise generators, as in sample.py", choices=DEVICES[1:]
     )
+    vae: str = setting("", "of a MODEL of latents: the VAE that decodes them, as in sample.py")
     compile: bool = setting(False, "torch.compile the MODEL's network, as in sample.py")
     channels_last: bool = setting(False, "NHWC memory format for the MODEL's network")
     plot: str = setting(

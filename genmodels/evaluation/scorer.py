@@ -507,7 +507,10 @@ class Scorer:
             self.rows_num = len(reference.rows)
         num = self.reference_num if num is None else num
         if not work:
-            self._check_images(_pictures(reference), num)
+            if isinstance(reference, Scored):
+                self._check_number(num, self.features.dim or 0)
+            else:
+                self._check_images(_pictures(reference), num)
             return
         self._check_number(num, self.features.dim or 0)
         if not isinstance(reference, Scored):

@@ -14,6 +14,7 @@ import torch
 from genmodels import generation
 from genmodels.distributed import gather
 from genmodels.images import OnDisk, as_bytes, write_npz, write_png
+from genmodels.images.autoencoder import decoder_of
 
 
 class ImageSource(Protocol):
@@ -81,7 +82,7 @@ class Generated:
         self.model = model
         self.seeds = list(seeds)
         self.labels = labels
-        self.shape = tuple(model.shape)
+        self.shape = generation.picture_shape(model)
         self.settings = settings
         self.save = save
         self.images: dict[int, np.ndarray] = {}  # by number, those to write as .npz
@@ -151,6 +152,8 @@ class Generated:
         # The batch changes no image: after a lack of memory the pass goes on with a smaller one.
         settings = {k: _as_plain(v) for k, v in self.settings.items() if k not in ("batch", "fill")}
         words = [self.seeds, self.labels, settings, *self.model.faster]
+        if decoder := decoder_of(self.model.cfg.data.vae, self.model.device):
+            words.append(sha256_of(decoder.autoencoder.vae.state_dict().values()))
         return [sha256_of(self.model.state_dict().values()), words]
 
 
@@ -197,17 +200,32 @@ def reading_options(options: Any, model: Any = None) -> dict[str, Any]:
         options: with root and pad, and with channels, resolution and crop where files are taken.
         model: a method, or None.
     """
-    reading = {"root": options.root, "pad": options.pad}
+    reading = {"root": options.root, "pad": options.pad, "device": options.device}
     if hasattr(options, "resolution"):
         reading |= {"channels": options.channels or None, "resolution": options.resolution}
         reading |= {"crop": options.crop}
     return reading | {"trained_on": model.cfg.data if model else None}
 
 
-def check_shape(source: str, shape: Sequence[int] | None, model: Any) -> None:
-    """Raise ValueError unless the model makes images of a source's shape (C, H, W), if known."""
-    if shape and tuple(shape) != tuple(model.shape):
+def check_shape(
+    source: str, shape: Sequence[int] | None, model: Any, key: str = "data", files: bool = False
+) -> None:
+    """Raise ValueError unless the model makes images of a source's shape (C, H, W), if known.
+
+    Args:
+        source: as it was named by `key`.
+        shape: of its images.
+        model: a method.
+        key: of the command line.
+        files: whether the command takes channels= and resolution= for images in files.
+    """
+    made = generation.picture_shape(model)
+    if shape and tuple(shape) != made:
+        remedy = "name a set of that shape, or pad= background around it"
+        if files and shape[1:] == made[1:]:
+            remedy = f"channels={made[0]} reads images in files so"
+        elif files and shape[0] == made[0]:
+            remedy += f", or resolution={made[-1]} for images in files"
         raise ValueError(
-            f"data={source}: has images of shape {tuple(shape)}, the model makes "
-            f"{tuple(model.shape)}; name a set of that shape, or pad= background around it"
+            f"{key}={source}: has images of shape {tuple(shape)}, the model makes {made}; {remedy}"
         )

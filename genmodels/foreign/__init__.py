@@ -6,13 +6,14 @@ torch.save are read as inert data first. docs/reliability.md has the table of al
 
 from genmodels.foreign.archives import Npz, check_npy, open_npz
 from genmodels.foreign.plain import check_plain, open_plain, read_plain
-from genmodels.foreign.torch_files import check_key, load_torch
+from genmodels.foreign.torch_files import check_key, is_torch_file, load_torch
 
 __all__ = [
     "Npz",
     "check_key",
     "check_npy",
     "check_plain",
+    "is_torch_file",
     "load_torch",
     "open_npz",
     "open_plain",

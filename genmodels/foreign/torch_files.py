@@ -59,6 +59,17 @@ def load_torch(path: Path | str) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
+def is_torch_file(path: Path | str) -> bool:
+    """Return whether a file begins as torch.save's do; of a zip, whatever is in it.
+
+    Raises:
+        OSError: it cannot be opened, or is no plain file.
+    """
+    with open_plain(path) as file:
+        start = file.read(len(_OLD_MAGIC))
+    return start[:4] == b"PK\x03\x04" or start == _OLD_MAGIC
+
+
 def check_key(key: object) -> None:
     """Raise UnpicklingError for a key of a dict that is no text, small whole number or None."""
     if not isinstance(key, str | int | None):

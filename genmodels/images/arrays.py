@@ -49,14 +49,15 @@ class Unfit(ValueError):
 
 @dataclass(frozen=True)
 class OnDisk:
-    """uint8 images (N, C, H, W) that are read when asked for; stands in for a tensor of them.
+    """Images (N, C, H, W) that are read when asked for; stands in for a tensor of them.
 
     Args:
-        read: picklable; a list of image numbers -> uint8 (B, C, H, W).
+        read: picklable; a list of image numbers -> (B, C, H, W).
         image_shape: (C, H, W) of one of them, without the pad.
         numbers: int64 (N,), which of the images there are these.
         pad: background pixels added on each side.
         raw: picklable; an image number -> what its file holds, where each is a file.
+        dtype: uint8, or float32 of latents.
     """
 
     read: Callable[[list[int]], torch.Tensor]
@@ -64,8 +65,8 @@ class OnDisk:
     numbers: torch.Tensor
     pad: int = 0
     raw: Callable[[int], bytes] | None = None
+    dtype: torch.dtype = torch.uint8
 
-    dtype = torch.uint8
     device = torch.device("cpu")
 
     @property
@@ -77,19 +78,19 @@ class OnDisk:
     @property
     def nbytes(self) -> int:
         """Bytes of all of them in memory."""
-        return math.prod(self.shape)
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, index: torch.Tensor | slice) -> torch.Tensor:
-        """Return uint8 (B, C, H, W) of an index tensor or slice."""
+        """Return (B, C, H, W) of an index tensor or slice."""
         pixels = self.read(self.numbers[index].tolist())
         return torch.nn.functional.pad(pixels, [self.pad] * 4) if self.pad else pixels
 
     def is_floating_point(self) -> bool:
-        """Return False, as a tensor of bytes does."""
-        return False
+        """Return whether they are floats, as a tensor does."""
+        return self.dtype.is_floating_point
 
     def split(self, size: int) -> Iterator[torch.Tensor]:
         """Yield the images in order, `size` at a time."""
@@ -108,7 +109,7 @@ class OnDisk:
                 f"data.device=auto: {len(self)} images take {self.nbytes / 1e9:.0f} GB and this "
                 f"machine has {memory / 1e9:.0f} GB; data.device=disk reads them as they are needed"
             )
-        pixels = torch.empty(self.shape, dtype=torch.uint8)
+        pixels = torch.empty(self.shape, dtype=self.dtype)
         for start in range(0, len(self), 64):
             pixels[start : start + 64] = self[start : start + 64]
         return pixels

@@ -13,7 +13,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
@@ -215,6 +215,7 @@ class Tree:
     Args:
         path: the folder or .zip.
         key: what errors call it.
+        leave_out: names, without folder and ending, of pictures that are not among `names`.
 
     Attributes:
         entries: paths of all files with forward slashes.
@@ -223,9 +224,10 @@ class Tree:
         ValueError: neither folder nor zip, broken, or with an entry that is unsafe to unpack.
     """
 
-    def __init__(self, path: Path | str, key: str = "images"):
+    def __init__(self, path: Path | str, key: str = "images", leave_out: Sequence[str] = ()):
         self.path = Path(path)
         self.key = key
+        self.leave_out = leave_out
         self.prefix = ""
         self.separator = "/"  # of the names in a zip
         if self.path.is_dir():
@@ -244,11 +246,13 @@ class Tree:
         """
         files = [name for name in self.entries if name.lower().endswith(SUFFIXES)]
         names, stacks = [], 0
+        unread = self.entries.difference(files)
+        if self.leave_out:
+            files = self.without_left_out(files)
         for name in sorted(files, key=lambda name: name.split("/")):
             pages = self._count_pages(name) if name.lower().endswith((".tif", ".tiff")) else 1
             names += [name] if pages == 1 else [f"{name}[{page}]" for page in range(pages)]
             stacks += pages > 1
-        unread = self.entries.difference(files)
         unread -= {name for name in unread if PurePath(name).name == "dataset.json"}
         pages = len(names) - len(files) + stacks
         moving = sum(name.lower().endswith(".gif") for name in files)
@@ -260,6 +264,19 @@ class Tree:
             if count and names:
                 warnings.warn(f"{self.key}={self.path}: {note}", stacklevel=1)
         return names
+
+    def without_left_out(self, files: Iterable[str]) -> list[str]:
+        """Return the names that leave_out does not name.
+
+        Raises:
+            ValueError: it names one that is not among them.
+        """
+        stems = {PurePath(name).stem for name in files}
+        unknown = [stem for stem in self.leave_out if stem not in stems]
+        if unknown:
+            key = self.key.removesuffix("root") + "leave_out"
+            raise ValueError(f"{key}={unknown[0]}: no picture of {self.path} is called so")
+        return [name for name in files if PurePath(name).stem not in self.leave_out]
 
     def _count_pages(self, name: str) -> int:
         if not self.path.is_dir():

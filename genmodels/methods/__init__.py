@@ -6,6 +6,7 @@ from genmodels.methods.edm import EDM
 from genmodels.methods.energy_matching import EnergyMatching
 from genmodels.methods.gbm import GBM
 from genmodels.methods.gedi import GEDI
+from genmodels.methods.interpolant import Interpolant
 from genmodels.methods.noise2score import Noise2Score
 
 METHODS = {
@@ -16,4 +17,5 @@ METHODS = {
     "noise2score": Noise2Score,
     "gedi": GEDI,
     "energy_matching": EnergyMatching,
+    "interpolant": Interpolant,
 }

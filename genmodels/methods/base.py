@@ -65,6 +65,7 @@ class GenerativeModule(L.LightningModule):
     # NEEDS                these keyword arguments of __init__ beyond cfg, e.g. ("reference",)
     # ENERGY               its network is an energy, (B,) for (B, C, H, W)
     # LABEL_DROPOUT        method.label_dropout > 0 hides that share of labels in training
+    # LATENTS              it learns latents as well as pictures (data.name=latents)
     # P_STD                method.p_std is the spread of ln sigma in training
     # OF_WEIGHTS           these settings of the method say what its weights mean, beside network.*:
     #                      init= brings them along
@@ -77,6 +78,7 @@ class GenerativeModule(L.LightningModule):
     # LIKELIHOOD_OPTIONS   log_prob() takes these beyond kind and seeds, as SAMPLE_OPTIONS
     # CLUSTERS             cluster(x) -> p(cluster | x), (B, C)
     # OOD_SCORES           ood_scores(x) -> {name: (B,)}, higher = more like the training data
+    # SOURCES              data.source= may name images that it starts from: batches hold `source`
     # DENOISE_LAWS         restore() of noise of these laws: {law: what its level is}
     # ANY_SIZE             restore() of pictures of any size; it is trained on patches of such, and
     #                      has noisy_state, noise_level, nearest_level, check_level, treatment
@@ -84,6 +86,7 @@ class GenerativeModule(L.LightningModule):
     NEEDS: tuple[str, ...] = ()
     ENERGY: bool = False
     LABEL_DROPOUT: bool = False
+    LATENTS: bool = False
     P_STD: bool = False
     OF_WEIGHTS: tuple[str, ...] = ()
     RETRIES: bool = False
@@ -94,6 +97,7 @@ class GenerativeModule(L.LightningModule):
     LIKELIHOOD_OPTIONS: ClassVar[dict[str, dataclasses.Field]] = {}
     CLUSTERS: bool = False
     OOD_SCORES: bool = False
+    SOURCES: bool = False
     DENOISE_LAWS: ClassVar[dict[str, str]] = {}
     ANY_SIZE: bool = False
     ESTIMATORS: tuple[str, ...] = ()
@@ -108,10 +112,28 @@ class GenerativeModule(L.LightningModule):
             cfg.network.name,
             f"method.name={cfg.method.name} needs {kind}: {', '.join(fitting)}",
         )
+        half = [name for name, net in NETWORKS.items() if net.HALF]
+        check(
+            cfg.trainer.precision != "16-mixed" or cfg.network.name in half,
+            "trainer.precision",
+            cfg.trainer.precision,
+            f"is for network.name={', '.join(half)}; use 32-true for {cfg.network.name}",
+        )
         cfg.data.noise.check(
             self.ANY_SIZE or not cfg.data.noise.law,
             "law",
             f"method.name={cfg.method.name} makes its own noise; leave it out",
+        )
+        cfg.data.check(
+            self.SOURCES or not cfg.data.source,
+            "source",
+            f"method.name={cfg.method.name} starts from noise; leave it out",
+        )
+        check(
+            self.LATENTS or not cfg.data.vae.mean,
+            "data.name",
+            cfg.data.name,
+            f"method.name={cfg.method.name} learns pictures; edm and ddo learn latents",
         )
         self.cfg = cfg
         self.shape: tuple[int, ...] = tuple(cfg.data.shape)

@@ -13,6 +13,12 @@ x_t and x_{t-1} share one noise e: f sees only one side of the pair, so any coup
 marginals leaves the gradient unbiased, and this one makes its variance smaller
 (shared_noise=false: fresh noise from x_{t-1} to x_t, as in DRL).
 
+With initializer_pairs > 0 the initializer first learns E[y | x_t] from pairs with fresh noise,
+
+    L_g = E | y+ - g(x_t) |^2,   x_t = y+ + sigma_t e'                         (not in the papers)
+
+where the shared noise would give away x_{t-1}; then it follows the chains.
+
 References: Zhu, Xie, Wu and Gao, "Learning energy-based models by cooperative diffusion recovery
 likelihood", ICLR 2024, arXiv 2309.05153; Gao, Song, Poole, Wu and Kingma, "Learning energy-based
 models by diffusion recovery likelihood", ICLR 2021, arXiv 2012.08125 (initializer=none).
@@ -71,6 +77,13 @@ class CDRLConfig(Section):
 
     name: str = setting("cdrl", "")
     angles: str = setting("cdrl", "noise levels (cdrl: equal angles)", choices=tuple(ANGLES))
+    snr_max: float = setting(9.8, "angles=cdrl: log SNR of the lowest noise level, cleaner", le=30)
+    snr_min: float = setting(-5.1, "angles=cdrl: log SNR of the highest noise level", ge=-30)
+    level_code: str = setting(
+        "angle",
+        "how networks are told a level (angle: CDRL's 1000 (2 / pi) phi; index: DRL's 0, 1, ...)",
+        choices=("angle", "index"),
+    )
     levels: int = setting(6, "pairs of noise levels, T", ge=2)
     steps: int = setting(15, "Langevin steps for each pair, K", ge=1)
     step_size: float = setting(
@@ -94,12 +107,21 @@ class CDRLConfig(Section):
     initializer: str = setting(
         "unet", "network of the starts (none: chains start at x_t)", choices=("unet", "mlp", "none")
     )
+    initializer_kind: str = setting(
+        "adm", "which U-Net (cdrl: as released; adm: of older files)", choices=("adm", "cdrl")
+    )
     initializer_channels: int = setting(64, "channels of the U-Net, or hidden units")
     initializer_multipliers: list[int] = setting([1, 1, 1], "channels of each level / channels")
     initializer_blocks: int = setting(3, "residual blocks for each level")
     initializer_attention: list[int] = setting([16, 8], "heights of levels with self-attention")
     initializer_dropout: float = setting(0.1, "dropout of the U-Net")
     initializer_lr: float = setting(1e-5, "learning rate of the initializer", gt=0)
+    initializer_pairs: float = setting(
+        0.0,
+        "share of the training in which the initializer learns from pairs, not from chains",
+        ge=0,
+        le=1,
+    )
     shared_noise: bool = setting(True, "one noise for both sides of a pair")
     label_dropout: float = setting(
         0.1, "share of labels hidden in training (for guidance)", ge=0, le=1
@@ -119,6 +141,18 @@ class CDRLConfig(Section):
             "noise_scale",
             "mala=true does not take it; use noise_scale=1",
         )
+        self.check(
+            self.initializer != "none" or not self.initializer_pairs,
+            "initializer_pairs",
+            "there is none to learn; use 0",
+        )
+        self.check(self.snr_min < self.snr_max, "snr_min", f"must be < snr_max={self.snr_max}")
+        given = self.snr_max, self.snr_min
+        self.check(
+            self.angles == "cdrl" or given == (CDRLConfig.snr_max, CDRLConfig.snr_min),
+            "snr_max" if given[0] != CDRLConfig.snr_max else "snr_min",
+            "is not for angles=drl, whose levels are given; leave it out",
+        )
 
 
 class CDRL(GenerativeModule):
@@ -130,7 +164,8 @@ class CDRL(GenerativeModule):
 
     Config = CDRLConfig
     OF_WEIGHTS = (
-        *("angles", "levels", "units", "units_limit", "initializer", "initializer_channels"),
+        *("angles", "snr_max", "snr_min", "level_code", "levels", "units", "units_limit"),
+        *("initializer", "initializer_kind", "initializer_channels"),
         *("initializer_multipliers", "initializer_blocks", "initializer_attention"),
     )
     ENERGY = True
@@ -159,6 +194,9 @@ class CDRL(GenerativeModule):
             method.growth,
             method.units,
             method.units_limit,
+            method.snr_max,
+            method.snr_min,
+            method.level_code,
         )
         self.log_z: dict[tuple, float] = {}  # bounds that log_prob() has made
         self.rungs: RungMeans | None = None  # of the latest loss()
@@ -179,7 +217,8 @@ class CDRL(GenerativeModule):
         rung = self.schedule.at(t)
         x_t, data = self.pair(x, n, rung)
         noise = philox_normal(self.shape, seed, n, stream=int(Stream.INITIALIZER), device=x.device)
-        start = self.initial(x_t, rung, labels, noise)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.pairing):
+            start = self.initial(x_t, rung, labels, noise)
         with fixed_weights(self.net):
             chain = recovery_chain(
                 lambda y: self.f(y, rung, labels),
@@ -195,10 +234,19 @@ class CDRL(GenerativeModule):
         f = self.f(torch.cat([data, chain.y]), twice, None if labels is None else labels.repeat(2))
         f_data, f_chain = f.chunk(2)
         loss_f = -(rung.w * (f_data - f_chain)).mean()
-        loss_g = (chain.y - start).square().sum(dim=(1, 2, 3)).mean()
+        guess, aim = start, chain.y
+        if self.pairing:
+            seen, aim = self.pair(x, n, rung, shared=False)
+            guess = self.initial(seen, rung, labels, torch.zeros_like(noise))
+        loss_g = (aim - guess).square().sum(dim=(1, 2, 3)).mean()
         self.rungs = RungMeans(self.cfg.method.levels, t, f_data, f_chain, chain, data)
         logs = {"loss": loss_f.detach(), "loss_initializer": loss_g.detach()}
         return loss_f + loss_g, logs
+
+    @property
+    def pairing(self) -> bool:
+        """Whether the initializer learns from pairs at this step."""
+        return self.global_step < self.cfg.method.initializer_pairs * self.cfg.trainer.max_steps
 
     def f(
         self,
@@ -210,13 +258,19 @@ class CDRL(GenerativeModule):
         """Return f(y, t-1) = gain * network, (B,) in `dtype`: the log-density times s_t^2."""
         return rung.gain.to(dtype) * self.net(y, rung.noise_clean, labels, dtype=dtype)
 
-    def pair(self, x: Tensor, n: Tensor, rung: Rung) -> tuple[Tensor, Tensor]:
-        """Return (x_t, y+ = sqrt(ahat_t) x_{t-1}) of clean images x, (B, C, H, W) each."""
+    def pair(
+        self, x: Tensor, n: Tensor, rung: Rung, shared: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (x_t, y+ = sqrt(ahat_t) x_{t-1}) of clean images x, (B, C, H, W) each.
+
+        With one noise for both if `shared`; None: method.shared_noise.
+        """
 
         def draw(stream: Stream) -> Tensor:
             return philox_normal(self.shape, self.cfg.seed, n, stream=int(stream), device=x.device)
 
-        fresh = None if self.cfg.method.shared_noise else draw(Stream.PAIR)
+        shared = self.cfg.method.shared_noise if shared is None else shared
+        fresh = None if shared else draw(Stream.PAIR)
         return self.schedule.pair(x, rung, draw(Stream.NOISE), fresh)
 
     def initial(
@@ -253,7 +307,10 @@ class CDRL(GenerativeModule):
         return groups
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then one power iteration of the spectral norms for the new weights."""
+        """Step, then one power iteration of the spectral norms for the new weights.
+
+        DRL's released network iterates in every call in place of that.
+        """
         super().optimizer_step(*args, **kwargs)
         power_iteration(self.net)
 
@@ -475,9 +532,9 @@ def build_initializer(
 ) -> torch.nn.Module | None:
     """Return the network of g(x) - x, (B, C, H, W) -> (B, C, H, W), or None.
 
-    The initializer g(x_t) = x_t + network(x_t, level, label) starts at g(x) = x. Its U-Net is a
-    DDPM with scale and shift by the embedding, one attention head of 64 channels, all last
-    convolutions at zero: 3.8 M parameters for CIFAR-10.
+    The initializer g(x_t) = x_t + network(x_t, level, label) starts at g(x) = x (kind=cdrl: but for
+    the last bias). Its U-Net is a DDPM with scale and shift by the embedding, one attention head of
+    64 channels, all last convolutions at zero: 3.8 M parameters for CIFAR-10.
 
     Args:
         cfg: CDRLConfig, of which the initializer* keys are read.
@@ -491,7 +548,7 @@ def build_initializer(
     if cfg.initializer == "mlp":
         return MLP(MLPConfig(width=cfg.initializer_channels), shape, classes, energy=False)
     network = EDMUNetConfig(
-        kind="adm",
+        kind=cfg.initializer_kind,
         channels=cfg.initializer_channels,
         multipliers=cfg.initializer_multipliers,
         blocks=cfg.initializer_blocks,

@@ -6,7 +6,7 @@ generative models", arXiv 2206.00364.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from genmodels.methods.by_level import REACH, LossByLevel
 from genmodels.networks import NETWORKS
 from genmodels.networks.precond import PRECONDS
 from genmodels.sampling.likelihood import TRACES, log_normal, ode_log_prob
+from genmodels.sampling.metropolis import sample_mh
 from genmodels.sampling.ode import SAMPLERS, Churn, sample_general
 from genmodels.sampling.schedules import SIGMAS, TIME_SCHEDULES, state_dtype
 from genmodels.seeding import Stream
@@ -41,6 +42,8 @@ SAMPLING = (
     "churn_min",
     "churn_max",
     "churn_noise",
+    "mh_step",
+    "mh_nodes",
     "guidance",
     "guidance_min",
     "guidance_max",
@@ -69,7 +72,11 @@ class EDMConfig(Section):
         0.0, "probability of EDM's augmentations (network.augment=true); 0: off", ge=0, le=1
     )
     uncertainty: bool = setting(False, "learn the weight of each noise level (EDM2)")
-    sampler: str = setting("heun", "how the ODE is solved", choices=tuple(SAMPLERS))
+    sampler: str = setting(
+        "heun",
+        "how the ODE is solved; mh: Metropolis-Hastings on the density at sigma_min",
+        choices=(*SAMPLERS, "mh"),
+    )
     steps: int = setting(18, "sampling steps", ge=1)
     sigma_min: float = setting(0.002, "smallest sigma of the sampling grid")
     sigma_max: float = setting(80.0, "largest sigma of the sampling grid")
@@ -88,6 +95,12 @@ class EDMConfig(Section):
     churn_min: float = setting(0.0, "S_min: no churn below this sigma")
     churn_max: float = setting(math.inf, "S_max: no churn above this sigma")
     churn_noise: float = setting(1.0, "S_noise: standard deviation of the fresh noise")
+    mh_step: float = setting(
+        1.0, "sampler=mh: a proposal's standard deviation over sigma_min", gt=0, lt=math.inf
+    )
+    mh_nodes: int = setting(
+        8, "sampler=mh: evaluations for each log ratio; 8 or more across modes", ge=1, le=64
+    )
     guidance: float = setting(1.0, "weight of this model against the guide; 1 = no guide")
     guidance_min: float = setting(
         0.0, "guide only steps that begin above this sigma (nearest of the grid)", ge=0
@@ -112,6 +125,9 @@ class EDMConfig(Section):
         for name, all_steps in (("guidance_min", 0), ("guidance_max", math.inf)):
             unused = self.guidance == 1 and getattr(self, name) != all_steps
             self.check(not unused, name, "nothing is guided; set guidance as well")
+        if self.sampler == "mh":
+            self.check(not self.churn, "churn", "sampler=mh is a chain at one noise level")
+            self.check(not self.general, "sampler", "goes with schedule=linear, scaled=false")
         if self.sampler == "dpmpp_2m":
             self.check(not self.churn, "churn", "dpmpp_2m is deterministic; use heun")
             self.check(
@@ -165,6 +181,7 @@ class EDM(GenerativeModule):
     Config = EDMConfig
     OF_WEIGHTS = ("precond", "sigma_data")
     LABEL_DROPOUT = True
+    LATENTS = True
     P_STD = True
     SAMPLE_OPTIONS = settings_of(EDMConfig, *SAMPLING) | settings_of(GuideOptions)
     LIKELIHOODS = ("ode",)
@@ -372,6 +389,8 @@ class EDM(GenerativeModule):
         high = min(cfg.sigma_max, self.net.sigma_max)
         # On the host, where each step asks for its own; in the precision of the device's state.
         known = self.net.known_sigma_on_host()
+        if cfg.sampler == "mh":
+            return self._chain(cfg, latents, labels, seeds, low, guide, callback)
         sigmas = SIGMAS[cfg.sigmas](cfg.steps, low, high, cfg.rho)
         sigmas = known(sigmas.to(state_dtype(self.device)))
         if cfg.sampler == "dpmpp_2m":
@@ -416,9 +435,50 @@ class EDM(GenerativeModule):
             x = SAMPLERS[cfg.sampler](denoise, x, sigmas, callback=after_step, **common)
         return x.float()
 
+    def _chain(
+        self,
+        cfg: EDMConfig,
+        latents: Tensor,
+        labels: Tensor | None,
+        seeds: Sequence[int],
+        low: float,
+        guide: "EDM | None",
+        callback: Callback | None,
+    ) -> Tensor:
+        """Return the ends of Metropolis-Hastings chains on p(x; low), float32.
+
+        They begin at N(0, sigma_data^2 + low^2), step mh_step low at a time, and sample the data
+        with noise of `low` in it: that noise is not taken off. See sampling/metropolis.py.
+        """
+        keys = torch.tensor(seeding.checked_seeds(seeds), dtype=torch.int64, device=self.device)
+        sigma = torch.full((), low, dtype=torch.float32, device=self.device)
+        self.nfe = 0
+
+        def score(x: Tensor) -> Tensor:
+            return (self._denoised(x, sigma, labels, cfg.guidance, guide) - x) / low**2
+
+        x, accepted = sample_mh(
+            score,
+            latents * math.hypot(cfg.sigma_data, low),
+            keys,
+            steps=cfg.steps,
+            step=cfg.mh_step * low,
+            nodes=cfg.mh_nodes,
+            callback=callback,
+        )
+        self.chains = f"{100 * float(accepted.mean()):.0f} % of proposals accepted"
+        return x
+
     def _sampling_config(self, options: dict[str, Any], guide: "EDM | None") -> EDMConfig:
         """Return the method's config with the given options in place of its own."""
         cfg = self.method_with(options, SAMPLING)
+        for key in ("mh_step", "mh_nodes"):
+            check(
+                options.get(key) is None or cfg.sampler == "mh",
+                key,
+                options.get(key),
+                f"sampler={cfg.sampler} does not take it; use sampler=mh, or leave it out",
+            )
         if guide is None:
             check(
                 cfg.guidance == 1 or self.classes,
@@ -439,6 +499,13 @@ class EDM(GenerativeModule):
                 "guide",
                 f"a model of {guide.shape} and {guide.classes} classes",
                 f"must be of {self.shape} and 0 or {self.classes} classes",
+            )
+            scales = [replace(model.cfg.data.vae, name="") for model in (self, guide)]
+            check(
+                scales[0] == scales[1],
+                "guide",
+                "a model of latents on another scale",
+                f"must have data.vae.mean={scales[0].mean}, std={scales[0].std}",
             )
         return cfg
 

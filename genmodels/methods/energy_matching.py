@@ -46,8 +46,9 @@ from genmodels.networks import NETWORKS
 from genmodels.networks.ebm import fixed_weights
 from genmodels.sampling.ais import bound_log_z
 from genmodels.sampling.composition import Blend, blend_of
+from genmodels.sampling.coupling import couple
 from genmodels.sampling.langevin import frozen, ula_chain
-from genmodels.sampling.potential import couple, sample_potential, temperature
+from genmodels.sampling.potential import sample_potential, temperature
 from genmodels.seeding import Stream
 
 if TYPE_CHECKING:

@@ -41,7 +41,8 @@ from genmodels.sampling.replay import Replay
 from genmodels.seeding import Stream
 
 ENERGIES = ("logits", "scalar")
-STARTS = ("fresh", "buffer")
+SAMPLING = ("start", "min_visits", "final")  # settings that sample() and sample.py may override
+STARTS = ("fresh", "buffer", "auto")
 
 
 @dataclass
@@ -106,9 +107,15 @@ class GEDIConfig(Section):
         0, "number of restarts after a divergence: other noise, lr halved each", ge=0
     )
     start: str = setting(
-        "fresh", "samples: fresh chains, or go on from the buffer's", choices=STARTS
+        "fresh",
+        "samples: fresh chains, or go on from the buffer's (auto: from the buffer's if there are)",
+        choices=STARTS,
     )
     steps: int = setting(1000, "samples: Langevin steps of fresh chains", ge=0)
+    min_visits: int = setting(
+        0, "samples from the buffer: of chains that have gone on this often since their start", ge=0
+    )
+    final: int = setting(0, "samples: steps without noise at the end", ge=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,7 +153,7 @@ class GEDI(GenerativeModule):
         "their noise",
         "the clusters' marginal of a micro-batch",
     )
-    SAMPLE_OPTIONS = settings_of(GEDIConfig, "start") | settings_of(ChainOptions)
+    SAMPLE_OPTIONS = settings_of(GEDIConfig, *SAMPLING) | settings_of(ChainOptions)
     CLUSTERS = True
     OOD_SCORES = True
 
@@ -344,6 +351,7 @@ class GEDI(GenerativeModule):
         labels: Tensor | None = None,
         callback: Callback | None = None,
         exact: bool = False,
+        noise: bool = True,
     ) -> Tensor:
         """Return the states after `steps` Langevin steps; keys, exact: see ula_chain."""
         cfg = self.cfg.method
@@ -352,7 +360,7 @@ class GEDI(GenerativeModule):
             x,
             steps=steps,
             step=cfg.step,
-            noise_scale=cfg.noise_scale or None,
+            noise_scale=(cfg.noise_scale or None) if noise else 0.0,
             seed=keys,
             stream=int(Stream.CHAIN_NOISE),
             clamp=(-1.0, 1.0) if cfg.clamp else None,
@@ -371,28 +379,39 @@ class GEDI(GenerativeModule):
         *,
         start: str | None = None,
         steps: int | None = None,
+        min_visits: int | None = None,
+        final: int | None = None,
         noise: str = "cpu",
         callback: Callback | None = None,
     ) -> Tensor:
         """Return generated images, float32 (N, C, H, W), in [-1, 1] but for the chains' overshoot.
 
-        Image k depends on seeds[k] alone: a chain from uniform noise, or from the entry
-        seeds[k] mod (entries) of the training's replay buffer.
+        Image k depends on seeds[k] alone: a chain from uniform noise, or from the training's replay
+        buffer the entry number seeds[k] mod their count, of those with min_visits.
 
         Args:
             seeds: N whole numbers.
             labels: clusters: None (all), one int or N ints, -1 = none; chains of log p(x, y).
-            start: "fresh" or "buffer"; default method.start.
+            start: "fresh", "buffer" or "auto": the buffer where it has such entries, no cluster
+                is asked for and one process has all of it; default method.start.
             steps: Langevin steps; default method.steps, and 0 from the buffer.
+            min_visits: of the buffer's chains; default method.min_visits. A chain that has just
+                started is nearly noise.
+            final: steps without noise at the end; default method.final.
             noise: ignored: the noise is the same on every device.
             callback: called as callback(i, x) after each step.
 
         Raises:
             ValueError: an option out of range, a cluster that is not there or that no step moves
-                to, a model without buffer.
+                to, a model without buffer, a buffer without such chains.
         """
-        cfg, device = self.method_with({"start": start}, ("start",)), self.device
+        given = {"start": start, "min_visits": min_visits, "final": final}
+        cfg, device = self.method_with(given, SAMPLING), self.device
+        aged = None if self.replay.entries is None else self.replay.aged(cfg.min_visits)
         start = cfg.start
+        if start == "auto":
+            apart = self._rank_and_world()[1] > 1 or (labels is not None and not steps)
+            start = "fresh" if apart or aged is None or not len(aged) else "buffer"
         if steps is None:
             steps = cfg.steps if start == "fresh" else 0
         ChainOptions(steps)  # refuses what is out of its limits
@@ -411,17 +430,35 @@ class GEDI(GenerativeModule):
                 steps,
                 "leaves the buffer's images in any cluster, whatever labels= says; try 100",
             )
+            check(
+                len(aged),
+                "min_visits",
+                cfg.min_visits,
+                "no chain of the buffer has gone on so often; take fewer, or start=fresh",
+            )
             self.replay.to(device)
-            x = self.replay.entries[keys % len(self.replay.entries)]
+            aged = aged.to(device)
+            x = self.replay.entries[aged[keys % len(aged)]]
         else:
             u = philox_uniform(self.shape, keys, 0, stream=int(Stream.CHAIN_START), device=device)
             x = 2 * u - 1
-        self.nfe = steps
+        self.nfe = steps + cfg.final
         if start == "fresh":
             self.chains = f"fresh chains of {steps} steps"
         else:
             self.chains = f"the replay buffer's chains, {steps} steps on"
-        return self._chain(x, steps, keys, labels, callback)
+            if cfg.min_visits:
+                self.chains += f", those with {cfg.min_visits} visits"
+        if cfg.final:
+            self.chains += f", and {cfg.final} without noise"
+        x = self._chain(x, steps, keys, labels, callback)
+        if not cfg.final:
+            return x
+
+        def later(i: int, x: Tensor) -> object:
+            return callback and callback(steps + i, x)
+
+        return self._chain(x, cfg.final, keys, labels, later, noise=False)
 
     # --------------------------------------------------------------------------------------------
     # Watching the training, and what a checkpoint has to hold

@@ -6,7 +6,7 @@ from genmodels.networks.ebm import EBM
 from genmodels.networks.edm2_unet import EDM2UNet
 from genmodels.networks.edm_unet import EDMUNet
 from genmodels.networks.encoder import Perceptron, ResNet8
-from genmodels.networks.mlp import MLP
+from genmodels.networks.mlp import MLP, MLPMap
 from genmodels.networks.potential import Potential
 from genmodels.networks.unet import UNet
 
@@ -23,6 +23,7 @@ NETWORKS: dict[str, type[Network]] = {
     "edm2_unet": EDM2UNet,
     "ebm": EBM,
     "mlp": MLP,
+    "mlp_map": MLPMap,
     "potential": Potential,
     "resnet8": ResNet8,
     "perceptron": Perceptron,

@@ -13,6 +13,7 @@ class Network(nn.Module):
 
     ENERGY: bool = False  # its output is f = -E, (B,), higher = likelier
     ENCODER: bool = False  # its output is features, (B, width)
+    HALF: bool = False  # it keeps within float16's range: trainer.precision=16-mixed
     FORCED: bool = False  # its weights are normalised before each optimizer step (EDM2)
     UNCERTAINTY: type[nn.Module] = Uncertainty  # what method.uncertainty=true adds to it
 

@@ -91,7 +91,9 @@ class Denoiser(Network):
         height, width = x.shape[-2:]
         h = functional.pixel_unshuffle(pad_to_multiple(x, self.multiple), 2)
         noise_map = over_items(noise, h).expand(-1, 1, *h.shape[-2:])
-        h = self.entry(torch.cat([h, noise_map.to(h)], dim=1))
+        # Both ends stay in float32 under autocast: in bf16 a pixel is only known to 1 of 255.
+        with torch.autocast(x.device.type, enabled=False):
+            h = self.entry(torch.cat([h, noise_map.to(h)], dim=1))
         kept = []
         for block, down in zip(self.before, self.down):
             kept.append(block(h))
@@ -99,7 +101,9 @@ class Denoiser(Network):
         h = self.before[-1](h)
         for block, up in zip(reversed(self.after), reversed(self.up)):
             h = block(up(h) + kept.pop())
-        return functional.pixel_shuffle(self.exit(h), 2)[..., :height, :width]
+        with torch.autocast(x.device.type, enabled=False):
+            h = self.exit(h.to(x))
+        return functional.pixel_shuffle(h, 2)[..., :height, :width]
 
 
 def _blocks(channels: int, count: int) -> nn.Sequential:

@@ -6,12 +6,13 @@
     f = < sum over pixels of relu(h), Linear(act(e)) >
 
 No normalisation and no attention: every weight W is divided by its largest singular value sigma
-(spectral norm), but the last one. The gradient of f in x is piecewise constant with the leaky
+(spectral norm), but the last one. DRL's second convolutions start near 0 and are divided by
+max(sigma, 1). The gradient of f in x is piecewise constant with the leaky
 ReLU; SiLU (activation=silu) makes it smooth.
 
 References: Zhu, Xie, Wu and Gao, "Learning energy-based models by cooperative diffusion recovery
-likelihood", ICLR 2024, arXiv 2309.05153; Gao et al. 2021, arXiv 2012.08125 (kind=drl); Miyato et
-al. 2018, arXiv 1802.05957 (spectral norm).
+likelihood", ICLR 2024, arXiv 2309.05153; Gao et al. 2021, arXiv 2012.08125 (DRL); Miyato et al.
+2018, arXiv 1802.05957 (spectral norm). Both kinds as in the released codes.
 """
 
 import contextlib
@@ -42,9 +43,9 @@ class EBMConfig(NetworkConfig):
     name: str = setting("ebm", "")
     kind: str = setting(
         "cdrl",
-        "drl: the second convolutions start at 0, weights are divided by max(sigma, 1), no "
-        "activation of the level's shift",
-        choices=("cdrl", "drl"),
+        "cdrl, drl_released: as in the released codes; drl: what older files mean by DRL's, every "
+        "weight divided by max(sigma, 1)",
+        choices=("cdrl", "drl", "drl_released"),
     )
     channels: int = setting(128, "channels of the finest stage", ge=2)
     multipliers: list[int] = setting([1, 2, 2, 2], "channels of each stage / channels", ge=1)
@@ -74,7 +75,8 @@ class EBM(Network):
 
     def __init__(self, cfg: EBMConfig, shape: Sequence[int], classes: int = 0):
         super().__init__()
-        options = {"norm": cfg.spectral_norm, "bounded": cfg.kind == "drl"}
+        released = cfg.kind == "drl_released"
+        options = {"norm": cfg.spectral_norm, "bounded": cfg.kind == "drl", "iterating": released}
         self.act, self.head_act = ENERGY_ACTIVATIONS[cfg.activation]
         self.embedding = EnergyEmbedding(cfg.channels, classes, self.act, **options)
         dim = self.embedding.dim
@@ -86,7 +88,9 @@ class EBM(Network):
                 blocks.append(EnergyBlock(width, cfg.channels * multiplier, dim, cfg, options))
                 width = cfg.channels * multiplier
             self.stages.append(nn.ModuleList(blocks))
-        self.head = nn.Linear(dim, width, bias=False)
+        self.head = nn.Linear(dim, width, bias=released)
+        if released:
+            initialise_as_drl(self)
 
     def forward(
         self,
@@ -171,12 +175,13 @@ class EnergyBlock(nn.Module):
         self.shift_act = self.act if cfg.kind == "cdrl" else nn.Identity()
         self.conv_in = Conv(inputs, outputs, 3, padding=1, **options)
         self.shift = Linear(dim, outputs, **options)
-        self.conv_out = Conv(outputs, outputs, 3, padding=1, **options)
+        bounded = {"bounded": cfg.kind != "cdrl"}
+        self.conv_out = Conv(outputs, outputs, 3, padding=1, **options | bounded)
         self.gain = nn.Parameter(torch.ones(outputs))
         self.shortcut = Conv(inputs, outputs, 3, padding=1, **options)
         if inputs == outputs:
             self.shortcut = nn.Identity()
-        if cfg.kind == "drl":
+        if cfg.kind == "drl":  # as in the files that are called so
             nn.init.zeros_(self.conv_out.weight)
             nn.init.zeros_(self.conv_out.bias)
 
@@ -186,6 +191,19 @@ class EnergyBlock(nn.Module):
         h = h + self.shift_act(self.shift(embedding))[..., None, None].to(h.dtype)
         h = self.conv_out(self.act(h)) * self.gain[:, None, None]
         return h.to(x.dtype) + self.shortcut(x)
+
+
+@torch.no_grad()
+def initialise_as_drl(net: EBM) -> None:
+    """Set the weights as DRL's released code does: fan_avg uniform, 1e-10 of that variance last."""
+    small = {block.conv_out for blocks in net.stages for block in blocks}
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight, gain=1e-5 if layer in small else 1.0)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        if isinstance(layer, Spectral) and layer.norm:
+            layer.iterate(15)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -201,11 +219,13 @@ class Spectral:
     Args:
         norm: False leaves the weight as it is.
         bounded: divide by max(sigma, 1): weights may shrink.
+        iterating: in training each call does a power iteration of its own, those of a chain too.
     """
 
-    def _prepare(self, norm: bool, bounded: bool) -> None:
+    def _prepare(self, norm: bool, bounded: bool, iterating: bool) -> None:
         self.norm = norm
         self.bounded = bounded
+        self.iterating = iterating
         self.used = None
         if norm:
             self.register_buffer("u", F.normalize(torch.randn(self.weight.shape[0]), dim=0))
@@ -214,12 +234,23 @@ class Spectral:
     @torch.no_grad()
     def iterate(self, times: int = 1) -> None:
         """Do power iterations on W W'."""
-        rows = self.weight.flatten(1)
-        for _ in range(times):
-            u = F.normalize(rows @ F.normalize(rows.T @ self.u, dim=0), dim=0)
+        for _ in range(0 if self.weight.is_meta else times):  # a shape alone has no direction
+            self._iterate(self.weight.flatten(1))
+
+    def _iterate(self, rows: Tensor) -> Tensor:
+        """Do one, in place, and return the v on its way."""
+        with torch.no_grad():
+            v = F.normalize(rows.T @ self.u, dim=0)
+            u = F.normalize(rows @ v, dim=0)
             # Weights of 0 (kind=drl, until the learning rate has left 0) say nothing: keep u, for
             # from u = 0 no iteration would ever come back.
             self.u.copy_(torch.where(u.norm() > 0.5, u, self.u))
+            return v
+
+    @property
+    def moving(self) -> bool:
+        """Whether each call moves u."""
+        return self.norm and self.iterating and self.training
 
     def effective_weight(self) -> Tensor:
         """Return W / sigma, or the weight that fixed_weights() has laid ready."""
@@ -228,17 +259,25 @@ class Spectral:
         with torch.autocast(self.weight.device.type, enabled=False):
             rows = self.weight.flatten(1)
             with torch.no_grad():
-                v = F.normalize(rows.T @ self.u, dim=0)
-            sigma = torch.dot(self.u, torch.mv(rows, v))
+                v = self._iterate(rows) if self.moving else F.normalize(rows.T @ self.u, dim=0)
+                u = self.u.clone() if self.moving else self.u  # the next call writes into it
+            sigma = torch.dot(u, torch.mv(rows, v))
             return self.weight / (sigma.clamp(min=1) if self.bounded else sigma)
 
 
 class Conv(Spectral, nn.Conv2d):
     """nn.Conv2d with the weight of Spectral."""
 
-    def __init__(self, *args: Any, norm: bool = True, bounded: bool = False, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        norm: bool = True,
+        bounded: bool = False,
+        iterating: bool = False,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
-        self._prepare(norm, bounded)
+        self._prepare(norm, bounded, iterating)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution."""
@@ -248,9 +287,16 @@ class Conv(Spectral, nn.Conv2d):
 class Linear(Spectral, nn.Linear):
     """nn.Linear with the weight of Spectral."""
 
-    def __init__(self, *args: Any, norm: bool = True, bounded: bool = False, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        norm: bool = True,
+        bounded: bool = False,
+        iterating: bool = False,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
-        self._prepare(norm, bounded)
+        self._prepare(norm, bounded, iterating)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the product."""
@@ -258,9 +304,12 @@ class Linear(Spectral, nn.Linear):
 
 
 def power_iteration(net: nn.Module) -> None:
-    """Do one power iteration in every layer with a spectral norm; once per optimizer step."""
+    """Do one power iteration in every layer with a spectral norm; once per optimizer step.
+
+    Not in those that do them by themselves.
+    """
     for layer in net.modules():
-        if isinstance(layer, Spectral) and layer.norm:
+        if isinstance(layer, Spectral) and layer.norm and not layer.moving:
             layer.iterate()
 
 
@@ -269,8 +318,12 @@ def fixed_weights(net: nn.Module) -> Iterator[None]:
     """Compute every W / sigma once, without gradient, for all calls inside: for chains.
 
     The embedding too is computed once for a chain, as long as the very same tensors come in.
+    Neither is where each call moves u.
     """
     layers = [layer for layer in net.modules() if isinstance(layer, Spectral) and layer.norm]
+    if any(layer.moving for layer in layers):
+        yield
+        return
     embeddings = [layer for layer in net.modules() if isinstance(layer, EnergyEmbedding)]
     try:
         with torch.no_grad():

@@ -237,6 +237,7 @@ class EDM2UNet(Network):
     """
 
     Config = EDM2UNetConfig
+    HALF = True
     FORCED = True
     UNCERTAINTY = UnitUncertainty
 

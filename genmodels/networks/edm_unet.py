@@ -1,4 +1,4 @@
-"""The three U-Nets of the EDM paper: DDPM++, NCSN++ and ADM.
+"""The three U-Nets of the EDM paper, DDPM++, NCSN++ and ADM; and CDRL's initializer, ADM's kin.
 
     embedding = f(noise level, label, augmentation)                       (B, 4 * channels)
     encoder:  3x3 conv, then per level [halve,] `blocks` residual blocks, all kept as skips
@@ -10,7 +10,8 @@ What the families do differently stands in `FAMILIES`. Released weights are mapp
 parameter names by genmodels/checkpoint/edm_pickles.py.
 
 References: Song et al. 2021, arXiv 2011.13456, appendix H (DDPM++, NCSN++); Dhariwal and Nichol
-2021, arXiv 2105.05233 (ADM); Karras et al. 2022, arXiv 2206.00364, appendix F.2, table 7.
+2021, arXiv 2105.05233 (ADM); Karras et al. 2022, arXiv 2206.00364, appendix F.2, table 7; Zhu et
+al. 2024, arXiv 2309.05153 (cdrl: as in its released code).
 """
 
 import math
@@ -37,7 +38,9 @@ class _Family(NamedTuple):
     filter: tuple[int, ...]  # separable resampling kernel, not normalised
     scale: float  # factor on the sum of branch and shortcut: keeps the variance, or 1
     eps: float  # of the group norms
+    least: int  # channels that a group of the norms has at least; there are 32 groups at most
     adaptive: bool  # the embedding gives scale and shift (True) or only a shift before the norm
+    late: bool  # the label is added after the second linear layer of the embedding
     head: int  # channels per attention head, 0 = a single head
     decoder_attention: bool  # in every decoder block (True) or in the last of each level
     project: bool  # resampling blocks have a 1x1 conv in their shortcut
@@ -46,9 +49,10 @@ class _Family(NamedTuple):
 
 
 FAMILIES = {
-    "ddpmpp": _Family((1, 1), math.sqrt(0.5), 1e-6, False, 0, False, True, False, False),
-    "ncsnpp": _Family((1, 3, 3, 1), math.sqrt(0.5), 1e-6, False, 0, False, True, True, True),
-    "adm": _Family((1, 1), 1.0, 1e-5, True, 64, True, False, False, False),
+    "ddpmpp": _Family((1, 1), 0.5**0.5, 1e-6, 4, False, False, 0, False, True, False, False),
+    "ncsnpp": _Family((1, 3, 3, 1), 0.5**0.5, 1e-6, 4, False, False, 0, False, True, True, True),
+    "adm": _Family((1, 1), 1.0, 1e-5, 4, True, True, 64, True, False, False, False),
+    "cdrl": _Family((1, 1), 1.0, 1e-6, 1, True, True, 0, True, False, False, False),
 }
 
 
@@ -57,7 +61,7 @@ class EDMUNetConfig(NetworkConfig):
     """DDPM++, NCSN++ or ADM; the defaults are EDM's CIFAR-10 network, 55.7 M parameters."""
 
     name: str = setting("edm_unet", "")
-    kind: str = setting("ddpmpp", "which of the three networks", choices=FAMILIES)
+    kind: str = setting("ddpmpp", "which network; cdrl: CDRL's initializer", choices=FAMILIES)
     channels: int = setting(128, "channels of the finest level, a multiple of 32", ge=4)
     multipliers: list[int] = setting(
         [2, 2, 2], "channels of each level / channels, finest first", ge=1
@@ -75,8 +79,9 @@ class EDMUNetConfig(NetworkConfig):
             self.multipliers, "multipliers", "must be positive whole numbers, one for each level"
         )
         for width in [self.channels * multiplier for multiplier in self.multipliers]:
+            least = FAMILIES[self.kind].least
             self.check(
-                width % 4 == 0 and width % min(32, width // 4) == 0,
+                width % 4 == 0 and width % min(32, width // least) == 0,
                 "channels",
                 f"a level gets {width} channels, which do not divide into groups; "
                 "take a multiple of 32",
@@ -154,25 +159,27 @@ class EDMUNet(Network):
                 self.decoder.append(block(width + skips.pop(), outputs, here))
                 width = outputs
 
-        self.norm = _group_norm(width, family.eps)
+        self.norm = _group_norm(width, family)
         self.output = nn.Conv2d(width, shape[0], 3, padding=1)
         self._initialise(cfg.kind)
 
     @torch.no_grad()
     def _initialise(self, kind: str) -> None:
-        """Set the weights as Karras et al. 2022, table 7, do; ADM keeps PyTorch's defaults."""
+        """Set the weights as Karras et al. 2022, table 7, do; ADM, CDRL keep PyTorch's defaults."""
+        plain = kind in ("adm", "cdrl")
         last = [self.output]
         for module in self.modules():
             if isinstance(module, UNetBlock):
                 last += [module.conv_out, *([module.attention.proj] if module.attention else [])]
-            if kind != "adm" and isinstance(module, (nn.Conv2d, nn.Linear)):
+            if not plain and isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for conv in last:  # every residual branch and the output begin at (nearly) zero
-            conv.weight.mul_(0.0 if kind == "adm" else 1e-5)
-            nn.init.zeros_(conv.bias)
-        if kind != "adm":
+            conv.weight.mul_(0.0 if plain else 1e-5)
+            if kind != "cdrl":
+                nn.init.zeros_(conv.bias)
+        if not plain:
             for module in self.modules():
                 if isinstance(module, Attention):
                     module.qkv.weight.mul_(math.sqrt(0.2))
@@ -217,12 +224,15 @@ class UNetEmbedding(nn.Module):
     """Embedding of noise level, label and augmentation, (B, dim).
 
     DDPM++ and NCSN++ add the label to the noise features, scaled by sqrt(classes) so that a
-    one-hot vector has unit variance; ADM adds it after the second linear layer.
+    one-hot vector has unit variance; ADM and CDRL add it after the second linear layer. CDRL has a
+    column for "no label", the first.
     """
 
     def __init__(self, kind: str, channels: int, classes: int, augment: bool):
         super().__init__()
         self.adm = kind == "adm"
+        self.late = FAMILIES[kind].late
+        self.unlabelled = int(kind == "cdrl")  # columns of the label layer for "no label"
         self.classes = classes
         self.dim = 4 * channels
         features = channels * (2 if FAMILIES[kind].fourier else 1)
@@ -230,14 +240,15 @@ class UNetEmbedding(nn.Module):
         if FAMILIES[kind].fourier:
             frequencies = 2 * math.pi * 16 * torch.randn(half)  # random, fixed; scale 16
         else:
-            # DDPM++ spans 1 ... 1e-4 with both ends, ADM stops one step before 1e-4.
+            # 1 ... 1e-4 with both ends; ADM stops one step before 1e-4.
             frequencies = 1e-4 ** (torch.arange(half) / (half - (not self.adm)))
         self.register_buffer("frequencies", frequencies, persistent=FAMILIES[kind].fourier)
         self.hidden = nn.Linear(features, self.dim)
         self.outer = nn.Linear(self.dim, self.dim)
         self.label = self.augment = None
         if classes:
-            self.label = nn.Linear(classes, self.dim if self.adm else features, bias=not self.adm)
+            columns, outputs = classes + self.unlabelled, self.dim if self.late else features
+            self.label = nn.Linear(columns, outputs, bias=not self.adm)
             if self.adm:
                 nn.init.normal_(self.label.weight)
         if augment:
@@ -258,18 +269,19 @@ class UNetEmbedding(nn.Module):
             x = x + self.augment(values)
         if self.label is not None:
             label = self._one_hot(labels, x)
-            if not self.adm:
+            if not self.late:
                 x = x + self.label(label * math.sqrt(self.classes))
         x = self.outer(F.silu(self.hidden(x)))
-        if self.adm and self.label is not None:
+        if self.late and self.label is not None:
             x = x + self.label(label)
         return F.silu(x)
 
     def _one_hot(self, labels: Tensor | None, like: Tensor) -> Tensor:
-        """Return (B, classes), a row of zeros where there is no label."""
+        """Return (B, columns of the label layer), zeros where no label has a column."""
         if labels is None:
-            return like.new_zeros(len(like), self.classes)
-        return (labels[:, None] == torch.arange(self.classes, device=like.device)).to(like.dtype)
+            labels = torch.full((len(like),), -1, device=like.device)
+        columns = torch.arange(self.classes + self.unlabelled, device=like.device)
+        return (labels[:, None] + self.unlabelled == columns).to(like.dtype)
 
 
 class UNetBlock(nn.Module):
@@ -290,10 +302,10 @@ class UNetBlock(nn.Module):
         self.adaptive = family.adaptive
         self.dropout = dropout
         self.resample = Resample(resample, family.filter) if resample else None
-        self.norm_in = _group_norm(inputs, family.eps)
+        self.norm_in = _group_norm(inputs, family)
         self.conv_in = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.modulation = nn.Linear(dim, outputs * (2 if family.adaptive else 1))
-        self.norm_out = _group_norm(outputs, family.eps)
+        self.norm_out = _group_norm(outputs, family)
         self.conv_out = nn.Conv2d(outputs, outputs, 3, padding=1)
         project = inputs != outputs or (resample and family.project)
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if project else nn.Identity()
@@ -326,7 +338,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, family: _Family):
         super().__init__()
         self.heads = max(1, channels // family.head) if family.head else 1
-        self.norm = _group_norm(channels, family.eps)
+        self.norm = _group_norm(channels, family)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
 
@@ -384,5 +396,5 @@ class Resample(nn.Module):
         return convolve(x, kernel, stride=2, padding=self.padding, groups=x.shape[1])
 
 
-def _group_norm(channels: int, eps: float) -> nn.GroupNorm:
-    return nn.GroupNorm(min(32, channels // 4), channels, eps)
+def _group_norm(channels: int, family: _Family) -> nn.GroupNorm:
+    return nn.GroupNorm(min(32, channels // family.least), channels, family.eps)

@@ -24,7 +24,7 @@ from genmodels.config import setting
 from genmodels.networks.base import Network, NetworkConfig
 from genmodels.networks.ebm import ENERGY_ACTIVATIONS, EnergyEmbedding, Linear
 
-__all__ = ["MLP", "MLPConfig"]
+__all__ = ["MLP", "MLPConfig", "MLPMap", "MLPMapConfig"]
 
 TIP = 1e-4  # form=norm: rounds the tip of the cone off, so that it has a gradient there
 
@@ -119,3 +119,30 @@ class MLP(Network):
                 return value
             squares = (x.to(dtype) - value.to(dtype)).square().flatten(1).sum(dim=1)
             return -0.5 * squares if self.form == "distance" else -(squares + TIP).sqrt()
+
+
+@dataclass
+class MLPMapConfig(NetworkConfig):
+    """Residual multilayer perceptron over the flattened image, a map of it: no energy."""
+
+    name: str = setting("mlp_map", "")
+    width: int = setting(128, "hidden units", ge=2)
+    layers: int = setting(2, "residual layers", ge=1)
+    stem_scale: float = setting(
+        1.0, "factor on the first layer's weights at the start: above 1, finer structure", gt=0
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(self.width % 2 == 0, "width", "must be even")
+
+
+class MLPMap(MLP):
+    """The map M(x, level) alone, (B, C, H, W) -> (B, C, H, W), at first zero; arguments as MLP."""
+
+    Config = MLPMapConfig
+    ENERGY = False
+
+    def __init__(self, cfg: MLPMapConfig, shape: Sequence[int], classes: int = 0):
+        plain = MLPConfig(width=cfg.width, layers=cfg.layers, stem_scale=cfg.stem_scale)
+        super().__init__(plain, shape, classes, energy=False)

@@ -1,4 +1,4 @@
-"""Preconditioning: the denoiser D(x; sigma) around a raw network F, four ways of it.
+"""Preconditioning: the denoiser D(x; sigma) around a raw network F, six ways of it.
 
     D(x; sigma) = c_skip x + c_out F(c_in x; c_noise)
 
@@ -7,9 +7,12 @@
     vp     1                  -s                    1/sqrt(s^2+1)      999 t(s)
     ve     1                  s                     1                  ln(s/2)
     iddpm  1                  -s                    1/sqrt(s^2+1)      999 - j of the u_j nearest s
+    flow   t                  1 - t                 t = 1/(1+s)        time_code(t)
+    trig   1/(s^2+1)          2/pi s/sqrt(s^2+1)    1/sqrt(s^2+1)      time_code(t), s = cot(pi t/2)
 
 Reference: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models",
-arXiv 2206.00364, table 1 and appendices B.6 (edm) and C (the others).
+arXiv 2206.00364, table 1 and appendices B.6 (edm) and C (vp, ve, iddpm). Of flow and trig, whose F
+is a velocity: genmodels/sampling/interpolant.py.
 """
 
 import math
@@ -25,10 +28,13 @@ __all__ = [
     "PRECONDS",
     "VE",
     "VP",
+    "Flow",
     "LogSpace",
     "Precond",
+    "TrigFlow",
     "Uncertainty",
     "iddpm_levels",
+    "time_code",
 ]
 
 Coefficients = tuple[Tensor, Tensor, Tensor, Tensor]  # c_skip, c_out, c_in, c_noise
@@ -228,6 +234,66 @@ def iddpm_levels(count: int = 1000, c1: float = 0.001, c2: float = 0.008) -> lis
     return levels[::-1]
 
 
+def time_code(t: Tensor) -> Tensor:
+    """Return what a network is told of the time t of a flow, of t's shape; finite at both ends.
+
+    ln((1 - t) / t) / 4, which is c_noise of edm for t = 1 / (1 + sigma), bent at t = 0 and 1.
+    """
+    return ((1 - t + 1e-3) / (t + 1e-3)).log() / 4
+
+
+class Flow(Precond):
+    """F is the velocity E[x_1 - z | x_t] of x_t = t x_1 + (1 - t) z, seen at sigma = (1 - t) / t.
+
+    Trained at t uniform in [0.001, 0.999], with the squared error of the velocity.
+    """
+
+    ends = 1e-3
+    sigma_min, sigma_max = ends / (1 - ends), (1 - ends) / ends
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """Return the time of a noise level."""
+        return 1 / (1 + sigma)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return the noise level at time t, the inverse of time()."""
+        return (1 - t) / t
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """Return (c_skip, c_out, c_in, c_noise)."""
+        t = self.time(sigma)
+        return t, sigma * t, t, time_code(t)
+
+    def loss_weight(self, sigma: Tensor) -> Tensor:
+        """Return 1 / c_out^2: the squared error of F."""
+        return 1 / self.coefficients(sigma)[1] ** 2
+
+    def training_sigma(
+        self, z: Tensor, p_mean: float | None = None, p_std: float | None = None
+    ) -> Tensor:
+        """Return sigma at t uniform between the ends."""
+        return self.sigma(self.ends + (1 - 2 * self.ends) * torch.special.ndtr(z))
+
+
+class TrigFlow(Flow):
+    """The same of x_t = sin(pi t / 2) x_1 + cos(pi t / 2) z, seen at sigma = cot(pi t / 2)."""
+
+    sigma_min, sigma_max = (math.tan(math.pi / 2 * t) for t in (Flow.ends, 1 - Flow.ends))
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """Return the time of a noise level."""
+        return (1 / sigma).atan() * 2 / math.pi
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return the noise level at time t."""
+        return 1 / (math.pi / 2 * t).tan()
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """Return (c_skip, c_out, c_in, c_noise)."""
+        c_in = (sigma**2 + 1).rsqrt()
+        return c_in**2, 2 / math.pi * sigma * c_in, c_in, time_code(self.time(sigma))
+
+
 class LogSpace(Precond):
     """EDM's preconditioning for y = log x, with its mean taken off first.
 
@@ -269,4 +335,11 @@ class Uncertainty(nn.Module):
         return math.sqrt(2 / len(self.weight)) * (waves * self.weight).sum(dim=1)
 
 
-PRECONDS = {"edm": Precond, "vp": VP, "ve": VE, "iddpm": IDDPM}
+PRECONDS = {
+    "edm": Precond,
+    "vp": VP,
+    "ve": VE,
+    "iddpm": IDDPM,
+    "flow": Flow,
+    "trig": TrigFlow,
+}

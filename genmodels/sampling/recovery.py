@@ -50,13 +50,13 @@ ScaledLogDensity = Callable[
 Callback = Callable[[int, Tensor], object] | None
 
 
-def angles_cdrl(rungs: int) -> Tensor:
-    """Return phi_0..phi_T, float64: equally spaced, log SNR -2 ln tan phi from 9.8 to -5.1."""
-    low, high = (math.atan(math.exp(-snr / 2)) for snr in (9.8, -5.1))
+def angles_cdrl(rungs: int, snr_max: float = 9.8, snr_min: float = -5.1) -> Tensor:
+    """Return phi_0..phi_T, float64: equally spaced, log SNR -2 ln tan phi from snr_max down."""
+    low, high = (math.atan(math.exp(-snr / 2)) for snr in (snr_max, snr_min))
     return torch.linspace(low, high, rungs + 1, dtype=torch.float64)
 
 
-def angles_drl(rungs: int) -> Tensor:
+def angles_drl(rungs: int, *_: float) -> Tensor:
     """Return phi_0..phi_T, float64, of 1000 linear betas 1e-4..0.02 and a last beta of 1.
 
     The levels are every (500 / (T - 1))-th of the first 501 and the very last but one (T = 6: 0,
@@ -85,7 +85,7 @@ class Rung(NamedTuple):
     v: Tensor  # variance of the initializer's noise
     w: Tensor  # weight of the loss in f: sigma_1 / sigma_t on the network's output
     gain: Tensor  # q_t: f / the network's output
-    noise: Tensor  # encoded level of the noisy side, 1000 (2 / pi) phi_t, for the initializer
+    noise: Tensor  # encoded level of the noisy side, for the initializer
     noise_clean: Tensor  # of the clean side, for the energy
 
     def over(self, x: Tensor) -> "Rung":
@@ -104,6 +104,9 @@ class RecoverySchedule(nn.Module):
             ("constant", their 2-D example).
         units: gain 1 ("step", both papers) or q_t ("noise").
         limit: the largest q_t: a step of the chain is stable on curvatures of f below 4.
+        snr_max, snr_min: log SNR of the first and last level of "cdrl".
+        code: how networks are given a level: 1000 (2 / pi) phi_t ("angle", CDRL) or t ("index",
+            DRL).
     """
 
     def __init__(
@@ -114,9 +117,12 @@ class RecoverySchedule(nn.Module):
         growth: str = "clean",
         units: str = "step",
         limit: float = 1.0,
+        snr_max: float = 9.8,
+        snr_min: float = -5.1,
+        code: str = "angle",
     ):
         super().__init__()
-        phi = ANGLES[angles](rungs)
+        phi = ANGLES[angles](rungs, snr_max, snr_min)
         cos, sin, before = phi.cos(), phi.sin(), phi[:-1]
         a = torch.cat([torch.ones(1).double(), (cos[1:] / cos[:-1]) ** 2])
         top = torch.arange(rungs + 1) == rungs
@@ -125,7 +131,8 @@ class RecoverySchedule(nn.Module):
         sigma = (1 - a).sqrt()
         c = (clean["sin_clean"] if growth == "clean" else torch.ones_like(phi)) / sin[0]
         ahat = torch.where(top, 1.0, a)
-        s, code = (step * c).sqrt() * sigma, 1000 * 2 / math.pi * phi
+        s = (step * c).sqrt() * sigma
+        level = torch.arange(rungs + 1).double() if code == "index" else 1000 * 2 / math.pi * phi
         gain = (s / (ahat.sqrt() * clean["sin_clean"])).square().clamp(max=limit)
         gain = gain if units == "noise" else torch.ones_like(s)
         self.rungs = rungs
@@ -143,8 +150,8 @@ class RecoverySchedule(nn.Module):
             v=ahat * clean["sin_clean"] ** 2 / sin**2 * (1 - a),
             w=sigma[1] / sigma / gain,
             gain=gain,
-            noise=code,
-            noise_clean=torch.cat([code[:1], code[:-1]]),
+            noise=level,
+            noise_clean=torch.cat([level[:1], level[:-1]]),
         )
         table = torch.stack(list(self.exact)).float()
         self.register_buffer("table", table, persistent=False)
@@ -323,9 +330,12 @@ def denoise_tweedie(f: ScaledLogDensity, y: Tensor, rung: Rung, scale: float = 1
     """Return the expected x_0 given the noisy x_0 + sbar_0 e of rung 1, like y.
 
     (x + sbar_0^2 grad log p(x)) / sqrt(A_0) with x = y / sqrt(a_1) and grad_x log p = sqrt(a_1)
-    grad_y f / s_1^2. `scale` multiplies the displacement: the released code's is twice this.
+    grad_y f / s_1^2. `scale` multiplies the displacement: the released code's is twice this; with 0
+    f is not asked.
     """
     rung = rung.over(y)
+    if scale == 0:
+        return y.detach() / rung.scale / rung.cos_clean
     with torch.enable_grad():
         y = y.detach().requires_grad_(True)
         (grad,) = torch.autograd.grad(f(y).sum(), y)

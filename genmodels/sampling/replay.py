@@ -114,6 +114,10 @@ class Replay:
             states = torch.where(valid, states, self.entries[slots])
         self.entries[slots] = states
 
+    def aged(self, visits: int) -> Tensor:
+        """Return the entries' numbers that have this many visits at least, int64, in order."""
+        return (self.visits >= visits).nonzero()[:, 0]
+
     def state(self) -> dict[str, Tensor]:
         """Return what a checkpoint has to hold; tensors on the CPU. Nothing before fill()."""
         if self.entries is None:

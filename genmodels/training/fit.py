@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
 
 from genmodels import checkpoint, cli
 from genmodels.config import Config
@@ -25,8 +26,24 @@ from genmodels.training.power_ema import PowerEMA
 from genmodels.training.saver import CSVMetrics, Saver
 
 
+class Half(MixedPrecision):
+    """Autocast to float16 without scaling the loss, as EDM2 is trained.
+
+    The loss is a sum over pixels and the layers keep magnitudes, so that gradients stay within
+    float16's range as they are. A step whose gradients are not finite is skipped as any other is:
+    GenerativeModule.configure_gradient_clipping.
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__("bf16-mixed", device)  # which has no scaler
+        self.precision = "16-mixed"  # what the autocast is to
+
+
 def usable_precision(precision: str, accelerator: str) -> str:
-    """Return the precision, or 32-true with a word about it where bf16 is only emulated."""
+    """Return the precision, or 32-true with a word about it where it would only be emulated."""
+    if precision == "16-mixed" and half_device(accelerator) == "cpu":
+        print("trainer.precision=16-mixed: a CPU has no fast fp16, training in 32-true")
+        return "32-true"
     if precision == "bf16-mixed":
         cuda = torch.cuda.is_available() and accelerator in ("auto", "cuda")
         on_cpu = torch.cpu._is_avx512_bf16_supported()
@@ -35,6 +52,14 @@ def usable_precision(precision: str, accelerator: str) -> str:
             print("trainer.precision=bf16-mixed: no native bf16 here, training in 32-true")
             return "32-true"
     return precision
+
+
+def half_device(accelerator: str) -> str:
+    """Return the kind of device that an accelerator means here, as autocast calls it."""
+    for kind in ("cuda", "mps"):
+        if accelerator in ("auto", kind) and getattr(torch, kind).is_available():
+            return kind
+    return "cpu"
 
 
 def check_machine(cfg: Config) -> None:
@@ -123,6 +148,10 @@ def make_trainer(cfg: Config, run: Run, step: int, saver: Saver) -> L.Trainer:
         extras.append(callbacks.Progress())
     extras.append(saver)  # last: see there
     precision: Any = usable_precision(options.precision, options.accelerator)
+    plugins: list[Any] = [checkpoint.AtomicCheckpointIO()]
+    if precision == "16-mixed":
+        plugins.append(Half(half_device(options.accelerator)))
+        precision = None  # the plugin says it
     several = options.processes > 1
     return L.Trainer(
         accelerator=options.accelerator,
@@ -140,7 +169,7 @@ def make_trainer(cfg: Config, run: Run, step: int, saver: Saver) -> L.Trainer:
         log_every_n_steps=options.log_every,
         logger=make_loggers(cfg, run, step),
         callbacks=extras,
-        plugins=[checkpoint.AtomicCheckpointIO()],
+        plugins=plugins,
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=options.progress,

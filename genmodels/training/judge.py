@@ -9,9 +9,12 @@ from typing import Any
 import torch
 
 from genmodels import distributed, generation, seeding
+from genmodels.checkpoint.inert_pickle import load_arrays
 from genmodels.config import Config, EvalConfig, check
 from genmodels.data import ImageDataModule
 from genmodels.evaluation import scorer
+from genmodels.evaluation.references import open_reference
+from genmodels.metrics.features import load_features
 from genmodels.training.pool import load_shards, make_shards
 
 CHOOSING_SEEDS, SEEDS = 1 << 31, 1 << 22  # where the seeds of choices begin; for each cfg.seed
@@ -26,19 +29,31 @@ def make_scorer(
     Args:
         cfg: which metrics and features.
         data: the training and the held-out images.
-        split: "train" or "held_out".
+        split: "train" or "held_out"; eval.reference takes their place.
         options: of Scorer; `features` in place of loading eval.features.
 
     Raises:
         ValueError: what Scorer raises, its keys with eval. before them.
     """
+    device = options.get("device", "cpu")
+    features = options.pop("features", cfg.features)
+    against: dict[str, Any] = {}
+    if cfg.reference:
+        code = cfg.weights_are_code
+        features = load_features(features, device=torch.device(device), weights_are_code=code)
+        known = open_reference(
+            cfg.reference, features, key="eval.reference", read_pickle=load_arrays
+        )
+        against = {"reference": known.source, "reference_images": known.images}
+    else:
+        against = {"reference": data.pictures(split, device)}
     try:
         return scorer.Scorer(
             cfg.metrics,
-            options.pop("features", cfg.features),
-            reference=getattr(data, split)[0],
-            train=data.train[0],
-            held_out=data.held_out[0],
+            features,
+            **against,
+            train=data.pictures("train", device),
+            held_out=data.pictures("held_out", device),
             weights_are_code=cfg.weights_are_code,
             **options,
         )
@@ -120,8 +135,9 @@ class Judge:
         seeds: Sequence[int],
         progress: bool = False,
         labels: list[int] | None = None,
+        decode: bool = True,
     ) -> tuple[torch.Tensor, list[int] | None]:
-        """Return (uint8 images, labels or None).
+        """Return (uint8 images, or with decode=False latents if the model makes such; labels).
 
         Labels that are not given follow the law of the training set's.
         """
@@ -131,7 +147,9 @@ class Judge:
             labels = [int(known[order[seed % len(known)]]) for seed in seeds]
         model.eval()  # DDO's reference is left in the mode of the last fit
         seeds = list(seeds)
-        pictures = generation.generate_all(model, seeds, labels, batch=BATCH, progress=progress)
+        decode = decode or not model.cfg.data.vae.mean
+        options = {"batch": BATCH, "progress": progress, "decode": decode}
+        pictures = generation.generate_all(model, seeds, labels, **options)
         return pictures, labels
 
     def score(self, model: Any, folder: Path | None = None) -> dict[str, float]:

@@ -10,8 +10,10 @@ import torch
 from genmodels import checkpoint, distributed, images
 from genmodels.atomic import write_bytes
 from genmodels.config import Config, check
+from genmodels.foreign import open_npz
 from genmodels.generation import NonFinite
 from genmodels.images import arrays
+from genmodels.images.arrays import memory_size
 from genmodels.networks import NETWORKS
 from genmodels.networks.edm2_unet import normalise_weights
 
@@ -68,7 +70,7 @@ def make_shards(folder: Path, seeds: range, size: int, generate: Generate) -> li
         folder: where the shards lie.
         seeds: of all images.
         size: images in a shard.
-        generate: maps a range of seeds to (uint8 images, labels or None).
+        generate: maps a range of seeds to (uint8 images or float32 latents, labels or None).
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = [seeds[start : start + size] for start in range(0, len(seeds), size)]
@@ -86,13 +88,18 @@ def make_shards(folder: Path, seeds: range, size: int, generate: Generate) -> li
             continue
         pictures, labels = made
         numbers = np.full(len(parts[k]), -1) if labels is None else np.array(labels)
-        nhwc = pictures.permute(0, 2, 3, 1).numpy()
-        images.write_npz(paths[k], images=nhwc, labels=numbers, seeds=np.array(parts[k]))
+        if pictures.is_floating_point():
+            arrays_of = {"latents": pictures.numpy()}
+        else:
+            arrays_of = {"images": pictures.permute(0, 2, 3, 1).numpy()}
+        images.write_npz(paths[k], **arrays_of, labels=numbers, seeds=np.array(parts[k]))
     return paths
 
 
 def load_shards(paths: Sequence[Path]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (images uint8 (N, C, H, W), labels int64 (N,), -1 = none) once all shards are made.
+    """Return (images, labels int64 (N,), -1 = none) once all shards are made.
+
+    The images are uint8 (N, C, H, W), of latents float32.
 
     Raises:
         NonFinite: images of one of them are not numbers.
@@ -101,8 +108,17 @@ def load_shards(paths: Sequence[Path]) -> tuple[torch.Tensor, torch.Tensor]:
     for path in paths:
         if not path.exists():
             raise NonFinite(_fault(path).read_text())
-    shards: list[Any] = [arrays.npz_images(path) for path in paths]
+    shards: list[Any] = [_latents(path) or arrays.npz_images(path) for path in paths]
     return torch.cat([pictures for pictures, _ in shards]), torch.cat([part for _, part in shards])
+
+
+def _latents(path: Path) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return (latents, labels) of a shard, None if it holds pictures."""
+    with open_npz(path) as file:
+        if "latents" not in file.files:
+            return None
+        latents, labels = (file.read(name, memory_size()) for name in ("latents", "labels"))
+    return torch.from_numpy(latents), torch.from_numpy(labels)
 
 
 def _is_made(path: Path) -> bool:

@@ -37,10 +37,12 @@ CHANGEABLE = (
     "eval.",
     "ema.snapshot",
     "data.root",
+    "data.source_root",
     "data.fingerprint",
     "data.device",
     "data.download",
     "data.workers",
+    "data.vae.name",
     "method.rounds",
     "method.retry",
 )

@@ -23,7 +23,7 @@ from genmodels.networks import NETWORKS
 
 READING = ("batch_size", "device", "workers", "download", "fingerprint")
 DERIVED = ("shape", "classes", "present")
-FILES = ("imagefolder", "zip", "npz", "npy")  # what kind_of_files tells apart
+FILES = ("imagefolder", "zip", "npz", "npy", "latents")  # what kind_of_files tells apart
 
 Settings = Mapping[str, Any]
 
@@ -114,6 +114,8 @@ def _form(name: str, theirs: Settings) -> dict[str, Any]:
     """Return the settings that give data of this name the form of the model's."""
     if theirs.get("patch"):
         return {"patch": theirs["patch"], "channels": theirs["channels"]}
+    if theirs.get("vae", {}).get("mean"):  # latents of another scale are refused
+        return {"vae": theirs["vae"]}
     channels, *sides = theirs.get("shape") or (0, 0, 1)
     if name not in DATASETS or "crop" not in DATASETS[name].takes or len(set(sides)) > 1:
         return {}

@@ -1,12 +1,12 @@
 """Pickles of EDM2's layout: what is read, what is refused. That the images are those of the
 released classes was checked with them, outside of these tests: they have another licence."""
 
+import numpy as np
 import pytest
 import torch
 
 from genmodels import checkpoint
 from genmodels.checkpoint.edm_pickles import convert, load_released, read_released
-from genmodels.checkpoint.inert_pickle import load_pickle
 from genmodels.networks.edm2_unet import EDM2UNet, EDM2UNetConfig, UnitUncertainty
 from genmodels.networks.precond import PRECONDS
 from tests.helpers.edm_reference import released_edm2, write
@@ -43,18 +43,54 @@ def test_an_edm2_pickle_becomes_the_same_denoiser(network, tmp_path):
         assert torch.equal(model.uncertainty(sigma.log()), uncertainty(sigma.log()))
 
 
-def test_one_of_latents_is_read_and_not_converted(tmp_path):
+@pytest.fixture(scope="module")
+def of_latents():
+    """{released name: tensor} of a network of latents."""
     torch.manual_seed(0)
     net = EDM2UNet(EDM2UNetConfig(**SMALL), (4, 16, 16))
     tensors = {f"unet.{key}": value for key, value in net.state_dict().items()}
-    tensors |= {f"logvar_{key}": value for key, value in UnitUncertainty().state_dict().items()}
-    path = write(tmp_path, released_edm2(tensors, channels=4, classes=0, vae=True))
-    encoder = load_pickle(path)["encoder"]
-    assert encoder.state["scale"].value.tolist() == [1, 2, 3, 4]
-    assert load_released(path).shape == (4, 16, 16)
-    with pytest.raises(ValueError, match="makes latents"):
-        convert(path, tmp_path / "export")
-    assert not (tmp_path / "export").exists()
+    return tensors | {f"logvar_{key}": v for key, v in UnitUncertainty().state_dict().items()}
+
+
+def test_one_of_latents_brings_its_vae_along(of_latents, tmp_path):
+    path = write(tmp_path, released_edm2(of_latents, channels=4, classes=0, vae=True))
+    model = checkpoint.load(convert(path, tmp_path / "export"))
+    cfg = model.cfg.data
+    assert (cfg.name, cfg.vae.name, cfg.vae.pixels, model.shape) == (
+        "latents",
+        "stabilityai/sd-vae-ft-mse",
+        "0..1",
+        (4, 16, 16),
+    )
+    # Exactly: the scale of models that were trained here, which it may guide.
+    assert cfg.vae.mean == [5.81, 3.25, 0.12, -2.15] and cfg.vae.std == [4.17, 4.62, 3.71, 3.28]
+    assert "stabilityai/sd-vae-ft-mse" in (tmp_path / "export" / "README.md").read_text()
+    with pytest.raises(ValueError, match="data=cifar10: 'ema' was trained on latents"):
+        load_released(path, data="cifar10")
+
+
+def test_latents_without_an_encoder_are_taken_for_edm2s(of_latents, tmp_path):
+    path = write(tmp_path, released_edm2(of_latents, channels=4, classes=0, vae=None))
+    with pytest.warns(UserWarning, match="says of no encoder: stabilityai/sd-vae-ft-mse"):
+        vae = read_released(path)[0]["vae"]
+    assert (vae["mean"][0], vae["std"][3]) == (5.81, 3.28)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_name": "TinyEncoder"}, "its encoder must be of pixels or .*: TinyEncoder"),
+        ({"scale": np.array([1, 1, 1], np.float32)}, "is not an EDM network"),
+        ({"scale": np.array([1, 1, 1, -1], np.float32)}, "data.vae.std=.*must be > 0"),
+        ({"bias": np.array([np.nan, 1, 1, 1], np.float32)}, "data.vae.mean=.*must be finite"),
+        ({"vae_name": 7}, "vae_name of the encoder is no name"),
+        ({"scale": 0.5}, "is not an EDM network"),
+    ],
+)
+def test_other_encoders_are_refused(of_latents, change, message, tmp_path):
+    path = write(tmp_path, released_edm2(of_latents, channels=4, classes=0, vae=change))
+    with pytest.raises(ValueError, match=message):
+        read_released(path)
 
 
 @pytest.mark.parametrize(

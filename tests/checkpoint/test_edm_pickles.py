@@ -10,11 +10,11 @@ from genmodels import checkpoint, cli
 from genmodels.checkpoint.edm_pickles import (
     convert,
     load_released,
-    main,
     read_released,
     state_from_released,
 )
 from genmodels.checkpoint.inert_pickle import Record, load_pickle
+from genmodels.checkpoint.released import main
 from genmodels.networks.edm_unet import EDMUNet, EDMUNetConfig
 from tests.helpers import edm_reference as reference
 from tests.helpers.edm_reference import released, write

@@ -22,6 +22,7 @@ from genmodels.checkpoint import read_checkpoint
 from genmodels.data import commands
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import assert_same, rows
+from tests.helpers.small_vae import save_vae
 from tests.helpers.tiny import TINY
 
 KILLS = int(os.environ.get("GENMODELS_KILLS") or 20)
@@ -150,6 +151,29 @@ def test_sampling_killed_twenty_times(tmp_path, tiny_run):
     assert sample.main([*map(str, words), f"out={tmp_path}/whole"]) == 0
     assert files(out) == files(tmp_path / "whole")
     print(f"pictures written before each kill: {made}")
+
+
+def test_encoding_is_killed(tmp_path):
+    """Latents of files of 256: the same command again each time, the same folder in the end."""
+    chance = random.Random(SEED + 2)
+    print(f"GENMODELS_KILL_SEED={SEED}")
+    vae = save_vae(tmp_path / "vae")
+    words = ["encode", "digits", f"vae={vae}", "statistics=measured", "batch=1"]
+    out = tmp_path / "killed"
+    for number in range(min(KILLS, 6)):
+
+        def written(number=number):
+            return len([*out.glob("*.npy")]) > number
+
+        process = start("-m", "genmodels.data", *words, f"out={out}")
+        kill_after(process, written, chance.uniform(0, 0.2))
+        assert not (out / "latents.json").exists()
+    process = start("-m", "genmodels.data", *words, f"out={out}")
+    errors = process.communicate()[1]
+    assert process.returncode == 0, errors
+    whole = tmp_path / "whole"
+    assert cli.run(commands.main, [*words, f"out={whole}"]) == 0
+    assert files(out) == files(whole) and len(files(out)) == 11
 
 
 UNET = ("network.channels=[16,16]", "network.norm_groups=8", "network.layers=1")

@@ -95,7 +95,7 @@ def test_convert_without_labels_says_null(tmp_path, capsys):
         (["info", "in", "resolution=x"], "resolution=x: must be a whole number"),
         (["info", "diggits"], "data.name=diggits: did you mean digits?"),
         (["get", "imagnet"], "name=imagnet: choose from mnist"),
-        (["gte"], "command=gte: choose from info, convert, get"),
+        (["gte"], "command=gte: choose from info, convert, encode, get"),
         (["--resolution=8"], "--resolution=8: settings are written resolution=..."),
     ],
 )

@@ -11,6 +11,9 @@ from PIL import Image
 from genmodels.config import DataConfig, NoiseConfig
 from genmodels.data import patches
 from genmodels.data.patches import NoisyDataModule, Pictures
+from genmodels.data.scenes import draw_scene
+from genmodels.images import stacks
+from genmodels.images.scale import Scale
 
 
 @pytest.fixture
@@ -188,6 +191,46 @@ def test_what_cannot_be_is_one_line(folder):
         NoisyDataModule(DataConfig(name="digits", patch=4, noise=NoiseConfig(law="gaussian")))
 
 
+def test_drawn_scenes_join_the_pictures(folder):
+    cfg = DataConfig(
+        name="imagefolder",
+        root=str(folder),
+        channels=3,
+        patch=16,
+        scenes=4,
+        holdout=0,
+        noise=NoiseConfig(law="gaussian", level=2.0, copies="fixed", target="clean"),
+    )
+    data = NoisyDataModule(cfg)
+    assert len(data.numbers["train"]) == 14
+    scenes = [data.views["target"][k] for k in range(10, 14)]
+    for k, scene in enumerate(scenes):
+        assert torch.equal(scene, draw_scene(k, 3)) and scene.max() >= 150
+        # The diagonal details of 2 x 2 pixels: nearly none, where photographs have grain.
+        x = scene.double()
+        details = (x[:, ::2, ::2] - x[:, ::2, 1::2] - x[:, 1::2, ::2] + x[:, 1::2, 1::2]) / 2
+        assert details.abs().median() <= 0.5
+        noise = (data.views["image"][10 + k] + 1) * 127.5 - scene
+        assert float(noise.std()) == pytest.approx(2, rel=0.02)
+    assert len({scene.double().mean().item() for scene in scenes}) == 4
+
+
+def test_pictures_are_left_out_by_name(folder):
+    cfg = DataConfig(
+        name="imagefolder",
+        root=str(folder),
+        channels=1,
+        patch=16,
+        leave_out=["3", "7"],
+        noise=NoiseConfig(law="gaussian", level=2.0, target="clean"),
+    )
+    left = {int(NoisyDataModule(cfg).views["target"][k].max()) for k in range(8)}
+    assert left == {20 * k + 30 for k in range(10)} - {90, 170}
+    cfg.leave_out = ["elsewhere"]
+    with pytest.raises(ValueError, match="data.leave_out=elsewhere: no picture of .* is called so"):
+        NoisyDataModule(cfg)
+
+
 def test_patches_cut_at_once_are_those_cut_one_by_one():
     generator = torch.Generator().manual_seed(0)
     sizes = [(2, 9, 7), (2, 5, 12), (2, 8, 8)]
@@ -284,3 +327,52 @@ def test_the_channels_of_a_picture_are_held_out_together(tmp_path):
     numbers = make(tmp_path, copies="given", holdout=0.4).numbers
     assert len(numbers["train"]) == 9 and len(numbers["test"]) == 6
     assert not set((numbers["train"] // 3).tolist()) & set((numbers["test"] // 3).tolist())
+
+
+@pytest.mark.parametrize("kind", ["pages", "one header", "big-endian", "packed", "in colour"])
+def test_values_stay_as_they_are_stored(tmp_path, monkeypatch, kind):
+    """Unpacked grey planes of large stacks in the file; and patches are those of all as floats."""
+    monkeypatch.setattr(stacks, "MAPPED", 1)
+    values = np.random.default_rng(0).integers(0, 4000, (6, 24, 30), dtype=np.uint16)
+    options = {"photometric": "minisblack"}
+    if kind == "in colour":
+        values = np.stack([values, values + 1, values + 2], axis=-1)
+        options = {"photometric": "rgb"}
+    options |= {"byteorder": ">"} if kind == "big-endian" else {}
+    options |= {"compression": "zlib"} if kind == "packed" else {}
+    options |= {"contiguous": True, "metadata": {"axes": "ZYX"}} if kind == "one header" else {}
+    if kind == "pages":
+        options["metadata"] = None
+    tifffile.imwrite(tmp_path / "stack.tif", values, **options)
+    data = make(tmp_path, copies="given", level=0.0, holdout=0)
+    view = data.views["image"]
+    planes = values.reshape(6, 24, 30, -1).transpose(0, 3, 1, 2).reshape(-1, 24, 30, 1)
+    assert len(view.values) == len(planes)
+    for found, plane in zip(view.values, planes):
+        assert np.array_equal(found, plane) and found.dtype.newbyteorder("=") == np.uint16
+        assert isinstance(found, np.memmap) == (kind not in ("packed", "in colour"))
+    scale = Scale(data.cfg.noise.black[0], data.cfg.noise.white[0])
+    floats = Pictures([scale.tensor(plane) for plane in planes])
+    numbers = torch.arange(60) % len(planes)
+    at = torch.rand(3, 60, generator=torch.Generator().manual_seed(0)).double()
+    assert torch.equal(view.cut(numbers, 16, *at), floats.cut(numbers, 16, *at))
+    assert torch.equal(view[2], floats[2])
+
+
+def test_axes_of_training_stacks_can_be_told(tmp_path):
+    def given(axes="", **more):
+        noise = NoiseConfig(law="gaussian", copies="given", scale="quantiles")
+        options = {"name": "imagefolder", "root": str(tmp_path), "channels": 1, "patch": 16}
+        return NoisyDataModule(DataConfig(**options, axes=axes, noise=noise, **more))
+
+    planes = stack_of(4, 2)
+    tifffile.imwrite(tmp_path / "a.tif", planes, photometric="minisblack")
+    assert len(given().cfg.noise.black) == 1
+    ends = np.quantile(planes.swapaxes(0, 1).reshape(2, -1), 0.001, axis=1, method="inverted_cdf")
+    assert given("TCYX").cfg.noise.black == ends.tolist()
+    with pytest.raises(ValueError, match="has 4 dimensions, QQYX; axes=ZYX must name as many"):
+        given("ZYX")
+    with pytest.raises(ValueError, match="data.axes=ZYX: needs data.noise.law= and copies=given"):
+        DataConfig(axes="ZYX", patch=16, noise=NoiseConfig(law="gaussian"))
+    Image.fromarray(stack_of(1)[0]).save(tmp_path / "b.png")
+    assert len(given(leave_out=["b"]).views["image"].values) == 8

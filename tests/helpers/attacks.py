@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from genmodels import checkpoint
+from genmodels.checkpoint import cdrl_files
 from genmodels.checkpoint.inert_pickle import load_arrays
 from genmodels.config import load_config
 from genmodels.evaluation.kept import KeptFeatures
@@ -33,6 +34,7 @@ from genmodels.metrics.features import Features, load_features
 from genmodels.metrics.features.weights import load_state, read_weights
 from genmodels.metrics.stats import load_stats
 from genmodels.networks import NETWORKS
+from tests.helpers import cdrl_released
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "model": checkpoint.load,
     "weights": load_state,
     "hash": read_weights,
+    "CDRL's": cdrl_files.load_released,
     "picture": read_image,
     "to restore": planes_of,
     "images": lambda path: open_images(path)[0].shape,
@@ -254,6 +257,24 @@ for _name, _odd in {
     attack(_name, "weights", _make_odd, "a.ckpt", "")
 
 
+CDRLS = "a.ckpt is not a checkpoint released with CDRL; found: "
+for _name in ("system", "deep-key"):
+    _pickled, *_parts = PICKLES[_name]
+    attack(_name, "CDRL's", zip_form(_pickled, {"data/0": bytes(16)}), CDRLS, *_parts)
+
+
+def tall(folder: Path) -> Path:
+    """A layer of 60,000 numbers whose singular values would take 29 GB."""
+    content = cdrl_released.content()
+    content["pi_state_dict"]["module.temb_map1.weight_orig"] = torch.zeros(60_000, 1)
+    content["pi_ema_state_dict"]["shadow_params"][1] = torch.zeros(60_000, 1)
+    torch.save(content, folder / "a.ckpt")
+    return folder / "a.ckpt"
+
+
+attack("tall", "CDRL's", tall, CDRLS, "embedding.hidden.weight is (60000, 1), not (32, 8)")
+
+
 def fifo(name: str):
     def make(folder: Path) -> Path:
         os.mkfifo(folder / name)
@@ -266,6 +287,7 @@ PIPE = "is no plain file but a pipe"
 attack("pipe", "checkpoint", fifo("a.ckpt"), "a.ckpt: no such file")
 attack("pipe", "weights", fifo("a.pth"), "a.pth", PIPE)
 attack("pipe", "hash", fifo("a.pth"), "a.pth", PIPE)
+attack("pipe", "CDRL's", fifo("a.pth"), "a.pth", PIPE)
 attack("pipe-safetensors", "weights", fifo("a.safetensors"), "a.safetensors", PIPE)
 attack("device", "hash", lambda folder: Path("/dev/zero"), "/dev/zero", PIPE)
 

@@ -216,7 +216,8 @@ def released_edm2(tensors, size=16, channels=3, classes=4, vae=False, unet=(), *
     Args:
         tensors: {released name: tensor}.
         size, channels, classes: of the images or latents.
-        vae: whether the encoder is of latents, with its numbers in numpy arrays.
+        vae: whether the encoder is of latents, with its numbers in numpy arrays; a dict: with
+            these attributes; None: there is no encoder.
         unet: pairs of attributes of the U-Net that differ from the released ones.
         block: attributes of its blocks that do.
     """
@@ -238,8 +239,14 @@ def released_edm2(tensors, size=16, channels=3, classes=4, vae=False, unet=(), *
             module.__dict__.update(values | dict(resample_filter=[1, 1], num_heads=heads) | block)
     encoder = persistent("StandardRGBEncoder")
     if vae:
-        numbers = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
-        encoder = persistent("StabilityVAEEncoder", scale=numbers, bias=numbers, _vae=None)
+        scale = np.float32(0.5) / np.array([4.17, 4.62, 3.71, 3.28], np.float32)
+        bias = -np.array([5.81, 3.25, 0.12, -2.15], np.float32) * scale
+        numbers = dict(scale=scale, bias=bias) | ({} if vae is True else vae)
+        name = numbers.pop("class_name", "StabilityVAEEncoder")
+        words = dict(vae_name="stabilityai/sd-vae-ft-mse", batch_size=8, _vae=None)
+        encoder = persistent(name, **(words | numbers))
+    if vae is None:
+        encoder = None
     content = dict(ema=net, encoder=encoder, dataset_kwargs=dict(path="x.zip"))
     return dumps(content | {"loss_fn": persistent("EDM2Loss", P_mean=-0.8)})
 

@@ -19,6 +19,7 @@ from genmodels.methods.ddo import DiscriminativeConfig
 from genmodels.methods.edm import EDMLikelihoodOptions, GuideOptions
 from genmodels.methods.gbm import GBMLikelihoodOptions
 from genmodels.methods.gedi import ChainOptions
+from genmodels.methods.interpolant import InterpolantLikelihoodOptions, SourceOptions
 from genmodels.networks import NETWORKS
 from genmodels.noise.poisson_gaussian import PoissonGaussian
 from tests.helpers.graphs import counted_graphs
@@ -56,6 +57,7 @@ TINY = {
         ("network.width=16", "method.buffer=32", "method.steps=2", "data.batch_size=32"),
     ),
     "energy_matching": ("energy_digits", ("network.width=16", "data.labels=false")),
+    "interpolant": ("interpolant_digits", UNET),
 }
 # Settings of one likelihood that takes no time.
 LIKELIHOOD = {
@@ -93,6 +95,8 @@ OPTIONS = (
     EDMLikelihoodOptions,
     GBMLikelihoodOptions,
     GuideOptions,
+    InterpolantLikelihoodOptions,
+    SourceOptions,
     *(method.Config for method in METHODS.values()),
     *(network.Config for network in NETWORKS.values()),
 )
@@ -150,7 +154,9 @@ def test_a_method_defines_what_it_declares_and_declares_what_it_defines(name):
 def test_a_method_that_declares_nothing_inherits_defaults():
     """Commands ask these of any method, also of one that a user has written."""
     defaults = {key: value for key, value in vars(GenerativeModule).items() if key.isupper()}
-    assert set(FUNCTIONS) | set(SETTINGS) | {"INPAINTS", "DENOISE_LAWS", "NEEDS"} < set(defaults)
+    assert set(FUNCTIONS) | set(SETTINGS) | {"INPAINTS", "DENOISE_LAWS", "NEEDS", "SOURCES"} < set(
+        defaults
+    )
     assert not any(defaults.values())
 
 
@@ -228,6 +234,7 @@ GENERATING = {
     "gbm": {"steps": 2},
     "gedi": {"steps": 2, "start": "fresh"},
     "energy_matching": {"steps": 2},
+    "interpolant": {"steps": 2},
 }
 
 

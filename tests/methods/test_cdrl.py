@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -198,7 +199,8 @@ def test_a_share_of_the_labels_is_hidden_in_training():
 
 def test_each_step_is_followed_by_a_power_iteration(monkeypatch):
     words = ("data.name=digits", "network.channels=8", "network.multipliers=1", "network.blocks=1")
-    model = genmodels.build(str(ROOT / "configs" / "drl_cifar10.yaml"), *words)
+    words += ("method.initializer=none",)
+    model = genmodels.build(str(ROOT / "configs" / "cdrl_cifar10.yaml"), *words)
     layer = model.net.stem
     before = layer.u.clone()
 
@@ -211,6 +213,30 @@ def test_each_step_is_followed_by_a_power_iteration(monkeypatch):
     expected = nn.functional.normalize(rows @ (rows.T @ before), dim=0)
     torch.testing.assert_close(layer.u, expected)
     assert not torch.allclose(before, expected)
+
+
+def test_initializer_learns_from_fresh_pairs_first():
+    """At first g(x) = x, so L_g = E |y - x_t|^2 = D sigma_t^2, but for the level without tether:
+    there y = x_5 and x_6 = sqrt(a) y + sigma e'. The chains start as ever, and g alone learns."""
+    words = ("data.labels=false", "trainer.max_steps=9")
+    plain, model = (
+        genmodels.build(DIGITS, *SMALL, *words, f"method.initializer_pairs={share}")
+        for share in (0, 0.33)
+    )
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(3000, 1, 8, 8, generator=generator)  # of variance 1, as x_t then at all t
+    batch = {"image": images, "label": torch.full((3000,), -1), "n": torch.arange(3000)}
+    (loss, logs), (_, usual) = model.loss(batch), plain.loss(batch)
+    sigma = torch.tensor([0.25216, 0.42407, 0.55053, 0.67134, 0.80757, 0.96992]).double() ** 2
+    sigma[5] = 2 - 2 * (1 - sigma[5]).sqrt()
+    assert float(logs["loss_initializer"]) == pytest.approx(64 * float(sigma.mean()), rel=0.03)
+    assert logs["loss"] == usual["loss"] and logs["loss_initializer"] > usual["loss_initializer"]
+    loss.backward()
+    assert model.initializer.head.weight.grad.abs().max() > 0
+    model._trainer = SimpleNamespace(global_step=3)
+    assert not model.pairing and not plain.pairing
+    with pytest.raises(ValueError, match="^method.initializer_pairs=0.1: there is none to learn"):
+        genmodels.build(DIGITS, "method.initializer=none", "method.initializer_pairs=0.1")
 
 
 def test_initializer_learns_the_chains_displacement():

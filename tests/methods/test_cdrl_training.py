@@ -154,7 +154,10 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_level_named(tmp_path, monk
     assert all(value.isfinite().all() for value in state.values())
 
 
-@pytest.mark.parametrize("name", ["cdrl_cifar10", "cdrl_fashion", "drl_cifar10", "cdrl_imagenet32"])
+@pytest.mark.parametrize(
+    "name",
+    ["cdrl_cifar10", "cdrl_cifar10_large", "cdrl_fashion", "drl_cifar10", "cdrl_imagenet32"],
+)
 def test_image_configs_build_what_they_say(name):
     from genmodels.config import load_config
     from genmodels.methods import METHODS
@@ -164,20 +167,24 @@ def test_image_configs_build_what_they_say(name):
     drl = name.startswith("drl")
     assert (cfg.method.steps, cfg.method.step_size) == ((30, 2e-4) if drl else (15, 4e-4))
     assert (cfg.method.initializer == "none") == drl == (cfg.method.angles == "drl")
-    assert drl == (not cfg.method.shared_noise) == (cfg.network.kind == "drl")
+    assert drl == (not cfg.method.shared_noise) == (cfg.network.kind == "drl_released")
+    assert drl == (cfg.method.level_code == "index") == (cfg.method.tweedie_scale == 0)
+    assert cfg.method.initializer_kind == ("adm" if drl else "cdrl")
+    assert cfg.trainer.precision == ("bf16-mixed" if name == "cdrl_fashion" else "32-true")
+    assert cfg.network.channels == {"cdrl_cifar10_large": 256, "cdrl_fashion": 64}.get(name, 128)
     assert cfg.data.labels == (name == "cdrl_imagenet32")
     assert cfg.optim.clip == (0.0 if drl else 1.0)
     # As in the papers: no setting that helps short trainings.
     method = cfg.method
-    assert (method.units, method.growth, method.tweedie_scale) == ("step", "clean", 1.0)
+    assert (method.units, method.growth) == ("step", "clean") and method.tweedie_scale == 1 - drl
+    assert (method.snr_max, method.snr_min) == (9.8, -5.1)
     assert method.levels == 6 and method.noise_scale == (0.99 if drl else 1.0)
     assert cfg.network.spectral_norm and cfg.network.activation == "leaky"
     assert cfg.network.multipliers == [1, 2, 2, 2]
 
 
 def test_the_parent_method_trains_and_samples(tmp_path):
-    """DRL on digits: no initializer, its own levels, lower-bounded spectral norm."""
-    words = ("method.initializer=none", "method.angles=drl", "method.shared_noise=false")
+    """DRL on digits: no initializer, its own levels, no denoising after the last chain."""
     argv = [str(ROOT / "configs/drl_cifar10.yaml"), str(ROOT / "configs/debug.yaml")]
     argv += [
         "data.name=digits",
@@ -187,12 +194,13 @@ def test_the_parent_method_trains_and_samples(tmp_path):
         "trainer.progress=false",
         "sample.every=0",
     ]
-    assert train.main([*argv, f"out_dir={tmp_path}", *words, "method.steps=3"]) == 0
+    assert train.main([*argv, f"out_dir={tmp_path}", "method.steps=3"]) == 0
     (folder,) = tmp_path.glob("*/*")
     model = genmodels.load(folder)
     assert model.initializer is None
     x = model.sample([0, 1])
-    assert x.shape == (2, 1, 8, 8) and model.nfe == 6 * 3 + 1
+    assert x.shape == (2, 1, 8, 8) and model.nfe == 6 * 3
+    assert model.schedule.exact.noise_clean[1:].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_export_makes_the_same_images(run, tmp_path):

@@ -437,10 +437,60 @@ def test_a_cluster_of_buffered_images_needs_steps(x):
         model.sample([0, 1], labels=[-1, 1], start="buffer")
 
 
+@pytest.fixture
+def buffered(x):
+    """A model whose buffer holds the numbers of its entries, and 10 visits of every fourth."""
+    model = build()
+    model.loss(batch_of(x))
+    count = len(model.replay.entries)
+    model.replay.entries = torch.arange(count).float().reshape(-1, 1, 1, 1).expand(-1, 2, 1, 1)
+    model.replay.visits = torch.where(torch.arange(count) % 4 == 0, 10, 9)
+    return model.eval()
+
+
+def test_young_chains_of_the_buffer_are_passed_over(buffered):
+    def drawn(**options):
+        return buffered.sample(range(20), start="buffer", **options)[:, 0, 0, 0].tolist()
+
+    assert drawn() == drawn(min_visits=9) == list(range(20))
+    assert drawn(min_visits=10) == [4.0 * (k % 16) for k in range(20)]
+    assert buffered.chains == "the replay buffer's chains, 0 steps on, those with 10 visits"
+    with pytest.raises(ValueError, match="^min_visits=11: no chain of the buffer has gone on so"):
+        drawn(min_visits=11)
+
+
+def test_start_auto_takes_the_buffer_where_it_can(buffered):
+    def kind(model, **options):
+        model.sample([0], start="auto", steps=0, **options)
+        return model.chains.split()[0]
+
+    assert kind(buffered) == kind(buffered, min_visits=10) == kind(buffered, labels=None) == "the"
+    assert kind(buffered, min_visits=11) == kind(buffered, labels=1) == "fresh"
+    assert kind(build().eval()) == "fresh"  # as an export, it has no buffer
+    buffered._rank_and_world = lambda: (1, 2)
+    assert kind(buffered) == "fresh"
+
+
+def test_the_last_steps_are_without_noise():
+    """f = -k |x|^2 / 2: each of them leaves x (1 - a k), and the noise of the steps before."""
+    model = build("method.step=0.01", "method.noise_scale=0.5", "method.final=3").eval()
+    model.outputs = lambda y: (y.flatten(1), -10 * y.square().sum((1, 2, 3)))  # k = 20
+    seen = []
+    ends = model.sample([3, 4], steps=2, callback=lambda i, x: seen.append((i, x.clone())))
+    before = model.sample([3, 4], steps=2, final=0)
+    torch.testing.assert_close(ends, before * (1 - 0.2) ** 3)
+    assert model.nfe == 2 and [i for i, _ in seen] == [0, 1, 2, 3, 4]
+    assert torch.equal(seen[1][1], before) and torch.equal(seen[4][1], ends)
+    ends = model.sample([3], steps=2)
+    assert model.nfe == 5 and model.chains == "fresh chains of 2 steps, and 3 without noise"
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"start": "warm"}, "start=warm: choose from fresh, buffer"),
+        ({"start": "warm"}, "start=warm: choose from fresh, buffer, auto"),
+        ({"min_visits": -1}, "^min_visits=-1: must be >= 0"),
+        ({"final": -1}, "^final=-1: must be >= 0"),
         ({"steps": -1}, "steps=-1"),
         ({"labels": 2}, r"labels=\[2\]: must be in 0..1"),
         ({"labels": [0, 1]}, "give 1 or 3"),

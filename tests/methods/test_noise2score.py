@@ -169,6 +169,17 @@ def test_perturbations_are_a_function_of_n_and_stay_in_range():
     torch.testing.assert_close(a, torch.tensor([0.05, 0.0255, 0.001, 0.001]))
 
 
+def test_the_noise_of_perturbed_pictures_is_even_in_log_if_asked_for():
+    model = build("data.noise.level=1", "data.noise.level_max=55", "method.drawn=t")
+    n, level = torch.arange(4000), 4.0
+    sigma = torch.full((4000, 1, 1, 1), level / 255)
+    t = (sigma**2 + model.sigma_a(n, sigma) ** 2).sqrt() * 255
+    shares = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
+    low, high = level * math.sqrt(1 + 0.25**2), 55 * math.sqrt(2)
+    expected = low * (high / low) ** shares
+    torch.testing.assert_close(t.quantile(shares), expected, rtol=0.08, atol=0)
+
+
 def test_published_form_is_ar_dae_of_the_bare_network():
     model = build(
         "method.form=published",
@@ -343,6 +354,11 @@ def test_restore_says_what_it_cannot_do(call, message):
             ],
             "method.objective=r2r: averages w, in which the noise must be",
         ),
+        (
+            ["method.drawn=t", "method.anneal=100"],
+            "method.drawn=t: goes with objective=score, form",
+        ),
+        (["data.scenes=3", "data.noise.copies=given"], "data.scenes=3: needs data.noise.law= and"),
         (["method.estimator=corrected"], "method.estimator=corrected: is for the score of poisson"),
         (["data.noise.level_max=300"], "data.noise.level_max=300.0: must be 0.1 to 255"),
     ],

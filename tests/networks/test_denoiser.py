@@ -47,6 +47,24 @@ def test_shifted_by_its_multiple_it_gives_the_shifted_picture():
     torch.testing.assert_close(whole[..., 44:60, 48:64], part[..., 40:56, 40:56])
 
 
+def test_in_bf16_a_pixel_is_still_known_to_more_than_a_grey_level():
+    """A network that hands its pixels on, deep scales and blocks silent, hands them on exactly."""
+    net = Denoiser(DenoiserConfig(channels=[8, 8], blocks=[1, 1]), (1, 16, 16))
+    with torch.no_grad():
+        for layer in (net.entry, net.exit, net.up[0]):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        for k in range(4):
+            net.entry.weight[k, k, 1, 1] = net.exit.weight[k, k, 1, 1] = 1
+        for block in (net.before[0][0], net.after[0][0]):
+            block.second.weight.zero_()
+            block.second.bias.zero_()
+    x = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        out = net(x, torch.ones(1))
+    torch.testing.assert_close(out, x, rtol=1e-6, atol=0)
+
+
 def test_settings_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="network.blocks="):
         DenoiserConfig(channels=[8, 8], blocks=[1])

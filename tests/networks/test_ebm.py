@@ -1,5 +1,7 @@
 """Energy networks: sizes as published, spectral norm against torch, precision, any image size."""
 
+import math
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -82,7 +84,7 @@ def test_bounded_norm_lets_weights_shrink():
 
 
 def test_weights_that_start_at_zero_are_bounded_later():
-    """DRL's second convolutions: zero, and still zero after a step with a learning rate of 0."""
+    """kind=drl's second convolutions: zero, and still zero after a step with lr = 0."""
     torch.manual_seed(0)
     net = EBM(EBMConfig(**TINY, kind="drl"), (1, 8, 8))
     layer = net.stages[0][0].conv_out
@@ -109,6 +111,126 @@ def test_only_power_iteration_moves_the_singular_vectors():
             parameter.add_(0.1 * torch.randn_like(parameter))
     power_iteration(net)
     assert all(not torch.equal(net.state_dict()[key], value) for key, value in before.items())
+
+
+# ------------------------------------------------------------------------------------------------
+# DRL's released network. DRL_F and DRL_GRAD are what its own code gave (commit c77cc05, TensorFlow
+# 2.21 with Keras 2, group_norm's import left out) for the weights and images of drl_sines(), in
+# three calls one after the other; DRL_START what its initializers make of these shapes.
+
+
+def numbers(text):
+    """Return the numbers of a text."""
+    return [float(word) for word in text.split()]
+
+
+DRL_F = (
+    (-0.28396207, -0.39582604),
+    (-0.37514222, -0.35789526),
+    (-0.38177103, -0.36996636),
+)
+DRL_GRAD = (
+    numbers(
+        "0.02355388 0.04914879 0.14150995 -0.03896634 0.01551782 0.08134704 "
+        "-0.01253075 0.03460499 -0.0274642 0.04256034 0.02651776"
+    ),
+    numbers(
+        "0.0008178 0.00121251 0.01702553 0.00240824 0.0020689 -0.0055013 "
+        "-0.00389035 0.0077549 0.00234281 0.01365651 0.001803"
+    ),
+    numbers(
+        "0.00073159 0.00233089 0.01375083 0.00359494 0.00006784 -0.00408103 "
+        "-0.00299317 0.00510256 0.00164872 0.00978138 0.00098815"
+    ),
+)
+DRL_START = {"conv_in": (0.11570, 0.20374), "shift": (0.22917, 0.38444), "head": (0.20384, 0.35091)}
+DRL_START |= {"conv_out": (1.2076e-6, 2.0385e-6), "shortcut": (0.09665, 0.16648)}
+
+
+def drl_layers(net):
+    """Return the layers in the order of the released code's variables."""
+    layers = [net.embedding.hidden, net.embedding.outer, net.head]
+    for block in (block for blocks in net.stages for block in blocks):
+        layers += [block.shift, block.conv_in, block.conv_out]
+        layers += [block.shortcut] if isinstance(block.shortcut, Conv) else []
+    return [*layers, net.stem]
+
+
+@torch.no_grad()
+def drl_sines(net):
+    """Set weights and u to sines of their positions; return images (2, 3, 8, 8)."""
+    gains = {id(b.conv_out): b.gain for blocks in net.stages for b in blocks}
+    k = 0
+
+    def sine(shape, step=0.7):
+        count = math.prod(shape)
+        return torch.sin(step * torch.arange(count).double() + k).reshape(shape)
+
+    layers = drl_layers(net)
+    for layer in layers:
+        size = layer.weight.shape
+        scale = 0.3 / math.sqrt(math.prod(size[1:])) * (20 if id(layer) in gains and k % 2 else 1)
+        layer.weight.copy_(scale * sine(size))
+        k += 1
+        layer.bias.copy_(0.1 * sine(layer.bias.shape))
+        k += 1
+        if id(layer) in gains:
+            gains[id(layer)].copy_(1 + 0.1 * sine(size[:1]))
+            k += 1
+    layers.remove(net.head)
+    for k, layer in enumerate(layers):  # noqa: B007  (sine reads it)
+        layer.u.copy_(torch.nn.functional.normalize(sine(layer.u.shape, 1.1), dim=0))
+    k = 0
+    return sine((2, 3, 8, 8), 1.3).float()
+
+
+def test_drl_equals_its_released_code():
+    """f and its gradient, call after call: each does a power iteration of its own."""
+    net = EBM(EBMConfig(channels=8, multipliers=[1, 2], blocks=2, kind="drl_released"), (3, 8, 8))
+    x = drl_sines(net.train()).requires_grad_(True)
+    norms = [torch.linalg.matrix_norm(b.conv_out.weight.flatten(1), 2) for b in net.stages[0]]
+    assert norms[0] < 1 < norms[1]  # of these the bound leaves one as it is
+    for expected, slopes in zip(DRL_F, DRL_GRAD):
+        with fixed_weights(net):  # as in a chain: nothing is fixed here
+            f = net(x, torch.tensor([1.0, 4.0]))
+        torch.testing.assert_close(f.detach(), torch.tensor(expected), rtol=1e-5, atol=1e-6)
+        (grad,) = torch.autograd.grad(f.sum(), x)
+        torch.testing.assert_close(grad.flatten()[::37], torch.tensor(slopes), rtol=1e-3, atol=1e-7)
+
+
+def test_drl_starts_as_its_released_code():
+    """Standard deviation and largest weight; of 576 numbers the first is known to 5 %."""
+    torch.manual_seed(0)
+    net = EBM(EBMConfig(channels=8, multipliers=[1, 2], blocks=2, kind="drl_released"), (3, 8, 8))
+    block, second = net.stages[0][0], net.stages[1][0]
+    layers = {"conv_in": block.conv_in, "shift": block.shift, "conv_out": block.conv_out}
+    layers |= {"shortcut": second.shortcut, "head": net.head}
+    for name, layer in layers.items():
+        deviation, bound = DRL_START[name]
+        assert float(layer.weight.std()) == pytest.approx(deviation, rel=0.08), name
+        assert 0.94 * bound < float(layer.weight.abs().max()) < 1.02 * bound, name
+        assert not layer.bias.any()
+    bounded = [name for name, layer in net.named_modules() if getattr(layer, "bounded", False)]
+    assert bounded == [f"stages.{i}.{j}.conv_out" for i in range(2) for j in range(2)]
+
+
+def test_drl_in_eval_mode_depends_on_its_input_alone():
+    """Sampling iterates nowhere; in training chains and the loss do, and the step after it not."""
+    torch.manual_seed(0)
+    net = EBM(EBMConfig(**TINY, kind="drl_released"), (1, 8, 8)).eval()
+    x, before = torch.randn(2, 1, 8, 8), net.stem.u.clone()
+    with torch.no_grad():
+        net.stem.weight.normal_()
+    first = net(x, torch.zeros(2))
+    assert torch.equal(net(x, torch.zeros(2)), first) and torch.equal(net.stem.u, before)
+    net.train()
+    power_iteration(net)
+    assert torch.equal(net.stem.u, before)
+    u, rows = before, net.stem.weight.detach().flatten(1)
+    for _ in range(3):
+        net(x, torch.zeros(2)).sum().backward()
+        u = torch.nn.functional.normalize(rows @ (rows.T @ u), dim=0)
+        torch.testing.assert_close(net.stem.u, u)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1), (3, 16)])

@@ -2,6 +2,7 @@
 authors' classes, which were run beside this network with equal weights (largest relative difference
 6e-7): parameter counts, numbers of tensors and names."""
 
+import dataclasses
 import math
 
 import pytest
@@ -11,7 +12,8 @@ import genmodels
 from genmodels import checkpoint
 from genmodels.checkpoint import AtomicCheckpointIO
 from genmodels.config import load_config, to_plain
-from genmodels.data.sets import DATASETS
+from genmodels.config.schema import EDM2_VAE
+from genmodels.data.sets import DATASETS, check_settings
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
 from genmodels.networks.edm2_unet import (
@@ -88,23 +90,64 @@ def test_tensors_have_the_names_of_the_released_weights():
         assert name in names, name
 
 
-@pytest.mark.parametrize("size", ["xs", "s", "m", "l", "xl"])
-def test_the_configs_have_the_published_settings(size):
-    path = ROOT / f"configs/edm2_img64_{size}.yaml"
+# lr, millions (2^20) of images and dropout of the published presets; parameters with u and labels.
+PUBLISHED = {
+    "img64_xs": (0.012, 1024, 0, 124_710_949),
+    "img64_s": (0.010, 1024, 0, 280_209_381),
+    "img64_m": (0.009, 2048, 0.1, 497_803_173),
+    "img64_l": (0.008, 1024, 0.1, 777_492_325),
+    "img64_xl": (0.007, 640, 0.1, 1_119_276_837),
+    "img512_xxs": (0.017, 2048, 0, 31_309_029),
+    "img512_xs": (0.012, 2048, 0, 124_713_253),
+    "img512_s": (0.010, 2048, 0, 280_212_837),
+    "img512_m": (0.009, 2048, 0.1, 497_807_781),
+    "img512_l": (0.008, 1792, 0.1, 777_498_085),
+    "img512_xl": (0.007, 1280, 0.1, 1_119_283_749),
+    "img512_xxl": (0.0065, 896, 0.1, 1_523_164_773),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_configs_have_the_published_settings(name):
+    path = ROOT / f"configs/edm2_{name}.yaml"
     cfg = load_config([path], methods=METHODS, networks=NETWORKS)
-    lr, images, dropout = {
-        "xs": (0.012, 1024, 0),
-        "s": (0.010, 1024, 0),
-        "m": (0.009, 2048, 0.1),
-        "l": (0.008, 1024, 0.1),
-        "xl": (0.007, 640, 0.1),
-    }[size]
+    lr, images, dropout, count = PUBLISHED[name]
+    small = name.startswith("img64")
     assert (cfg.optim.lr, cfg.network.dropout) == (lr, dropout)
     assert cfg.trainer.max_steps * cfg.data.batch_size == images * 2**20
-    assert (cfg.optim.betas, cfg.optim.t_ref, cfg.optim.decay) == ([0.9, 0.99], 35000, "sqrt")
-    assert (cfg.method.p_mean, cfg.method.p_std, cfg.method.sigma_data) == (-0.8, 1.6, 0.5)
-    assert cfg.method.uncertainty and not cfg.optim.clip and not cfg.data.flip
-    assert cfg.data.crop == "adm" and "imagefolder" in DATASETS
+    assert (cfg.optim.betas, cfg.optim.decay) == ([0.9, 0.99], "sqrt")
+    assert (cfg.optim.t_ref, cfg.optim.rampup) == (35000 if small else 70000, 10_000_000)
+    law = (-0.8, 1.6) if small else (-0.4, 1.0)
+    assert (cfg.method.p_mean, cfg.method.p_std, cfg.method.sigma_data) == (*law, 0.5)
+    assert (cfg.ema.sigma_rel, cfg.ema.snapshot) == ([0.05, 0.10], 8 * 2**20)
+    assert cfg.method.uncertainty and not cfg.optim.clip
+    assert not cfg.data.flip and not cfg.data.holdout
+    assert cfg.trainer.precision == "16-mixed" and cfg.method.steps == 32 and cfg.data.labels
+    if small:
+        assert cfg.data.crop == "adm" and "imagefolder" in DATASETS
+    else:
+        assert (cfg.data.name, cfg.data.device) == ("latents", "disk")
+        check_settings(cfg.data)
+        cfg.data.vae = EDM2_VAE
+    cfg.data.shape, cfg.data.classes = [3, 64, 64] if small else [4, 64, 64], 1000
+    with torch.device("meta"):
+        model = METHODS["edm"](cfg)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_ddo_of_latents_has_the_network_of_its_base():
+    """EDM2-L without dropout; 28 rounds of 6.4 M real images, the others of the transcription."""
+    base, cfg = (
+        load_config([ROOT / f"configs/{name}.yaml"], methods=METHODS, networks=NETWORKS)
+        for name in ("edm2_img512_l", "ddo_imagenet512")
+    )
+    assert dataclasses.replace(base.network, dropout=0.0) == cfg.network
+    assert (base.method.sigma_data, base.method.precond) == (0.5, cfg.method.precond)
+    assert cfg.method.rounds == 28 and cfg.trainer.max_steps * cfg.data.batch_size == 6_400_000
+    stds = [*cfg.method.p_stds, *[cfg.method.p_stds[-1]] * (28 - len(cfg.method.p_stds))]
+    assert [stds.count(std) for std in (1.6, 2.0, 3.0)] == [9, 10, 9] and len(stds) == 28
+    assert len(cfg.method.alphas) * len(cfg.method.betas) == 20 and cfg.data.name == "latents"
+    check_settings(cfg.data)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from genmodels.sampling.coupling import couple
 from genmodels.sampling.langevin import ula_chain
-from genmodels.sampling.potential import couple, sample_potential, temperature
+from genmodels.sampling.potential import sample_potential, temperature
 
 
 def test_the_temperature_jumps_at_one_or_rises_from_tau():

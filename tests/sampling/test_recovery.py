@@ -57,6 +57,23 @@ def test_table_of_coefficients():
     assert torch.equal(schedule.exact.noise_clean[1:], schedule.exact.noise[:-1])
 
 
+# Log SNR and code of the level, 1000 (2 / pi) atan(exp(-SNR / 2)), of t = 0, 3, 6: what CDRL's
+# released code gives for logsnr_max = 8 and logsnr_min = -4.
+OTHER = {0: (8.0, 11.658794), 3: (0.2329336, 463.01099), 6: (-4.0, 914.36318)}
+
+
+def test_other_ends_and_other_codes():
+    schedule = RecoverySchedule("cdrl", 6, 4e-4, snr_max=8.0, snr_min=-4.0)
+    for t, (snr, code) in OTHER.items():
+        found = 2 * math.log(schedule.exact.cos[t] / schedule.exact.sin[t])
+        assert found == pytest.approx(snr, abs=1e-5)
+        assert float(schedule.exact.noise[t]) == pytest.approx(code, rel=1e-5)
+    counted = RecoverySchedule("drl", 6, 2e-4, code="index").exact
+    assert counted.noise.tolist() == list(range(7)) and counted.noise_clean[1:].tolist() == list(
+        range(6)
+    )
+
+
 def Level64(schedule, t):
     return schedule.at(torch.tensor([t]), exact=True)
 

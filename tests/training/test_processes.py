@@ -26,6 +26,7 @@ from tests.helpers.processes import once, together
 from tests.helpers.tiny import TINY, last_words
 
 KINDS = ("edm", "edm2", "ddo", "gbm", "cdrl", "drl", "noise2score", "gedi", "energy")
+KINDS += ("interpolant", "dae")
 CONFIGS = sorted(
     path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem.split("_")[0] in KINDS
 )
@@ -39,6 +40,7 @@ SMALL = {
     "ebm": ("channels=8", "blocks=1"),
     "potential": ("channels=32", "multipliers={1 each}", "blocks=1"),
     "mlp": ("width=16",),
+    "mlp_map": ("width=16",),
     "resnet8": ("width=16",),
     "perceptron": ("width=16",),
     "denoiser": ("channels={8 each}", "blocks={1 each}"),
@@ -82,6 +84,8 @@ def shrunk(name, pictures):
         grey = "mnist" in cfg.data.name
         side = {"mnist": 28, "fashion_mnist": 28}.get(cfg.data.name, cfg.data.resolution or 32)
         side //= 1 + (cfg.method.name == "ddo")  # scored as pixels, each with a row of covariances
+        if cfg.data.source:
+            words.append("data.source=imagefolder")
         words += ["data.name=imagefolder", f"data.root={pictures}", f"data.resolution={side}"]
         words += [f"data.channels={1 if grey else 3}", "data.holdout=0.2"]
     elif cfg.data.noise.law:
@@ -349,6 +353,7 @@ DISTURBED = {
     "gedi": "gedi_moons",
     "noise2score": "noise2score_bsd400",
     "energy_matching": "energy_digits",
+    "interpolant": "interpolant_toy",
 }
 
 
