@@ -86,7 +86,7 @@ def measure(argv):
         out.mkdir(parents=True, exist_ok=True)
         result = record.write(
             out / f"{stem}.json",
-            record.command_line("ddo", argv),
+            record.command_line("ddo", argv, ("out", "work", "figure")),
             seconds_of_this_call=round(time.monotonic() - started, 1),
             seeds=seeds[: len(rows)],
             changes=changes(rows),
