@@ -58,6 +58,7 @@ from genmodels.seeding import Stream
 SAMPLING = ("sampler", "steps", "grid", "eps", "diffusion", "last", "guidance")
 # Preconditionings of EDM in which a network that learned b is a denoiser.
 OF_VELOCITY = {"one_sided_linear": "flow", "one_sided_trig": "trig"}
+AT_ANY_SIGMA = tuple(name for name in PRECONDS if name != "iddpm")  # which has a table of levels
 # Settings that mean nothing without another: {name: (the other, its value)}.
 NEEDED = {
     "logit_mean": ("times", "logit_normal"),
@@ -104,7 +105,7 @@ class InterpolantConfig(Section):
     t_max: float = setting(
         0.999, "training ends here, and sampling goes on to the mean of x_1", gt=0.5, le=1
     )
-    precond: str = setting("edm", "learns=denoiser: its preconditioning", choices=tuple(PRECONDS))
+    precond: str = setting("edm", "learns=denoiser: its preconditioning", choices=AT_ANY_SIGMA)
     sigma_data: float = setting(0.5, "learns=denoiser: standard deviation of the data", gt=0)
     label_dropout: float = setting(
         0.0, "share of labels hidden in training (for guidance)", ge=0, le=1
@@ -174,6 +175,11 @@ class InterpolantConfig(Section):
             "diffusion",
             "needs a one_sided path and t_min > 0",
         )
+        self.check(
+            self.diffusion != "sbdm" or self.grid != "uniform",
+            "diffusion",
+            "is strong at first, too strong for grid=uniform; use grid=edm or cosine as well",
+        )
 
     @property
     def interpolation(self) -> Interpolation:
@@ -226,6 +232,7 @@ class Interpolant(GenerativeModule):
     OF_WEIGHTS = ("path", "gamma", "gamma_a", "learns", "precond", "sigma_data")
     LABEL_DROPOUT = True
     SOURCES = True
+    LATENTS = True
     BY_PROCESS = ("pairs of method.coupling=ot",)
     SAMPLE_OPTIONS = settings_of(InterpolantConfig, *SAMPLING) | settings_of(SourceOptions)
     LIKELIHOODS = ("ode",)
@@ -251,6 +258,11 @@ class Interpolant(GenerativeModule):
             not (cfg.data.source and alone),
             "source",
             f"method.path={method.path} begins elsewhere; use linear, trig or encdec",
+        )
+        cfg.data.check(
+            not (cfg.data.vae.mean and (cfg.data.source or self.path.name == "mirror")),
+            "name",
+            "latents begin at noise; use a one_sided path, or pictures",
         )
         self.images = bool(cfg.data.source) or self.path.name == "mirror"  # where sampling begins
         if self.images:
@@ -459,7 +471,7 @@ class Interpolant(GenerativeModule):
 
     @classmethod
     def from_edm(cls, model: EDM, **settings: Any) -> "Interpolant":
-        """Return an EDM (or DDO) as an interpolant that learned its denoiser.
+        """Return an EDM (or DDO) as an interpolant that learned its denoiser; not precond=iddpm.
 
         Sampling by sampler=euler grid=edm on one_sided_linear is that of EDM's sampler=euler.
 
