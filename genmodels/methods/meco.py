@@ -131,17 +131,23 @@ class MECO(GenerativeModule):
             "name",
             "some pixels never change, so that there is no density; give method.smoothing=0.1",
         )
-        if self.cfg.method.noise == "flow":
-            self.noise.fit(mean, covariance.diag() + variance)
-        else:
-            scale = self.cfg.method.noise_scale**2
-            identity = torch.eye(len(mean), dtype=torch.float64)
-            self.noise.fit(mean, scale * (covariance + variance * identity))
+        covariance = covariance + variance * torch.eye(len(mean), dtype=torch.float64)
+        scale = 1.0 if self.cfg.method.noise == "flow" else self.cfg.method.noise_scale
+        self.fit_noise(mean, scale**2 * covariance)
         with torch.no_grad():
             keys = seeding.keys(self.cfg.seed, torch.arange(FIRST), Stream.SOURCE)
             log_w = self._log_weights(keys)
             self.log_u.copy_(torch.logsumexp(log_w, 0) - math.log(len(log_w)))
         return f"noise density {self.cfg.method.noise}: log Z {float(self.log_u):.3f} at first"
+
+    def fit_noise(self, mean: Tensor, covariance: Tensor) -> None:
+        """Give q these moments, float64 (D,) and (D, D); a flow begins at their diagonal."""
+        if self.cfg.method.noise == "flow":
+            self.noise.fit(mean, covariance.diag())
+        else:
+            self.noise.fit(mean, covariance)
+            # What lies beside a whole basis has no weight; 0 would be divided by.
+            self.noise.rest.fill_(float(covariance.diag().mean()))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (surrogate whose gradient is MECO's, {"loss": -mean log f + log u in nats, ...}).

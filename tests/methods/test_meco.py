@@ -26,10 +26,9 @@ def build(*words):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    if model.cfg.method.noise == "flow":
-        model.noise.fit(torch.tensor([0.1, -0.2]), torch.tensor([0.5, 0.3]))
-    else:
-        model.noise.fit(torch.tensor([0.1, -0.2]), torch.diag(torch.tensor([0.5, 0.3])).double())
+    model.fit_noise(
+        torch.tensor([0.1, -0.2]).double(), torch.diag(torch.tensor([0.5, 0.3])).double()
+    )
     return model
 
 
@@ -49,7 +48,7 @@ def bell(theta, tau, *words):
     """Return the model N((theta, 0), I) with q = N(0, diag(tau^2, 1)): one line, in two pixels."""
     model = genmodels.build(TOY, *SMALL, "method.tilt=false", *words)
     model.net = Bell(theta)
-    model.noise.fit(torch.zeros(2), torch.diag(torch.tensor([tau**2, 1.0])).double())
+    model.fit_noise(torch.zeros(2).double(), torch.diag(torch.tensor([tau**2, 1.0])).double())
     return model
 
 
