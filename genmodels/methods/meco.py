@@ -126,12 +126,13 @@ class MECO(GenerativeModule):
         x = x.flatten(1).double().cpu()
         mean, covariance = x.mean(dim=0), x.T.cov()
         variance = self.cfg.method.smoothing**2
-        self.cfg.data.check(
-            bool((covariance.diag() + variance > 1e-8).all()),
-            "name",
-            "some pixels never change, so that there is no density; give method.smoothing=0.1",
-        )
         covariance = covariance + variance * torch.eye(len(mean), dtype=torch.float64)
+        self.cfg.data.check(
+            float(torch.linalg.eigvalsh(covariance)[0]) > 1e-8,
+            "name",
+            "some pixels never change, or as others do, so that there is no density; give "
+            "method.smoothing=0.1",
+        )
         scale = 1.0 if self.cfg.method.noise == "flow" else self.cfg.method.noise_scale
         self.fit_noise(mean, scale**2 * covariance)
         with torch.no_grad():
