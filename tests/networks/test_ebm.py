@@ -57,7 +57,7 @@ def test_initializer_has_the_published_size(kind, blocks, classes, count):
 
 
 def test_initializer_starts_as_released():
-    """Norms of 32 groups with eps 1e-6; a label layer of the deviation that the released one has."""
+    """Norms of 32 groups, eps 1e-6; a label layer of the deviation that the released one has."""
     config = CDRLConfig(initializer_kind="cdrl", initializer_blocks=1)
     net = build_initializer(config, (3, 32, 32), 1000)
     norms = [module for module in net.modules() if isinstance(module, torch.nn.GroupNorm)]
