@@ -107,7 +107,7 @@ setup(
             "setuptools",
             "wheel",
         ],
-        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1"],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1", "nbclient", "ipykernel"],
         "wandb": ["wandb"],
         "hf": ["datasets>=4"],
         "zarr": ["zarr>=3"],  # stacks in OME-Zarr
