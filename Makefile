@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo docs test test-slow test-gpu gpu gpu-bundle gpu-offline lint format clean
+.PHONY: demo docs tutorials test test-slow test-gpu gpu gpu-bundle gpu-offline lint format clean
 
 $(READY): setup.py constraints.txt kernels/ops/native.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -48,6 +48,14 @@ gpu-offline:
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python docs/site.py
+
+# The tutorials, run from top to bottom with their outputs kept.
+tutorials: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
+	for book in $(wildcard docs/tutorials/*.ipynb); do \
+	  rm -rf build/tutorial && mkdir -p build/tutorial && cp $$book build/tutorial && \
+	  (cd build/tutorial && PATH="$(CURDIR)/$(BIN):$$PATH" jupyter execute --inplace *.ipynb) && \
+	  cp build/tutorial/*.ipynb $$book || exit 1; done
 
 lint: $(READY)
 	$(BIN)/ruff check .

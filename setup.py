@@ -70,7 +70,7 @@ setup(
     },
     package_data={
         "genmodels.configs": ["*.yaml"],
-        "genmodels.pretrained": ["noise2score_grey/*"],  # the others are larger: from a clone
+        "genmodels.pretrained": ["noise2score_*/*"],  # the others are larger: from a clone
         "genmodels.metrics.features": ["*.safetensors"],
     },
     install_requires=[
@@ -107,9 +107,10 @@ setup(
             "setuptools",
             "wheel",
         ],
-        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1"],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1", "nbclient", "ipykernel"],
         "wandb": ["wandb"],
         "hf": ["datasets>=4"],
+        "zarr": ["zarr>=3"],  # stacks in OME-Zarr
         "stacks": ["imagecodecs"],  # LZW, Zstandard and others in TIFF; predictors of floats
     },
 )

@@ -1,15 +1,18 @@
 """GEDI on MNIST over seeds: clusters, generation, out-of-distribution scores; and addition.
 
     python -m benchmarks.gedi_mnist clusters [seeds=0-2] [config=configs/gedi_mnist.yaml] [num=2000]
+        [pictures=docs] [name=gedi_mnist]
     python -m benchmarks.gedi_mnist addition [seeds=0-2] [config=configs/gedi_addition.yaml]
 
 clusters: GEDI and the same without the generative term (no-gen), beside k-means on pixels: NMI,
 ACC, ARI, AMI on the test split; Frechet distance, in the in-tree net for MNIST, of num= fresh
-chains and of as many entries of the buffer; AUROC of test digits against Fashion-MNIST, noise and
-constants by three scores. addition: accuracy without matching, and NMI, after training on sums.
-Needs GENMODELS_DATA with MNIST and FashionMNIST. Writes OUT/gedi_mnist.json or gedi_addition.json
-after each training; an interrupted command goes on (limit=: trainings at a time, variants=: some of
-gedi, no-gen, k-means or "sums alone"). The default config is the reduced one, gedi_mnist_cpu.yaml.
+chains and of as many entries of the buffer, by the config's min_visits and final; AUROC of test
+digits against Fashion-MNIST, noise and constants by three scores; of GEDI's first seed a picture
+of the buffer's images, a row for each cluster, in PICTURES. addition: accuracy without matching,
+and NMI, after training on sums. Needs GENMODELS_DATA with MNIST and FashionMNIST. Writes
+OUT/gedi_mnist.json or gedi_addition.json (name=: another) after each training; an interrupted
+command goes on (limit=: trainings at a time, variants=: some of gedi, no-gen, k-means or "sums
+alone"). The default config is the reduced one, gedi_mnist_cpu.yaml.
 """
 
 import json
@@ -24,7 +27,7 @@ from sklearn.cluster import MiniBatchKMeans
 import genmodels
 from benchmarks import record
 from benchmarks.record import last_words
-from genmodels import cli, generation
+from genmodels import cli, generation, images
 from genmodels.commands.train import train
 from genmodels.config import DataConfig
 from genmodels.config.words import check_flags, parse_seeds, parse_value, split_words
@@ -34,7 +37,8 @@ from genmodels.evaluation.scorer import Scorer
 from genmodels.metrics import ood
 from genmodels.metrics.clustering import clustering_scores
 
-SELECTING = ("out", "seeds", "variants", "limit")  # they choose rows and change none
+# They choose rows and files, and change no row.
+SELECTING = ("out", "name", "seeds", "variants", "limit", "pictures")
 OUTSIDE = ("fashion_mnist", "noise", "constant")
 
 
@@ -59,7 +63,7 @@ def trained(config, words):
         return genmodels.load(run, device=device), passed(started)
 
 
-def of_clusters(variant, seed, config, words, num):
+def of_clusters(variant, seed, config, words, num, picture=None):
     """Return one row: a training of GEDI or of no-gen, or k-means, and its scores."""
     started = clock()
     test, labels = load_split(DataConfig(name="mnist"), "test")
@@ -75,17 +79,29 @@ def of_clusters(variant, seed, config, words, num):
     row = clustering_scores(probabilities.argmax(dim=1), labels)
     row |= {"sizes": sizes.tolist()} | times
     if variant == "gedi":
-        row["fd"] = {start: distance(model, start, num, test) for start in ("fresh", "buffer")}
+        made = {start: generated(model, start, num) for start in ("fresh", "buffer")}
+        scorer = Scorer(["fd"], "mnist", reference=test, device=model.device)
+        row["fd"] = {start: scorer(pixels)["fd"]["value"] for start, pixels in made.items()}
+        if picture:
+            draw(model, made["buffer"], picture)
     row["auroc"] = aurocs(model, test[:num])
     return row
 
 
-def distance(model, start, num, test):
-    """Return the Frechet distance of generated images to the test split, in the net for MNIST."""
+def generated(model, start, num):
+    """Return num generated images, uint8."""
     options = {"start": start, "batch": 500, "progress": False}
-    pictures = generation.generate_all(model, range(num), **options)
-    scorer = Scorer(["fd"], "mnist", reference=test, device=model.device)
-    return scorer(pictures)["fd"]["value"]
+    return generation.generate_all(model, range(num), **options)
+
+
+def draw(model, pixels, path):
+    """Write 20 generated images of each cluster, a row for each; black where there are fewer."""
+    found = clusters.assign(model, pixels, 500).argmax(dim=1)
+    shown = torch.zeros(model.clusters, 20, *pixels.shape[1:], dtype=torch.uint8)
+    for cluster in range(model.clusters):
+        members = pixels[found == cluster][:20]
+        shown[cluster, : len(members)] = members
+    images.write_png(path, images.grid(shown.flatten(0, 1), 20))
 
 
 def aurocs(model, inside):
@@ -101,7 +117,7 @@ def aurocs(model, inside):
     return found
 
 
-def of_addition(variant, seed, config, words, num):
+def of_addition(variant, seed, config, words, num, picture=None):
     """Return one row: digits learnt from sums; clusters are digits, so nothing is matched."""
     changed = ["method.w_gen=0"] if variant == "no-gen" else []
     changed += ["method.w_inv=0", "method.w_prior_mean=0"] if variant == "sums alone" else []
@@ -138,10 +154,11 @@ def measure(argv):
     config, measure_row, variants = COMMANDS[positionals[0]]
     config = words.pop("config", config)
     name = "gedi_mnist" if positionals[0] == "clusters" else "gedi_addition"
+    name = words.pop("name", name)
     out = Path(words.pop("out", "benchmarks/results")) / f"{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     seeds, num = parse_seeds(words.pop("seeds", "0-2")), int(words.pop("num", 2000))
-    limit = int(words.pop("limit", 10**9))
+    limit, pictures = int(words.pop("limit", 10**9)), Path(words.pop("pictures", "docs"))
     variants = parse_value("variants", words.pop("variants", ""), list[str]) or variants
     changed = [f"{key}={text}" for key, text in words.items()]
     command = record.command_line("gedi_mnist", argv, SELECTING)
@@ -149,7 +166,9 @@ def measure(argv):
     known = {(row["variant"], row["seed"]) for row in rows}
     todo = [(v, seed) for seed in seeds for v in variants if (v, seed) not in known]
     for variant, seed in todo[:limit]:
-        row = measure_row(variant, seed, config, changed, num)
+        drawn = (variant, seed) == ("gedi", seeds[0]) and positionals[0] == "clusters"
+        picture = pictures / "gedi_mnist.png" if drawn else None
+        row = measure_row(variant, seed, config, changed, num, picture)
         rows.append({"variant": variant, "seed": seed} | row)
         record.write(out, command, config=config, num=num, rows=rows)
         print(json.dumps(rows[-1]), flush=True)

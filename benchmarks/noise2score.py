@@ -1,16 +1,17 @@
 """Noise2Score on real pictures beside its baselines, the same network and steps for all.
 
-    python -m benchmarks.noise2score grey|colour|laws|blind [only=NAME;...] [seed=0]
+    python -m benchmarks.noise2score grey|colour|laws|blind|frame [only=NAME;...] [seed=0]
         [work=runs/noise2score] [out=benchmarks/results] [key=value ... of the config]
     python -m benchmarks.noise2score levels|scores|speed [model=MODEL] [out=benchmarks/results]
 
 grey: BSD68 and Set12 under Gaussian noise of 25; colour: CBSD68; laws: Set12 under Poisson and
-Gamma noise; blind: one model of levels 5 to 55, told and not told the level. Each trains what
-STUDIES names (only=: names that begin so, between semicolons), evaluates it as evaluate.py denoise=
-does, and writes OUT/noise2score_STUDY.json and .md, and a picture; what is there is kept, so
-that a killed command goes on. levels: how well level and law are told from a picture alone, without
-a model; scores: how well the level is told from the score of MODEL, of Gaussian noise. speed:
-megapixels per second against BM3D, one picture in turns.
+Gamma noise; blind: one model of levels 5 to 55, told and not told the level; frame: what learns
+from noisy pictures alone beside its baselines, a small network and few steps, on BSD68 at 25. Each
+trains what STUDIES names (only=: names that begin so, between semicolons), evaluates it as
+evaluate.py denoise= does, and writes OUT/noise2score_STUDY.json and .md, and a picture; what is
+there is kept, so that a killed command goes on. levels: how well level and law are told from a
+picture alone, without a model; scores: how well the level is told from the score of MODEL, of
+Gaussian noise. speed: megapixels per second against BM3D, one picture in turns.
 """
 
 import json
@@ -54,12 +55,25 @@ BASELINES = {
     "supervised, fresh noise": (*SUPERVISED, "data.noise.copies=fresh"),
     "AR-DAE as published": (PUBLISHED,),
 }
+SMALL = ("network.channels=[32,64,96]", "trainer.max_steps=1500")
+FRAME = {
+    "Noise2Score": (),
+    "R2R": ("method.objective=r2r", "method.sigma_a_max=0.5"),
+    "GR2R": ("method.objective=gr2r", "method.probes=5"),
+    "SURE": ("method.objective=sure",),
+    "UNSURE": ("method.objective=unsure",),
+    "Noise2Void": ("method.objective=noise2void",),
+    "Neighbor2Neighbor": ("method.objective=neighbor2neighbor",),
+    "Noise2Noise": NOISE2NOISE,
+    "supervised": SUPERVISED,
+}
 NOISE = "default_rng([0, index of the picture]), not clipped; estimate clipped"
 # study -> (config, {name: words, or another config and words}, test sets)
 STUDIES = {
     "grey": (GREY, BASELINES, ("BSD68", "Set12")),
     "colour": (COLOUR, {"Noise2Score, strict": ()}, ("CBSD68",)),
     "blind": (GREY, {"Noise2Score, strict, 5 to 55": BLIND}, ("BSD68", "Set12")),
+    "frame": (GREY, {name: (*SMALL, *words) for name, words in FRAME.items()}, ("BSD68",)),
     "laws": (
         GREY,
         {

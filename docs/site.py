@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ["*.md", "LICENSE", "docs", "examples", "benchmarks", "configs", "genmodels", "kernels"]
 COPIED += ["tests/*.py", "tests/evaluation", "mkdocs.yml", ".github"]
+COPIED += ["pretrained/*.md", "pretrained/*.png"]
 
 
 def main() -> int:

@@ -44,6 +44,7 @@ class Stream(IntEnum):
     CUT = 36
     CUT_ROW = 37
     TURN = 38
+    HIDDEN = 39
     AIS_BASE = 40
     AIS_CHAIN = 41  # 42: its Metropolis decisions
     AIS_REFINE = 43  # 44: likewise

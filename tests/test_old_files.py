@@ -46,6 +46,14 @@ CHANGED = {
     ("cdrl_imagenet32.yaml", "ema.rampup"): 0.077,
     ("drl_cifar10.yaml", "network.kind"): "drl_released",
     ("drl_cifar10.yaml", "method.tweedie_scale"): 0.0,
+    # GEDI's samples are the buffer's old chains, where there is a buffer.
+    **{
+        (f"gedi_{name}.yaml", "method.start"): "auto"
+        for name in ("mnist", "mnist_cpu", "svhn", "cifar10", "cifar100")
+    },
+    ("gedi_mnist_cpu.yaml", "trainer.max_steps"): 3000,  # lr to the end, and an average
+    ("gedi_mnist_cpu.yaml", "optim.decay"): "none",
+    ("gedi_mnist_cpu.yaml", "ema.half_life"): 25600.0,
     # The same proportions for small sets, in no more steps.
     ("ddo_digits.yaml", "trainer.max_steps"): 200,
     ("ddo_digits.yaml", "optim.lr"): 1.5e-3,

@@ -133,6 +133,18 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
     return model.eval()
 
 
+def paths_by_channels(path: Path | str) -> dict[int, Path | str]:
+    """Return {channels: model} of NAME_grey and NAME_colour for NAME, else {0: path}.
+
+    These two are meant where NAME is no model itself; one of them may be missing.
+    """
+    known, names = shipped(MODELS), {1: f"{path}_grey", 3: f"{path}_colour"}
+    if str(path) in known or Path(path).expanduser().exists():
+        return {0: path}
+    folders = {key: known.get(name, Path(name).expanduser()) for key, name in names.items()}
+    return {key: folder for key, folder in folders.items() if folder.is_dir()} or {0: path}
+
+
 def _no_model(path: Path) -> ValueError:
     hint = "" if path.exists() else nearest(MODELS, str(path))
     return ValueError(f"model={path}: is no run folder, .ckpt file or exported folder{hint}")

@@ -16,9 +16,10 @@ IMAGES to cluster are a folder, .zip, .npz or NAME[:SPLIT].
 
 denoise= takes a picture, a folder or .zip of them, or an .npy of floats on the scale 0..255, not
 clipped, which keeps what 8 bits cut off. Noise2Score restores pictures of any size, grey or colour,
-of 8 to 32 bits, and stacks of planes in a TIFF; DIR holds each under its own name, as it came (JPEG
-and the like as PNG), and before_after.png. GBM (law=lognormal) takes images of its own shape, an
-.npz too, and an .npy (N, H, W, C); DIR/000000.png ... follow their order.
+of 8 to 32 bits, and stacks of planes in TIFF or Zarr; DIR holds each under its own name, as it came
+(JPEG and the like as PNG), and before_after.png. MODEL may be noise2score then: noise2score_grey,
+and for pictures in colour noise2score_colour where it is there. GBM (law=lognormal) takes images of
+its own shape, an .npz too, and an .npy (N, H, W, C); DIR/000000.png ... follow their order.
 """
 
 from collections.abc import Sequence
@@ -148,9 +149,11 @@ def denoise(path: str, options: DenoiseOptions, extra: dict[str, str]) -> None:
     """Restore noisy pictures."""
     typed_words(extra, {}, also=ALL_KEYS)  # a method's options mean nothing here
     device = pick_device(options.device)
-    model = checkpoint.load(path, ema=options.ema, device=device)
-    check_folder(Path(options.out), [path], model)
-    restoration.denoise(model, options, Path(options.out))
+    models = {}
+    for channels, each in checkpoint.paths_by_channels(path).items():
+        models[channels] = checkpoint.load(each, ema=options.ema, device=device)
+        check_folder(Path(options.out), [str(each)], models[channels])
+    restoration.denoise(models, options, Path(options.out))
 
 
 def cluster_images(model_path: str, options: AssignOptions, extra: dict[str, str]) -> None:

@@ -268,6 +268,11 @@ class DataConfig(Section):
     scenes: int = setting(
         0, "noise2score: drawn pictures of smooth spots and lines beside those of the set", ge=0
     )
+    axes: str = setting(
+        "",
+        "copies=given: what the dimensions of stacks are, TZCYX say, in place of what the files "
+        "say",
+    )
     leave_out: list[str] = setting(
         [], "pictures: names, without folder and ending, of those that are not read"
     )
@@ -300,6 +305,11 @@ class DataConfig(Section):
             not self.scenes or (self.noise.law and self.noise.copies != "given"),
             "scenes",
             "needs data.noise.law= and copies=fixed or fresh",
+        )
+        self.check(
+            not self.axes or (self.noise.law and self.noise.copies == "given"),
+            "axes",
+            "needs data.noise.law= and copies=given",
         )
 
 

@@ -8,7 +8,6 @@ What the network may learn from is data.noise.copies, and is saved with the mode
 """
 
 import contextlib
-import math
 import statistics
 import warnings
 from collections.abc import Callable, Hashable, Iterator
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from genmodels import seeding
 from genmodels.config import DataConfig, check
+from genmodels.data.cuts import Pictures, Stored
 from genmodels.data.fingerprint import NEW, digest, note_fingerprint
 from genmodels.data.module import home_of_images
 from genmodels.data.own import held_out_share
@@ -31,7 +31,6 @@ from genmodels.data.stream import TrainStream
 from genmodels.images import Tree, from_uint8, to_uint8
 from genmodels.images.pictures import Planes, check_scale, find_pictures
 from genmodels.images.scale import Quantiles, Scale, Wanted, whole_range
-from genmodels.images.stacks import Stack
 from genmodels.noise import law_of
 from genmodels.noise.levels import NoNoise, level_from_patches
 
@@ -83,10 +82,10 @@ class NoisyDataModule(L.LightningDataModule):
             ]
         for each in pictures:
             check(
-                min(each.image.shape[1:]) >= cfg.patch,
+                min(each.size) >= cfg.patch,
                 "data.patch",
                 cfg.patch,
-                f"{each.name} is {tuple(each.image.shape[1:])}; take smaller patches",
+                f"{each.name} is {each.size}; take smaller patches",
             )
         note_fingerprint(cfg, digest(len(pictures), lambda k: pictures[k].image.numpy().tobytes()))
         cfg.shape = [channels, cfg.patch, cfg.patch]
@@ -95,17 +94,17 @@ class NoisyDataModule(L.LightningDataModule):
         check(
             len(self.numbers["train"]), "data.holdout", cfg.holdout, "leaves no picture to train on"
         )
-        views, self.levels = self._views(pictures)
-        self.views = {key: Pictures(view) for key, view in views.items()}
+        self.views, self.levels = self._views(pictures)
 
-    def _views(self, sources: list["Source"]) -> tuple[dict[str, list[torch.Tensor]], list[float]]:
+    def _views(self, sources: list["Source"]) -> tuple[dict[str, Pictures | Stored], list[float]]:
         """Return ({key of a batch: pictures}, their levels); of fresh noise only the clean ones."""
         noise = self.cfg.noise
+        if noise.copies == "given":
+            stored = Stored([s.values for s in sources], [s.scale for s in sources])
+            return {"image": stored}, self._given_levels(sources)
         pictures = [source.image for source in sources]
         if noise.copies == "fresh":
-            return {"target": pictures}, []
-        if noise.copies == "given":
-            return {"image": pictures}, self._given_levels(sources)
+            return {"target": Pictures(pictures)}, []
         levels = [self._draw_level(self._rng(k, LEVEL)) for k in range(len(pictures))]
 
         def copies(draw):
@@ -114,7 +113,7 @@ class NoisyDataModule(L.LightningDataModule):
         views = {"image": copies(FIRST)}
         if noise.target != "none":
             views["target"] = copies(SECOND) if noise.target == "second" else pictures
-        return views, levels
+        return {key: Pictures(view) for key, view in views.items()}, levels
 
     def _given_levels(self, sources: list["Source"]) -> list[float]:
         """Return the level of each picture: told, or estimated from those that share it."""
@@ -200,7 +199,7 @@ class NoisyDataModule(L.LightningDataModule):
 
     def _device(self) -> torch.device:
         """Return where patches are cut: where the training images live."""
-        nbytes = sum(view.pixels.nbytes for view in self.views.values())
+        nbytes = sum(view.nbytes for view in self.views.values())
         return home_of_images(self.trainer.strategy.root_device, self.cfg.device, nbytes)
 
     @torch.no_grad()
@@ -270,19 +269,31 @@ class Source:
 
     Attributes:
         name: of its file, and which plane it is of one.
-        image: uint8, or float32 on the [-1, 1] scale, (C, H, W).
+        values: uint8 (C, H, W) of a clean one; of a noisy one (H, W, C) as its file has them.
         together: what is held out with it has the same.
         noise: what has noise of the same level has the same.
         factor: how many times the level of the config its own is, on its scale.
         ordered: it is of a lone stack, whose last planes are held out.
+        scale: what is black and white in a noisy one.
     """
 
     name: str
-    image: torch.Tensor
+    values: Any
     together: Hashable
     noise: Hashable
     factor: float = 1.0
     ordered: bool = False
+    scale: Scale | None = None
+
+    @property
+    def image(self) -> torch.Tensor:
+        """The picture, uint8 or float32 on the [-1, 1] scale, (C, H, W)."""
+        return self.scale.tensor(self.values) if self.scale else self.values
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return tuple(self.values.shape[:2] if self.scale else self.values.shape[1:])
 
 
 def _split(sources: list[Source], cfg: DataConfig) -> dict[str, torch.Tensor]:
@@ -308,11 +319,13 @@ def _clean_pictures(tree: Tree, channels: int) -> list[Source]:
 
 
 def _noisy_pictures(tree: Tree, cfg: DataConfig, channels: int) -> list[Source]:
-    """Return noisy pictures, planes of stacks among them, float32.
+    """Return noisy pictures, planes of stacks among them, with their values as they are stored.
 
     For a grey model every channel of a colour picture is a picture: an average has other noise.
+    Planes that lie unpacked in a file stay there.
     """
-    readers = find_pictures(tree.path, "data.root", any_scale=True)
+    readers = find_pictures(tree.path, "data.root", any_scale=True, axes=cfg.axes)
+    readers = {name: readers[name] for name in tree.without_left_out(readers)}
     scales, factors = _common_scales(readers, cfg)
     sources = []
     for file, read in readers.items():
@@ -320,26 +333,27 @@ def _noisy_pictures(tree: Tree, cfg: DataConfig, channels: int) -> list[Source]:
             for k in range(len(picture)):
                 channel = picture.channel(k)
                 scale = scales[channel] if scales else whole_range(picture.dtype)
-                image = scale.tensor(picture.plane(k))
+                values = picture.mapped(k)
+                values = picture.plane(k) if values is None else values
+                colours = values.shape[2]
                 name = f"{file}{picture.label(k)}"
                 check(
-                    len(image) == channels or channels == 1,
+                    colours == channels or channels == 1,
                     "data.channels",
                     channels,
                     f"{name} is grey; take data.channels=1",
                 )
                 together: Hashable = name
                 noise: Hashable = name
-                if isinstance(picture, Stack):
+                if picture.is_stack:
                     together = picture.position(k) if len(readers) == 1 else file
                     noise = (file, channel)
                 factor = factors[channel % len(factors)]
-                ordered = isinstance(picture, Stack) and len(readers) == 1
-                for number, part in enumerate(
-                    [image] if len(image) == channels else image.split(1)
-                ):
+                ordered = picture.is_stack and len(readers) == 1
+                for number in range(colours // channels):
+                    part = values[..., number * channels : (number + 1) * channels]
                     key = (noise, number)
-                    sources.append(Source(name, part, together, key, factor, ordered))
+                    sources.append(Source(name, part, together, key, factor, ordered, scale))
     return sources
 
 
@@ -407,62 +421,3 @@ def _common_scales(
         return scales, [1.0]
     units = [words.unit(dtype, channel, len(scales)) for channel in range(len(scales))]
     return scales, [unit.over(scale) for unit, scale in zip(units, scales)]
-
-
-class Pictures:
-    """Pictures (C, H, W) of any H and W in one stretch of memory, to cut many patches at once.
-
-    Attributes:
-        pixels: all of them, one after the other.
-        starts, heights, widths: of each, int64 on the CPU.
-    """
-
-    def __init__(self, pictures: list[torch.Tensor]) -> None:
-        self.pixels = torch.cat([picture.flatten() for picture in pictures])
-        sizes = torch.tensor([picture.shape for picture in pictures])
-        self.channels = int(sizes[0, 0])
-        self.heights, self.widths = sizes[:, 1], sizes[:, 2]
-        self.starts = sizes.prod(dim=1).cumsum(0) - sizes.prod(dim=1)
-
-    def __getitem__(self, k: int) -> torch.Tensor:
-        """Return picture k."""
-        shape = (self.channels, int(self.heights[k]), int(self.widths[k]))
-        start = int(self.starts[k])
-        return self.pixels[start : start + math.prod(shape)].view(shape)
-
-    def to(self, device: torch.device | str) -> "Pictures":
-        """Move the pixels there; return these pictures."""
-        self.pixels = self.pixels.to(device)
-        return self
-
-    def cut(
-        self,
-        numbers: torch.Tensor,
-        side: int,
-        row: torch.Tensor,
-        column: torch.Tensor,
-        turn: torch.Tensor,
-    ) -> torch.Tensor:
-        """Return squares (B, C, side, side), turned and mirrored, where the pixels lie.
-
-        Args:
-            numbers: of the pictures, int64 (B,) on the CPU.
-            side: of a square, in pixels.
-            row, column, turn: uniforms in [0, 1), float64 (B,): where it lies, how it is turned.
-        """
-        heights, widths = self.heights[numbers], self.widths[numbers]
-        top, left = (row * (heights - side + 1)).long(), (column * (widths - side + 1)).long()
-        quarters, mirrored = (turn * 4).long(), turn * 8 % 2 >= 1
-        first = self.starts[numbers] + top * widths + left
-        # Of the pixel that comes to (i, j): after mirroring, then after quarter turns.
-        facts = torch.stack([first, widths, heights * widths, quarters, mirrored.long()])
-        first, widths, plane, quarters, mirrored = facts.to(self.pixels.device)[..., None, None]
-        i, j = torch.meshgrid(*[torch.arange(side, device=first.device)] * 2, indexing="ij")
-        j = torch.where(mirrored == 1, side - 1 - j, j)
-        y = torch.where(quarters == 0, i, torch.where(quarters == 1, j, side - 1 - i))
-        y = torch.where(quarters == 3, side - 1 - j, y)
-        x = torch.where(quarters == 0, j, torch.where(quarters == 1, side - 1 - i, side - 1 - j))
-        x = torch.where(quarters == 3, i, x)
-        channels = torch.arange(self.channels, device=first.device).reshape(1, -1, 1, 1)
-        index = (first + y * widths + x)[:, None] + channels * plane[:, None]
-        return self.pixels[index]

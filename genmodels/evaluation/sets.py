@@ -175,7 +175,8 @@ class Scoring:
         """Return (images, what pairs them with another set's, their files)."""
         options, known = self.options, self.reference.known
         if each.model:
-            check_shape(self.source, known.get("shape"), each.model)
+            key = "reference" if options.reference else "data"
+            check_shape(self.source, known.get("shape"), each.model, key, files=True)
             again = len(self.features) > 1
             made = generated(each.model, options, self.extra, known.get("num"), again)
             return made, ("seeds", made.seeds, made.labels), None

@@ -207,11 +207,25 @@ def reading_options(options: Any, model: Any = None) -> dict[str, Any]:
     return reading | {"trained_on": model.cfg.data if model else None}
 
 
-def check_shape(source: str, shape: Sequence[int] | None, model: Any) -> None:
-    """Raise ValueError unless the model makes images of a source's shape (C, H, W), if known."""
+def check_shape(
+    source: str, shape: Sequence[int] | None, model: Any, key: str = "data", files: bool = False
+) -> None:
+    """Raise ValueError unless the model makes images of a source's shape (C, H, W), if known.
+
+    Args:
+        source: as it was named by `key`.
+        shape: of its images.
+        model: a method.
+        key: of the command line.
+        files: whether the command takes channels= and resolution= for images in files.
+    """
     made = generation.picture_shape(model)
     if shape and tuple(shape) != made:
+        remedy = "name a set of that shape, or pad= background around it"
+        if files and shape[1:] == made[1:]:
+            remedy = f"channels={made[0]} reads images in files so"
+        elif files and shape[0] == made[0]:
+            remedy += f", or resolution={made[-1]} for images in files"
         raise ValueError(
-            f"data={source}: has images of shape {tuple(shape)}, the model makes "
-            f"{made}; name a set of that shape, or pad= background around it"
+            f"{key}={source}: has images of shape {tuple(shape)}, the model makes {made}; {remedy}"
         )

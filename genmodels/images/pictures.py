@@ -4,6 +4,7 @@
     TIFF        the same, 32 bits and floats, signed ones too; stacks of planes, see stacks.py
     npy         (H, W), (H, W, C) or (N, H, W, C), C = 1 or 3, floats on the scale 0..255, uint8 or
                 uint16 (0..65535); written as float32 on the same scale
+    zarr        stacks of planes in a folder, see ngff.py; with the package zarr
     others      JPEG, WebP, GIF, BMP, PPM: written as PNG
 
 Floats may leave 0..255: nothing is clipped on the way in.
@@ -24,11 +25,12 @@ from PIL import Image, ImageDraw, ImageFont
 from genmodels.atomic import make_folder, write_bytes
 from genmodels.foreign import check_npy, open_plain
 from genmodels.images import pixels
+from genmodels.images.ngff import NgffStack, is_zarr
 from genmodels.images.read import SUFFIXES, Tree, read_values
 from genmodels.images.scale import Quantiles, Scale, as_type, whole_range
 from genmodels.images.stacks import Stack, has_planes
 
-KEPT = (".png", ".tif", ".tiff", ".npy")  # written as they came; others, JPEG say, as PNG
+KEPT = (".png", ".tif", ".tiff", ".npy", ".zarr")  # written as they came; others, JPEG say, as PNG
 SHEET = "before_after.png"
 NOT_READ = (SHEET, "grid.png")
 LINE = 12  # pixels that a line of text is high
@@ -50,6 +52,7 @@ class Picture:
 
     channels = 1
     notes = ()
+    is_stack = False  # its planes are pictures of their own
 
     def __len__(self) -> int:
         return len(self.values)
@@ -84,6 +87,13 @@ class Picture:
         """Return the values of a plane, (H, W, C)."""
         return self.values[number]
 
+    def mapped(self, number: int) -> None:
+        """Return None: it lies in no file."""
+
+    def position(self, number: int) -> tuple[int, ...]:
+        """Return (number,)."""
+        return (number,)
+
     def write(self, path: Path, planes: Iterable[np.ndarray]) -> None:
         """Write other values in place of its own to a file of its kind, all or nothing.
 
@@ -105,7 +115,7 @@ class Picture:
         write_bytes(path, pixels.picture_bytes(as_type(values[0], self.dtype), kind))
 
 
-Planes = Picture | Stack
+Planes = Picture | Stack | NgffStack
 
 
 def find_pictures(
@@ -114,7 +124,8 @@ def find_pictures(
     """Return {output name: callable that opens the file}, in the order of the input's names.
 
     Args:
-        path: a picture, an .npy, or a folder or .zip of them; other files are not looked at.
+        path: a picture, an .npy, a .zarr, or a folder or .zip of them (in a .zip no .zarr); other
+            files are not looked at.
         key: what errors call it.
         any_scale: floats need not be on 0..255.
         axes: what the dimensions of stacks are, in place of what the files say.
@@ -124,17 +135,25 @@ def find_pictures(
     """
     known = (*SUFFIXES, ".npy")
     contents: dict[str, Callable[[], BinaryIO]]
-    if path.is_file() and path.suffix.lower() in known:
+    folders: dict[str, Path] = {}
+    if is_zarr(path):
+        contents, folders = {}, {f"{path.name.removesuffix('.zarr')}.zarr": path}
+    elif path.is_file() and path.suffix.lower() in known:
         contents = {path.name: partial(open_plain, path)}
     elif path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
         tree = Tree(path, key)
         names = [name for name in tree.entries if name.lower().endswith(known)]
         names = [name for name in names if PurePath(name).name not in NOT_READ]
+        if path.is_dir():
+            parents = {str(each) for name in tree.entries for each in PurePath(name).parents}
+            inner = (name for name in parents if name.lower().endswith(".zarr"))
+            folders = {name: path / name for name in inner if is_zarr(path / name)}
+            names = [n for n in names if not folders.keys() & set(map(str, PurePath(n).parents))]
         names.sort(key=lambda name: name.split("/"))
         contents = {name: partial(tree.open, name) for name in names}
     else:
         raise ValueError(f"{key}={path}: no such picture, .npy, folder or .zip")
-    if not contents:
+    if not contents and not folders:
         raise ValueError(f"{key}={path}: holds no picture ({', '.join(known)})")
     readers = {}
     inputs = {}
@@ -147,7 +166,27 @@ def find_pictures(
             )
         readers[out] = partial(open_picture, name, opened, key, any_scale, axes)
         inputs[out] = name
+    for name in sorted(folders):
+        readers[name] = partial(open_folder, name, folders[name], key, any_scale, axes)
     return readers
+
+
+def open_folder(
+    name: str, path: Path, key: str = "denoise", any_scale: bool = False, axes: str = ""
+) -> NgffStack:
+    """Return the planes of a Zarr folder; see open_picture for the arguments."""
+    found = NgffStack(name, path, axes, key)
+    if not any_scale:
+        most = max(float(found.plane(k).max()) for k in range(len(found)))
+        check_scale(found.dtype, most, name, key)
+    return found
+
+
+def open_path(name: str, path: Path) -> Planes:
+    """Return the planes of a file or Zarr folder, floats on any scale; see open_picture."""
+    if is_zarr(path):
+        return open_folder(name, path, any_scale=True)
+    return open_picture(name, partial(open_plain, path), any_scale=True)
 
 
 def open_picture(

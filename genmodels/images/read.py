@@ -248,7 +248,7 @@ class Tree:
         names, stacks = [], 0
         unread = self.entries.difference(files)
         if self.leave_out:
-            files = self._without_left_out(files)
+            files = self.without_left_out(files)
         for name in sorted(files, key=lambda name: name.split("/")):
             pages = self._count_pages(name) if name.lower().endswith((".tif", ".tiff")) else 1
             names += [name] if pages == 1 else [f"{name}[{page}]" for page in range(pages)]
@@ -265,7 +265,12 @@ class Tree:
                 warnings.warn(f"{self.key}={self.path}: {note}", stacklevel=1)
         return names
 
-    def _without_left_out(self, files: list[str]) -> list[str]:
+    def without_left_out(self, files: Iterable[str]) -> list[str]:
+        """Return the names that leave_out does not name.
+
+        Raises:
+            ValueError: it names one that is not among them.
+        """
         stems = {PurePath(name).stem for name in files}
         unknown = [stem for stem in self.leave_out if stem not in stems]
         if unknown:

@@ -17,10 +17,12 @@ import numpy as np
 
 from genmodels.atomic import make_folder, whole_file
 from genmodels.images import tiff
+from genmodels.images.grid import Grid
 from genmodels.images.read import reading
 from genmodels.images.scale import as_type, whole_range
 
 CLASSIC = 2**32 - 2**25  # bytes of pixels; more are written as BigTIFF, as tifffile does
+MAPPED = 1 << 26  # bytes of pixels from which on a stack is mapped: each takes an open file
 LOSSLESS = {5: "lzw", 8: "zlib", 32946: "deflate", 32773: "packbits", 34925: "lzma", 50000: "zstd"}
 COUNTED = ("ImageJ", "images", "channels", "slices", "frames", "hyperstack", "loop", "min", "max")
 IMAGEJ = ("", "T", "Z", "C", "TZ", "TC", "ZC", "TZC")
@@ -74,10 +76,13 @@ class Stack:
         ValueError: broken, or of a form that is not read.
     """
 
+    is_stack = True
+
     def __init__(self, name: str, file: BinaryIO, axes: str = "", key: str = "denoise") -> None:
         self.name = name
         self.notes: list[str] = []
         self._file, self._key, self._renamed = file, key, bool(axes)
+        self._bytes: np.memmap | None = None
         with reading(file, name):
             self._tiff = tiff.opened(file)
             self._size = tiff.checked_pages(self._tiff)[0].size
@@ -113,6 +118,7 @@ class Stack:
 
     def _find_planes(self) -> None:
         """Find out where the planes lie."""
+        self._grid = Grid(self.axes, self.counts)
         series, first, images = self._series, self._first, len(self._tiff.series)
         if images > 1:
             self.notes.append(f"holds {images} images; the first is restored, and alone is written")
@@ -165,26 +171,19 @@ class Stack:
     @property
     def channels(self) -> int:
         """How many channels there are; the colours of a picture are one."""
-        return dict(zip(self.axes, self.counts)).get("C", 1)
+        return self._grid.channels
 
     def channel(self, number: int) -> int:
         """Return which channel a plane is of."""
-        return self._index(number).get("C", 0)
+        return self._grid.channel(self._order[number])
 
     def position(self, number: int) -> tuple[int, ...]:
         """Return where a plane lies along the axes but that of the channels."""
-        return tuple(k for axis, k in self._index(number).items() if axis != "C")
+        return self._grid.position(self._order[number])
 
     def label(self, number: int) -> str:
-        """Return what tells a plane from the others: "[t0,z3,c1]", "[3]", or "" of a single one."""
-        index = self._index(number)
-        if set(index) <= {"I"} or set(index) <= {"Q"}:
-            return "".join(f"[{k}]" for k in index.values())
-        return f"[{','.join(f'{axis.lower()}{k}' for axis, k in index.items())}]"
-
-    def _index(self, number: int) -> dict[str, int]:
-        where = np.unravel_index(self._order[number], self.counts) if self.counts else ()
-        return {axis: int(k) for axis, k in zip(self.axes, where)}
+        """Return what tells a plane from the others; see Grid.label."""
+        return self._grid.label(self._order[number])
 
     def plane(self, number: int) -> np.ndarray:
         """Return the values of a plane, (H, W, C), upright.
@@ -209,6 +208,35 @@ class Stack:
                 f"{self._key}={label}: holds NaN or infinite pixels; mend or remove it"
             )
         return values
+
+    def mapped(self, number: int) -> np.ndarray | None:
+        """Return the values of a plane where they lie in the file, (H, W, 1), or None.
+
+        None: of small stacks, and of planes that are packed, in colour, turned or in a zip. The
+        file must stay as it is.
+        """
+        first = self._first
+        if len(self) * first.nbytes < MAPPED:
+            return None
+        page = None if self._behind else self._series[self._order[number]]
+        offsets = [self._series.dataoffset + number * first.nbytes] if page is None else []
+        if page is not None:
+            counts, offsets = page.databytecounts, list(page.dataoffsets)
+            joined = all(a + n == b for a, n, b in zip(offsets, counts, offsets[1:]))
+            if not joined or sum(counts) != first.nbytes:
+                return None
+        as_stored = first.photometric == tiff.GREY and first.axes == "YX" and not first.is_tiled
+        if not as_stored or first.compression != 1 or first.predictor != 1:
+            return None
+        if first.fillorder != 1 or tiff.orientation(first) != 1:
+            return None
+        if self._bytes is None:
+            try:
+                self._bytes = np.memmap(self._file, np.uint8, "r")
+            except OSError:  # it is no file of its own
+                return None
+        part = self._bytes[offsets[0] : offsets[0] + first.nbytes]
+        return part.view(self.dtype.newbyteorder(self._tiff.byteorder)).reshape(*self._size, 1)
 
     def write(self, path: Path, planes: Iterable[np.ndarray]) -> None:
         """Write other values in place of its own to a file of its kind, all or nothing.

@@ -133,7 +133,7 @@ def upright(array: np.ndarray, page: Any) -> np.ndarray:
     array = _channels_last(array, page)
     if page.photometric == GREY_INVERTED and array.dtype.kind == "u":
         array = np.iinfo(array.dtype).max - array
-    return np.ascontiguousarray(UPRIGHT.get(_orientation(page), lambda a: a)(array))
+    return np.ascontiguousarray(UPRIGHT.get(orientation(page), lambda a: a)(array))
 
 
 def readable(page: Any) -> bool:
@@ -170,13 +170,14 @@ def checked_pages(tiff: Any) -> list[Page]:
     pages = [pair for pair in pages if not pair[1].subfiletype & NOT_A_PICTURE] or pages
     found = []
     for index, page in pages:
-        turned = _orientation(page) > 4
+        turned = orientation(page) > 4
         size = (page.imagelength, page.imagewidth)
         found.append(Page(index, page, size[::-1] if turned else size))
     return found
 
 
-def _orientation(page: Any) -> int:
+def orientation(page: Any) -> int:
+    """Return how the rows and columns of a page lie in the upright picture, 1: as they are."""
     tag = page.tags.get(ORIENTATION)
     return tag.value if tag is not None and isinstance(tag.value, int) else 1
 

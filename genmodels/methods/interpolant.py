@@ -166,6 +166,9 @@ class InterpolantConfig(Section):
             "an SDE needs the score: learn eta or s as well",
         )
         self.check(
+            not random or self.t_max < 1, "t_max", "the score is infinite at 1; must be < 1 for it"
+        )
+        self.check(
             random or path.name != "mirror",
             "sampler",
             "the ODE of path=mirror leads back to where it began; use sde",
@@ -607,6 +610,8 @@ class Interpolant(GenerativeModule):
     ) -> Tensor:
         """Return the states at the other end; counts self.nfe."""
         times = time_grid(cfg.steps, cfg.grid, cfg.t_min, cfg.t_max, self.path, cfg.last)
+        early = self.path.name == "encdec" and times[-2] < 0.75
+        check(not early, "steps", cfg.steps, "path=encdec has x_1 after t = 1/2 only; more steps")
         x = x.to(state_dtype(self.device))
         if reverse:
             times = [*times[:-1], cfg.t_max][::-1]

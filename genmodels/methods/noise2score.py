@@ -12,7 +12,7 @@ teach holds for unperturbed ones, at t = sigma^2.
 
 References: Kim and Ye 2021, arXiv 2106.07009 (Noise2Score); Lim et al. 2020, arXiv 2006.05164
 (AR-DAE). Baselines: Lehtinen et al. 2018, arXiv 1803.04189 (Noise2Noise); Pang et al. 2021, arXiv
-2102.02234 (Recorrupted-to-Recorrupted).
+2102.02234 (Recorrupted-to-Recorrupted); the others are in self_supervised.py.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,9 @@ from torch import Tensor
 from genmodels import config, seeding
 from genmodels.config import Section, check, setting
 from genmodels.kernels.broadcast import over_items
-from genmodels.kernels.philox import philox_normal
+from genmodels.kernels.philox import philox_normal, philox_uniform
 from genmodels.methods.base import Batch, GenerativeModule, Labels
+from genmodels.methods.self_supervised import REACH, blind_spots, divergence, neighbours
 from genmodels.networks import NETWORKS
 from genmodels.noise import LAWS, law_of
 from genmodels.noise.levels import level_from_patches
@@ -38,7 +39,20 @@ if TYPE_CHECKING:
     from genmodels.data.patches import NoisyDataModule
 
 # What each objective learns from: data.noise.target.
-TARGETS = {"score": "none", "r2r": "none", "noise2noise": "second", "supervised": "clean"}
+TARGETS = {
+    "score": "none",
+    "r2r": "none",
+    "noise2noise": "second",
+    "supervised": "clean",
+    "noise2void": "none",
+    "neighbor2neighbor": "none",
+    "sure": "none",
+    "unsure": "none",
+    "gr2r": "none",
+}
+AVERAGES = ("r2r", "sure", "unsure")  # they are about w, in which the noise must be Gaussian
+# What numpy's generators of [seed, n, draw] draw; genmodels/data/patches.py has those before.
+SPLIT, RESTORED = 5, 6
 VIEWS = {
     "fixed": "strict: one fixed noisy copy of each picture",
     "fresh": "new noise on clean pictures for every patch",
@@ -90,7 +104,15 @@ class Noise2ScoreConfig(Section):
         "law: the paper's; corrected: second order (poisson, gamma)",
         choices=("law", "corrected"),
     )
-    probes: int = setting(8, "draws averaged: of signs for estimator=corrected, of u for r2r", ge=1)
+    probes: int = setting(
+        8, "draws averaged: of signs for estimator=corrected, of the noise for r2r and gr2r", ge=1
+    )
+    share: float = setting(
+        0.15, "gr2r: how much of a noisy picture the independent target takes", gt=0, lt=1
+    )
+    gamma: float = setting(
+        2.0, "neighbor2neighbor: weight of the second term, reached evenly at max_steps", ge=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,6 +132,15 @@ class Noise2ScoreConfig(Section):
             "drawn",
             "goes with objective=score, form=scaled and anneal=0 only",
         )
+        for key, objective, default in (
+            ("share", "gr2r", 0.15),
+            ("gamma", "neighbor2neighbor", 2.0),
+        ):
+            self.check(
+                self.objective == objective or getattr(self, key) == default,
+                key,
+                f"goes with objective={objective} only",
+            )
 
 
 class Noise2Score(GenerativeModule):
@@ -147,11 +178,25 @@ class Noise2Score(GenerativeModule):
         )
         normal = self.law.normal and (method.domain == "even" or noise.law == "gaussian")
         method.check(
-            method.objective != "r2r" or normal,
+            method.objective not in AVERAGES or normal,
             "objective",
             "averages w, in which the noise must be Gaussian: gaussian, lognormal",
         )
+        least = 2 * REACH
+        cfg.data.check(
+            method.objective != "noise2void" or min(self.shape[1:]) >= least,
+            "patch",
+            f"must be >= {least} with method.objective=noise2void",
+        )
+        splits = ", ".join(name for name, law in LAWS.items() if law.split)
+        method.check(
+            method.objective != "gr2r" or self.law.split is not None,
+            "objective",
+            f"splits noise of {splits} alone",
+        )
         self.net = NETWORKS[cfg.network.name](cfg.network, self.shape)
+        if method.objective == "unsure":  # the variance of the noise over sigma^2, not told
+            self.multiplier = torch.nn.Parameter(torch.ones(()))
         # The levels it was trained on; of given pictures they are estimated, in prepare().
         self.register_buffer("levels", torch.tensor(self.configured_levels()))
 
@@ -206,7 +251,8 @@ class Noise2Score(GenerativeModule):
             "clean": "target: the clean picture",
         }[noise.target]
         objective = f"objective: {self.cfg.method.objective}"
-        return f"{noise.law} noise of level {level}; {VIEWS[noise.copies]}; {target}; {objective}"
+        words = f"{noise.law} noise of level {level}; {VIEWS[noise.copies]}; {target}; {objective}"
+        return words + ("; drawn scenes among the pictures" if self.cfg.data.scenes else "")
 
     def to_state(self, y: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """Return (w, sigma (B, 1, 1, 1)) of noisy pixels y; level (B, 1, 1, 1)."""
@@ -265,11 +311,19 @@ class Noise2Score(GenerativeModule):
         r2r          (x(z) - (w - sigma^2 u / sigma_a)) / sigma,  sigma_a fixed
         noise2noise  (x(w) - y') / sigma,  y' another noisy copy
         supervised   (x(w) - x) / sigma
+        others       see self_supervised_loss()
         """
         batch = self._with_level(self.as_batch(batch))
         objective = self.cfg.method.objective
         level = over_items(batch["level"], batch["image"])
-        w, sigma = self.to_state((batch["image"] + 1) / 2, level)
+        y = (batch["image"] + 1) / 2
+        w, sigma = self.to_state(y, level)
+        if objective not in ("score", "r2r", "noise2noise", "supervised"):
+            loss = self.self_supervised_loss(y, level, batch["n"])
+            logs = {"loss": loss.detach()}
+            if objective == "unsure":
+                logs["multiplier"] = self.multiplier.detach()
+            return loss, logs
         if objective in ("score", "r2r"):
             a, shape = self.sigma_a(batch["n"], sigma), w.shape[1:]
             u = philox_normal(
@@ -282,10 +336,92 @@ class Noise2Score(GenerativeModule):
             else:
                 error = (z - deviation * noise - w + sigma**2 * u / a) / sigma
         else:
-            x = self.from_state(w - sigma * self.noise_in(w, sigma), level)
-            error = (x - (batch["target"] + 1) / 2) / sigma
+            error = (self.direct(y, level) - (batch["target"] + 1) / 2) / sigma
         loss = error.square().mean()
         return loss, {"loss": loss.detach()}
+
+    def direct(self, y: Tensor, level: Tensor) -> Tensor:
+        """Return the pixels of w - sigma F(w; sigma^2); level (B, 1, 1, 1)."""
+        w, sigma = self.to_state(y, level)
+        return self.from_state(w - sigma * self.noise_in(w, sigma), level)
+
+    def self_supervised_loss(self, y: Tensor, level: Tensor, n: Tensor) -> Tensor:
+        """Return the loss of the baselines that learn from y alone; x(y) is direct(y).
+
+        noise2void         mean over hidden pixels of ((x(y') - y) / sigma)^2,  y' y without them
+        neighbor2neighbor  mean e^2 + gamma (e - (g1 x(y) - g2 x(y)) / sigma)^2,
+                           e = (x(g1 y) - g2 y) / sigma,  g1, g2 neighbours of each 2 x 2 cell
+        sure               mean ((f - w) / sigma)^2 - 1 + 2 div f / N,  f = w - sigma F(w; sigma^2)
+        unsure             mean ((f - w) / sigma)^2 + 2 m div f / N, least in f, largest in m
+        gr2r               mean ((x(y1) - y2) / sigma)^2,  y1 and y2 independent given the clean one
+
+        Args:
+            y: noisy pixels on [0, 1].
+            level: (B, 1, 1, 1).
+            n: positions in the training stream, int64 (B,).
+        """
+        objective, (w, sigma) = self.cfg.method.objective, self.to_state(y, level)
+        if objective == "noise2void":
+            order, choice = self._uniforms((2, *y.shape[2:]), n, y).unbind(1)
+            seen, hidden = blind_spots(y, order, choice)
+            error = (self.direct(seen, level) - y) / sigma
+            return (error.square() * hidden).sum() / (hidden.sum() * y.shape[1])
+        if objective == "neighbor2neighbor":
+            first, second = neighbours(self._uniforms([side // 2 for side in y.shape[2:]], n, y))
+            with torch.no_grad():
+                whole = self.direct(y, level)
+            error = (self.direct(first(y), level) - second(y)) / sigma
+            drift = error - (first(whole) - second(whole)) / sigma
+            images = self.cfg.trainer.max_steps * self.cfg.data.batch_size
+            weight = self.cfg.method.gamma * over_items((n.to(y) / images).clamp(0, 1), y)
+            return (error.square() + weight * drift.square()).mean()
+        if objective == "gr2r":
+            x, target = self._split(y, level, n)
+            return ((x - target) / sigma).square().mean()
+
+        def f(w: Tensor) -> Tensor:
+            return w - sigma * self.noise_in(w, sigma)
+
+        restored, signs = f(w), (self._uniforms(w.shape[1:], n, y) >= 0.5).to(w) * 2 - 1
+        change = ((restored - w) / sigma).square().mean()
+        spread = divergence(f, w, restored, signs, 0.1 * sigma)
+        if objective == "sure":
+            return change - 1 + 2 * spread
+        # Descending the last term, which is 0, ascends in the multiplier.
+        fixed = self.multiplier.detach()
+        return change + 2 * fixed * spread + 2 * (fixed - self.multiplier) * spread.detach()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the network's weights, and the multiplier of unsure, which does not decay."""
+        if self.cfg.method.objective != "unsure":
+            return super().parameter_groups()
+        weights = [p for p in self.net.parameters() if p.requires_grad]
+        return [{"params": weights}, {"params": [self.multiplier], "weight_decay": 0.0}]
+
+    def _uniforms(self, shape: Sequence[int], n: Tensor, y: Tensor) -> Tensor:
+        """Return uniforms in [0, 1), (B, *shape), of training images n, where y lies."""
+        stream = int(seeding.Stream.HIDDEN)
+        return philox_uniform(tuple(shape), self.cfg.seed, n, stream=stream, device=y.device)
+
+    def _split(self, y: Tensor, level: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (x(y1), y2) of pictures split with the noise of training images n."""
+        rngs = [np.random.default_rng([self.cfg.seed, k, SPLIT]) for k in n.tolist()]
+        first, levels = self._first_parts(y, level, rngs)
+        share = self.cfg.method.share
+        return self.direct(first, levels), (y - (1 - share) * first) / share
+
+    def _first_parts(
+        self, y: Tensor, level: Tensor, rngs: Sequence[np.random.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        """Return (y1 of each picture, their levels (B, 1, 1, 1)); see Law.split."""
+        assert self.law.split is not None
+        share, pixels = self.cfg.method.share, y.double().numpy(force=True)
+        parts = [
+            self.law.split(each, float(one), share, rng)
+            for each, one, rng in zip(pixels, level.flatten(), rngs)
+        ]
+        first, levels = (np.stack(part) for part in zip(*parts))
+        return torch.from_numpy(first).to(y), over_items(torch.from_numpy(levels).to(level), y)
 
     def _with_level(self, batch: Batch) -> Batch:
         """Return a batch with the noise level of each picture, the config's where it says none."""
@@ -299,7 +435,7 @@ class Noise2Score(GenerativeModule):
             )
             batch["level"] = torch.full_like(batch["image"][:, 0, 0, 0], noise.level)
         check(
-            self.cfg.method.objective in ("score", "r2r") or "target" in batch,
+            TARGETS[self.cfg.method.objective] == "none" or "target" in batch,
             "batch",
             list(batch),
             f'has no "target", which method.objective={self.cfg.method.objective} learns from',
@@ -331,10 +467,16 @@ class Noise2Score(GenerativeModule):
             if self.cfg.method.estimator == "law" or self.law.corrected is None:
                 return self.law.estimate(y, s, wide)
             return self.law.corrected(y, s, self.diagonal(y, level), wide)
-        w, sigma = self.to_state(y, wide)
         if self.cfg.method.objective == "r2r":
-            return self.from_state(self.recorrupted(w, sigma), wide)
-        return self.from_state(w - sigma * self.noise_in(w, sigma), wide)
+            return self.from_state(self.recorrupted(*self.to_state(y, wide)), wide)
+        if self.cfg.method.objective == "gr2r":
+            draws = range(self.cfg.method.probes)
+            total = torch.zeros_like(y)
+            for k in draws:
+                rngs = [np.random.default_rng([self.cfg.seed, k, RESTORED]) for _ in y]
+                total += self.direct(*self._first_parts(y, wide, rngs))
+            return total / len(draws)
+        return self.direct(y, wide)
 
     def recorrupted(self, w: Tensor, sigma: Tensor) -> Tensor:
         """Return the mean of E[x | z] over perturbed z: R2R knows no other level than that of z."""

@@ -52,6 +52,9 @@ class Law:
         positive: whether no pixel lies below 0; one that does counts as 0.
         normal: whether the noise in w is exactly Gaussian.
         mean_log: level -> E log(y / x) of noise that multiplies; None: of other noise.
+        split: (y, level, share, rng) -> (y1, its level): y1 is under more noise of the law, and
+            independent, given x, of y2 = (y - (1 - share) y1) / share; numpy as for sample. None:
+            no such split is known.
     """
 
     unit: str
@@ -66,6 +69,9 @@ class Law:
     positive: bool = True
     normal: bool = False
     mean_log: Callable[[float], float] | None = None
+    split: (
+        Callable[[np.ndarray, float, float, np.random.Generator], tuple[np.ndarray, float]] | None
+    ) = None
 
     def check(self, level: float | str) -> float:
         """Return the level as a float.
@@ -312,6 +318,34 @@ def _lognormal_estimate(y: torch.Tensor, s: torch.Tensor, std: Level) -> torch.T
     return y * (std**2 * (1 + y * s)).exp()
 
 
+# Splits into two noisy pictures. Reference: Monroy, Bacca and Tachella 2025, arXiv 2412.04648.
+
+
+def _split_gaussian(
+    y: np.ndarray, sigma: float, share: float, rng: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """Return y + sqrt(share / (1 - share)) sigma/255 z, z standard normal; see Law.split."""
+    more = (share / (1 - share)) ** 0.5 * sigma / 255
+    return y + more * rng.standard_normal(y.shape), sigma / (1 - share) ** 0.5
+
+
+def _split_poisson(
+    y: np.ndarray, zeta: float, share: float, rng: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """Return counts of which each is left out with this probability, by the share that stays."""
+    counts = np.rint(y / zeta).clip(0).astype(np.int64)
+    kept = counts - rng.binomial(counts, share)
+    return kept * (zeta / (1 - share)), zeta / (1 - share)
+
+
+def _split_gamma(
+    y: np.ndarray, k: float, share: float, rng: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """Return y (1 - b) / (1 - share), b a Beta variable of shapes k share and k (1 - share)."""
+    part = rng.beta(k * share, k * (1 - share), y.shape)
+    return y * (1 - part) / (1 - share), k * (1 - share)
+
+
 LAWS = {
     "gaussian": Law(
         unit="standard deviation sigma on 0..255",
@@ -324,6 +358,7 @@ LAWS = {
         from_state_std=lambda std: 255 * std,
         positive=False,
         normal=True,
+        split=_split_gaussian,
     ),
     "poisson": Law(
         unit="zeta, the brightness of one count on 0..1",
@@ -335,6 +370,7 @@ LAWS = {
         state=ROOT,
         state_std=lambda zeta: zeta**0.5 / 2,
         from_state_std=lambda std: 4 * std**2,
+        split=_split_poisson,
     ),
     "gamma": Law(
         unit="shape k of the factor of mean 1 and variance 1/k",
@@ -347,6 +383,7 @@ LAWS = {
         state_std=lambda k: _trigamma(k) ** 0.5,
         from_state_std=lambda std: inverse_trigamma(std**2),
         mean_log=_mean_log_gamma,
+        split=_split_gamma,
     ),
     "exponential": Law(
         unit="1: the factor is exponential of mean 1",

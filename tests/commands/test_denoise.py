@@ -483,3 +483,43 @@ def test_a_method_of_one_shape_has_no_ensemble(box, tmp_path, capsys):
     for word in ("gain=2", "offset=0", "read=1", "correlated=shuffle"):
         assert run(tmp_path / "a.png", tmp_path / "out", "law=gaussian", word) == 2
         assert f"{word.partition('=')[0]}=" in capsys.readouterr().err
+
+
+def test_grey_and_colour_pictures_get_each_their_model(tmp_path):
+    """Of a pair NAME_grey, NAME_colour; without the second the grey one takes the channels."""
+    rng = np.random.default_rng(0)
+    sizes = {"grey": (24, 20), "colour": (24, 20, 3)}
+    models = {}
+    for kind, channels in (("grey", 1), ("colour", 3)):
+        words = ["data.patch=16", "network.channels=[4]", "network.blocks=[1]"]
+        config = str(ROOT / "configs/noise2score_bsd400.yaml")
+        models[kind] = genmodels.build(config, *words, f"data.channels={channels}").eval()
+        nn.init.normal_(models[kind].net.exit.weight, std=0.05)
+        checkpoint.write_export(models[kind], tmp_path / f"pair_{kind}", "card")
+        (tmp_path / "in").mkdir(exist_ok=True)
+        values = rng.integers(0, 256, sizes[kind], dtype=np.uint8)
+        Image.fromarray(values).save(tmp_path / "in" / f"{kind}.png")
+
+    def restored(out):
+        words = [f"denoise={tmp_path}/in", "level=25", f"out={tmp_path}/{out}"]
+        assert sample.main([str(tmp_path / "pair"), *words]) == 0
+        return {
+            kind: images.read_image(tmp_path / out / f"{kind}.png", 1 if kind == "grey" else 3)
+            for kind in sizes
+        }
+
+    noisy = {
+        kind: images.from_uint8(images.read_image(tmp_path / "in" / f"{kind}.png", 1 + 2 * k))
+        for k, kind in enumerate(sizes)
+    }
+    wanted = {
+        kind: to_uint8(restoration.restore(models[kind], noisy[kind], "gaussian", 25.0))
+        for kind in sizes
+    }
+    found = restored("both")
+    assert all((found[kind].int() - wanted[kind].int()).abs().max() <= 1 for kind in sizes)
+    (tmp_path / "pair_colour").rename(tmp_path / "elsewhere")
+    found = restored("one")
+    alone = to_uint8(restoration.restore(models["grey"], noisy["colour"], "gaussian", 25.0))
+    assert (found["colour"].int() - alone.int()).abs().max() <= 1
+    assert (alone.int() - wanted["colour"].int()).abs().max() > 1

@@ -407,6 +407,23 @@ def test_bad_images_are_one_line_and_exit_2(tmp_path, capsys):
     assert "give a MODEL and data=, or images= and reference=" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [
+        ((4, 8, 8, 3), "channels=1 reads images in files so"),
+        ((4, 9, 9, 1), "pad= background around it, or resolution=8 for images in files"),
+    ],
+)
+def test_a_reference_of_another_shape_is_told_with_what_brings_it_there(
+    shape, remedy, tiny_run, tmp_path, capsys
+):
+    other = tmp_path / "other.npz"
+    images.write_npz(other, images=np.zeros(shape, np.uint8))
+    assert evaluate.main([str(tiny_run), "steps=1", "num=4", f"reference={other}"]) == 2
+    errors = capsys.readouterr().err
+    assert f"reference={other}: has images of shape" in errors and remedy in errors
+
+
 def test_too_few_for_a_limit_is_told_before_the_work(tiny_run, tmp_path, capsys, monkeypatch):
     """The dimension of pixels is known once the reference has been read; then fd goes on."""
     monkeypatch.setattr("genmodels.generation.generate", None)

@@ -24,7 +24,7 @@ from genmodels.methods.interpolant import Interpolant
 from genmodels.training import start
 from genmodels.training.judge import make_scorer
 from tests.helpers.paths import ROOT
-from tests.helpers.runs import rows
+from tests.helpers.runs import assert_same, rows, state
 from tests.helpers.small_vae import picture_folder, save_vae
 from tests.helpers.tiny import last_words
 
@@ -175,6 +175,26 @@ def test_a_training_whose_vae_is_gone_goes_on_without_grids(latents, tmp_path, c
     run = trained(tmp_path / "runs", latents, *words)
     assert "no grid of step 1 (vae=" in capsys.readouterr().err
     assert not any((run / "samples").iterdir())
+
+
+@pytest.mark.slow
+def test_cut_and_resumed_or_read_from_disk_a_run_ends_the_same(latents, tmp_path):
+    """Bit for bit, also where the VAE lies elsewhere by then."""
+    whole = trained(tmp_path / "whole", latents, "trainer.max_steps=4")
+    disk = trained(
+        tmp_path / "disk", latents, "trainer.max_steps=4", "data.device=disk", "data.workers=1"
+    )
+    cut = trained(tmp_path / "cut", latents)
+    words = [f"resume={cut}", "trainer.max_steps=4", "data.vae.name=other/vae"]
+    assert train.main(words) == 0
+    assert_same(state(cut), state(whole))
+    assert_same(state(disk), state(whole))
+    assert genmodels.load(cut).cfg.data.vae.name == "other/vae"
+    other = shutil.copytree(latents, tmp_path / "other")
+    plain = json.loads((other / "latents.json").read_text())
+    plain["vae"]["std"] = [1.0, 1.0, 1.0, 1.0]
+    (other / "latents.json").write_text(json.dumps(plain))
+    assert train.main([f"resume={cut}", "trainer.max_steps=5", f"data.root={other}"]) == 2
 
 
 def test_likelihoods_and_pipelines_of_latents_are_refused(run, tmp_path, capsys):

@@ -12,6 +12,8 @@ from genmodels.config import DataConfig, NoiseConfig
 from genmodels.data import patches
 from genmodels.data.patches import NoisyDataModule, Pictures
 from genmodels.data.scenes import draw_scene
+from genmodels.images import stacks
+from genmodels.images.scale import Scale
 
 
 @pytest.fixture
@@ -325,3 +327,52 @@ def test_the_channels_of_a_picture_are_held_out_together(tmp_path):
     numbers = make(tmp_path, copies="given", holdout=0.4).numbers
     assert len(numbers["train"]) == 9 and len(numbers["test"]) == 6
     assert not set((numbers["train"] // 3).tolist()) & set((numbers["test"] // 3).tolist())
+
+
+@pytest.mark.parametrize("kind", ["pages", "one header", "big-endian", "packed", "in colour"])
+def test_values_stay_as_they_are_stored(tmp_path, monkeypatch, kind):
+    """Unpacked grey planes of large stacks in the file; and patches are those of all as floats."""
+    monkeypatch.setattr(stacks, "MAPPED", 1)
+    values = np.random.default_rng(0).integers(0, 4000, (6, 24, 30), dtype=np.uint16)
+    options = {"photometric": "minisblack"}
+    if kind == "in colour":
+        values = np.stack([values, values + 1, values + 2], axis=-1)
+        options = {"photometric": "rgb"}
+    options |= {"byteorder": ">"} if kind == "big-endian" else {}
+    options |= {"compression": "zlib"} if kind == "packed" else {}
+    options |= {"contiguous": True, "metadata": {"axes": "ZYX"}} if kind == "one header" else {}
+    if kind == "pages":
+        options["metadata"] = None
+    tifffile.imwrite(tmp_path / "stack.tif", values, **options)
+    data = make(tmp_path, copies="given", level=0.0, holdout=0)
+    view = data.views["image"]
+    planes = values.reshape(6, 24, 30, -1).transpose(0, 3, 1, 2).reshape(-1, 24, 30, 1)
+    assert len(view.values) == len(planes)
+    for found, plane in zip(view.values, planes):
+        assert np.array_equal(found, plane) and found.dtype.newbyteorder("=") == np.uint16
+        assert isinstance(found, np.memmap) == (kind not in ("packed", "in colour"))
+    scale = Scale(data.cfg.noise.black[0], data.cfg.noise.white[0])
+    floats = Pictures([scale.tensor(plane) for plane in planes])
+    numbers = torch.arange(60) % len(planes)
+    at = torch.rand(3, 60, generator=torch.Generator().manual_seed(0)).double()
+    assert torch.equal(view.cut(numbers, 16, *at), floats.cut(numbers, 16, *at))
+    assert torch.equal(view[2], floats[2])
+
+
+def test_axes_of_training_stacks_can_be_told(tmp_path):
+    def given(axes="", **more):
+        noise = NoiseConfig(law="gaussian", copies="given", scale="quantiles")
+        options = {"name": "imagefolder", "root": str(tmp_path), "channels": 1, "patch": 16}
+        return NoisyDataModule(DataConfig(**options, axes=axes, noise=noise, **more))
+
+    planes = stack_of(4, 2)
+    tifffile.imwrite(tmp_path / "a.tif", planes, photometric="minisblack")
+    assert len(given().cfg.noise.black) == 1
+    ends = np.quantile(planes.swapaxes(0, 1).reshape(2, -1), 0.001, axis=1, method="inverted_cdf")
+    assert given("TCYX").cfg.noise.black == ends.tolist()
+    with pytest.raises(ValueError, match="has 4 dimensions, QQYX; axes=ZYX must name as many"):
+        given("ZYX")
+    with pytest.raises(ValueError, match="data.axes=ZYX: needs data.noise.law= and copies=given"):
+        DataConfig(axes="ZYX", patch=16, noise=NoiseConfig(law="gaussian"))
+    Image.fromarray(stack_of(1)[0]).save(tmp_path / "b.png")
+    assert len(given(leave_out=["b"]).views["image"].values) == 8

@@ -305,3 +305,31 @@ def test_check_names_the_range(law, level):
     assert entry.check(entry.low) == entry.low and entry.check(entry.high) == entry.high
     with pytest.raises(ValueError, match=f"level={level}: must be {entry.low:g}"):
         entry.check(level)
+
+
+@pytest.mark.parametrize(
+    ("law", "level", "share", "variance"),
+    [
+        ("gaussian", 25.0, 0.15, lambda x, level: (level / 255) ** 2),
+        ("poisson", 0.02, 0.15, lambda x, level: level * x),
+        ("poisson", 0.3, 0.5, lambda x, level: level * x),
+        ("gamma", 30.0, 0.15, lambda x, level: x**2 / level),
+        ("gamma", 2.0, 0.5, lambda x, level: x**2 / level),
+    ],
+)
+def test_a_split_is_two_independent_pictures_of_the_law(law, level, share, variance):
+    """Of one x: means x, the variance that the law has at the new level, no correlation."""
+    rng, x, count = np.random.default_rng(0), 0.6, 200_000
+    y = LAWS[law].sample(np.full(count, x), level, rng)
+    first, told = LAWS[law].split(y, level, share, rng)
+    second = (y - (1 - share) * first) / share
+    assert abs(np.corrcoef(first, second)[0, 1]) < 4 / math.sqrt(count)
+    for part, at in ((first, variance(x, told)), (second, variance(x, level) / share)):
+        assert abs(part.mean() - x) < 4 * math.sqrt(at / count)
+        fourth = np.mean((part - x) ** 4)
+        assert abs(part.var() - at) < 4 * math.sqrt((fourth - at**2) / count)
+    assert variance(x, told) == pytest.approx(variance(x, level) / (1 - share))
+
+
+def test_only_three_laws_are_split():
+    assert [name for name, law in LAWS.items() if law.split] == ["gaussian", "poisson", "gamma"]

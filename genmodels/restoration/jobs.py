@@ -1,0 +1,238 @@
+"""What is done to each plane of a file: its scale, its noise, and the doing."""
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from genmodels import cli
+from genmodels.config import check
+from genmodels.images import pictures
+from genmodels.images.scale import Quantiles, Scale, Wanted, whole_range
+from genmodels.noise.poisson_gaussian import PoissonGaussian
+from genmodels.noise.stabilise import CAMERA
+from genmodels.restoration.noise import Noise, auto_law, find_noise, shuffled_parts, to_image
+from genmodels.restoration.options import AskedNoise, DenoiseOptions
+from genmodels.restoration.tiling import planes, restore, windows
+
+LOOKED_AT = 1 << 23  # pixels of the planes of a channel in which its noise is looked for
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done to one plane of a file.
+
+    Attributes:
+        noise: of the plane; its level counts on the scale.
+        scale: what the network sees as black and white.
+        clip: to black and white; else what the file's type holds is the limit.
+        shown: the noise, its level as words count it.
+    """
+
+    noise: Noise
+    scale: Scale
+    clip: bool
+    shown: Noise
+
+
+def wanted_scale(
+    model: Any, options: DenoiseOptions, told: bool, dtype: np.dtype, channels: int
+) -> Wanted:
+    """Return what words say of a file's scale, or else how the model's training pictures had it.
+
+    Args:
+        model: a method with ANY_SIZE.
+        options: the words.
+        told: whether the level is; then what it counts on is left as it is, unless words say else.
+        dtype: of the file's values.
+        channels: how many the file has.
+    """
+    scale = "file" if told and options.scale == "auto" else options.scale
+    words = Wanted(scale, options.black, options.white)
+    noise = model.cfg.data.noise
+    said = options.scale != "auto" or options.black or options.white
+    if said or noise.copies != "given":
+        return words
+    if noise.scale == "auto":  # trained before there was a choice
+        return Wanted("file")
+    # Bytes are on another scale than what was measured of 16 bits; channels have each their own.
+    fits = noise.scale == "file" or dtype != np.uint8
+    if not fits or {len(noise.black), len(noise.white)} - {0, 1, channels}:
+        return words
+    return Wanted(noise.scale, noise.black, noise.white)
+
+
+def law_scale(model: Any, law: str, plain: Scale, stretched: Scale) -> Scale:
+    """Return the scale on which noise of a law is restored.
+
+    That of a camera and Gaussian noise stay what they are when black moves. Other noise grows from
+    black on: white alone may move, for a model that makes it Gaussian; one that was trained on the
+    law knows it on its own scale.
+
+    Args:
+        model: a method with ANY_SIZE.
+        law: of the noise.
+        plain: as told, else by the type.
+        stretched: by quantiles, if they are asked for.
+    """
+    if law in ("gaussian", CAMERA):
+        return stretched
+    gaussian = model.cfg.data.noise.law == "gaussian"
+    return Scale(plain.black, stretched.white) if gaussian and stretched != plain else plain
+
+
+def jobs_of(
+    model: Any,
+    picture: pictures.Planes,
+    asked: AskedNoise,
+    options: DenoiseOptions,
+    verbose: bool = True,
+) -> list[Job]:
+    """Return what is done to each plane of a file.
+
+    The planes of a channel have one scale. Those of a stack have one noise as well, unless
+    level=plane; those of an .npy are pictures of their own.
+
+    Raises:
+        ValueError: pixels, channels or a law that the model does not know.
+    """
+    told = asked.level is not None
+    wanted = wanted_scale(model, options, told, picture.dtype, picture.channels)
+    channels = [Quantiles(picture.dtype) for _ in range(picture.channels)]
+    for number in range(len(picture)):
+        channels[picture.channel(number)].add(picture.plane(number))
+    stretched = wanted.scales(picture.dtype, channels)
+    together = picture.is_stack and options.level != "plane"
+    jobs: dict[int, Job] = {}
+    notes = list(picture.notes)
+    for channel, scale in enumerate(stretched):
+        unit = wanted.unit(picture.dtype, channel, picture.channels)
+        if unit == whole_range(picture.dtype) and (scale == unit or told):
+            pictures.check_scale(picture.dtype, channels[channel].most, picture.name)
+        plain = wanted.defined(picture.dtype, channel, picture.channels)
+        numbers = [k for k in range(len(picture)) if picture.channel(k) == channel]
+        for group in [numbers] if together else [[number] for number in numbers]:
+            job = job_of(model, picture, group, asked, plain, scale, unit, options)
+            jobs |= dict.fromkeys(group, job)
+            label = f"channel {channel}: " if together and picture.channels > 1 else ""
+            label = label if together else picture.label(group[0])
+            notes += [f"{label}{note}" for note in job.noise.notes]
+    for note in notes if verbose else ():
+        print(f"{cli.escaped(picture.name)}: {note}", file=sys.stderr)
+    return [jobs[number] for number in range(len(picture))]
+
+
+def job_of(
+    model: Any,
+    picture: pictures.Planes,
+    numbers: Sequence[int],
+    asked: AskedNoise,
+    plain: Scale,
+    stretched: Scale,
+    unit: Scale,
+    options: DenoiseOptions,
+) -> Job:
+    """Return what is done to planes of a file that share scale and noise.
+
+    Args:
+        model: a method with ANY_SIZE.
+        picture: the file.
+        numbers: of the planes; of many some are looked at, evenly spaced.
+        asked: what is told of the noise.
+        plain, stretched, unit: scales: without quantiles, with them, what levels count on.
+        options: of the command.
+    """
+    dtype = picture.dtype
+    count = min(len(numbers), max(1, LOOKED_AT // math.prod(picture.size)))
+    values = [
+        picture.plane(numbers[(2 * k + 1) * len(numbers) // (2 * count)]) for k in range(count)
+    ]
+    seen = [plain.tensor(plane) for plane in values]
+    for image in seen:
+        model.noisy_state(planes(model, image))
+    whole: dict[str, Any] = {}
+    if dtype.kind in "iu":
+        whole = {"limits": (np.iinfo(dtype).min, np.iinfo(dtype).max), "step": 1}
+    law = auto_law(model, values, asked, *plain.ends, **whole)
+    scale = law_scale(model, law, plain, stretched)
+    check(
+        options.scale != "quantiles" or scale == stretched or scale != plain,
+        "scale",
+        "quantiles",
+        f"{law} noise depends on where black is; tell black= and white=, or scale=file",
+    )
+    factor = 1.0
+    if law in ("gaussian", "poisson"):
+        factor = (unit if law == "gaussian" else plain).over(scale)
+    level = None if asked.level is None else asked.level * factor
+    if level is not None:
+        model.check_level(level, law)
+    noise = find_noise(model, values, replace(asked, law=law, level=level), *scale.ends, **whole)
+    shown = noise
+    if not isinstance(noise.level, PoissonGaussian):
+        shown = replace(noise, level=noise.level / factor)
+    return Job(noise, scale, scale == whole_range(dtype), shown)
+
+
+def restored_planes(
+    model: Any,
+    picture: pictures.Planes,
+    jobs: Sequence[Job],
+    settings: dict[str, Any],
+    tick: Callable[[], object],
+) -> Iterator[np.ndarray]:
+    """Yield the restored values of each plane of a file, float64 (H, W, C), in its units."""
+    for number, job in enumerate(jobs):
+        values, ends = picture.plane(number), job.scale.ends
+        with cli.name_in_errors(f"{picture.name}{picture.label(number)}"):
+            yield restore_values(
+                model, values, job.noise, *ends, clip=job.clip, tick=tick, **settings
+            )
+
+
+def restore_values(
+    model: Any,
+    values: np.ndarray,
+    noise: Noise,
+    black: float = 0.0,
+    white: float = 255.0,
+    *,
+    clip: bool = True,
+    tick: Callable[[], object] | None = None,
+    **settings: Any,
+) -> np.ndarray:
+    """Return the restored pixels of one picture or plane, float64 of its shape, in its unit.
+
+    Args:
+        model: a method with ANY_SIZE, in eval mode.
+        values: (H, W) or (H, W, C), not clipped.
+        noise: of find_noise.
+        black, white: the pixels that the model sees as 0 and 1.
+        clip: to black and white; false: what lies beyond is kept.
+        tick: called after each of the tiles that tiles() counts.
+        settings: tile, overlap, ensemble and precision of restore().
+    """
+    result = np.array(values, np.float64)
+    level = noise.on(black, white)
+    tick = tick or (lambda: None)
+    if not level:  # no noise
+        for _ in range(tiles(values, noise, settings)):
+            tick()
+        return result.clip(black, white) if clip else result
+    for part in shuffled_parts(noise.shuffled):
+        if result[part].size:
+            image = to_image(result[part], black, white)
+            done = restore(model, image, noise.law, level, tick=tick, clip=clip, **settings)
+            pixels = Scale(black, white).from_image(done.movedim(0, 2).numpy())
+            result[part] = pixels.reshape(result[part].shape)
+    return result
+
+
+def tiles(values: np.ndarray, noise: Noise, settings: dict[str, Any]) -> int:
+    """Return how many tiles restore_values() makes of pixels (H, W) or (H, W, C)."""
+    size = settings.get("tile", 512), settings.get("overlap", 32)
+    sides = [values[part].shape[:2] for part in shuffled_parts(noise.shuffled)]
+    return sum(len(windows(side, *size)) for side in sides if min(side))

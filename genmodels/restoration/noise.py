@@ -1,0 +1,295 @@
+"""Find the noise of a picture or a stack: law, level, a camera's line, what neighbours share."""
+
+import contextlib
+import statistics
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from genmodels import cli, generation
+from genmodels.images.scale import Scale
+from genmodels.noise.correlated import ROWS, WHITE, correlation, row_noise
+from genmodels.noise.laws import LAWS
+from genmodels.noise.levels import NoNoise
+from genmodels.noise.poisson_gaussian import MISFIT, Blocks, Fit, PoissonGaussian, fit_line
+from genmodels.noise.stabilise import CAMERA, UNITS, stabilised
+from genmodels.restoration.options import AskedNoise
+from genmodels.restoration.tiling import Window, planes
+
+LOUD = 2  # of 255: of weaker noise nothing is said, what looks like it is fine texture
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise of a picture, or of the planes of a stack.
+
+    Attributes:
+        law: its name.
+        level: in the law's unit; of poisson-gaussian the noise in the file's unit. 0: none found.
+        shuffled: the picture is restored as four, of every second pixel of every second row.
+        notes: lines to say of it: what was found and how sure it is, what is done about it.
+    """
+
+    law: str
+    level: float | PoissonGaussian
+    shuffled: bool = False
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def __str__(self) -> str:
+        """Return law and level in words."""
+        if isinstance(self.level, PoissonGaussian):
+            return f"law {self.law}, gain {self.level.gain:.4g}, black {self.level.black:.4g}"
+        return f"law {self.law}, level {self.level:.3g}"
+
+    def on(self, black: float, white: float) -> float | PoissonGaussian:
+        """Return the level of pixels whose black is 0 and whose white is 1."""
+        level = self.level
+        return level.scaled(black, white) if isinstance(level, PoissonGaussian) else level
+
+
+def to_image(values: np.ndarray, black: float, white: float) -> torch.Tensor:
+    """Return pixels (H, W) or (H, W, C) on the [-1, 1] scale, float32 (C, H, W), not clipped."""
+    return Scale(black, white).tensor(values)
+
+
+def shuffled_parts(shuffled: bool) -> list[Window]:
+    """Return the parts that a picture is restored in, as slices."""
+    steps = [slice(k, None, 2) for k in (0, 1)] if shuffled else [slice(None)]
+    return [(rows, columns) for rows in steps for columns in steps]
+
+
+def find_level(model: Any, image: torch.Tensor, law: str) -> float:
+    """Return the model's estimate of a picture's one noise level, in the law's unit.
+
+    A grey model's for a colour picture is the median over its channels that have noise.
+
+    Raises:
+        NoNoise: none has.
+    """
+    too_large = "level=auto: the picture does not fit into memory whole; give the level"
+    levels, silent = [], None
+    with generation.tf32(False), cli.fits_memory(too_large):
+        for part in planes(model, image):
+            try:
+                levels.append(model.noise_level(part, law))
+            except NoNoise as error:
+                silent = error
+    if not levels and silent:
+        raise silent
+    return statistics.median(levels)
+
+
+def find_law(model: Any, image: torch.Tensor, law: str) -> str:
+    """Return the law, picked for this image where law is auto.
+
+    Raises:
+        ValueError: too small a picture, or the model does not know the one that was picked.
+    """
+    if law != "auto":
+        return law
+    if min(image.shape[1:]) < 32:
+        raise ValueError("law=auto: needs a picture of 32 x 32 pixels at least; name the law")
+    from genmodels.noise.levels import pick_law
+
+    picked = pick_law((image.double() + 1) / 2)
+    if picked not in model.DENOISE_LAWS:
+        known = ", ".join(model.DENOISE_LAWS)
+        raise ValueError(f"law=auto: finds {picked} noise, this model knows {known}; name one")
+    return picked
+
+
+def find_noise(
+    model: Any,
+    pictures: Iterable[np.ndarray],
+    asked: AskedNoise,
+    black: float = 0.0,
+    white: float = 255.0,
+    *,
+    limits: tuple[float, float] | None = None,
+    step: float = 0.0,
+) -> Noise:
+    """Return the noise of a picture, or the one noise of the planes of a stack.
+
+    What is not told is found: gain and black from the blocks of all planes together, a level as the
+    median over the planes.
+
+    Args:
+        model: a method with ANY_SIZE.
+        pictures: (H, W) or (H, W, C) each, in the file's unit; gone through once for each thing
+            that is looked for, so no iterator that ends.
+        asked: of asked_noise().
+        black, white: the pixels that the model sees as 0 and 1.
+        limits: the ends of the file's numbers, where pixels are cut off; None: there are none.
+        step: of the pixels' numbers, 1 of whole ones; 0 of floats.
+
+    Raises:
+        ValueError: a law that the model does not know, pictures too small to measure.
+    """
+    shuffled = asked.correlated == "shuffle"
+
+    def parts() -> Iterable[np.ndarray]:
+        for picture in pictures:
+            yield from (picture[part] for part in shuffled_parts(shuffled))
+
+    def seen() -> Iterable[torch.Tensor]:
+        return (to_image(part, black, white) for part in parts())
+
+    law, notes = asked.law, []
+    if law == "auto":
+        law = auto_law(model, pictures, asked, black, white, limits=limits, step=step)
+    level: float | PoissonGaussian = asked.level or 0.0
+    found = asked.level is None
+    if law == CAMERA:
+        law, level, notes, found = _camera_noise(parts(), asked, black, white, limits, step)
+    if found and not level:
+        if not (levels := list(_levels(model, seen(), law))):
+            return Noise(law, 0.0, notes=(*notes, "no noise is found; left as it is"))
+        level = statistics.median(levels)
+    noise = Noise(law, level, shuffled)
+    if found:
+        look = asked.correlated == "raise"
+        noise, more = _adjusted(model, noise, next(iter(seen())) if look else None, black, white)
+        notes += more
+    if treatment := model.treatment(noise.law, noise.on(black, white)):
+        notes.append(treatment)
+    return replace(noise, notes=tuple(notes))
+
+
+def _adjusted(
+    model: Any, noise: Noise, image: torch.Tensor | None, black: float, white: float
+) -> tuple[Noise, list[str]]:
+    """Return (noise of a level that the model knows, notes) of what was found.
+
+    Args:
+        model: a method with ANY_SIZE.
+        noise: what was found.
+        image: one to look for noise that neighbours share in, or None.
+        black, white: see find_noise.
+    """
+    notes: list[str] = []
+    if image is not None:
+        factor, notes = _shared_noise(image, noise.law, noise.on(black, white))
+        noise = replace(noise, level=_raised(noise.law, noise.level, factor))
+    if not isinstance(noise.level, PoissonGaussian):
+        nearest = model.nearest_level(noise.level, noise.law)
+        if nearest != noise.level:
+            notes.append(
+                f"level {noise.level:.4g} found; restored with the nearest that the model knows, "
+                f"{nearest:.4g}"
+            )
+        noise = replace(noise, level=nearest)
+    return noise, notes
+
+
+def _levels(model: Any, seen: Iterable[torch.Tensor], law: str) -> Iterator[float]:
+    """Yield the level of each image that has noise."""
+    for image in seen:
+        with contextlib.suppress(NoNoise):
+            yield find_level(model, image, law)
+
+
+def auto_law(
+    model: Any,
+    pictures: Iterable[np.ndarray],
+    asked: AskedNoise,
+    black: float = 0.0,
+    white: float = 255.0,
+    *,
+    limits: tuple[float, float] | None = None,
+    step: float = 0.0,
+) -> str:
+    """Return the law asked for, or that of a picture, or of planes, where it is auto.
+
+    A camera's noise is one whose line of variance does not end at black, or is counted from a black
+    that is no zero, or fits better than what multiplies. Arguments as for find_noise.
+
+    Raises:
+        ValueError: too small a picture, or the model does not know the one that was picked.
+    """
+    if asked.law != "auto":
+        return asked.law
+    picked = statistics.mode(find_law(model, to_image(y, black, white), "auto") for y in pictures)
+    if CAMERA in model.DENOISE_LAWS:
+        with contextlib.suppress(NoNoise):
+            fit = fit_line(Blocks.pooled(Blocks.of(y, limits) for y in pictures), step=step)
+            shift = abs(fit.noise.black - black) if fit.line else 0.0
+            camera = {
+                "gaussian": True,
+                "poisson": shift > max(3 * fit.black_error, 0.03 * fit.span),
+                "gamma": fit.misfit < 0.7 * fit.power_misfit(2, black),
+            }
+            return CAMERA if fit.line and (black != 0 or camera[picked]) else picked
+    return picked
+
+
+def _camera_noise(
+    parts: Iterable[np.ndarray],
+    asked: AskedNoise,
+    black: float,
+    white: float,
+    limits: tuple[float, float] | None,
+    step: float,
+) -> tuple[str, float | PoissonGaussian, list[str], bool]:
+    """Return (law, level, notes, whether it is found) of poisson-gaussian noise.
+
+    The law is gaussian where no gain can be seen, and the level 0 where it is to be found anew.
+    """
+    camera = {"gain": asked.gain, "offset": asked.offset, "read": asked.read}
+    if None not in camera.values():
+        return CAMERA, PoissonGaussian.of_camera(**camera), [], False  # type: ignore[arg-type]
+    try:
+        blocks = Blocks.pooled(Blocks.of(part, limits) for part in parts)
+        fit = fit_line(blocks, **camera, step=step)
+    except NoNoise:
+        return "gaussian", 0.0, ["too little to tell a gain by: restored as gaussian"], True
+    if fit.line:
+        return CAMERA, fit.noise, [_report(fit, black, white)], True
+    kind = "grows, but not as a camera's" if fit.misfit > MISFIT else "is not seen to grow"
+    return "gaussian", 0.0, [f"noise {kind} with brightness: restored as gaussian"], True
+
+
+def _report(fit: Fit, black: float, white: float) -> str:
+    """Return what was found and how sure it is, in words."""
+    noise = fit.noise
+    deviations = [noise.deviation(m) for m in (black, (black + white) / 2, white)]
+    at = ", ".join(f"{deviation:.3g}" for deviation in deviations)
+    return (
+        f"gain {noise.gain:.4g} (+- {fit.gain_error:.2g}), black {noise.black:.4g} "
+        f"(+- {fit.black_error:.2g}) found; deviation {at} at {black:.5g}, "
+        f"{(black + white) / 2:.5g}, {white:.5g} (+- {100 * fit.deviation_error:.2g} %)"
+    )
+
+
+def _shared_noise(
+    image: torch.Tensor, law: str, level: float | PoissonGaussian
+) -> tuple[float, list[str]]:
+    """Return (q, by which the level is to be raised, notes) of noise that neighbours share."""
+    if law not in UNITS:
+        return 1.0, []
+    domain = stabilised(law, level)
+    if domain.level < LOUD:
+        return 1.0, []
+    w, notes = domain.forward((image.double() + 1) / 2), []
+    if (q := correlation(w)) > WHITE:
+        notes.append(
+            f"the noise of neighbours is correlated: the level that is found, {domain.level:.3g} "
+            f"of 255, is taken {q:.2f} times; correlated=shuffle may do better"
+        )
+    for kind, picture in (("rows", w), ("columns", w.mT)):
+        if row_noise(picture) > ROWS:
+            notes.append(f"{kind} have noise of their own, which is left in the picture")
+    return q if q > WHITE else 1.0, notes
+
+
+def _raised(law: str, level: float | PoissonGaussian, factor: float) -> float | PoissonGaussian:
+    """Return the level of noise of `factor` times the deviation, in the law's unit."""
+    if factor == 1:
+        return level
+    if isinstance(level, PoissonGaussian):
+        return level.times(factor)
+    row = LAWS[law]
+    raised = row.from_state_std(factor * float(row.state_std(level)))
+    return min(max(raised, row.low), row.high)
