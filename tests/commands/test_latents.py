@@ -21,6 +21,7 @@ from genmodels.config import EvalConfig
 from genmodels.config.schema import EDM2_VAE
 from genmodels.data import commands
 from genmodels.generation import to_pictures
+from genmodels.methods.interpolant import Interpolant
 from genmodels.training import start
 from genmodels.training.judge import make_scorer
 from tests.helpers.paths import ROOT
@@ -232,10 +233,20 @@ def test_an_export_keeps_the_scale_and_no_path_of_this_machine(run, vae, tmp_pat
 
 def test_other_methods_refuse_latents(latents):
     for config in ("gbm_digits", "cdrl_digits"):
-        with pytest.raises(ValueError, match="learns pictures; edm and ddo learn latents"):
+        with pytest.raises(ValueError, match="learns no latents; edm, ddo, interpolant do"):
             checkpoint.build(
                 ROOT / f"configs/{config}.yaml", "data.name=latents", f"data.root={latents}"
             )
+
+
+def test_an_edm_of_latents_is_an_interpolant_of_latents(run):
+    edm = genmodels.load(run)
+    made = Interpolant.from_edm(edm)
+    options = {"steps": 3, "sampler": "euler"}
+    torch.testing.assert_close(
+        made.sample([0], **options), edm.sample([0], **options), rtol=1e-4, atol=1e-4
+    )
+    assert to_pictures(made, made.sample([0], steps=2)).dtype == torch.uint8
 
 
 def test_a_guide_of_another_scale_is_refused(run):
