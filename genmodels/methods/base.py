@@ -13,6 +13,7 @@ from torch import Tensor
 from genmodels import config, seeding
 from genmodels.config import check, to_plain
 from genmodels.methods.batches import OwnLoop
+from genmodels.methods.by_level import LossByLevel
 from genmodels.networks import NETWORKS
 from genmodels.networks.edm2_unet import normalise_weights
 
@@ -132,7 +133,7 @@ class GenerativeModule(L.LightningModule):
             self.LATENTS or not cfg.data.vae.mean,
             "data.name",
             cfg.data.name,
-            f"method.name={cfg.method.name} learns pictures; edm and ddo learn latents",
+            f"method.name={cfg.method.name} learns no latents; edm, ddo, interpolant do",
         )
         self.cfg = cfg
         self.shape: tuple[int, ...] = tuple(cfg.data.shape)
@@ -151,6 +152,7 @@ class GenerativeModule(L.LightningModule):
         self.latest: dict[str, Tensor] = {}
         self.micro_batch: int | None = None
         self.own_loop = OwnLoop()
+        self.by_level: LossByLevel | None = None  # of methods that draw a noise level
         self.save_hyperparameters({"config": to_plain(cfg)})
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
