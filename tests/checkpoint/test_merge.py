@@ -13,13 +13,6 @@ from genmodels.data import load_split
 from genmodels.images import from_uint8
 from tests.helpers.paths import ROOT
 
-UNET = (
-    "network.channels=[16,16]",
-    "network.norm_groups=8",
-    "network.layers=1",
-    "network.attention=[]",
-    "network.head_dim=8",
-)
 TINY = ("data.name=digits", "network.width=16", "network.layers=1")
 DIGITS = str(ROOT / "configs/dae_toy.yaml")
 
