@@ -1,7 +1,7 @@
 """GEDI on MNIST over seeds: clusters, generation, out-of-distribution scores; and addition.
 
     python -m benchmarks.gedi_mnist clusters [seeds=0-2] [config=configs/gedi_mnist.yaml] [num=2000]
-        [pictures=docs]
+        [pictures=docs] [name=gedi_mnist]
     python -m benchmarks.gedi_mnist addition [seeds=0-2] [config=configs/gedi_addition.yaml]
 
 clusters: GEDI and the same without the generative term (no-gen), beside k-means on pixels: NMI,
@@ -10,9 +10,9 @@ chains and of as many entries of the buffer, by the config's min_visits and fina
 digits against Fashion-MNIST, noise and constants by three scores; of GEDI's first seed a picture
 of the buffer's images, a row for each cluster, in PICTURES. addition: accuracy without matching,
 and NMI, after training on sums. Needs GENMODELS_DATA with MNIST and FashionMNIST. Writes
-OUT/gedi_mnist.json or gedi_addition.json after each training; an interrupted command goes on
-(limit=: trainings at a time, variants=: some of gedi, no-gen, k-means or "sums alone"). The default
-config is the reduced one, gedi_mnist_cpu.yaml.
+OUT/gedi_mnist.json or gedi_addition.json (name=: another) after each training; an interrupted
+command goes on (limit=: trainings at a time, variants=: some of gedi, no-gen, k-means or "sums
+alone"). The default config is the reduced one, gedi_mnist_cpu.yaml.
 """
 
 import json
@@ -37,7 +37,8 @@ from genmodels.evaluation.scorer import Scorer
 from genmodels.metrics import ood
 from genmodels.metrics.clustering import clustering_scores
 
-SELECTING = ("out", "seeds", "variants", "limit", "pictures")  # they choose and change no row
+# They choose rows and files, and change no row.
+SELECTING = ("out", "name", "seeds", "variants", "limit", "pictures")
 OUTSIDE = ("fashion_mnist", "noise", "constant")
 
 
@@ -153,6 +154,7 @@ def measure(argv):
     config, measure_row, variants = COMMANDS[positionals[0]]
     config = words.pop("config", config)
     name = "gedi_mnist" if positionals[0] == "clusters" else "gedi_addition"
+    name = words.pop("name", name)
     out = Path(words.pop("out", "benchmarks/results")) / f"{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     seeds, num = parse_seeds(words.pop("seeds", "0-2")), int(words.pop("num", 2000))
@@ -165,7 +167,7 @@ def measure(argv):
     todo = [(v, seed) for seed in seeds for v in variants if (v, seed) not in known]
     for variant, seed in todo[:limit]:
         drawn = (variant, seed) == ("gedi", seeds[0]) and positionals[0] == "clusters"
-        picture = pictures / f"{name}.png" if drawn else None
+        picture = pictures / "gedi_mnist.png" if drawn else None
         row = measure_row(variant, seed, config, changed, num, picture)
         rows.append({"variant": variant, "seed": seed} | row)
         record.write(out, command, config=config, num=num, rows=rows)

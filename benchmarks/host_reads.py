@@ -72,6 +72,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("network.width=8", "method.main_start=2", "method.chain_steps=2"),
     ),
     "interpolant": ("interpolant_digits", UNET),
+    "meco": ("meco_digits", ("network.width=8", "method.flow_layers=2", "method.flow_width=8")),
     "noise2score": (
         "noise2score_bsd400",
         ("data.patch=8", "network.channels=[4]", "network.blocks=[1]"),
@@ -104,6 +105,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gbm ode": ("gbm", {"sampler": "ode"}),
     "interpolant heun": ("interpolant", {}),
     "interpolant sde": ("interpolant", {"sampler": "sde"}),
+    "meco": ("meco", {"steps": 2}),
     "cdrl": ("cdrl", {}),
     "gedi fresh": ("gedi", {"start": "fresh", "steps": 2}),
     "gedi buffer": ("gedi", {"start": "buffer", "steps": 2}),

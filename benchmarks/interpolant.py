@@ -216,9 +216,11 @@ def draw_toy(path, panels, times):
 
 def folders(words):
     """Take the folders out of the words; return (out, work, pictures)."""
-    out = Path(words.pop("out", "benchmarks/results"))
-    work = Path(words.pop("work", "runs/interpolant"))
-    return out, work, Path(words.pop("pictures", "docs"))
+    names = {"out": "benchmarks/results", "work": "runs/interpolant", "pictures": "docs"}
+    paths = [Path(words.pop(name, default)) for name, default in names.items()]
+    for path in paths:
+        path.mkdir(parents=True, exist_ok=True)
+    return paths
 
 
 COMMANDS = {"digits": digits, "transport": transport, "toy": toy}

@@ -7,6 +7,7 @@ from genmodels.methods.energy_matching import EnergyMatching
 from genmodels.methods.gbm import GBM
 from genmodels.methods.gedi import GEDI
 from genmodels.methods.interpolant import Interpolant
+from genmodels.methods.meco import MECO
 from genmodels.methods.noise2score import Noise2Score
 
 METHODS = {
@@ -18,4 +19,5 @@ METHODS = {
     "gedi": GEDI,
     "energy_matching": EnergyMatching,
     "interpolant": Interpolant,
+    "meco": MECO,
 }

@@ -132,7 +132,7 @@ class GenerativeModule(L.LightningModule):
             self.LATENTS or not cfg.data.vae.mean,
             "data.name",
             cfg.data.name,
-            f"method.name={cfg.method.name} learns pictures; edm and ddo learn latents",
+            f"method.name={cfg.method.name} learns no latents; edm, ddo, interpolant do",
         )
         self.cfg = cfg
         self.shape: tuple[int, ...] = tuple(cfg.data.shape)

@@ -58,6 +58,7 @@ from genmodels.seeding import Stream
 SAMPLING = ("sampler", "steps", "grid", "eps", "diffusion", "last", "guidance")
 # Preconditionings of EDM in which a network that learned b is a denoiser.
 OF_VELOCITY = {"one_sided_linear": "flow", "one_sided_trig": "trig"}
+AT_ANY_SIGMA = tuple(name for name in PRECONDS if name != "iddpm")  # which has a table of levels
 # Settings that mean nothing without another: {name: (the other, its value)}.
 NEEDED = {
     "logit_mean": ("times", "logit_normal"),
@@ -104,7 +105,7 @@ class InterpolantConfig(Section):
     t_max: float = setting(
         0.999, "training ends here, and sampling goes on to the mean of x_1", gt=0.5, le=1
     )
-    precond: str = setting("edm", "learns=denoiser: its preconditioning", choices=tuple(PRECONDS))
+    precond: str = setting("edm", "learns=denoiser: its preconditioning", choices=AT_ANY_SIGMA)
     sigma_data: float = setting(0.5, "learns=denoiser: standard deviation of the data", gt=0)
     label_dropout: float = setting(
         0.0, "share of labels hidden in training (for guidance)", ge=0, le=1
@@ -165,6 +166,9 @@ class InterpolantConfig(Section):
             "an SDE needs the score: learn eta or s as well",
         )
         self.check(
+            not random or self.t_max < 1, "t_max", "the score is infinite at 1; must be < 1 for it"
+        )
+        self.check(
             random or path.name != "mirror",
             "sampler",
             "the ODE of path=mirror leads back to where it began; use sde",
@@ -173,6 +177,11 @@ class InterpolantConfig(Section):
             self.diffusion != "sbdm" or (path.one_sided and self.t_min > 0),
             "diffusion",
             "needs a one_sided path and t_min > 0",
+        )
+        self.check(
+            self.diffusion != "sbdm" or self.grid != "uniform",
+            "diffusion",
+            "is strong at first, too strong for grid=uniform; use grid=edm or cosine as well",
         )
 
     @property
@@ -226,6 +235,7 @@ class Interpolant(GenerativeModule):
     OF_WEIGHTS = ("path", "gamma", "gamma_a", "learns", "precond", "sigma_data")
     LABEL_DROPOUT = True
     SOURCES = True
+    LATENTS = True
     BY_PROCESS = ("pairs of method.coupling=ot",)
     SAMPLE_OPTIONS = settings_of(InterpolantConfig, *SAMPLING) | settings_of(SourceOptions)
     LIKELIHOODS = ("ode",)
@@ -251,6 +261,11 @@ class Interpolant(GenerativeModule):
             not (cfg.data.source and alone),
             "source",
             f"method.path={method.path} begins elsewhere; use linear, trig or encdec",
+        )
+        cfg.data.check(
+            not (cfg.data.vae.mean and (cfg.data.source or self.path.name == "mirror")),
+            "name",
+            "latents begin at noise; use a one_sided path, or pictures",
         )
         self.images = bool(cfg.data.source) or self.path.name == "mirror"  # where sampling begins
         if self.images:
@@ -459,7 +474,7 @@ class Interpolant(GenerativeModule):
 
     @classmethod
     def from_edm(cls, model: EDM, **settings: Any) -> "Interpolant":
-        """Return an EDM (or DDO) as an interpolant that learned its denoiser.
+        """Return an EDM (or DDO) as an interpolant that learned its denoiser; not precond=iddpm.
 
         Sampling by sampler=euler grid=edm on one_sided_linear is that of EDM's sampler=euler.
 
@@ -595,6 +610,8 @@ class Interpolant(GenerativeModule):
     ) -> Tensor:
         """Return the states at the other end; counts self.nfe."""
         times = time_grid(cfg.steps, cfg.grid, cfg.t_min, cfg.t_max, self.path, cfg.last)
+        early = self.path.name == "encdec" and times[-2] < 0.75
+        check(not early, "steps", cfg.steps, "path=encdec has x_1 after t = 1/2 only; more steps")
         x = x.to(state_dtype(self.device))
         if reverse:
             times = [*times[:-1], cfg.t_max][::-1]

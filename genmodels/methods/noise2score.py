@@ -28,7 +28,7 @@ from genmodels.config import Section, check, setting
 from genmodels.kernels.broadcast import over_items
 from genmodels.kernels.philox import philox_normal, philox_uniform
 from genmodels.methods.base import Batch, GenerativeModule, Labels
-from genmodels.methods.self_supervised import blind_spots, divergence, neighbours
+from genmodels.methods.self_supervised import REACH, blind_spots, divergence, neighbours
 from genmodels.networks import NETWORKS
 from genmodels.noise import LAWS, law_of
 from genmodels.noise.levels import level_from_patches
@@ -182,6 +182,12 @@ class Noise2Score(GenerativeModule):
             "objective",
             "averages w, in which the noise must be Gaussian: gaussian, lognormal",
         )
+        least = 2 * REACH
+        cfg.data.check(
+            method.objective != "noise2void" or min(self.shape[1:]) >= least,
+            "patch",
+            f"must be >= {least} with method.objective=noise2void",
+        )
         splits = ", ".join(name for name, law in LAWS.items() if law.split)
         method.check(
             method.objective != "gr2r" or self.law.split is not None,
@@ -245,7 +251,8 @@ class Noise2Score(GenerativeModule):
             "clean": "target: the clean picture",
         }[noise.target]
         objective = f"objective: {self.cfg.method.objective}"
-        return f"{noise.law} noise of level {level}; {VIEWS[noise.copies]}; {target}; {objective}"
+        words = f"{noise.law} noise of level {level}; {VIEWS[noise.copies]}; {target}; {objective}"
+        return words + ("; drawn scenes among the pictures" if self.cfg.data.scenes else "")
 
     def to_state(self, y: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """Return (w, sigma (B, 1, 1, 1)) of noisy pixels y; level (B, 1, 1, 1)."""
@@ -355,12 +362,12 @@ class Noise2Score(GenerativeModule):
         """
         objective, (w, sigma) = self.cfg.method.objective, self.to_state(y, level)
         if objective == "noise2void":
-            order, choice = self._uniforms((2, *y.shape[2:]), n).unbind(1)
+            order, choice = self._uniforms((2, *y.shape[2:]), n, y).unbind(1)
             seen, hidden = blind_spots(y, order, choice)
             error = (self.direct(seen, level) - y) / sigma
             return (error.square() * hidden).sum() / (hidden.sum() * y.shape[1])
         if objective == "neighbor2neighbor":
-            first, second = neighbours(self._uniforms([side // 2 for side in y.shape[2:]], n))
+            first, second = neighbours(self._uniforms([side // 2 for side in y.shape[2:]], n, y))
             with torch.no_grad():
                 whole = self.direct(y, level)
             error = (self.direct(first(y), level) - second(y)) / sigma
@@ -375,7 +382,7 @@ class Noise2Score(GenerativeModule):
         def f(w: Tensor) -> Tensor:
             return w - sigma * self.noise_in(w, sigma)
 
-        restored, signs = f(w), (self._uniforms(w.shape[1:], n) >= 0.5).to(w) * 2 - 1
+        restored, signs = f(w), (self._uniforms(w.shape[1:], n, y) >= 0.5).to(w) * 2 - 1
         change = ((restored - w) / sigma).square().mean()
         spread = divergence(f, w, restored, signs, 0.1 * sigma)
         if objective == "sure":
@@ -391,10 +398,10 @@ class Noise2Score(GenerativeModule):
         weights = [p for p in self.net.parameters() if p.requires_grad]
         return [{"params": weights}, {"params": [self.multiplier], "weight_decay": 0.0}]
 
-    def _uniforms(self, shape: Sequence[int], n: Tensor) -> Tensor:
-        """Return uniforms in [0, 1), (B, *shape), of training images n."""
+    def _uniforms(self, shape: Sequence[int], n: Tensor, y: Tensor) -> Tensor:
+        """Return uniforms in [0, 1), (B, *shape), of training images n, where y lies."""
         stream = int(seeding.Stream.HIDDEN)
-        return philox_uniform(tuple(shape), self.cfg.seed, n, stream=stream, device=n.device)
+        return philox_uniform(tuple(shape), self.cfg.seed, n, stream=stream, device=y.device)
 
     def _split(self, y: Tensor, level: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
         """Return (x(y1), y2) of pictures split with the noise of training images n."""

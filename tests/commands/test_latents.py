@@ -16,14 +16,16 @@ from genmodels import checkpoint, cli, generation
 from genmodels.checkpoint import exports
 from genmodels.checkpoint.cards import vae_to_share
 from genmodels.checkpoint.diffusers import export_diffusers
+from genmodels.checkpoint.merge import check_alike, merge
 from genmodels.config import EvalConfig
 from genmodels.config.schema import EDM2_VAE
 from genmodels.data import commands
 from genmodels.generation import to_pictures
+from genmodels.methods.interpolant import Interpolant
 from genmodels.training import start
 from genmodels.training.judge import make_scorer
 from tests.helpers.paths import ROOT
-from tests.helpers.runs import rows
+from tests.helpers.runs import assert_same, rows, state
 from tests.helpers.small_vae import picture_folder, save_vae
 from tests.helpers.tiny import last_words
 
@@ -176,6 +178,26 @@ def test_a_training_whose_vae_is_gone_goes_on_without_grids(latents, tmp_path, c
     assert not any((run / "samples").iterdir())
 
 
+@pytest.mark.slow
+def test_cut_and_resumed_or_read_from_disk_a_run_ends_the_same(latents, tmp_path):
+    """Bit for bit, also where the VAE lies elsewhere by then."""
+    whole = trained(tmp_path / "whole", latents, "trainer.max_steps=4")
+    disk = trained(
+        tmp_path / "disk", latents, "trainer.max_steps=4", "data.device=disk", "data.workers=1"
+    )
+    cut = trained(tmp_path / "cut", latents)
+    words = [f"resume={cut}", "trainer.max_steps=4", "data.vae.name=other/vae"]
+    assert train.main(words) == 0
+    assert_same(state(cut), state(whole))
+    assert_same(state(disk), state(whole))
+    assert genmodels.load(cut).cfg.data.vae.name == "other/vae"
+    other = shutil.copytree(latents, tmp_path / "other")
+    plain = json.loads((other / "latents.json").read_text())
+    plain["vae"]["std"] = [1.0, 1.0, 1.0, 1.0]
+    (other / "latents.json").write_text(json.dumps(plain))
+    assert train.main([f"resume={cut}", "trainer.max_steps=5", f"data.root={other}"]) == 2
+
+
 def test_likelihoods_and_pipelines_of_latents_are_refused(run, tmp_path, capsys):
     assert evaluate.main([str(run), "likelihood=true"]) == 2
     assert "no bits of pictures" in capsys.readouterr().err
@@ -211,10 +233,20 @@ def test_an_export_keeps_the_scale_and_no_path_of_this_machine(run, vae, tmp_pat
 
 def test_other_methods_refuse_latents(latents):
     for config in ("gbm_digits", "cdrl_digits"):
-        with pytest.raises(ValueError, match="learns pictures; edm and ddo learn latents"):
+        with pytest.raises(ValueError, match="learns no latents; edm, ddo, interpolant do"):
             checkpoint.build(
                 ROOT / f"configs/{config}.yaml", "data.name=latents", f"data.root={latents}"
             )
+
+
+def test_an_edm_of_latents_is_an_interpolant_of_latents(run):
+    edm = genmodels.load(run)
+    made = Interpolant.from_edm(edm)
+    options = {"steps": 3, "sampler": "euler"}
+    torch.testing.assert_close(
+        made.sample([0], **options), edm.sample([0], **options), rtol=1e-4, atol=1e-4
+    )
+    assert to_pictures(made, made.sample([0], steps=2)).dtype == torch.uint8
 
 
 def test_a_guide_of_another_scale_is_refused(run):
@@ -222,6 +254,18 @@ def test_a_guide_of_another_scale_is_refused(run):
     guide.cfg.data.vae.std = [1.0, 1.0, 1.0, 1.0]
     with pytest.raises(ValueError, match=r"guide=a model of latents on another scale: must have"):
         model.sample([0], guide=guide, guidance=2.0)
+
+
+def test_merging_wants_latents_of_one_scale(run, tmp_path):
+    made = checkpoint.load(merge([run, run], tmp_path / "merged"))
+    seeds = range(2)
+    assert torch.allclose(made.sample(seeds), genmodels.load(run).sample(seeds), atol=1e-5)
+    with pytest.raises(ValueError, match="fisher=digits: is of pictures, the models are of lat"):
+        merge([run, run], tmp_path / "other", fisher="digits")
+    model, other = genmodels.load(run), genmodels.load(run)
+    other.cfg.data.vae.std = [1.0, 1.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="data.vae.std, of latents, differs"):
+        check_alike(model, other, run)
 
 
 def test_init_brings_the_scale_along(run, latents):

@@ -20,6 +20,7 @@ from genmodels.methods.edm import EDMLikelihoodOptions, GuideOptions
 from genmodels.methods.gbm import GBMLikelihoodOptions
 from genmodels.methods.gedi import ChainOptions
 from genmodels.methods.interpolant import InterpolantLikelihoodOptions, SourceOptions
+from genmodels.methods.meco import ImportanceOptions
 from genmodels.networks import NETWORKS
 from genmodels.noise.poisson_gaussian import PoissonGaussian
 from tests.helpers.graphs import counted_graphs
@@ -58,6 +59,10 @@ TINY = {
     ),
     "energy_matching": ("energy_digits", ("network.width=16", "data.labels=false")),
     "interpolant": ("interpolant_digits", UNET),
+    "meco": (
+        "meco_digits",
+        ("network.width=16", "method.flow_layers=2", "method.flow_width=8"),
+    ),
 }
 # Settings of one likelihood that takes no time.
 LIKELIHOOD = {
@@ -65,6 +70,7 @@ LIKELIHOOD = {
     "bound": {"steps": 1},
     "ais_lower": {"ais_steps": 1, "ais_chains": 2, "ais_refine": 1},
     "ais_upper": {"ais_steps": 1, "ais_chains": 2, "ais_refine": 1},
+    "importance": {"draws": 20},
 }
 # Declared by one attribute, done by a function of the class.
 FUNCTIONS = {
@@ -95,6 +101,7 @@ OPTIONS = (
     EDMLikelihoodOptions,
     GBMLikelihoodOptions,
     GuideOptions,
+    ImportanceOptions,
     InterpolantLikelihoodOptions,
     SourceOptions,
     *(method.Config for method in METHODS.values()),
@@ -235,6 +242,7 @@ GENERATING = {
     "gedi": {"steps": 2, "start": "fresh"},
     "energy_matching": {"steps": 2},
     "interpolant": {"steps": 2},
+    "meco": {"steps": 2},
 }
 
 

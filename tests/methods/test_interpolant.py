@@ -450,6 +450,8 @@ def test_transport_within_the_batch_pairs_the_nearest():
 # ------------------------------------------------------------------------------------------------
 # What makes no sense
 
+FLOW = ("path=one_sided_linear", "gamma=zero", "gamma_a=1", "learns=[b]")
+
 
 @pytest.mark.parametrize(
     ("words", "line"),
@@ -476,6 +478,8 @@ def test_transport_within_the_batch_pairs_the_nearest():
         (("grid=edm",), "method.grid=edm: needs a one_sided path"),
         (("learns=[b]", "sampler=sde"), "method.sampler=sde: an SDE needs the score"),
         (("diffusion=sbdm",), "method.diffusion=sbdm: needs a one_sided path"),
+        ((*FLOW, "diffusion=sbdm", "grid=uniform"), "method.diffusion=sbdm: is strong at first"),
+        ((*FLOW, "t_max=1", "sampler=sde", "antithetic=false"), "method.t_max=1.0: the score is"),
         (("logit_std=2",), "method.logit_std=2.0: goes with method.times=logit_normal"),
         (("sigma_data=0.6",), "method.sigma_data=0.6: goes with method.learns=denoiser"),
         (("guidance=2",), "method.guidance=2.0: needs a conditional model"),

@@ -553,6 +553,11 @@ def test_the_model_card_tells_what_was_learned_from(folder, tmp_path):
         assert plain.levels.tolist() == [25, 50]
 
 
+def test_drawn_scenes_are_told_of():
+    assert build("data.scenes=3").learned_from().endswith("; drawn scenes among the pictures")
+    assert "scenes" not in build().learned_from()
+
+
 def test_it_generates_nothing(folder, tmp_path, capsys):
     made = run(folder, tmp_path / "runs")
     capsys.readouterr()

@@ -234,6 +234,11 @@ def test_each_loss_is_a_function_of_n_and_teaches_all_weights(objective, more):
             ["data.noise.law=poisson", "data.noise.level=0.1"],
             "method.objective=sure: averages w, in which the noise must be Gaussian",
         ),
+        (
+            "noise2void",
+            ["data.patch=8"],
+            "data.patch=8: must be >= 10 with method.objective=noise2",
+        ),
         ("unsure", ["data.noise.target=clean"], "data.noise.target=clean: method.objective=unsure"),
     ],
 )

@@ -47,11 +47,27 @@ def test_energy_network_has_the_published_size(options, shape, count, gmac):
     assert counter.get_total_flops() / 2e9 == pytest.approx(gmac, rel=0.02)
 
 
+@pytest.mark.parametrize("kind", ["adm", "cdrl"])
 @pytest.mark.parametrize(("blocks", "classes", "count"), [(3, 0, 3.8), (2, 1000, 3.2)])
-def test_initializer_has_the_published_size(blocks, classes, count):
+def test_initializer_has_the_published_size(kind, blocks, classes, count):
+    config = CDRLConfig(initializer_kind=kind, initializer_blocks=blocks)
     with torch.device("meta"):
-        net = build_initializer(CDRLConfig(initializer_blocks=blocks), (3, 32, 32), classes)
+        net = build_initializer(config, (3, 32, 32), classes)
     assert millions(net) == pytest.approx(count, abs=0.051)
+
+
+def test_initializer_starts_as_released():
+    """Norms of 32 groups, eps 1e-6; a label layer of the deviation that the released one has."""
+    config = CDRLConfig(initializer_kind="cdrl", initializer_blocks=1)
+    net = build_initializer(config, (3, 32, 32), 1000)
+    norms = [module for module in net.modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert {(norm.num_groups, norm.eps) for norm in norms} == {(32, 1e-6)} and len(norms) > 20
+    assert net.embedding.label.weight.shape == (256, 1001)
+    assert float(net.embedding.label.weight.std()) == pytest.approx(0.0182, rel=0.01)
+    assert not net.output.weight.any() and net.output.bias.all()
+    x, level = torch.randn(2, 3, 32, 32), torch.full((2,), 300.0)
+    first = net(x, level, torch.tensor([-1, 3]))
+    torch.testing.assert_close(first, net.output.bias[:, None, None].expand_as(x))
 
 
 def test_spectral_norm_agrees_with_torch_and_the_singular_value():

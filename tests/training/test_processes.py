@@ -26,7 +26,7 @@ from tests.helpers.processes import once, together
 from tests.helpers.tiny import TINY, last_words
 
 KINDS = ("edm", "edm2", "ddo", "gbm", "cdrl", "drl", "noise2score", "gedi", "energy")
-KINDS += ("interpolant", "dae")
+KINDS += ("interpolant", "dae", "meco")
 CONFIGS = sorted(
     path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem.split("_")[0] in KINDS
 )
@@ -354,6 +354,7 @@ DISTURBED = {
     "noise2score": "noise2score_bsd400",
     "energy_matching": "energy_digits",
     "interpolant": "interpolant_toy",
+    "meco": "meco_toy",
 }
 
 
