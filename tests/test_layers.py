@@ -95,6 +95,16 @@ def test_the_formatter_is_seldom_switched_off():
     assert len(marked) <= 15, marked
 
 
+def test_no_module_hides_what_its_package_exports():
+    """An import of genmodels.images.grid would put the module in the place of a function grid."""
+    for init in PACKAGE.rglob("__init__.py"):
+        for node in ast.walk(ast.parse(init.read_text())):
+            for name in node.names if isinstance(node, ast.ImportFrom) else ():
+                known = name.asname or name.name
+                inside = init.parent / f"{known}.py", init.parent / known / "__init__.py"
+                assert not any(path.exists() for path in inside), f"{init}: {known}"
+
+
 def test_the_package_alone_imports_nothing_heavy():
     code = (
         "import sys, genmodels; "

@@ -18,7 +18,7 @@ from PIL import Image
 
 from genmodels.atomic import make_folder, whole_path
 from genmodels.foreign import read_plain
-from genmodels.images.grid import Grid
+from genmodels.images.planes import Grid
 from genmodels.images.scale import as_type, whole_range
 
 METADATA = ("zarr.json", ".zgroup", ".zarray")

@@ -17,7 +17,7 @@ import numpy as np
 
 from genmodels.atomic import make_folder, whole_file
 from genmodels.images import tiff
-from genmodels.images.grid import Grid
+from genmodels.images.planes import Grid
 from genmodels.images.read import reading
 from genmodels.images.scale import as_type, whole_range
 
