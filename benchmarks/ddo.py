@@ -1,12 +1,17 @@
 """DDO against continued likelihood training of the same under-sized EDM, and what it costs.
 
     python -m benchmarks.ddo digits|fashion_mnist [seeds=0-2] [out=benchmarks/results]
-        [work=runs/ddo_bench] [figure=FILE.png] [key=value ... of the DDO config]
+        [work=runs/ddo_bench] [figure=FILE.png] [guidance=1,2] [key=value ... of the DDO config]
 
 For each seed: train the base model, then play configs/ddo_NAME.yaml, then train the base for as
 many steps in the plain way, with the same lr, warm-up, batch and EMA. Every checkpoint of both is
 scored with the same seeds against the training images; the final scores are on other seeds, against
 the held-out images. Stopped, the command goes on where it was. Writes OUT/ddo_NAME.json.
+
+guidance=1,2 (with method.label_dropout=0.1) trains the base too with hidden labels, and makes the
+final scores with each weight of classifier-free guidance, and with them the share of images whose
+nearest training image, by the features, is of the class that was asked for. Writes
+OUT/ddo_NAME_guidance.json.
 """
 
 import json
@@ -23,14 +28,15 @@ from benchmarks import record
 from benchmarks.record import last_words
 from genmodels import checkpoint, cli
 from genmodels.commands.train import train
-from genmodels.config import load_config, to_plain
-from genmodels.config.words import parse_seeds, split_words
+from genmodels.config import check, load_config, to_plain
+from genmodels.config.words import parse_seeds, parse_value, split_words
 from genmodels.data import ImageDataModule
 from genmodels.methods import METHODS
 from genmodels.methods.edm import EDM
+from genmodels.metrics.features import load_features
 from genmodels.networks import NETWORKS
 from genmodels.run import Run
-from genmodels.training.judge import Judge
+from genmodels.training.judge import Judge, final_split, make_scorer
 
 # The base models are small on purpose: what DDO repairs is what the model cannot fit.
 BASES = {
@@ -66,16 +72,21 @@ def measure(argv):
     out = Path(words.pop("out", "benchmarks/results"))
     work = Path(words.pop("work", "runs/ddo_bench"))
     seeds, figure = parse_seeds(words.pop("seeds", "0-2")), words.pop("figure", "")
+    weights = parse_value("guidance", words.pop("guidance", "1"), list[float])
+    stem = f"ddo_{name}" if weights == [1] else f"ddo_{name}_guidance"
     changed = [f"{key}={text}" for key, text in words.items()]
     cfg = load_config([CONFIGS[name]], changed, methods=METHODS, networks=NETWORKS)
-    keep_settings(work / name / "config.json", cfg)
+    hidden = cfg.method.label_dropout > 0 and cfg.data.labels
+    check(weights == [1] or hidden, "guidance", weights, "needs method.label_dropout=0.1")
+    folder = work / stem.removeprefix("ddo_")
+    keep_settings(folder / "config.json", cfg)
     rows = []
     for seed in seeds:
-        rows.append(one_seed(name, cfg, seed, work / name, changed))
+        rows.append(one_seed(name, cfg, seed, folder, changed, weights))
         out.mkdir(parents=True, exist_ok=True)
         result = record.write(
-            out / f"ddo_{name}.json",
-            record.command_line("ddo", argv),
+            out / f"{stem}.json",
+            record.command_line("ddo", argv, ("out", "work", "figure")),
             seconds_of_this_call=round(time.monotonic() - started, 1),
             seeds=seeds[: len(rows)],
             changes=changes(rows),
@@ -85,17 +96,22 @@ def measure(argv):
         if figure:
             draw(name, rows, figure)
     table = [[key, *(f"{v:.3f}" for v in row.values())] for key, row in result["changes"].items()]
+    asked = ["asked class"] if weights != [1] else []
     cli.print_table(
         f"{name}, seeds {seeds}: mean and sd over seeds, held-out images",
-        ["model", "fd", "sd", "change", "|nn1 - 0.5|", "sd"],
+        ["model", "fd", "sd", "change", "|nn1 - 0.5|", "sd", *asked],
         table,
     )
 
 
-def one_seed(name, cfg, seed, work, changed):
-    """Return curves and final scores of one base model, of its DDO and its continued training."""
+def one_seed(name, cfg, seed, work, changed, weights):
+    """Return curves and final scores of one base model, of its DDO and its continued training.
+
+    The final scores are with each of the weights of guidance.
+    """
+    hidden = cfg.method.label_dropout if weights != [1] else 0
     network = [f"network.{key}={_word(value)}" for key, value in vars(cfg.network).items()]
-    plain = [*BASES[name], *network, "network.dropout=0", "method.label_dropout=0", *COMMON]
+    plain = [*BASES[name], *network, "network.dropout=0", f"method.label_dropout={hidden}", *COMMON]
     plain += [f"seed={seed}"]
     base = go_on([*plain, "ema.half_life=10000"], work / f"base-{seed}")
     ddo = go_on(
@@ -129,12 +145,17 @@ def one_seed(name, cfg, seed, work, changed):
     for state in states:
         if state["winner"]["step"]:
             models[f"ddo_{state['round']}"] = ddo / f"round-{state['round']:02d}" / "winner.ckpt"
-    final = {
-        key: record.once(
-            work / f"final-{seed}-{key}.json", lambda p=path: judge.final(genmodels.load(p))
-        )
-        for key, path in models.items()
-    }
+    final = {}
+    for key, path in models.items():
+        kept = f"{work}/final-{seed}-{key}"
+        if weights == [1]:
+            final[key] = record.once(
+                Path(f"{kept}.json"), lambda p=path: judge.final(genmodels.load(p))
+            )
+        for w in weights if weights != [1] else ():
+            final[f"{key}, guidance {w:g}"] = record.once(
+                Path(f"{kept}-{w:g}.json"), lambda p=path, w=w: guided_scores(judge, p, w)
+            )
     for state in states:
         state["reference"].pop("model")  # a path of this machine
     parameters = sum(p.numel() for p in genmodels.load(base).parameters())
@@ -145,6 +166,27 @@ def one_seed(name, cfg, seed, work, changed):
         "mle_curve": curve,
         "rounds": states,
     }
+
+
+def guided_scores(judge, path, weight):
+    """Return the final scores of a model with this weight of guidance, 1 = none.
+
+    Beside Judge.final's "asked_class", the share of images that are nearest to a training image of
+    the class that they were made for, by the features.
+    """
+    model, data, cfg = genmodels.load(path), judge.data, judge.cfg.eval
+    model.cfg.method.guidance = weight
+    pictures, labels = judge.generate(model, range(cfg.num))
+    scores = make_scorer(cfg, data, final_split(data), resamples=100)(pictures)
+    features = load_features(cfg.features)
+    real, known = data.train
+    nearest = torch.cdist(features(pictures), features(real)).argmin(dim=1)
+    right = (known[nearest] == torch.tensor(labels)).float()
+    scores["asked_class"] = {
+        "value": float(right.mean()),
+        "stderr": float(right.std()) / len(right) ** 0.5,
+    }
+    return scores
 
 
 def keep_settings(path, cfg):
@@ -169,7 +211,8 @@ def changes(rows):
     for key in dict.fromkeys(key for row in rows for key in row["final"]):
         own = [row["final"] for row in rows if key in row["final"]]
         fd = [final[key]["fd"]["value"] for final in own]
-        ratio = [final[key]["fd"]["value"] / final["base"]["fd"]["value"] - 1 for final in own]
+        base = next(iter(own[0]))  # without guidance, if it is scored so
+        ratio = [final[key]["fd"]["value"] / final[base]["fd"]["value"] - 1 for final in own]
         off = [abs(final[key]["nn1"]["value"] - 0.5) for final in own]
         table[key] = {
             "fd": statistics.mean(fd),
@@ -178,6 +221,9 @@ def changes(rows):
             "nn1_off": statistics.mean(off),
             "nn1_off_sd": _sd(off),
         }
+        if "asked_class" in own[0][key]:
+            shares = [final[key]["asked_class"]["value"] for final in own]
+            table[key]["asked_class"] = statistics.mean(shares)
     return table
 
 

@@ -158,6 +158,9 @@ def check_alike(first: Any, other: Any, path: Path | str) -> None:
     for key in first.OF_WEIGHTS:
         same = own["method"].get(key) == its["method"].get(key)
         check(same, "model", path, f"method.{key} differs from the first model's")
+    for key in ("pixels", "mean", "std"):
+        same = own["data"]["vae"][key] == its["data"]["vae"][key]
+        check(same, "model", path, f"data.vae.{key}, of latents, differs from the first model's")
     ours, theirs = (
         {name: tuple(p.shape) for name, p in model.named_parameters()} for model in (first, other)
     )
@@ -170,6 +173,8 @@ def check_alike(first: Any, other: Any, path: Path | str) -> None:
 
 def _images(model: Any, settings: MergeOptions) -> tuple[Tensor, Tensor | None]:
     """Return (images in [-1, 1], labels or None) that fisher= names, evenly spaced."""
+    of_latents = model.cfg.data.vae.mean
+    settings.check(not of_latents, "fisher", "is of pictures, the models are of latents; leave out")
     name = with_split(settings.fisher, "train")
     source = read_source(name, trained_on=model.cfg.data, channels=model.shape[0], key="fisher")
     count = len(source.pixels)

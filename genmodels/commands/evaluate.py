@@ -3,6 +3,7 @@
     python evaluate.py MODEL data=NAME[:SPLIT] num=N metrics=fd,kid features=digits [out=FILE.json]
     python evaluate.py images=A reference=B metrics=fd,prc [out=FILE.json]
     python evaluate.py images=A,B,C reference=D metrics=fd,kid [out=FILE.json] [table=FILE.md]
+    python evaluate.py RUN sigma_rel=0.05,0.1,0.15 metrics=fd [out=FILE.json] [plot=FILE.png]
     python evaluate.py MODEL likelihood=true [data=NAME[:SPLIT]] [num=N] [out=FILE.json]
     python evaluate.py MODEL ood=NAME[:SPLIT],interpolation,noise,constant [num=N] [out=FILE.json]
     python evaluate.py MODEL denoise=FOLDER law=gaussian level=25 [seed=0] [--against bm3d]
@@ -22,7 +23,8 @@ too.
 features=inception,dinov2 scores with both and makes a model's images once.
 
 Several MODELs, or several sets images=A,B,C, are scored against one reference, which is read once:
-one table, the best by the first metric first, and how far the others are from it.
+one table, the best by the first metric first, and how far the others are from it. With sigma_rel=
+the sets are averages of a RUN's weights, one of each relative width.
 
 denoise= adds noise to clean pictures (neither clipped nor rounded) and scores what the
 model restores; blind=true hides the level, ensemble=true adds the mean of 8 orientations beside it.
@@ -33,6 +35,7 @@ scores and stats are kept in OUT.blocks until then: the same command goes on whe
 likelihood begins anew). Run by torchrun, every process takes its share.
 """
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -78,11 +81,13 @@ from genmodels.evaluation.passes import Store, score_pass
 from genmodels.evaluation.report import is_report, versions, write_report, write_table
 from genmodels.evaluation.sets import (
     Result,
+    Set,
     compare_sets,
     image_names,
     named_features,
     score_images,
     sets_of,
+    width_names,
 )
 from genmodels.evaluation.sources import Pictures, reading_options
 from genmodels.metrics.clustering import CLUSTERING
@@ -126,13 +131,18 @@ def evaluate(argv: Sequence[str]) -> int:
     alone = mode or getattr(options, "ood", []) or getattr(options, "cluster", "")
     if positionals and (alone or len(positionals) == 1):
         one_model(positionals)
+    widths = options.sigma_rel if mode == "" else []
     if mode == "":
-        check_scores(options, positionals)
+        check_scores(options, width_names(positionals, widths))
     elif not positionals:
         raise ValueError("images=: give a MODEL and data=, or images= and reference=")
     started, device = time.monotonic(), pick_device(options.device)
     positionals = [str(checkpoint.newest_run(path)) for path in positionals]
-    models = {path: checkpoint.load(path, device=device) for path in positionals}
+    sets: dict[str, Set] = {}
+    with cli.warnings_as_notes() as of_averages:
+        sets = averaged_sets(positionals, widths, device) if widths else {}
+    models = {name: each.model for name, each in sets.items()}
+    models = models or {path: checkpoint.load(path, device=device) for path in positionals}
     for model in models.values() if mode == "" else ():
         generation.choose_vae(model, options.vae)
     saved = getattr(options, "save_images", "")
@@ -143,7 +153,7 @@ def evaluate(argv: Sequence[str]) -> int:
     # An empty word of another kind of evaluation is no field of these options.
     given = {key: getattr(options, key, "") for key in words if key not in (*rest, *FILES)}
     facts = {"seed": getattr(options, "seed", 0), "device": device.type, "options": given | extra}
-    sets = sets_of(options, models) if mode == "" else {}
+    sets = sets or (sets_of(options, models) if mode == "" else {})
     if sets and models:
         extra = dict(extra)
         checkpoint.load_guide(extra, device)
@@ -151,15 +161,35 @@ def evaluate(argv: Sequence[str]) -> int:
         if len(sets) > 1:
             rows, more = compare_sets(sets, options, extra, device, load_arrays)
         else:
-            name = positionals[0] if positionals else options.images
+            name = next(iter(models)) if models else options.images
             scores, more, title = measure(
                 mode, models.get(name), options, extra, clustering, device
             )
             num = more["num"] if isinstance(more.get("num"), int) else 0
             rows, more = [Row(name, num, scores)], {"model": name, "title": title} | more
+            more |= sets[name].average if name in sets else {}
     if rank() == 0:
-        write_results(options, rows, {**more, "warnings": warned, **facts}, started)
+        write_results(options, rows, {**more, "warnings": of_averages + warned, **facts}, started)
     return 0
+
+
+def averaged_sets(
+    paths: Sequence[str], widths: Sequence[float], device: torch.device
+) -> dict[str, Set]:
+    """Return {name: Set} of each average of the runs; all models are in memory at once.
+
+    Raises:
+        ValueError: a run that kept no averages, see checkpoint.ema.
+    """
+    from genmodels.checkpoint.ema import averaged_models
+
+    names, sets = iter(width_names(paths, widths)), {}
+    for path in paths:
+        for width, model, line in averaged_models(path, widths):
+            average = {"run": path, "sigma_rel": width, "average": line}
+            name = next(names)
+            sets[name] = Set(name, copy.deepcopy(model).to(device), average)
+    return sets
 
 
 def method_words(rest: dict[str, str], models: Sequence[Any], mode: str) -> dict[str, Any]:
@@ -209,6 +239,8 @@ def write_results(options: Any, rows: Sequence[Row], facts: dict[str, Any], star
     if getattr(options, "plot", ""):
         if scorer:
             plots.draw_scores(options.plot, scorer)
+        elif all(row.average for row in rows):
+            plots.draw_widths(options.plot, rows)
         elif len(rows) > 1:
             plots.draw_comparison(options.plot, rows, short_names([row.name for row in rows]))
         print(f"written: {options.plot}")
@@ -340,10 +372,11 @@ def check_scores(options: ScoreOptions, models: Sequence[str]) -> None:
             f"save_images={options.save_images}: holds the images of one MODEL; name one"
         )
     check_alone(options, names)
-    for key in ("seeds", "labels", "save_images", "vae", "compile", "channels_last"):
+    for key in ("sigma_rel", "seeds", "labels", "save_images", "vae", "compile", "channels_last"):
         value = getattr(options, key)
         if options.images and value:
             text = "true" if value is True else value
+            text = ",".join(map(str, value)) if key == "sigma_rel" else text
             raise ValueError(f"{key}={text}: images= are there already; leave it out")
 
 

@@ -26,6 +26,7 @@ class Row:
         pairing: equal for sets whose images belong together, image by image: of the same seeds, or
             in files of the same names; None = with no other.
         seconds: {stage: seconds}.
+        average: what average of a run's weights it is, if it is one of a chosen width; see Set.
     """
 
     name: str
@@ -34,11 +35,12 @@ class Row:
     deviations: dict[str, torch.Tensor] = field(default_factory=dict)
     pairing: Any = None
     seconds: dict[str, float] = field(default_factory=dict)
+    average: dict[str, Any] = field(default_factory=dict)
 
     def entry(self) -> dict[str, Any]:
         """Return it as a report holds it."""
         facts: dict[str, Any] = {"name": self.name, "metrics": self.scores, "num": self.num}
-        return facts | {"stages": self.seconds}
+        return facts | {"stages": self.seconds} | self.average
 
 
 def in_order(rows: Sequence[Row], metric: str) -> tuple[list[Row], str]:

@@ -189,6 +189,12 @@ class ScoreOptions(OodOptions, FeatureOptions, FileOptions):
     reference: str = setting(
         "", "what they are scored against: images, or statistics (.npz, .pkl), a path or a URL"
     )
+    sigma_rel: list[float] = setting(
+        [],
+        "score a run's averages of these relative widths, each a set (a run with ema.sigma_rel)",
+        gt=0,
+        lt=12**-0.5,
+    )
     seeds: str = setting("", "seeds in place of num and seed: 0-63,100")
     labels: str = setting("", "classes, as in sample.py")
     equal: bool = setting(False, "fd as the mean over blocks as large as the reference, as nn1 is")
@@ -241,6 +247,16 @@ class ScoreOptions(OodOptions, FeatureOptions, FileOptions):
             not (self.keep and self.save_images),
             "keep",
             "images whose features are kept are not made again; leave save_images= out",
+        )
+        self.check(
+            not (self.sigma_rel and (self.cluster or self.ood)),
+            "sigma_rel",
+            "is for images that a MODEL makes; give cluster= and ood= a command of their own",
+        )
+        self.check(
+            len({f"{width:g}" for width in self.sigma_rel}) == len(self.sigma_rel),
+            "sigma_rel",
+            "names a width twice",
         )
         self.check(
             not (self.data and self.reference),

@@ -93,6 +93,40 @@ def draw_comparison(path: Path | str, rows: "Sequence[Row]", names: Sequence[str
     write_bytes(path, _png(figure))
 
 
+def draw_widths(path: Path | str, rows: "Sequence[Row]") -> None:
+    """Write a PNG of averages of runs: a panel for each metric over sigma_rel, a line for each run.
+
+    Args:
+        path: the file.
+        rows: the sets, each with its average.
+    """
+    from matplotlib.figure import Figure
+
+    metrics = list(rows[0].scores)
+    columns = min(3, len(metrics))
+    lines = -(-len(metrics) // columns)
+    figure = Figure(figsize=(1.0 + 3.2 * columns, 2.8 * lines), layout="constrained")
+    every = figure.subplots(lines, columns, squeeze=False)
+    runs = dict.fromkeys(row.average["run"] for row in rows)
+    for axes, metric in zip(every.flat, metrics):
+        for run in runs:
+            own = [row for row in rows if row.average["run"] == run]
+            own.sort(key=lambda row: row.average["sigma_rel"])
+            widths = [row.average["sigma_rel"] for row in own]
+            values = [row.scores[metric]["value"] for row in own]
+            errors = [row.scores[metric].get("stderr", 0.0) for row in own]
+            axes.errorbar(widths, values, yerr=errors, fmt="o-", capsize=3, label=run)
+        axes.set(title=metric, xlabel="sigma_rel")
+        axes.ticklabel_format(axis="y", useOffset=False)
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+    if len(runs) > 1:
+        every[0][0].legend(frameon=False, fontsize=7)
+    for axes in every.flat[len(metrics) :]:
+        axes.set_visible(False)
+    write_bytes(path, _png(figure))
+
+
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +57,12 @@ class Set:
     Args:
         name: the MODEL, or what stands in images=.
         model: a method, or None.
+        average: of a run's averages {"run", "sigma_rel", "average": a line about it}.
     """
 
     name: str
     model: Any = None
+    average: dict[str, Any] = field(default_factory=dict)
 
 
 def sets_of(options: "ScoreOptions", models: Mapping[str, Any]) -> dict[str, Set]:
@@ -68,6 +70,11 @@ def sets_of(options: "ScoreOptions", models: Mapping[str, Any]) -> dict[str, Set
     sets = [Set(path, model) for path, model in models.items()]
     sets = sets or [Set(name) for name in image_names(options.images)]
     return {each.name: each for each in sets}
+
+
+def width_names(paths: Sequence[str], widths: Sequence[float]) -> list[str]:
+    """Return what the sets of runs are called of which each width of the average is one."""
+    return [f"{path}/sigma_rel={width:g}" for path in paths for width in widths] or list(paths)
 
 
 class Scoring:
@@ -324,7 +331,8 @@ def compare_sets(
         }
         stages |= work.warm_up
         num, pairing = len(work.pictures[number]), work.pairings[number]
-        rows.append(Row(each, num, scores, work.deviations(), pairing, stages))
+        average = sets[each].average
+        rows.append(Row(each, num, scores, work.deviations(), pairing, stages, average))
     if rank() != 0:
         return [], {}
     first = next(iter(rows[0].scores))

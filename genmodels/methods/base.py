@@ -13,6 +13,7 @@ from torch import Tensor
 from genmodels import config, seeding
 from genmodels.config import check, to_plain
 from genmodels.methods.batches import OwnLoop
+from genmodels.methods.by_level import LossByLevel
 from genmodels.networks import NETWORKS
 from genmodels.networks.edm2_unet import normalise_weights
 
@@ -151,6 +152,7 @@ class GenerativeModule(L.LightningModule):
         self.latest: dict[str, Tensor] = {}
         self.micro_batch: int | None = None
         self.own_loop = OwnLoop()
+        self.by_level: LossByLevel | None = None  # of methods that draw a noise level
         self.save_hyperparameters({"config": to_plain(cfg)})
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -18,6 +18,7 @@ from genmodels.data import augment
 from genmodels.kernels.broadcast import over_items
 from genmodels.kernels.philox import philox_normal
 from genmodels.methods.base import Batch, Callback, GenerativeModule, Labels
+from genmodels.methods.by_level import REACH, LossByLevel
 from genmodels.networks import NETWORKS
 from genmodels.networks.precond import PRECONDS
 from genmodels.sampling.likelihood import TRACES, log_normal, ode_log_prob
@@ -208,6 +209,7 @@ class EDM(GenerativeModule):
         raw = NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes)
         self.net = PRECONDS[cfg.method.precond](raw, cfg.method.sigma_data)
         self.uncertainty = raw.UNCERTAINTY() if cfg.method.uncertainty else None
+        self.by_level = LossByLevel()
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (L, {"loss": L per element}) with
@@ -231,6 +233,8 @@ class EDM(GenerativeModule):
         denoised = self.net(noisy, sigma, labels, augmentation)
         loss = self.net.loss_weight(sigma) * (denoised - x).square().sum(dim=(1, 2, 3))
         logs = {"loss": loss.detach().mean() / math.prod(self.shape)}
+        if self.training and self._trainer is not None:
+            self._note_levels(sigma, loss / math.prod(self.shape))
         if self.uncertainty is not None:
             u = self.uncertainty(sigma.log() / 4)
             loss = loss * (-u).exp() + math.prod(self.shape) * u
@@ -243,6 +247,14 @@ class EDM(GenerativeModule):
         sigma = self.net.training_sigma(z, cfg.p_mean, cfg.p_std)
         noise = philox_normal(self.shape, seed, n, stream=int(Stream.NOISE), device=x.device)
         return x + over_items(sigma, x) * noise, sigma
+
+    def _note_levels(self, sigma: Tensor, loss: Tensor) -> None:
+        """Add the losses per element (B,) of a batch to those of their noise levels."""
+        if not self.by_level.width:  # the first time: the host waits for the two numbers
+            z = torch.tensor([-REACH, REACH], device=sigma.device)
+            ends = self.net.training_sigma(z, self.cfg.method.p_mean, self.cfg.method.p_std)
+            self.by_level.cut(*ends.tolist())
+        self.by_level.add(sigma, loss)
 
     def log_ratio(self, batch: Batch, reference: "EDM") -> tuple[Tensor, dict[str, Tensor]]:
         """Return (Delta, {"edm_loss": L per element}), float32 (B,) each; see GenerativeModule.

@@ -20,6 +20,7 @@ from genmodels.evaluation.plots import scores_png
 from genmodels.evaluation.scorer import Scorer
 from genmodels.evaluation.sources import Generated
 from genmodels.methods.base import GenerativeModule
+from genmodels.methods.by_level import LossByLevel
 from genmodels.metrics.features import load_features
 from genmodels.run import Run
 from genmodels.training import report
@@ -362,6 +363,55 @@ class MissedLoss(Callback):
         loop.val_loop.run()
         trainer.training = True
         connector._first_loop_iter = before
+
+
+class LevelLosses(Callback):
+    """Logs loss_by_sigma/SIGMA, the mean loss per element over the steps since the last line.
+
+    Of methods that draw a noise level for each training image (`by_level`), and of the images of
+    this process. What is gathered between lines lies in the checkpoint, so that a resume is exact.
+    """
+
+    def __init__(self) -> None:
+        self.by_level: LossByLevel | None = None
+        self.begun: Mapping[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was gathered since the last line."""
+        return self.by_level.state() if self.by_level else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep it for the start."""
+        self.begun = state
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Go on gathering."""
+        self.by_level = getattr(module, "by_level", None)
+        if self.by_level:
+            self.by_level.load_state(self.begun)
+
+    def on_train_batch_end(
+        self,
+        trainer: Any,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Log where Lightning writes a line."""
+        if self.by_level is None or not _due(trainer, batch_idx, trainer.log_every_n_steps):
+            return
+        if not trainer.is_global_zero:
+            self.by_level.clear()
+        elif losses := self.by_level.read():
+            named = {f"{report.LOSS_BY_SIGMA}/{sigma}": loss for sigma, loss in losses.items()}
+            known = {name: loss for name, loss in named.items() if loss is not None}
+            for logger in trainer.loggers:
+                if isinstance(logger, CSVMetrics):
+                    # Written with Lightning's own values of this step, right after.
+                    logger.add(named, trainer.global_step - 1)
+                else:
+                    logger.log_metrics(known, trainer.global_step - 1)
 
 
 class Throughput(Callback):

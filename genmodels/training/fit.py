@@ -21,7 +21,7 @@ from genmodels.evaluation.scorer import expand_metrics
 from genmodels.methods import METHODS
 from genmodels.metrics.features import load_features
 from genmodels.run import Run
-from genmodels.training import callbacks, report
+from genmodels.training import callbacks, levels, report
 from genmodels.training.power_ema import PowerEMA
 from genmodels.training.saver import CSVMetrics, Saver
 
@@ -115,9 +115,12 @@ def fit(
             run.make_folders()
         started = time.monotonic()
         trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
+    ended = Ended(trainer.global_step, saver.signal)
     if whole is None and is_first():
         report.update(run, time.monotonic() - started, cfg.trainer.processes)
-    return Ended(trainer.global_step, saver.signal)
+        for line in levels.lines_about(cfg, run) if ended.step == cfg.trainer.max_steps else ():
+            print(line)
+    return ended
 
 
 def make_trainer(cfg: Config, run: Run, step: int, saver: Saver) -> L.Trainer:
@@ -127,6 +130,7 @@ def make_trainer(cfg: Config, run: Run, step: int, saver: Saver) -> L.Trainer:
         callbacks.MatrixPrecision(options.tf32),
         callbacks.MissedLoss(cfg.eval.loss_every),
         callbacks.Throughput(cfg.data.batch_size),
+        callbacks.LevelLosses(),
     ]
     if cfg.ema.sigma_rel:
         images = cfg.ema.snapshot

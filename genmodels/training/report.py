@@ -31,6 +31,7 @@ from genmodels.run import Run
 Points = list[tuple[float, float]]  # (step, value)
 Lines = dict[str, Points]  # by name
 
+LOSS_BY_SIGMA = "loss_by_sigma"  # what columns of metrics.csv begin with: loss_by_sigma/0.3
 POINTS = 300  # of a line in a figure; more are averaged
 GRIDS = 6  # of a run that are shown
 WIDEST = 640  # pixels of a grid in the page
@@ -235,7 +236,8 @@ def _names(runs: Sequence[Run]) -> list[str]:
 def read_curves(path: Path) -> dict[str, Lines]:
     """Return {figure: {line: points}} of a metrics.csv, empty if it cannot be read.
 
-    train/loss and val/loss share the figure "loss"; DDO's candidates share that of a metric.
+    train/loss and val/loss share the figure "loss", all losses by noise level another; DDO's
+    candidates share that of a metric.
     """
     try:
         text = _read_small(path, LARGEST_TABLE).decode(errors="replace")
@@ -253,6 +255,8 @@ def read_curves(path: Path) -> dict[str, Lines]:
                 continue
             split, _, rest = str(column).partition("/")
             figure, line = (column, name) if played else (rest or split, split if rest else "")
+            if split == LOSS_BY_SIGMA:
+                figure, line = "loss by sigma", rest
             figures.setdefault(str(figure), {}).setdefault(line, []).append((step, value))
     return dict(sorted(figures.items(), key=lambda item: item[0] != "loss"))
 

@@ -22,6 +22,7 @@ from genmodels.evaluation.scorer import METRICS
 from genmodels.foreign import read_plain
 from genmodels.run import Run
 from genmodels.training.judge import best_metric
+from genmodels.training.report import LOSS_BY_SIGMA
 
 
 class Saver(Callback):
@@ -235,6 +236,12 @@ def read_table(path: Path, until: int | float = math.inf) -> dict[int, dict[str,
     return rows
 
 
+def _columns(path: Path) -> dict[str, None]:
+    """Return the columns of a table that read_table has read, in their order."""
+    header = read_plain(path).decode().partition("\n")[0] if path.exists() else ""
+    return dict.fromkeys(["step", *next(csv.reader([header]), [])])
+
+
 class CSVMetrics(Logger):
     """A table of one line for each logged step; a resumed run cuts it to its step.
 
@@ -250,6 +257,7 @@ class CSVMetrics(Logger):
         super().__init__()
         self.path = path
         self.rows = read_table(path, first_step)
+        self.columns = _columns(path)  # in the order of the file
 
     name = version = None
 
@@ -260,16 +268,28 @@ class CSVMetrics(Logger):
         """Add the values to the step's line. Lightning counts steps from 0; lines from 1."""
         if not is_first():
             return
-        number = (step or 0) + 1
-        row = self.rows.setdefault(number, {"step": number})
-        row |= {key: f"{float(value):.6g}" for key, value in metrics.items() if key != "epoch"}
+        self.add(metrics, step or 0)
         self.save()
+
+    def add(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Add values to the step's line, as log_metrics does, without writing the file.
+
+        Args:
+            metrics: {column: value}; of None the cell stays empty.
+            step: Lightning's.
+        """
+        row = self.rows.setdefault(step + 1, {"step": step + 1})
+        for key, value in metrics.items():
+            if key != "epoch":
+                self.columns.setdefault(key)
+                row |= {} if value is None else {key: f"{float(value):.6g}"}
 
     def save(self) -> None:
         """Write the whole file, all or nothing (a line for each log_every steps: small)."""
         if not is_first() or not self.rows:
             return
-        columns = dict.fromkeys(key for row in self.rows.values() for key in row)
+        columns = self.columns | dict.fromkeys(key for row in self.rows.values() for key in row)
+        columns = dict.fromkeys(sorted(columns, key=lambda name: name.startswith(LOSS_BY_SIGMA)))
         text = io.StringIO()
         writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()

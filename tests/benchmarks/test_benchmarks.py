@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import genmodels
-from benchmarks import cdrl, crops, ddo, demo, gbm, gedi, gedi_mnist, record
+from benchmarks import cdrl, crops, ddo, demo, edm2_digits, gbm, gedi, gedi_mnist, record
 from benchmarks.gedi_ablation import Runs
 from genmodels import cli, images
 from tests.helpers.gedi_models import batch_of, build, points
@@ -68,6 +68,30 @@ def test_a_benchmark_does_not_take_runs_of_other_settings(tmp_path):
     cfg.method.betas = [15.0]
     with pytest.raises(ValueError, match="work=.*name another"):
         ddo.keep_settings(path, cfg)
+
+
+def test_rows_of_a_race_are_kept_and_other_settings_refused(tmp_path, monkeypatch, capsys):
+    """Means and standard errors over the seeds, of the sweep too; finished rows are not made."""
+    made = []
+
+    def one_row(words, *_):
+        made.append(words[-1])
+        value = 1.0 + len(made)
+        scores = {name: {"value": value} for name in edm2_digits.SCORES}
+        facts = dict.fromkeys(("steps", "train_cpu_seconds", "sample_cpu_seconds_per_image"), 4)
+        return facts | {"scores": scores, "sweep": {"0.1": scores}}
+
+    monkeypatch.setattr(edm2_digits, "one_row", one_row)
+    monkeypatch.setattr(edm2_digits, "draw", lambda *_: None)
+    words = ["methods=EDM2", f"out={tmp_path}", f"work={tmp_path}"]
+    assert edm2_digits.main([*words, "seeds=0"]) == edm2_digits.main([*words, "seeds=0-1"]) == 0
+    assert made == ["seed=0", "seed=1"]
+    table = json.loads((tmp_path / "edm2_digits.json").read_text())["table"]["EDM2"]
+    assert table["fd"] == table["sweep"]["0.1"]["fd"] == {"mean": 2.5, "stderr": 0.5}
+    capsys.readouterr()
+    for other in ("seconds=90", "optim.lr=1"):
+        assert edm2_digits.main([*words, other]) == 2
+        assert "has a row of `python -m benchmarks.edm2_digits" in capsys.readouterr().err
 
 
 def test_demo_writes_its_pictures_and_report(tmp_path, monkeypatch, capsys):

@@ -16,6 +16,7 @@ from genmodels import checkpoint, cli, generation
 from genmodels.checkpoint import exports
 from genmodels.checkpoint.cards import vae_to_share
 from genmodels.checkpoint.diffusers import export_diffusers
+from genmodels.checkpoint.merge import check_alike, merge
 from genmodels.config import EvalConfig
 from genmodels.config.schema import EDM2_VAE
 from genmodels.data import commands
@@ -253,6 +254,18 @@ def test_a_guide_of_another_scale_is_refused(run):
     guide.cfg.data.vae.std = [1.0, 1.0, 1.0, 1.0]
     with pytest.raises(ValueError, match=r"guide=a model of latents on another scale: must have"):
         model.sample([0], guide=guide, guidance=2.0)
+
+
+def test_merging_wants_latents_of_one_scale(run, tmp_path):
+    made = checkpoint.load(merge([run, run], tmp_path / "merged"))
+    seeds = range(2)
+    assert torch.allclose(made.sample(seeds), genmodels.load(run).sample(seeds), atol=1e-5)
+    with pytest.raises(ValueError, match="fisher=digits: is of pictures, the models are of lat"):
+        merge([run, run], tmp_path / "other", fisher="digits")
+    model, other = genmodels.load(run), genmodels.load(run)
+    other.cfg.data.vae.std = [1.0, 1.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="data.vae.std, of latents, differs"):
+        check_alike(model, other, run)
 
 
 def test_init_brings_the_scale_along(run, latents):

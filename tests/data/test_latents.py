@@ -198,8 +198,9 @@ def test_a_killed_encoding_goes_on(made, vae, folder, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_processes_encode_the_same(made, vae, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "SHARD", 4)
-    words = ["encode", str(folder), f"vae={vae}", f"out={tmp_path / 'out'}", "statistics=edm2"]
-    ended = together([*words, "batch=3"], tmp_path, script="genmodels.data.commands")
+    words = [str(folder), f"vae={vae}", f"out={tmp_path / 'out'}", "statistics=edm2", "batch=3"]
+    ended = together(["data", "encode", *words], tmp_path, script="genmodels.commands.main")
+    assert [process.code for process in ended] == [0, 0], ended
     assert "10 images" in ended[0].text and "10 images" not in ended[1].text, ended
     for path in made.iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path

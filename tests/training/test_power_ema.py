@@ -1,15 +1,19 @@
-"""Power-function averages of a training: their values, their files, resuming, and the command."""
+"""Power-function averages of a training: values, files, resuming, the command, a sweep."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import evaluate
 import genmodels
 import train
 from genmodels.checkpoint import ema, exports, read_checkpoint
+from genmodels.evaluation.plots import is_drawn
+from genmodels.evaluation.sources import Generated
 from genmodels.run import Run
 from genmodels.training.callbacks import Throughput
 from tests.helpers.runs import assert_same, state
@@ -123,3 +127,67 @@ def test_refused(trained, words, message, tmp_path):
 def test_a_run_without_averages_is_refused(tiny_run):
     with pytest.raises(ValueError, match="has no averages; it was trained without ema.sigma_rel"):
         exports.main(["ema", str(tiny_run), "sigma_rel=0.1"])
+
+
+SWEEP = ("num=64", "metrics=fd,nn1", "features=pixels", "resamples=0", "steps=2")
+
+
+def test_scores_over_the_width(trained, tmp_path):
+    """Each set is the export of that width; killed between two, the same command goes on."""
+    run, _ = trained
+    widths = (0.05, 0.1, 0.25)
+    out, plot = tmp_path / "sweep.json", tmp_path / "sweep.png"
+    words = [str(run.folder), "sigma_rel=0.1,0.05,0.25", *SWEEP, f"out={out}", f"plot={plot}"]
+    made, stops, original = [], [KeyboardInterrupt], Generated._make
+
+    def stop(self, numbers):
+        made.append(len(numbers))
+        if sum(made) > 64 and stops:  # in the second set
+            raise stops.pop()
+        yield from original(self, numbers)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Generated, "_make", stop)
+        assert evaluate.main(words) == 1 and not out.exists()
+        made.clear()
+        assert evaluate.main(words) == 0
+    assert sum(made) == 2 * 64  # the first set is not made again
+    report = json.loads(out.read_text())
+    assert is_drawn(plot) and report["options"]["sigma_rel"] == [0.1, 0.05, 0.25]
+    found = {one["sigma_rel"]: one for one in report["sets"]}
+    assert sorted(found) == list(widths)
+    values = [one["metrics"]["fd"]["value"] for one in report["sets"]]
+    assert values == sorted(values) and len(set(values)) == 3
+    assert all(pair["paired"] for pair in report["differences"])  # of the same seeds
+    assert any("sigma_rel=0.25: its profile is met to" in line for line in report["warnings"])
+    exports.main(["ema", str(run.folder), "sigma_rel=0.05,0.1,0.25", f"out={tmp_path}"])
+    for width in widths:
+        one = tmp_path / f"{width}.json"
+        model = str(tmp_path / f"step-00000010-{width:.3f}")
+        assert evaluate.main([model, *SWEEP, f"out={one}"]) == 0
+        alone = json.loads(one.read_text())["metrics"]
+        assert alone == found[width]["metrics"]
+        assert f"sigma_rel={width:g} at step 10" in found[width]["average"]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["RUN", "sigma_rel=0.3"], "sigma_rel=0.3: must be in .0, 0.2886"),
+        (["RUN", "sigma_rel=0.1,0.1"], "sigma_rel=.*names a width twice"),
+        (["RUN", "sigma_rel=0.1,0.2", "per_class=true"], "per_class=true: is for one set"),
+        (
+            ["RUN", "sigma_rel=0.1", "cluster=digits", "metrics=fd"],
+            "sigma_rel=.*is for images that a MODEL makes",
+        ),
+        (["RUN", "sigma_rel=0.1", "cluster=digits"], "sigma_rel=0.1: cluster= does not take it"),
+        (["RUN", "sigma_rel=0.1", "likelihood=true"], "sigma_rel"),
+        (["TINY", "sigma_rel=0.1"], "has no averages; it was trained without ema.sigma_rel"),
+        (["images=A", "reference=B", "sigma_rel=0.1"], "sigma_rel=0.1: images= are there already"),
+    ],
+)
+def test_a_sweep_is_refused_in_one_line(trained, tiny_run, words, message, capsys):
+    models = {"RUN": str(trained[0].folder), "TINY": str(tiny_run)}
+    assert evaluate.main([models.get(word, word) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(message, error), error

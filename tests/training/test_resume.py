@@ -133,7 +133,7 @@ SPOILT = {  # how metrics.csv is spoilt, what is said of it
     "no header": (lambda t: t.partition("\n")[2], "has no header; mend it"),
     "cut header": (lambda t: t[:10], "has no header; mend it"),
     "a step twice": (lambda t: t + t.splitlines()[2] + "\n", "line 6 is not that of a later step"),
-    "short line": (lambda t: t.replace("\n2,", "\n2\n3,"), "line 3 has 1 of 5 cells"),
+    "short line": (lambda t: t.replace("\n2,", "\n2\n3,"), "line 3 has 1 of 15 cells"),
     "a word": (lambda t: t.replace("\n2,", "\n2,word"), "line 3 is not that of a later step"),
     "a blank line": (lambda t: t.replace("\n2,", "\n\n2,"), "line 3 is not that of a later step"),
     "long field": (lambda t: t.replace("\n2,", "\n2," + "1" * 200_000), "cannot be read (field"),

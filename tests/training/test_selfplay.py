@@ -16,7 +16,9 @@ import torch
 
 import genmodels
 import train
+from genmodels import distributed
 from genmodels.checkpoint import read_checkpoint, weights_hash
+from genmodels.methods import ddo
 from genmodels.methods.ddo import DDO
 from genmodels.run import Run
 from genmodels.training import judge, selfplay
@@ -462,3 +464,42 @@ def test_two_processes_play_to_the_same_scores(base, tmp_path):
     for number in (1, 2):
         curves = [[e["fd"] for e in state(f, number)["candidates"][0]["curve"]] for f in (one, run)]
         assert curves[0] == pytest.approx(curves[1], rel=0.02)
+
+
+@pytest.mark.slow
+def test_halving_on_two_processes_trains_each_candidate_on_both(base, tmp_path, monkeypatch):
+    """Half of every batch on each; the same pairs go on as with one process, to the same scores."""
+    words = ("method.search=halving", "method.alphas=1,2,4,8", "method.rounds=1", "eval.every=1")
+    words += ("method.patience=0", "optim.lr=3e-3", "optim.eps=1e-2")
+    original = ddo.Discriminative.loss
+
+    def loss(self, batch):
+        if "fake" in batch:
+            pair, numbers = self.cfg.method.alphas[0], batch["n"].tolist()
+            with open(tmp_path / f"rank-{distributed.rank()}-trained", "a") as file:
+                file.write(json.dumps([pair, self.global_step, sorted(numbers)]) + "\n")
+        return original(self, batch)
+
+    monkeypatch.setattr(ddo.Discriminative, "loss", loss)
+
+    def trained(rank):
+        path = tmp_path / f"rank-{rank}-trained"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.unlink()
+        return {(pair, step): numbers for pair, step, numbers in rows}
+
+    one = play(base, tmp_path / "one", *words)
+    alone = trained(0)
+    ended = together([*argv(base, tmp_path / "two", *words), "trainer.devices=2"], tmp_path)
+    assert [process.code for process in ended] == [0, 0], ended[0].text + ended[1].text
+    (two,) = (tmp_path / "two").glob("*/*")
+    for one_of, other in zip(state(one)["candidates"], state(two)["candidates"]):
+        assert one_of["end"] == other["end"]
+        curves = [[entry["fd"] for entry in each["curve"]] for each in (one_of, other)]
+        assert curves[0] == pytest.approx(curves[1], rel=0.02)
+    shares = [trained(0), trained(1)]
+    assert len(alone) == 4 + 2 + 1 + 1  # steps: of four pairs, of two, and two of the last one
+    assert shares[0].keys() == shares[1].keys() == alone.keys()
+    for key, numbers in alone.items():
+        assert len(shares[0][key]) == len(shares[1][key]) == len(numbers) / 2
+        assert sorted(shares[0][key] + shares[1][key]) == numbers
