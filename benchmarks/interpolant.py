@@ -145,7 +145,7 @@ def transport(words, command):
         rows.append(model.transport(start, seeds=seeds, sampler="sde", steps=100, eps=0.2))
     sheet = images.grid(torch.cat([images.to_uint8(row) for row in rows]), len(start))
     images.write_png(pictures / "interpolant_transport.png", images.enlarge(sheet, 2))
-    count = 1000
+    count = 500
     made = generation.generate_all(model, range(count), batch=250, progress=False)
     from genmodels.evaluation.scorer import Scorer
 

@@ -13,13 +13,6 @@ from genmodels.data import load_split
 from genmodels.images import from_uint8
 from tests.helpers.paths import ROOT
 
-UNET = (
-    "network.channels=[16,16]",
-    "network.norm_groups=8",
-    "network.layers=1",
-    "network.attention=[]",
-    "network.head_dim=8",
-)
 TINY = ("data.name=digits", "network.width=16", "network.layers=1")
 DIGITS = str(ROOT / "configs/dae_toy.yaml")
 
@@ -168,36 +161,3 @@ def test_what_cannot_be_merged_is_one_line(finetunes, tmp_path):
     out.mkdir()
     with pytest.raises(ValueError, match="^out=.*exists"):
         merge([a, b], out)
-
-
-@pytest.mark.slow
-def test_the_average_of_two_finetunes_is_better_than_either(tmp_path):
-    """On held-out digits: each has the noise of its own last steps, the average less of it."""
-    base = [
-        str(ROOT / "configs/edm_digits.yaml"),
-        *UNET,
-        "trainer.progress=false",
-        "trainer.loggers=csv",
-        "sample.every=0",
-    ]
-    base += ["eval.loss_every=0", "optim.decay=none", "ema.half_life=0"]
-    assert train.main([*base, f"out_dir={tmp_path}/0", "trainer.max_steps=400"]) == 0
-    (start,) = (tmp_path / "0").glob("*/*")
-    runs = []
-    for seed in (1, 2):
-        words = [*base, f"out_dir={tmp_path}/{seed}", f"seed={seed}", f"init={start}"]
-        assert train.main([*words, "trainer.max_steps=150"]) == 0
-        runs += (tmp_path / str(seed)).glob("*/*")
-    runs += [
-        merge(runs, tmp_path / "plain"),
-        merge(runs[:2], tmp_path / "fisher", fisher="digits", fisher_images=128),
-    ]
-    losses = []
-    for path in runs:
-        model = genmodels.load(path)
-        pixels, labels = load_split(model.cfg.data, "test")
-        n = torch.arange(len(pixels))
-        with torch.no_grad():
-            batch = {"image": from_uint8(pixels), "label": labels, "n": n}
-            losses.append(float(model.loss(batch)[0]))
-    assert max(losses[2:]) < min(losses[:2]), losses

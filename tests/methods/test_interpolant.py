@@ -96,8 +96,8 @@ def test_each_target_has_its_field_for_a_mean(path, gamma, learns, antithetic):
     more = (f"method.learns=[{learns}]", f"method.antithetic={antithetic}", *ends)
     sde = ("method.sampler=sde",) if path == "mirror" else ()
     model = build(TOY, *ALONE, *words, *more, *sde)
-    x_t, t, targets = model._states(batch_of(model, 20_000))
-    fields, count = gains(model.path, t), len(t) // 20_000
+    x_t, t, targets = model._states(batch_of(model, 8000))
+    fields, count = gains(model.path, t), len(t) // 8000
     assert set(targets) == set(learns.split(","))
     for name, target in targets.items():
         rest = (target - fields[name].reshape(-1, 1, 1, 1) * x_t).flatten(1)
@@ -123,7 +123,7 @@ def test_the_smallest_loss_is_the_variance_that_is_left():
     """E |target - field|^2 = Var(target) - slope^2 Var(x_t), a mean over t; for each element."""
     model = build(TOY, *ALONE, *ONE, "method.antithetic=false")
     model.net = Linear([model])
-    value = float(model.loss(batch_of(model, 100_000))[1]["loss"])
+    value = float(model.loss(batch_of(model, 50_000))[1]["loss"])
     t = torch.linspace(1e-3, 0.999, 100_001, dtype=torch.float64)
     var = 0.49 * t**2 + (1 - t) ** 2
     left = (1.49 - (0.49 * t - (1 - t)) ** 2 / var).mean()
@@ -204,9 +204,9 @@ def test_samples_have_the_variance_of_the_data(path, gamma, sampler):
 
 def test_an_image_depends_on_its_seed_alone():
     model = build(DIGITS, *TINY)
-    for options in ({}, {"sampler": "sde"}, {"guidance": 2.0}):
-        whole = model.sample([3, 4, 5], steps=3, **options)
-        alone = model.sample([4], steps=3, **options)
+    for options in ({}, {"sampler": "sde"}):
+        whole = model.sample([3, 4, 5], steps=2, **options)
+        alone = model.sample([4], steps=2, **options)
         torch.testing.assert_close(alone, whole[1:2], rtol=0, atol=1e-5)
         assert (whole[0] - whole[1]).abs().max() > 0.1
 
@@ -296,6 +296,7 @@ def test_with_many_steps_both_end_at_the_same_images(path):
     assert (coarse - fine).abs().max() > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["one_sided_linear", "one_sided_trig"])
 def test_both_have_the_same_density(path):
     """On the plane: along sigma, and along t."""

@@ -31,10 +31,14 @@ class Linear(torch.nn.Module):
 
 
 class Exact(torch.nn.Module):
-    """F of Gaussian pixels: the posterior mean is 1/2 + TAU^2 (w - 1/2) / (TAU^2 + t)."""
+    """F of Gaussian pixels: the posterior mean is 1/2 + TAU^2 (w - 1/2) / (TAU^2 + t).
+
+    Attributes:
+        deviation: sqrt(t), as it was said last.
+    """
 
     def forward(self, z, noise):
-        deviation = noise.reshape(-1, 1, 1, 1) / 10
+        deviation = self.deviation = noise.reshape(-1, 1, 1, 1) / 10
         return deviation * (z - 0.5) / (TAU**2 + deviation**2)
 
 
@@ -180,6 +184,7 @@ def test_gr2r_with_the_true_denoiser_stands_at_its_floor():
     floor = (TAU**2 * more / (TAU**2 + more)) / SIGMA**2 + 1 / 0.3
     deviation = floor * math.sqrt(2 / batch["image"].numel())
     assert float(model.loss(batch)[0]) == pytest.approx(floor, abs=4 * deviation)
+    assert model.net.deviation.flatten().tolist() == pytest.approx([math.sqrt(more)] * 300)
 
 
 def test_gr2r_restores_by_the_mean_over_its_splits():

@@ -203,17 +203,20 @@ ODES = [
     ("path", "heads"), ODES, ids=lambda x: known_as(x) if x[0] in PATHS else ""
 )
 def test_the_ode_ends_at_the_data(path, heads):
-    assert carried(path, heads, 10_000, 40, "rk4") < 1.63 / 100
+    assert carried(path, heads, 4000, 40, "rk4") < 1.63 / 4000**0.5
+
+
+SDES = [
+    (Interpolation("linear", "brownian"), ("b", "eta"), 0.1, "constant"),
+    (Interpolation("linear", "brownian"), ("v", "s"), 1.0, "gamma"),
+    (Interpolation("one_sided_linear"), ("b",), 1.0, "sbdm"),
+    (Interpolation("mirror", "sin2"), ("eta",), 0.5, "sin2"),
+]
 
 
 @pytest.mark.parametrize(
     ("path", "heads", "eps", "diffusion"),
-    [
-        (Interpolation("linear", "brownian"), ("b", "eta"), 0.1, "constant"),
-        (Interpolation("linear", "brownian"), ("v", "s"), 1.0, "gamma"),
-        (Interpolation("one_sided_linear"), ("b",), 1.0, "sbdm"),
-        (Interpolation("mirror", "sin2"), ("eta",), 0.5, "sin2"),
-    ],
+    [SDES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in SDES[1:])],
 )
 def test_the_sde_ends_there_for_any_eps(path, heads, eps, diffusion):
     assert carried(path, heads, 10_000, 150, "sde", eps, diffusion) < 1.63 / 100

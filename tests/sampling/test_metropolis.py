@@ -66,6 +66,7 @@ def share_of_the_left(nodes, count=2000, steps=120):
     return float((x < 0).float().mean())
 
 
+@pytest.mark.slow
 def test_eight_nodes_keep_the_masses_of_two_modes_and_one_does_not():
     exact = sum(p * (1 + math.erf(-m / WIDTH / 2**0.5)) / 2 for p, m in zip(SHARES, MEANS))
     error = 4 * (exact * (1 - exact) / 2000) ** 0.5
