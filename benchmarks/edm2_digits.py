@@ -42,7 +42,7 @@ METHODS = {
     "EDM": ["configs/edm_digits.yaml"],
     "EDM2": ["configs/edm2_digits.yaml"],
     # The average of before: one, exponential.
-    "EDM2, half-life": [
+    "EDM2 half-life": [
         "configs/edm2_digits.yaml",
         "ema.sigma_rel=[]",
         "ema.half_life=20000",
@@ -92,7 +92,7 @@ def measure(argv):
                 other = done["command"]
                 check(asked.items() <= done.items(), "out", path, f"has a row of `{other}`")
                 continue
-            folder = work / "-".join(filter(None, (choose, method.replace(", ", "_"), str(seed))))
+            folder = work / "-".join(filter(None, (choose, method.replace(" ", "_"), str(seed))))
             row = one_row(words, seconds, widths, num, folder)
             rows.append(key | {"command": command} | asked | row)
             record.write(path, command, table=table(rows), rows=rows)
@@ -188,7 +188,7 @@ def draw(rows, path):
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    before = [row for row in rows if row["method"] == "EDM2, half-life"]
+    before = [row for row in rows if row["method"] == "EDM2 half-life"]
     for axis, key, label in zip(axes, ("fd", "nn1"), ("FD (digits)", "nn1 (pixels)")):
         curves = {}
         for row in rows:
