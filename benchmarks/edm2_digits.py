@@ -201,11 +201,11 @@ def draw(rows, path):
         mean = [statistics.mean(curve[width] for curve in curves.values()) for width in common]
         axis.plot(common, mean, "o-", color="C0", label="mean")
         for row in before:
-            label = f"before: one exponential average, seed {row['seed']}"
-            value = row["scores"][key]["value"]
-            axis.axhline(value, color=f"C{row['seed'] + 1}", ls="--", lw=1, label=label)
+            value, seed = row["scores"][key]["value"], row["seed"]
+            name = f"before: one exponential average, seed {seed}"
+            axis.axhline(value, color=f"C{seed + 1}", ls="--", lw=1, label=name)
         axis.set(xlabel="sigma_rel", ylabel=label)
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
