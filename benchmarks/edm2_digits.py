@@ -195,13 +195,15 @@ def draw(rows, path):
             for width, scores in row["sweep"].items():
                 curves.setdefault(row["seed"], {})[float(width)] = scores[key]["value"]
         for seed, curve in curves.items():
-            axis.plot(*zip(*sorted(curve.items())), color="0.7", label=f"seed {seed}")
+            points = sorted(curve.items())
+            axis.plot(*zip(*points), color=f"C{seed + 1}", lw=1, label=f"seed {seed}")
         common = sorted(set.intersection(*map(set, curves.values())))
         mean = [statistics.mean(curve[width] for curve in curves.values()) for width in common]
         axis.plot(common, mean, "o-", color="C0", label="mean")
-        if before:
-            fixed = statistics.mean(row["scores"][key]["value"] for row in before)
-            axis.axhline(fixed, color="C3", ls="--", label="before: one fixed average")
+        for row in before:
+            label = f"before: one exponential average, seed {row['seed']}"
+            value = row["scores"][key]["value"]
+            axis.axhline(value, color=f"C{row['seed'] + 1}", ls="--", lw=1, label=label)
         axis.set(xlabel="sigma_rel", ylabel=label)
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
