@@ -42,7 +42,7 @@ METHODS = {
     "EDM": ["configs/edm_digits.yaml"],
     "EDM2": ["configs/edm2_digits.yaml"],
     # The average of before: one, exponential.
-    "EDM2, half-life": [
+    "EDM2 half-life": [
         "configs/edm2_digits.yaml",
         "ema.sigma_rel=[]",
         "ema.half_life=20000",
@@ -92,7 +92,7 @@ def measure(argv):
                 other = done["command"]
                 check(asked.items() <= done.items(), "out", path, f"has a row of `{other}`")
                 continue
-            folder = work / "-".join(filter(None, (choose, method.replace(", ", "_"), str(seed))))
+            folder = work / "-".join(filter(None, (choose, method.replace(" ", "_"), str(seed))))
             row = one_row(words, seconds, widths, num, folder)
             rows.append(key | {"command": command} | asked | row)
             record.write(path, command, table=table(rows), rows=rows)
@@ -188,20 +188,22 @@ def draw(rows, path):
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    before = [row for row in rows if row["method"] == "EDM2, half-life"]
+    before = [row for row in rows if row["method"] == "EDM2 half-life"]
     for axis, key, label in zip(axes, ("fd", "nn1"), ("FD (digits)", "nn1 (pixels)")):
         curves = {}
         for row in rows:
             for width, scores in row["sweep"].items():
                 curves.setdefault(row["seed"], {})[float(width)] = scores[key]["value"]
         for seed, curve in curves.items():
-            axis.plot(*zip(*sorted(curve.items())), color="0.7", label=f"seed {seed}")
+            points = sorted(curve.items())
+            axis.plot(*zip(*points), color=f"C{seed + 1}", lw=1, label=f"seed {seed}")
         common = sorted(set.intersection(*map(set, curves.values())))
         mean = [statistics.mean(curve[width] for curve in curves.values()) for width in common]
         axis.plot(common, mean, "o-", color="C0", label="mean")
-        if before:
-            fixed = statistics.mean(row["scores"][key]["value"] for row in before)
-            axis.axhline(fixed, color="C3", ls="--", label="before: one fixed average")
+        for row in before:
+            label = f"before: one exponential average, seed {row['seed']}"
+            value = row["scores"][key]["value"]
+            axis.axhline(value, color=f"C{row['seed'] + 1}", ls="--", lw=1, label=label)
         axis.set(xlabel="sigma_rel", ylabel=label)
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)

@@ -1,6 +1,6 @@
 """Numbers of planes along their axes."""
 
-from genmodels.images.grid import Grid
+from genmodels.images.planes import Grid
 
 
 def test_planes_have_positions_channels_and_labels():
