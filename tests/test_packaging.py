@@ -185,6 +185,7 @@ def clone_without_library(folder):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the C is not built there")
+@pytest.mark.slow
 def test_the_library_is_found_where_it_was_built_and_not_missed_elsewhere(tmp_path):
     """In a wheel, in a clone after a build in place, in a clone without, in a wheel without cc."""
     clone = clone_without_library(tmp_path / "clone")
@@ -287,6 +288,7 @@ def test_the_installed_command_does_it_all(installed, tmp_path):
     done("genmodels", "train", f"resume={run}", "trainer.progress=false")
 
 
+@pytest.mark.slow
 def test_diffusers_imports_beside_our_folder(hugging_face):
     """A kernels/__init__.py at the root would break this where Hugging Face's kernels is wanted."""
     done = run(ROOT, [hugging_face], False, "from diffusers import UNet2DModel")

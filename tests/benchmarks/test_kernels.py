@@ -33,6 +33,7 @@ def quick(monkeypatch):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_benchmark_smoke(tmp_path, quick, capsys):
     json_file, table = tmp_path / "out.json", tmp_path / "out.md"
     words = [*WORDS, "--device", "cpu"]

@@ -139,7 +139,7 @@ for name, command, words, *parts in [
     ("export-usage", "export", [], "usage: python -m genmodels.checkpoint MODEL out=DIR"),
     ("export-out", "export", ["{run}"], "out=: say which folder to make"),
     ("export-exists", "export", ["{run}", "out={dir}"], "out={dir}: exists; delete it or choose"),
-    ("data-command", "data", ["convrt", "x"], "command=convrt: choose from info, convert, get"),
+    ("data-command", "data", ["convrt", "x"], "command=convrt: choose from info, convert, encode"),
     ("data-hf", "data", ["info", "hf"], "data.name=hf: ", "pip install datasets"),
 ]:
     case(name, command, words, *parts)

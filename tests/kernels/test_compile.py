@@ -367,9 +367,8 @@ def check_other(target, name, result):
 @pytest.mark.parametrize(
     ("target", "names"),
     [
-        ("gfx942", FEW),
         ("sm_120", TUNED),  # all else it compiles as sm_90 does
-        *(pytest.param(t, FEW, marks=pytest.mark.slow) for t in OTHERS if t != "gfx942"),
+        *(pytest.param(t, FEW, marks=pytest.mark.slow) for t in OTHERS),
     ],
 )
 def test_kernels_compile_for_other_gpus(tmp_path, target, names):

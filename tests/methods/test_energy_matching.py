@@ -236,7 +236,7 @@ def test_below_its_limit_the_contrast_has_no_gradient():
         (("network.name=ebm", "network.activation=leaky"), "network.activation=leaky"),
         (("trainer.compile=true",), "trainer.compile=true"),
         (("trainer.precision=bf16-mixed",), "trainer.precision=bf16-mixed"),
-        (("method.guidance=1",), "method.guidance=1"),
+        (("method.guidance=1", "method.label_dropout=0"), "method.guidance=1"),
     ],
 )
 def test_what_has_no_second_derivative_or_no_meaning_is_refused(words, key):
