@@ -86,7 +86,7 @@ CHANGED = {
     ("gedi_addition.yaml", "sample.num"): 20,
     ("gedi_circles.yaml", "sample.every"): 3500,
     ("gedi_circles.yaml", "sample.num"): 200,
-    ("gedi_mnist_cpu.yaml", "sample.every"): 400,
+    ("gedi_mnist_cpu.yaml", "sample.every"): 500,
     ("gedi_moons.yaml", "sample.every"): 3500,
     ("gedi_moons.yaml", "sample.num"): 200,
     ("noise2score_bsd400.yaml", "sample.every"): 860,
