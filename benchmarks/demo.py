@@ -27,7 +27,7 @@ from genmodels.evaluation.scorer import Scorer
 from genmodels.metrics.features.grey_nets import DIGITS_SHA256
 
 CONFIG = "configs/edm_digits.yaml"
-WORDS = ["trainer.max_steps=1000", "optim.lr=2e-3", "ema.half_life=15000"]
+WORDS = ["trainer.max_steps=1080", "optim.lr=2e-3", "ema.half_life=15000"]
 BLOCK = 360  # the held-out digits; every score compares sets of this size
 BLOCKS = 4  # generated blocks behind each mean
 
