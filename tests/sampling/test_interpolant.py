@@ -172,10 +172,10 @@ def test_what_does_not_give_the_velocity_is_not_learnable():
 # Samplers: from exact fields to the exact mixture. Kolmogorov's 1 % level is 1.63 / sqrt(n).
 
 
-def carried(path, heads, count, steps, sampler, eps=0.0, diffusion="constant"):
+def carried(path, heads, count, steps, sampler, eps=0.0, diffusion="constant", cut=1e-3):
     exact = Exact(path)
     x = draw(start_of(path), count, 1).reshape(-1, 1, 1, 1)
-    times = time_grid(steps, "cosine", 1e-3, 0.999, path)
+    times = time_grid(steps, "cosine", cut, 1 - cut, path)
     form = DIFFUSIONS[diffusion]
 
     def known(x, t):
@@ -226,7 +226,8 @@ def test_the_sde_ends_there_for_any_eps(path, heads, eps, diffusion):
 @pytest.mark.parametrize(("path", "heads"), ODES)
 @pytest.mark.parametrize("sampler", ["heun", "midpoint", "rk4"])
 def test_the_ode_with_many_samples(path, heads, sampler):
-    assert carried(path, heads, 50_000, 200, sampler) < 0.0073
+    # Of Brownian paths a cut of 1e-3 leaves a deviation of 0.03 out at both ends: so many see it.
+    assert carried(path, heads, 50_000, 200, sampler, cut=1e-4) < 0.0073
 
 
 @pytest.mark.slow
