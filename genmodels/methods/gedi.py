@@ -407,8 +407,9 @@ class GEDI(GenerativeModule):
         """
         given = {"start": start, "min_visits": min_visits, "final": final}
         cfg, device = self.method_with(given, SAMPLING), self.device
-        aged = None if self.replay.entries is None else self.replay.aged(cfg.min_visits)
-        start = cfg.start
+        start, aged = cfg.start, None
+        if start != "fresh" and self.replay.entries is not None:
+            aged = self.replay.aged(cfg.min_visits)
         if start == "auto":
             apart = self._rank_and_world()[1] > 1 or (labels is not None and not steps)
             start = "fresh" if apart or aged is None or not len(aged) else "buffer"

@@ -54,13 +54,18 @@ def test_a_step_that_is_not_logged_reads_nothing(name, runs):
     assert not seen["quiet"]["mixed"] and not seen["due"]["mixed"]
 
 
+# Once a call, not once a step: which chains of the buffer are old enough, how many were accepted.
+ONCE = {"gedi buffer": " aged <", "meco": " sample <"}
+
+
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("name", host_reads.SAMPLERS)
 def test_a_sampler_reads_nothing(name, runs):
     method, options = host_reads.SAMPLERS[name]
     seen = host_reads.sample(runs(method)[0], options)
-    assert not seen["reads"] and not seen["mixed"], seen
+    reads = {key: n for key, n in seen["reads_where"].items() if ONCE.get(name, "?") not in key}
+    assert not reads and seen["reads"] <= (name in ONCE) and not seen["mixed"], seen
 
 
 @needs_compiler
