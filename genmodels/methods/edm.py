@@ -21,7 +21,7 @@ from genmodels.methods.base import Batch, Callback, GenerativeModule, Labels
 from genmodels.methods.by_level import REACH, LossByLevel
 from genmodels.networks import NETWORKS
 from genmodels.networks.precond import PRECONDS
-from genmodels.sampling.likelihood import TRACES, log_normal, ode_log_prob
+from genmodels.sampling.likelihood import FlowOptions, log_normal, ode_log_prob
 from genmodels.sampling.metropolis import sample_mh
 from genmodels.sampling.ode import SAMPLERS, Churn, sample_general
 from genmodels.sampling.schedules import SIGMAS, TIME_SCHEDULES, state_dtype
@@ -148,24 +148,16 @@ class GuideOptions(Section):
 
 
 @dataclass
-class EDMLikelihoodOptions(Section):
+class EDMLikelihoodOptions(FlowOptions):
     """What log_prob() takes."""
 
     steps: int = setting(64, "RK4 steps from sigma_min to sigma_max, 4 evaluations each", ge=1)
-    trace: str = setting("hutchinson", "divergence (exact: small images)", choices=TRACES)
-    probes: int = setting(
-        1, "random sign vectors in Hutchinson's estimate, fresh in each step", ge=1
-    )
     sigma_min: float | None = setting(
         None, "where the image is put on the flow; default: the model's"
     )
     sigma_max: float | None = setting(
         None, "where the flow meets N(0, sigma_max^2); default: the model's"
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(self.probes == 1 or self.trace != "exact", "probes", "trace=exact draws none")
 
 
 class EDM(GenerativeModule):

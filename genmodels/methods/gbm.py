@@ -30,7 +30,7 @@ from genmodels.networks import NETWORKS
 from genmodels.networks.precond import LogSpace
 from genmodels.networks.prior import PRIORS, GaussianPrior, fit_to_images
 from genmodels.sampling import divergence, gbm
-from genmodels.sampling.likelihood import TRACES
+from genmodels.sampling.likelihood import FlowOptions
 from genmodels.seeding import Stream
 
 if TYPE_CHECKING:
@@ -127,18 +127,10 @@ class GBMConfig(Section):
 
 
 @dataclass
-class GBMLikelihoodOptions(Section):
+class GBMLikelihoodOptions(FlowOptions):
     """What log_prob() takes."""
 
     steps: int = setting(64, "ode: RK4 steps, 4 evaluations each; bound: S averaged over", ge=1)
-    trace: str = setting("hutchinson", "divergence (exact: small images)", choices=TRACES)
-    probes: int = setting(
-        1, "random sign vectors in Hutchinson's estimate, fresh in each step", ge=1
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(self.probes == 1 or self.trace != "exact", "probes", "trace=exact draws none")
 
 
 class GBM(GenerativeModule):

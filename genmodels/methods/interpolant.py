@@ -50,7 +50,7 @@ from genmodels.sampling.interpolant import (
     sample_path,
     time_grid,
 )
-from genmodels.sampling.likelihood import TRACES, log_normal, ode_log_prob
+from genmodels.sampling.likelihood import FlowOptions, log_normal, ode_log_prob
 from genmodels.sampling.schedules import state_dtype
 from genmodels.seeding import Stream
 
@@ -199,21 +199,6 @@ class SourceOptions(Section):
     )
 
 
-@dataclass
-class InterpolantLikelihoodOptions(Section):
-    """What log_prob() takes."""
-
-    steps: int = setting(64, "RK4 steps from data to noise, 4 evaluations each", ge=1)
-    trace: str = setting("hutchinson", "divergence (exact: small images)", choices=TRACES)
-    probes: int = setting(
-        1, "random sign vectors in Hutchinson's estimate, fresh in each step", ge=1
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(self.probes == 1 or self.trace != "exact", "probes", "trace=exact draws none")
-
-
 class Fields(nn.Module):
     """Some fields of a path in one raw network: `count` times the channels, in and out."""
 
@@ -239,7 +224,7 @@ class Interpolant(GenerativeModule):
     BY_PROCESS = ("pairs of method.coupling=ot",)
     SAMPLE_OPTIONS = settings_of(InterpolantConfig, *SAMPLING) | settings_of(SourceOptions)
     LIKELIHOODS = ("ode",)
-    LIKELIHOOD_OPTIONS = settings_of(InterpolantLikelihoodOptions)
+    LIKELIHOOD_OPTIONS = settings_of(FlowOptions)
 
     def __init__(self, cfg: config.Config) -> None:
         super().__init__(cfg)
@@ -739,7 +724,7 @@ class Interpolant(GenerativeModule):
             self.LIKELIHOODS, "data.source", self.cfg.data.source, "its density is not known; none"
         )
         check(kind in self.LIKELIHOODS, "kind", kind, f"choose from {', '.join(self.LIKELIHOODS)}")
-        cfg, flow = self.cfg.method, InterpolantLikelihoodOptions(**options)
+        cfg, flow = self.cfg.method, FlowOptions(**options)
         self.check_labels(labels)
         seeds = torch.as_tensor(seeds, device=self.device)
         dtype = state_dtype(self.device)

@@ -12,15 +12,32 @@ equation 6; Song et al. 2021, arXiv 2011.13456, section 4.3.
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from genmodels.config import Section, setting
 from genmodels.sampling.divergence import value_and_divergence
 
-__all__ = ["TRACES", "log_normal", "ode_log_prob"]
+__all__ = ["FlowOptions", "log_normal", "ode_log_prob"]
 
 TRACES = ("hutchinson", "exact")
+
+
+@dataclass
+class FlowOptions(Section):
+    """What a log density along an ODE takes."""
+
+    steps: int = setting(64, "RK4 steps from data to noise, 4 evaluations each", ge=1)
+    trace: str = setting("hutchinson", "divergence (exact: small images)", choices=TRACES)
+    probes: int = setting(
+        1, "random sign vectors in Hutchinson's estimate, fresh in each step", ge=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(self.probes == 1 or self.trace != "exact", "probes", "trace=exact draws none")
 
 
 @torch.no_grad()

@@ -19,10 +19,11 @@ from genmodels.methods.ddo import DiscriminativeConfig
 from genmodels.methods.edm import EDMLikelihoodOptions, GuideOptions
 from genmodels.methods.gbm import GBMLikelihoodOptions
 from genmodels.methods.gedi import ChainOptions
-from genmodels.methods.interpolant import InterpolantLikelihoodOptions, SourceOptions
+from genmodels.methods.interpolant import SourceOptions
 from genmodels.methods.meco import ImportanceOptions
 from genmodels.networks import NETWORKS
 from genmodels.noise.poisson_gaussian import PoissonGaussian
+from genmodels.sampling.likelihood import FlowOptions
 from tests.helpers.graphs import counted_graphs
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -102,7 +103,7 @@ OPTIONS = (
     GBMLikelihoodOptions,
     GuideOptions,
     ImportanceOptions,
-    InterpolantLikelihoodOptions,
+    FlowOptions,
     SourceOptions,
     *(method.Config for method in METHODS.values()),
     *(network.Config for network in NETWORKS.values()),
