@@ -174,7 +174,7 @@ def make(name, work, out, results, device):
         train=["train.py", *made.train, *start],
         evaluate=["evaluate.py", name, *(w.format(root="$GENMODELS_DATA") for w in made.scores)],
         cpu_seconds_of_this_call=round(time.process_time() - begun, 1),
-        report=json.loads(scores.read_text()),
+        report=json.loads(scores.read_text()) | {"model": name},  # not a folder of this machine
     )
     checkpoint.export(run, out / name, half=True, license=LICENSE, scores=scores, samples=-1)
 
