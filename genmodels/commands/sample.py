@@ -1,4 +1,4 @@
-"""Generate images with a trained model, or restore noisy ones.
+"""Generate images with a trained model, restore noisy ones, or reconstruct measured ones.
 
     python sample.py MODEL num=64 seed=0 out=DIR             seeds 0..63
     python sample.py MODEL seeds=0-63,100 labels=3 out=DIR   labels: 3 | 3,5 | balanced
@@ -6,6 +6,7 @@
     python sample.py MODEL inpaint=PATH mask=PATH out=DIR    seed k completes image k (in turn)
     torchrun --nproc_per_node 2 sample.py MODEL num=64 out=DIR
     python sample.py MODEL denoise=PATH law=gaussian level=25 out=DIR     level=auto estimates it
+    python sample.py MODEL solve=PATH operator=blur:2 noise=0.05 out=DIR  or inpaint, downsample:4
 
 MODEL is a run folder (or one of runs: its newest), a .ckpt, an exported folder, the name of a
 model that comes along, or OWNER/NAME on the Hugging Face hub. Writes DIR/000000.png ... named by
@@ -20,6 +21,11 @@ of 8 to 32 bits, and stacks of planes in TIFF or Zarr; DIR holds each under its 
 (JPEG and the like as PNG), and before_after.png. MODEL may be noise2score then: noise2score_grey,
 and for pictures in colour noise2score_colour where it is there. GBM (law=lognormal) takes images of
 its own shape, an .npz too, and an .npy (N, H, W, C); DIR/000000.png ... follow their order.
+
+solve= takes pictures that were measured by operator=, as files that denoise= takes, and draws
+samples= of what they were: DIR/0, DIR/1, ..., DIR/mean and DIR/spread hold each under its own name,
+DIR/solve.png shows them, DIR/scores.json what they are worth. clean=true: the pictures are clean
+ones, to be measured first, by noise of seed=.
 """
 
 from collections.abc import Sequence
@@ -48,8 +54,9 @@ from genmodels.config.words import (
 from genmodels.data.source import read_source, with_split
 from genmodels.distributed import barrier, pick_device, rank, share
 from genmodels.evaluation import clusters
-from genmodels.restoration import DenoiseOptions
+from genmodels.restoration import DenoiseOptions, inverse
 from genmodels.run import check_output, holds_arrays
+from genmodels.sampling.posterior import SolverOptions
 
 
 @dataclass
@@ -97,9 +104,19 @@ class AssignOptions(Section):
     ema: bool = setting(True, "the averaged weights; false: the raw ones of a checkpoint")
 
 
-MODES: dict[str, Any] = {"": GenerateOptions, "denoise": DenoiseOptions, "cluster": AssignOptions}
+MODES: dict[str, Any] = {
+    "": GenerateOptions,
+    "denoise": DenoiseOptions,
+    "cluster": AssignOptions,
+    "solve": inverse.SolveOptions,
+}
 ALL_KEYS = list(dict.fromkeys(key for cls in MODES.values() for key in settings_of(cls)))
-TITLES = {"": "keys:", "denoise": "keys of denoise=:", "cluster": "keys of cluster=:"}
+TITLES = {
+    "": "keys:",
+    "denoise": "keys of denoise=:",
+    "cluster": "keys of cluster=:",
+    "solve": "keys of solve=:",
+}
 
 
 def sample(argv: Sequence[str]) -> None:
@@ -108,14 +125,16 @@ def sample(argv: Sequence[str]) -> None:
     check_flags(flags, ("--help",))
     if "--help" in flags or not argv:
         keys = [help_text(cls, TITLES[mode]) for mode, cls in MODES.items()]
+        keys.append(help_text(SolverOptions, "keys of its solvers:"))
         print("\n\n".join([__doc__.strip(), *keys]))
         return
 
     path = one_model(positionals)
     mode, options, extra = read_options(MODES, words)
     check_device("device", options.device)
-    run: Any = {"": generate, "denoise": denoise, "cluster": cluster_images}[mode]
-    run(path, options, extra)
+    work: dict[str, Any] = {"": generate, "denoise": denoise, "cluster": cluster_images}
+    work["solve"] = solve
+    work[mode](path, options, extra)
 
 
 def generate(path: str, options: GenerateOptions, extra: dict[str, str]) -> None:
@@ -154,6 +173,15 @@ def denoise(path: str, options: DenoiseOptions, extra: dict[str, str]) -> None:
         models[channels] = checkpoint.load(each, ema=options.ema, device=device)
         check_folder(Path(options.out), [str(each)], models[channels])
     restoration.denoise(models, options, Path(options.out))
+
+
+def solve(path: str, options: inverse.SolveOptions, extra: dict[str, str]) -> None:
+    """Reconstruct measured pictures."""
+    settings = typed_words(extra, settings_of(SolverOptions), also=ALL_KEYS)
+    model = checkpoint.load(path, ema=options.ema, device=pick_device(options.device))
+    mask = options.operator.partition("mask:")[2]
+    check_folder(Path(options.out), [path, options.solve, mask], model)
+    inverse.solve(model, options, settings, Path(options.out))
 
 
 def cluster_images(model_path: str, options: AssignOptions, extra: dict[str, str]) -> None:
