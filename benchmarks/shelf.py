@@ -97,7 +97,13 @@ SHELF = {
     ),
     "gedi_mnist": Made(
         ("configs/gedi_mnist_cpu.yaml",),
-        ("cluster=mnist:test", "metrics=nmi,acc,fd"),
+        (
+            "cluster=mnist:test",
+            "data=mnist:test",
+            "num=1000",
+            "metrics=nmi,acc,fd",
+            "features=mnist",
+        ),
         "GEDI: clusters and an energy of MNIST",
     ),
     "noise2score_grey": Made(

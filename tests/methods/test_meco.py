@@ -67,7 +67,7 @@ def test_the_weights_of_a_normal_vary_as_they_must(theta, tau):
 
 
 class LogNormal(nn.Module):
-    """f(x) = exp(-(ln x - m)^2 / (2 v)) / x where x > 0, 0 elsewhere; a normal on the other pixel."""
+    """f = exp(-(ln x - m)^2 / (2 v)) / x where x > 0, else 0; a normal on the other pixel."""
 
     def forward(self, x, noise, labels=None, *, dtype=torch.float32):
         x, y = x.flatten(1).to(dtype).unbind(1)
