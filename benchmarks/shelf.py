@@ -104,7 +104,7 @@ SHELF = {
             "metrics=nmi,acc,fd",
             "features=mnist",
         ),
-        "GEDI: clusters and an energy of MNIST",
+        "GEDI: clusters and an energy of MNIST; a chain that never found a digit shows noise",
     ),
     "noise2score_grey": Made(
         ("configs/noise2score_grey.yaml",),
