@@ -50,6 +50,7 @@ class Stream(IntEnum):
     AIS_REFINE = 43  # 44: likewise
     SOURCE = 45
     METROPOLIS = 46
+    MEASURE = 47
 
 
 def permutation(

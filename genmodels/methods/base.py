@@ -14,8 +14,10 @@ from genmodels import config, seeding
 from genmodels.config import check, to_plain
 from genmodels.methods.batches import OwnLoop
 from genmodels.methods.by_level import LossByLevel
+from genmodels.methods.solving import solve
 from genmodels.networks import NETWORKS
 from genmodels.networks.edm2_unet import normalise_weights
+from genmodels.sampling.posterior import Denoiser, Measured
 
 if TYPE_CHECKING:
     from genmodels.data import ImageDataModule
@@ -83,6 +85,7 @@ class GenerativeModule(L.LightningModule):
     # ANY_SIZE             restore() of pictures of any size; it is trained on patches of such, and
     #                      has noisy_state, noise_level, nearest_level, check_level, treatment
     # ESTIMATORS           method.estimator may be set to these for restore()
+    # SOLVERS              solve() by these, the first where none is named: see denoiser, posterior
     NEEDS: tuple[str, ...] = ()
     ENERGY: bool = False
     LABEL_DROPOUT: bool = False
@@ -101,6 +104,7 @@ class GenerativeModule(L.LightningModule):
     DENOISE_LAWS: ClassVar[dict[str, str]] = {}
     ANY_SIZE: bool = False
     ESTIMATORS: tuple[str, ...] = ()
+    SOLVERS: tuple[str, ...] = ()
 
     def __init__(self, cfg: config.Config) -> None:
         super().__init__()
@@ -290,6 +294,84 @@ class GenerativeModule(L.LightningModule):
 
     def sample(self, seeds: Sequence[int], labels: Labels = None, **options: Any) -> Tensor:
         """Return generated images in [-1, 1], float32 (N, C, H, W); see the class."""
+        raise NotImplementedError
+
+    def solve(
+        self,
+        y: Tensor,
+        operator: Any,
+        *,
+        noise: float,
+        seeds: Sequence[int] | None = None,
+        labels: Labels = None,
+        unit: bool = False,
+        callback: Callback | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Return samples of p(x | y), y = A x + noise n, float32 (N, C, H, W), not clipped.
+
+            half = Mask(known)                                    # genmodels.sampling.operators
+            x = model.solve(half(image), half, noise=0, seeds=range(8))
+
+        Picture k depends on seeds[k] and its y alone. Where noise is 0 and pixels are hidden
+        (Mask), the others are those of y bit for bit.
+
+        Args:
+            y: what was measured of pictures on [-1, 1], (1 or N, ...); one is of all seeds.
+            operator: A, see as_operator of genmodels/sampling/operators.py: one of that file, an
+                object with __call__ and adjoint, or deepinv's linear physics.
+            noise: standard deviation of the noise of y, >= 0.
+            seeds: N whole numbers; None: 0, 1, ... for each of y.
+            labels: classes of a conditional model: None (none), one int, or N ints.
+            unit: y was measured of pictures on [0, 1], as deepinv's are; noise counts there, and
+                so does the result.
+            callback: called as callback(i, x) after each step.
+            options: solver, steps, eta, lam, mix, zeta, step: SolverOptions of
+                genmodels/sampling/posterior.py, where the equations stand.
+
+        Raises:
+            ValueError: an option out of range or of another solver, a solver or labels that the
+                model does not have, an operator without adjoint, a y of another shape.
+        """
+        return solve(
+            self,
+            y,
+            operator,
+            noise=noise,
+            seeds=seeds,
+            labels=labels,
+            unit=unit,
+            callback=callback,
+            **options,
+        )
+
+    def denoiser(self, labels: Tensor | None = None) -> Denoiser:
+        """Return the model as a denoiser in its own state, for solve(); it counts self.nfe.
+
+        Args:
+            labels: int64 (N,), -1 = none, of a conditional model.
+        """
+        raise NotImplementedError
+
+    def posterior(
+        self,
+        measured: Measured,
+        keys: Tensor,
+        labels: Tensor | None,
+        *,
+        steps: int,
+        step: float = 1.0,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Return pictures (N, C, H, W) drawn from energy and measurement together, for solve().
+
+        Args:
+            measured: what is known of each.
+            keys: int64 (N,), the pictures' seeds. labels: int64 (N,), -1 = none; or None.
+            steps: Metropolis-adjusted steps on the exact sum of energies, at the end.
+            step: factor on their size.
+            callback: called as callback(i, x) after each.
+        """
         raise NotImplementedError
 
     def prepare(self, data: "ImageDataModule") -> str:

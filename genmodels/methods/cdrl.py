@@ -64,6 +64,7 @@ from genmodels.networks.mlp import MLP, MLPConfig
 from genmodels.sampling.ais import bound_log_z
 from genmodels.sampling.composition import Blend, blend_of
 from genmodels.sampling.langevin import frozen
+from genmodels.sampling.posterior import Measured, langevin
 from genmodels.sampling.recovery import (
     ANGLES,
     RecoverySchedule,
@@ -191,6 +192,7 @@ class CDRL(GenerativeModule):
     LIKELIHOODS = ("ais_lower", "ais_upper")
     LIKELIHOOD_OPTIONS = settings_of(AISOptions)
     OOD_SCORES = True
+    SOLVERS = ("langevin",)
 
     def __init__(self, cfg: config.Config) -> None:
         super().__init__(cfg)
@@ -479,6 +481,82 @@ class CDRL(GenerativeModule):
                 callback=callback,
             )
         return y, rung, f
+
+    @torch.no_grad()
+    def posterior(
+        self,
+        measured: Measured,
+        keys: Tensor,
+        labels: Tensor | None,
+        *,
+        steps: int,
+        step: float = 1.0,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Return pictures drawn from energy and measurement together, clipped.
+
+        The chains come down the noise levels as in sample(), and at each of them
+
+            |y - A x_hat|^2 / (2 (s^2 + tan^2 phi_{t-1})),   x_hat = x_{t-1} / cos phi_{t-1}
+
+        is added to the energy, the noise of the level to that of y; what the initializer starts at
+        is first pulled to y as it would be seen there. In the end the sum is exact, at the lowest
+        level. Where pixels are known exactly that is inpainting. See GenerativeModule.posterior.
+        """
+        cfg, seen = self.cfg.method, measured.fresh(keys)
+        blend = blend_of(0.0, labels, torch.zeros(len(keys), device=keys.device))
+        e = philox_normal(self.shape, keys, stream=int(Stream.KNOWN), device=keys.device)
+
+        def f(y: Tensor, rung: Rung, dtype: torch.dtype = torch.float32) -> Tensor:
+            self.nfe += blend.evaluations
+            return blend.energy(self.f, y, rung, dtype)
+
+        def with_data(y: Tensor, rung: Rung, dtype: torch.dtype = torch.float32) -> Tensor:
+            cast = rung.over(y)
+            tangent = rung.sin_clean / rung.cos_clean
+            share = measured.noise**2 / (measured.noise**2 + tangent**2)
+            data = share * measured.energy(y / (cast.scale * cast.cos_clean))
+            return f(y, rung, dtype) - (rung.s**2 * data).to(dtype)
+
+        def pulled(x_t: Tensor, rung: Rung, noise: Tensor) -> Tensor:
+            self.nfe += 0 if self.initializer is None else blend.evaluations
+            cast = rung.over(x_t)
+            scale, tangent = cast.scale * cast.cos_clean, cast.sin_clean / cast.cos_clean
+            x = self.initial(x_t, rung, None, noise, blend) / scale
+            return scale * measured.pulled(x, seen + measured.operator(tangent * e))
+
+        if measured.held is not None:
+            known = {"known": measured.y, "mask": measured.held.expand_as(e).to(e.device)}
+            y, rung, f = self.draw(keys, blend, cfg, callback=callback, **known)
+        else:
+            with fixed_weights(self.net):
+                y, rung = sample_recovery(
+                    with_data,
+                    pulled,
+                    self.schedule,
+                    keys,
+                    self.shape,
+                    steps=cfg.steps,
+                    freeze=(self.net,),
+                    callback=callback,
+                )
+        scale = rung.over(y).scale * rung.over(y).cos_clean
+        with fixed_weights(self.net):
+            chain = langevin(
+                lambda y: -f(y, rung, torch.float64),
+                measured,
+                y,
+                temperature=rung.s.double() ** 2,
+                to_image=lambda y: y / scale,
+                steps=steps,
+                step=0.5 * step,
+                seed=keys,
+                stream=int(Stream.CHAIN),
+                freeze=(self.net,),
+                accumulate=torch.float64,
+            )
+        self.chains = f"{100 * float(chain.accepted.float().mean()):.0f} % of proposals accepted"
+        return (chain.y / scale).clamp(-1, 1)
 
     # --------------------------------------------------------------------------------------------
     # What the energy says of an image:

@@ -24,6 +24,7 @@ from genmodels.networks.precond import PRECONDS
 from genmodels.sampling.likelihood import FlowOptions, log_normal, ode_log_prob
 from genmodels.sampling.metropolis import sample_mh
 from genmodels.sampling.ode import SAMPLERS, Churn, sample_general
+from genmodels.sampling.posterior import DENOISING, Denoiser
 from genmodels.sampling.schedules import SIGMAS, TIME_SCHEDULES, state_dtype
 from genmodels.seeding import Stream
 
@@ -178,6 +179,7 @@ class EDM(GenerativeModule):
     SAMPLE_OPTIONS = settings_of(EDMConfig, *SAMPLING) | settings_of(GuideOptions)
     LIKELIHOODS = ("ode",)
     LIKELIHOOD_OPTIONS = settings_of(EDMLikelihoodOptions)
+    SOLVERS = DENOISING
 
     def __init__(self, cfg: config.Config) -> None:
         super().__init__(cfg)
@@ -283,6 +285,23 @@ class EDM(GenerativeModule):
         labels = None if labels is None else labels.to(x.device)
         self.check_finite(x, sigma)
         return self.net(x, torch.as_tensor(sigma, device=x.device), labels)
+
+    def denoiser(self, labels: Tensor | None = None) -> Denoiser:
+        """Return D(x; sigma) as solve() takes it; see GenerativeModule.denoiser."""
+        cfg = self.cfg.method
+
+        def call(x: Tensor, sigma: float) -> Tensor:
+            level = torch.full((), sigma, dtype=torch.float32, device=x.device)
+            return self._denoised(x, level, labels, 1.0, None)
+
+        return Denoiser(
+            call,
+            max(cfg.sigma_min, self.net.sigma_min),
+            min(cfg.sigma_max, self.net.sigma_max),
+            cfg.sigma_data,
+            begin=lambda z, sigma: sigma * z,
+            known=self.net.known_sigma_on_host(),
+        )
 
     def score(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """Return the score of the noisy density, (D(x; sigma) - x) / sigma^2 (equation 3)."""

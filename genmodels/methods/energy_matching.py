@@ -20,7 +20,7 @@ for generative modeling", NeurIPS 2025, arXiv 2504.10612, algorithms 1 and 2.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -49,6 +49,7 @@ from genmodels.sampling.ais import bound_log_z
 from genmodels.sampling.composition import Blend, blend_of
 from genmodels.sampling.coupling import couple
 from genmodels.sampling.langevin import frozen, ula_chain
+from genmodels.sampling.posterior import Measured, langevin
 from genmodels.sampling.potential import sample_potential, temperature
 from genmodels.seeding import Stream
 
@@ -124,6 +125,7 @@ class EnergyMatching(GenerativeModule):
     LIKELIHOODS = ("ais_lower", "ais_upper")
     LIKELIHOOD_OPTIONS = settings_of(AISOptions)
     OOD_SCORES = True
+    SOLVERS = ("langevin",)
 
     def __init__(self, cfg: config.Config) -> None:
         super().__init__(cfg)
@@ -292,6 +294,7 @@ class EnergyMatching(GenerativeModule):
         known: Tensor | None = None,
         mask: Tensor | None = None,
         callback: Callback | None = None,
+        pull: Callable[[Tensor, Tensor, float], Tensor] | None = None,
     ) -> Tensor:
         """Return x at cfg.time, not clipped, (N, C, H, W); counts self.nfe."""
         heat = self._heat(len(keys), cfg.eps_max)
@@ -316,8 +319,60 @@ class EnergyMatching(GenerativeModule):
                 solver=cfg.solver,
                 known=known,
                 mask=mask,
+                pull=pull,
                 callback=callback,
             )
+
+    @torch.no_grad()
+    def posterior(
+        self,
+        measured: Measured,
+        keys: Tensor,
+        labels: Tensor | None,
+        *,
+        steps: int,
+        step: float = 1.0,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Return pictures drawn from energy and measurement together, clipped.
+
+        The flow of sample() is pulled at each step to where its straight path would be seen,
+        (1 - t) A x(0) + t y, and then a chain follows V / eps_max + |y - A x|^2 / (2 s^2), its
+        noise eps_max wide: so wide is the cone around an image. See GenerativeModule.posterior.
+        """
+        cfg, eps, seen = self.cfg.method, self.cfg.method.eps_max, measured.fresh(keys)
+        blend = blend_of(0.0, labels, torch.zeros(len(keys), device=keys.device))
+        heat = self._heat(len(keys), eps)
+
+        def pull(x: Tensor, start: Tensor, t: float) -> Tensor:
+            return measured.pulled(x, (1 - t) * measured.operator(start) + t * seen)
+
+        held: dict[str, Any] = {"pull": pull}
+        if measured.held is not None:
+            mask = measured.held.expand(len(keys), *self.shape).to(keys.device)
+            held = {"known": measured.y, "mask": mask}
+        x = self.draw(keys, blend, cfg, callback=callback, **held)
+
+        def energy(x: Tensor) -> Tensor:
+            self.nfe += blend.evaluations
+            return -blend.energy(self._f, x, heat, torch.float64)
+
+        with evaluating(self.net), fixed_weights(self.net):
+            chain = langevin(
+                energy,
+                measured,
+                x,
+                temperature=eps,
+                steps=steps,
+                step=step * eps / 2,
+                seed=keys,
+                counter=1 << 32,  # behind the flow's
+                stream=int(Stream.CHAIN),
+                freeze=(self.net, self),
+                accumulate=torch.float64,
+            )
+        self.chains = f"{100 * float(chain.accepted.float().mean()):.0f} % of proposals accepted"
+        return chain.y.clamp(-1, 1)
 
     def _f(
         self, x: Tensor, heat: Heat, labels: Tensor | None, dtype: torch.dtype = torch.float32

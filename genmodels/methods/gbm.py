@@ -31,6 +31,7 @@ from genmodels.networks.precond import LogSpace
 from genmodels.networks.prior import PRIORS, GaussianPrior, fit_to_images
 from genmodels.sampling import divergence, gbm
 from genmodels.sampling.likelihood import FlowOptions
+from genmodels.sampling.posterior import DENOISING, Denoiser
 from genmodels.seeding import Stream
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ class GBM(GenerativeModule):
     LIKELIHOODS = ("ode", "bound")
     LIKELIHOOD_OPTIONS = settings_of(GBMLikelihoodOptions)
     DENOISE_LAWS = {"lognormal": "standard deviation of the noise of log(pixel + offset)"}
+    SOLVERS = DENOISING
 
     def __init__(self, cfg: config.Config) -> None:
         super().__init__(cfg)
@@ -278,6 +280,29 @@ class GBM(GenerativeModule):
         self.check_finite(x, sigma)
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         return self.from_state(self.net(self.noisy_state(x), sigma, labels))
+
+    def denoiser(self, labels: Tensor | None = None) -> Denoiser:
+        """Return E[w_0 | w_0 + sqrt(S) z], w = log(u + offset), as solve() takes it.
+
+        y less its drift is such a state, so multiplicative noise is Gaussian there; a measurement
+        of the picture 2 (exp(w) - offset) - 1 is not linear in it.
+        """
+        cfg = self.cfg.method
+
+        def call(w: Tensor, sigma: float) -> Tensor:
+            self.nfe += 1
+            level = torch.full((), sigma, dtype=torch.float32, device=w.device)
+            return self.net(w, level, labels)
+
+        return Denoiser(
+            call,
+            cfg.sigma_min,
+            cfg.sigma_max,
+            float(self.net.sigma_data),
+            begin=lambda z, sigma: self.prior.sample(z, sigma**2),
+            image=lambda w: 2 * (w.exp() - cfg.offset) - 1,
+            slope=lambda w: 2 * w.exp(),
+        )
 
     def score(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """Return h = x grad_x log p(x), the multiplicative score; arguments as for denoise."""

@@ -38,6 +38,7 @@ from genmodels.methods import gedi_terms as terms
 from genmodels.methods.base import Batch, Callback, GenerativeModule, Labels
 from genmodels.networks import NETWORKS
 from genmodels.sampling.langevin import frozen, ula_chain
+from genmodels.sampling.posterior import Measured, langevin
 from genmodels.sampling.replay import Replay
 from genmodels.seeding import Stream
 
@@ -158,6 +159,7 @@ class GEDI(GenerativeModule):
     SAMPLE_OPTIONS = settings_of(GEDIConfig, *SAMPLING) | settings_of(ChainOptions)
     CLUSTERS = True
     OOD_SCORES = True
+    SOLVERS = ("langevin",)
 
     def __init__(self, cfg: config.Config) -> None:
         super().__init__(cfg)
@@ -472,6 +474,43 @@ class GEDI(GenerativeModule):
             return callback and callback(steps + i, x)
 
         return self._chain(x, cfg.final, keys, labels, later, noise=False)
+
+    @torch.no_grad()
+    def posterior(
+        self,
+        measured: Measured,
+        keys: Tensor,
+        labels: Tensor | None,
+        *,
+        steps: int,
+        step: float = 1.0,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Return pictures drawn from energy and measurement together, not clipped.
+
+        Chains begin at uniform noise that is pulled to y, and have the step and the temperature
+        noise_scale^2 / (2 step) of training's: the energy counts over that temperature, as in
+        samples, the measurement does not. See GenerativeModule.posterior.
+        """
+        cfg = self.cfg.method
+        heat = cfg.noise_scale**2 / (2 * cfg.step) if cfg.noise_scale else 1.0
+        u = philox_uniform(self.shape, keys, 0, stream=int(Stream.CHAIN_START), device=keys.device)
+        chain = langevin(
+            lambda x: self._energy(x, labels),
+            measured,
+            measured.pulled(2 * u - 1, measured.fresh(keys)),
+            temperature=heat,
+            steps=steps,
+            step=step * cfg.step,
+            seed=keys,
+            stream=int(Stream.CHAIN),
+            freeze=(self,),
+            callback=callback,
+            accumulate=torch.float64,
+        )
+        self.nfe = steps + 1
+        self.chains = f"{100 * float(chain.accepted.float().mean()):.0f} % of proposals accepted"
+        return chain.y
 
     # --------------------------------------------------------------------------------------------
     # Watching the training, and what a checkpoint has to hold

@@ -51,6 +51,7 @@ from genmodels.sampling.interpolant import (
     time_grid,
 )
 from genmodels.sampling.likelihood import FlowOptions, log_normal, ode_log_prob
+from genmodels.sampling.posterior import DENOISING, Denoiser
 from genmodels.sampling.schedules import state_dtype
 from genmodels.seeding import Stream
 
@@ -225,6 +226,7 @@ class Interpolant(GenerativeModule):
     SAMPLE_OPTIONS = settings_of(InterpolantConfig, *SAMPLING) | settings_of(SourceOptions)
     LIKELIHOODS = ("ode",)
     LIKELIHOOD_OPTIONS = settings_of(FlowOptions)
+    SOLVERS = DENOISING
 
     def __init__(self, cfg: config.Config) -> None:
         super().__init__(cfg)
@@ -255,6 +257,8 @@ class Interpolant(GenerativeModule):
         self.images = bool(cfg.data.source) or self.path.name == "mirror"  # where sampling begins
         if self.images:
             self.LIKELIHOODS = ()  # of an instance: the density of the source is not known
+        if not self.path.one_sided:
+            self.SOLVERS = ()  # it denoises nothing
         count = len(method.learns)
         shape = (count * self.shape[0], *self.shape[1:])
         raw = NETWORKS[cfg.network.name](cfg.network, shape, self.classes)
@@ -444,10 +448,33 @@ class Interpolant(GenerativeModule):
         self.check_finite(x, sigma)
         labels = None if labels is None else labels.to(x.device)
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+        return self._denoised(x, sigma, labels)
+
+    def _denoised(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """Return denoise() of noise levels (B,); samplers do not look at each state."""
         t = self.path.time_of(sigma)
         c = self.path.at(over_items(t, x))
         x = c.beta * x
         return self.path.mean(c, x, self.known(x, t, labels))
+
+    def denoiser(self, labels: Tensor | None = None) -> Denoiser:
+        """Return EDM's D(x; sigma) as solve() takes it; see GenerativeModule.denoiser."""
+        cfg = self.cfg.method
+        ends = torch.tensor([cfg.t_max, max(cfg.t_min, 1e-3)], dtype=torch.float64)
+        low, high = self._sigma(ends.clamp(max=0.999)).tolist()
+
+        def call(x: Tensor, sigma: float) -> Tensor:
+            self.nfe += 1
+            level = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
+            return self._denoised(x, level, labels)
+
+        return Denoiser(
+            call,
+            low,
+            min(high, EDMConfig.sigma_max),  # where EDM begins, nothing of the data is left
+            cfg.sigma_data,
+            begin=lambda z, sigma: sigma * z,
+        )
 
     def score(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """Return EDM's score of the noisy density, (D(x; sigma) - x) / sigma^2."""

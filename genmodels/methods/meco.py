@@ -31,6 +31,7 @@ from genmodels.networks import NETWORKS
 from genmodels.networks.coupling_flow import CouplingFlow
 from genmodels.networks.prior import GaussianPrior
 from genmodels.sampling.langevin import mala_chain
+from genmodels.sampling.posterior import Measured, langevin
 from genmodels.seeding import Stream
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class MECO(GenerativeModule):
     LIKELIHOODS = ("importance",)
     LIKELIHOOD_OPTIONS = settings_of(ImportanceOptions)
     OOD_SCORES = True
+    SOLVERS = ("langevin",)
 
     def __init__(self, cfg: config.Config) -> None:
         super().__init__(cfg)
@@ -311,6 +313,39 @@ class MECO(GenerativeModule):
             diagnostics=False,
         )
         self.nfe = cfg.steps + 1
+        self.chains = f"{100 * float(chain.accepted.float().mean()):.0f} % of proposals accepted"
+        return chain.y
+
+    @torch.no_grad()
+    def posterior(
+        self,
+        measured: Measured,
+        keys: Tensor,
+        labels: Tensor | None,
+        *,
+        steps: int,
+        step: float = 1.0,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Return pictures drawn from energy and measurement together, not clipped.
+
+        Chains as in sample(), from draws of q that are pulled to y; their step is method.step, of
+        which a small noise of y wants a part. See GenerativeModule.posterior.
+        """
+        start = measured.pulled(self.draw(keys), measured.fresh(keys))
+        chain = langevin(
+            lambda x: -self.log_f(x, torch.float64),
+            measured,
+            start,
+            steps=steps,
+            step=step * self.cfg.method.step,
+            seed=keys,
+            stream=int(Stream.CHAIN),
+            freeze=(self.net, self.noise),
+            callback=callback,
+            accumulate=torch.float64,
+        )
+        self.nfe = steps + 1
         self.chains = f"{100 * float(chain.accepted.float().mean()):.0f} % of proposals accepted"
         return chain.y
 

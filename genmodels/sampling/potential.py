@@ -45,6 +45,7 @@ def sample_potential(
     solver: str = "heun",
     known: Tensor | None = None,
     mask: Tensor | None = None,
+    pull: Callable[[Tensor, Tensor, float], Tensor] | None = None,
     callback: Callback = None,
 ) -> Tensor:
     """Return x(time), float32 (N, *shape), not clipped.
@@ -60,6 +61,7 @@ def sample_potential(
         tau, eps_max: of the temperature.
         solver: heun or euler.
         known: (N, C, H, W) in [-1, 1]. mask: bool, broadcastable to it, True = known.
+        pull: (x, x(0), t) -> x as it goes on from t, after each step; t at most 1.
         callback: called as callback(i, x) after each step.
     """
 
@@ -78,6 +80,8 @@ def sample_potential(
         if mask is not None:
             t = min(1.0, (i + 1) * dt)
             x = torch.where(mask, (1 - t) * start + t * known, x)
+        if pull is not None:
+            x = pull(x, start, min(1.0, (i + 1) * dt))
         if callback is not None:
             callback(i, x)
     return x
