@@ -23,18 +23,16 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import genmodels
 from benchmarks import record
-from benchmarks.energies import QUIET, train_for
-from genmodels import cli, generation, images
+from benchmarks.energies import QUIET, chosen_on, train_for
+from genmodels import cli, generation
 from genmodels.checkpoint.ema import averaged_models, averages_of
 from genmodels.config import check
 from genmodels.config.words import check_choice, check_flags, parse_seeds, parse_value, split_words
 from genmodels.data import load_split
-from genmodels.data.source import read_source
 from genmodels.evaluation.scorer import Scorer
 from genmodels.run import Run
 
@@ -49,7 +47,6 @@ METHODS = {
     ],
 }
 WIDTHS = "0.03,0.05,0.075,0.1,0.15,0.2"
-HELD_OUT = 180  # of the 1437 training digits, to choose by
 SCORES = ("nn1", "nn1_fake", "nn1_real", "fd")
 BATCH = 360
 
@@ -99,18 +96,6 @@ def measure(argv):
     print(json.dumps(table(rows), indent=1))
     if not choose and any(row["sweep"] for row in rows):
         draw(rows, picture)
-
-
-def chosen_on(work):
-    """Return the words that train on some of the training digits, the others held out."""
-    path = work / "training_digits.npz"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        source = read_source("digits:train")
-        pixels = source.pixels.permute(0, 2, 3, 1).numpy()
-        images.write_npz(path, images=pixels, labels=np.array(source.labels))
-    share = HELD_OUT / len(np.load(path)["images"])
-    return ["data.name=npz", f"data.root={path}", f"data.holdout={share}"]
 
 
 def one_row(words, seconds, widths, num, folder):

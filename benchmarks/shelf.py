@@ -97,8 +97,14 @@ SHELF = {
     ),
     "gedi_mnist": Made(
         ("configs/gedi_mnist_cpu.yaml",),
-        ("cluster=mnist:test", "metrics=nmi,acc,fd"),
-        "GEDI: clusters and an energy of MNIST",
+        (
+            "cluster=mnist:test",
+            "data=mnist:test",
+            "num=1000",
+            "metrics=nmi,acc,fd",
+            "features=mnist",
+        ),
+        "GEDI: clusters and an energy of MNIST; a chain that never found a digit shows noise",
     ),
     "noise2score_grey": Made(
         ("configs/noise2score_grey.yaml",),

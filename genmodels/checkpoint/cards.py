@@ -75,6 +75,8 @@ def scores_of_report(path: Path | str) -> list[Score]:
     Raises:
         ValueError: it is none, or one of several sets.
     """
+    from genmodels.metrics.clustering import CLUSTERING  # imports SciPy
+
     try:
         report = json.loads(Path(path).read_bytes())
         # A path of one's own machine says nothing to others.
@@ -82,8 +84,13 @@ def scores_of_report(path: Path | str) -> list[Score]:
         num = report.get("num")
         num = num if isinstance(num, int) else 0
         several = "sets" in report
+        # Beside scores of images those of clusters have other data, whose number is not there.
+        clustered = re.split(r"[/\\]", str(report.get("options", {}).get("cluster", "")))[-1]
+        clustered = clustered if "reference_num" in report else ""
         found = [
-            Score(str(name), float(of["value"]), source, num, of.get("stderr"))
+            Score(str(name), float(of["value"]), clustered, 0, of.get("stderr"))
+            if clustered and name in CLUSTERING
+            else Score(str(name), float(of["value"]), source, num, of.get("stderr"))
             for name, of in ({} if several else report["metrics"]).items()
             if math.isfinite(of["value"])
         ]

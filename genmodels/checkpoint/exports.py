@@ -32,7 +32,14 @@ from genmodels.checkpoint.cards import (
     scores_of_run,
     vae_to_share,
 )
-from genmodels.checkpoint.models import FORMAT, file_sha256, load, model_path, read_checkpoint
+from genmodels.checkpoint.models import (
+    CHAINS,
+    FORMAT,
+    file_sha256,
+    load,
+    model_path,
+    read_checkpoint,
+)
 from genmodels.config import Config, setting, settings_of, to_plain
 from genmodels.config.words import check_flags, help_text, split_words, typed_words
 from genmodels.run import check_output
@@ -106,6 +113,8 @@ def write_export(
         # Parameters only: frequencies and noise levels in buffers need their digits.
         halved = {name for name, _ in model.named_parameters()}
         state = {k: v.half() if k in halved else v for k, v in state.items()}
+    chains = {f"{CHAINS}{key}": value for key, value in model.kept_chains().items()}
+    state |= chains
     plain = to_plain(model.cfg)
     plain |= {"out_dir": Config.out_dir, "init": ""}  # folders of the machine it was made on
     plain["data"] |= {"root": "", "source_root": ""}
@@ -114,7 +123,7 @@ def write_export(
     with new_folder(out) as folder:
         save_file(state, folder / "model.safetensors", {"format": "pt"})
         description = {
-            "genmodels_format": FORMAT,
+            "genmodels_format": FORMAT if chains else 1,
             "genmodels_version": __version__,
             "weights_sha256": file_sha256(folder / "model.safetensors"),
             "config": plain,

@@ -22,7 +22,8 @@ from genmodels.run import Run
 
 LARGEST_SIZE = 1 << 20  # of a network's widths and numbers of layers
 MOST_TENSORS = 20_000  # of a network
-FORMAT = 1  # of exported folders; a larger number is refused
+FORMAT = 2  # of exported folders, 2 if there are chains; a larger number is refused
+CHAINS = "chains."  # before the names of what lies beside the weights in an export
 
 
 class Unfit(ValueError):
@@ -99,9 +100,11 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
         ValueError: not a model of this package, broken, or from a newer version; the hub cannot be
             reached or has no such model.
     """
-    path, checkpoint = model_path(path), None
+    path, checkpoint, chains = model_path(path), None, {}
     if (path / "config.json").is_file():
         plain, state = _read_export(path)
+        names = [name for name in state if name.startswith(CHAINS)]
+        chains = {name.removeprefix(CHAINS): state.pop(name) for name in names}
     elif path.suffix == ".ckpt" or Run(path).checkpoints.is_dir():
         path, checkpoint = newest_checkpoint(path) if path.is_dir() else (path, _read_file(path))
         plain = checkpoint["hyper_parameters"]["config"]
@@ -122,9 +125,9 @@ def load(path: Path | str, *, ema: bool = True, device: torch.device | str = "cp
         raise ValueError(f"model={path}: its config does not fit this version: {error}") from None
     model.load_state_dict(state)
     model = model.to(device)
-    if checkpoint is not None:
-        try:
-            model.on_load_checkpoint(checkpoint)  # what a method keeps beside its weights
+    if checkpoint is not None or chains:
+        try:  # what a method keeps beside its weights
+            model.on_load_checkpoint(checkpoint) if checkpoint else model.take_chains(chains)
         except Exception as error:  # what is there may be of any form
             raise ValueError(
                 f"model={path}: what its method keeps beside the weights cannot be read "

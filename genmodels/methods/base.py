@@ -397,6 +397,18 @@ class GenerativeModule(L.LightningModule):
         """Return what the model card says of the training beyond the data set, or nothing."""
         return ""
 
+    def kept_chains(self) -> dict[str, Tensor]:
+        """Return tensors that an export holds beside the weights, by name; {}: none."""
+        return {}
+
+    def take_chains(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what kept_chains() gave.
+
+        Raises:
+            ValueError: they are not this model's.
+        """
+        raise ValueError("its method keeps no chains")
+
     def log_prob(
         self, x: Tensor, labels: Tensor | None = None, *, kind: str, seeds: Tensor, **options: Any
     ) -> Tensor:

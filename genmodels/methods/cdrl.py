@@ -19,9 +19,17 @@ With initializer_pairs > 0 the initializer first learns E[y | x_t] from pairs wi
 
 where the shared noise would give away x_{t-1}; then it follows the chains.
 
+With matching > 0 there are no chains for a first share of the training: the initializer learns from
+pairs, and the energy the score of each level's marginal, by denoising score matching,
+
+    L_f = E | n_t grad log p(y+) + e |^2 / D,   y+ = n_t e + what is left of the image   (not there)
+
+whose second derivatives cost a few steps of a chain.
+
 References: Zhu, Xie, Wu and Gao, "Learning energy-based models by cooperative diffusion recovery
 likelihood", ICLR 2024, arXiv 2309.05153; Gao, Song, Poole, Wu and Kingma, "Learning energy-based
-models by diffusion recovery likelihood", ICLR 2021, arXiv 2012.08125 (initializer=none).
+models by diffusion recovery likelihood", ICLR 2021, arXiv 2012.08125 (initializer=none); Vincent,
+"A connection between score matching and denoising autoencoders", Neural Computation 2011.
 """
 
 import dataclasses
@@ -41,11 +49,13 @@ from genmodels.methods.base import Batch, Callback, GenerativeModule, Labels
 from genmodels.methods.composed import (
     AISOptions,
     ComposeOptions,
+    check_smooth,
     given_pixels,
     guided_settings,
     image_blend,
     log_normalisers,
     training_labels,
+    twice_differentiable,
 )
 from genmodels.networks import NETWORKS
 from genmodels.networks.ebm import fixed_weights, power_iteration
@@ -123,6 +133,12 @@ class CDRLConfig(Section):
         ge=0,
         le=1,
     )
+    matching: float = setting(
+        0.0,
+        "share of the training, its first, in which the energy learns the score, without chains",
+        ge=0,
+        lt=1,
+    )
     shared_noise: bool = setting(True, "one noise for both sides of a pair")
     label_dropout: float = setting(
         0.1, "share of labels hidden in training (for guidance)", ge=0, le=1
@@ -187,6 +203,8 @@ class CDRL(GenerativeModule):
             "guidance",
             "needs a conditional model (data.labels=true, method.label_dropout=0.1)",
         )
+        if method.matching:
+            check_smooth(cfg, "method.matching > 0 differentiates the energy twice")
         self.net = NETWORKS[cfg.network.name](cfg.network, self.shape, self.classes)
         self.initializer = build_initializer(method, self.shape, self.classes)
         self.schedule = RecoverySchedule(
@@ -201,7 +219,7 @@ class CDRL(GenerativeModule):
             method.level_code,
         )
         self.log_z: dict[tuple, float] = {}  # bounds that log_prob() has made
-        self.rungs: RungMeans | None = None  # of the latest loss()
+        self.rungs: RungMeans | None = None  # of the latest loss(), unless it was one of matching
         self.fault: RungMeans | None = (
             None  # on a device: of the loss() that diverged, or the latest
         )
@@ -217,6 +235,8 @@ class CDRL(GenerativeModule):
         pair = seeding.uniform(seed, n, Stream.SIGMA) * self.cfg.method.levels
         t = 1 + pair.long().clamp(max=self.cfg.method.levels - 1)
         rung = self.schedule.at(t)
+        if self.matching:
+            return self.match(x, n, rung, labels)
         x_t, data = self.pair(x, n, rung)
         noise = philox_normal(self.shape, seed, n, stream=int(Stream.INITIALIZER), device=x.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.pairing):
@@ -236,19 +256,48 @@ class CDRL(GenerativeModule):
         f = self.f(torch.cat([data, chain.y]), twice, None if labels is None else labels.repeat(2))
         f_data, f_chain = f.chunk(2)
         loss_f = -(rung.w * (f_data - f_chain)).mean()
-        guess, aim = start, chain.y
         if self.pairing:
-            seen, aim = self.pair(x, n, rung, shared=False)
-            guess = self.initial(seen, rung, labels, torch.zeros_like(noise))
-        loss_g = (aim - guess).square().sum(dim=(1, 2, 3)).mean()
+            loss_g = self.pair_loss(x, n, rung, labels)
+        else:
+            loss_g = (chain.y - start).square().sum(dim=(1, 2, 3)).mean()
         self.rungs = RungMeans(self.cfg.method.levels, t, f_data, f_chain, chain, data)
         logs = {"loss": loss_f.detach(), "loss_initializer": loss_g.detach()}
         return loss_f + loss_g, logs
+
+    def match(
+        self, x: Tensor, n: Tensor, rung: Rung, labels: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return loss()'s result for a step of matching; see the module."""
+        y, over = self.pair(x, n, rung)[1], rung.over(x)
+        spread = over.scale * over.sin_clean  # n_t
+        e = (y - over.scale * over.cos_clean * x) / spread
+        with torch.enable_grad(), twice_differentiable():
+            y.requires_grad_(True)
+            f = self.f(y, rung, labels)
+            (slope,) = torch.autograd.grad(f.sum(), y, create_graph=True)
+        loss_f = (spread / over.s**2 * slope + e).square().mean()
+        logs = {"loss": loss_f.detach()}
+        self.rungs = None
+        if self.initializer is None:
+            return loss_f, logs
+        loss_g = self.pair_loss(x, n, rung, labels)
+        return loss_f + loss_g, logs | {"loss_initializer": loss_g.detach()}
+
+    def pair_loss(self, x: Tensor, n: Tensor, rung: Rung, labels: Tensor | None) -> Tensor:
+        """Return L_g of pairs with fresh noise, a number."""
+        seen, aim = self.pair(x, n, rung, shared=False)
+        guess = self.initial(seen, rung, labels, torch.zeros_like(x))
+        return (aim - guess).square().sum(dim=(1, 2, 3)).mean()
 
     @property
     def pairing(self) -> bool:
         """Whether the initializer learns from pairs at this step."""
         return self.global_step < self.cfg.method.initializer_pairs * self.cfg.trainer.max_steps
+
+    @property
+    def matching(self) -> bool:
+        """Whether the energy learns by score matching at this step."""
+        return self.global_step < self.cfg.method.matching * self.cfg.trainer.max_steps
 
     def f(
         self,
@@ -296,7 +345,7 @@ class CDRL(GenerativeModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss; log the diagnostics of each level beside it."""
         loss = super().training_step(batch, batch_idx)
-        if self.due:
+        if self.due and self.rungs is not None:
             self.log_due("levels/", self.rungs.logs())
         return loss
 
@@ -325,6 +374,9 @@ class CDRL(GenerativeModule):
             FloatingPointError: method.divergence exceeded, or too many non-finite steps.
         """
         limit = self.cfg.method.divergence
+        if self.rungs is None:
+            super().configure_gradient_clipping(optimizer, *args, **kwargs)
+            return
         if self.device.type != "cpu":
             self.fault = self.rungs.unless(self.stopped, self.fault)
             if self.stop_on_device(self.rungs.diverged(limit)):

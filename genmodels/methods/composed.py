@@ -1,4 +1,7 @@
-"""What energies share: guidance, AND, OR, NOT of labels, completion of images, bounds on log Z."""
+"""What energies share: guidance, AND, OR, NOT of labels, completion of images, bounds on log Z.
+
+And what asks for a second derivative of them.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -7,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genmodels import seeding
-from genmodels.config import Section, check, setting
+from genmodels.config import Config, Section, check, setting
 from genmodels.methods.base import GenerativeModule, Labels
 from genmodels.sampling.composition import Blend, blend_of, parse_compose
 from genmodels.seeding import Stream
@@ -17,11 +21,13 @@ from genmodels.seeding import Stream
 __all__ = [
     "AISOptions",
     "ComposeOptions",
+    "check_smooth",
     "given_pixels",
     "guided_settings",
     "image_blend",
     "log_normalisers",
     "training_labels",
+    "twice_differentiable",
 ]
 
 
@@ -171,3 +177,17 @@ def log_normalisers(
             model.log_z[key] = bound(label, settings)
         bounds[label] = model.log_z[key]
     return torch.tensor([bounds[int(c)] for c in classes], dtype=torch.float64, device=x.device)
+
+
+def check_smooth(cfg: Config, why: str) -> None:
+    """Raise ValueError if settings leave the energy without a second derivative, and say `why`."""
+    check(not cfg.trainer.compile, "trainer.compile", "true", f"{why}; use false")
+    precision = cfg.trainer.precision
+    check(precision == "32-true", "trainer.precision", precision, f"{why}; use 32-true")
+    activation = getattr(cfg.network, "activation", "silu")
+    check(activation == "silu", "network.activation", activation, f"{why}; use silu")
+
+
+def twice_differentiable() -> Any:
+    """Return a context in which attention has a second derivative: fused kernels have none."""
+    return sdpa_kernel(SDPBackend.MATH)

@@ -27,20 +27,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genmodels import config, seeding
-from genmodels.config import Section, check, setting, settings_of
+from genmodels.config import Section, setting, settings_of
 from genmodels.kernels.philox import philox_normal
 from genmodels.methods.base import Batch, Callback, GenerativeModule, Labels
 from genmodels.methods.composed import (
     AISOptions,
     ComposeOptions,
+    check_smooth,
     given_pixels,
     guided_settings,
     image_blend,
     log_normalisers,
     training_labels,
+    twice_differentiable,
 )
 from genmodels.networks import NETWORKS
 from genmodels.networks.ebm import fixed_weights
@@ -128,12 +129,8 @@ class EnergyMatching(GenerativeModule):
 
     def __init__(self, cfg: config.Config) -> None:
         super().__init__(cfg)
-        method, why = cfg.method, "its loss differentiates the energy twice"
-        check(not cfg.trainer.compile, "trainer.compile", "true", f"{why}; use false")
-        precision = cfg.trainer.precision
-        check(precision == "32-true", "trainer.precision", precision, f"{why}; use 32-true")
-        activation = getattr(cfg.network, "activation", "silu")
-        check(activation == "silu", "network.activation", activation, f"{why}; use silu")
+        method = cfg.method
+        check_smooth(cfg, "its loss differentiates the energy twice")
         method.check(
             method.guidance == 0 or (self.classes and self.unlabelled),
             "guidance",
@@ -494,8 +491,3 @@ def evaluating(net: torch.nn.Module) -> Iterator[None]:
             yield
     finally:
         net.train(training)
-
-
-def twice_differentiable() -> Any:
-    """Return a context in which attention has a second derivative: fused kernels have none."""
-    return sdpa_kernel(SDPBackend.MATH)

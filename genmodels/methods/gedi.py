@@ -21,7 +21,8 @@ and you should treat it like one", arXiv 1912.03263 (JEM); Manhaeve et al., arXi
 
 import itertools
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,7 @@ from genmodels.seeding import Stream
 ENERGIES = ("logits", "scalar")
 SAMPLING = ("start", "min_visits", "final")  # settings that sample() and sample.py may override
 STARTS = ("fresh", "buffer", "auto")
+KEPT = 2000  # chains that an export holds
 
 
 @dataclass
@@ -209,6 +211,7 @@ class GEDI(GenerativeModule):
         self.marginal = terms.Marginal(method.marginal_ema)
         self.mean_gap: float | Tensor = 0.0  # a tensor on a device
         self.warned = ""
+        self.repeats = False  # whether sample() has said that it repeats chains
 
     def outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (z / tau (B, C), f (B,)) of x (B, C, H, W), float32; f = -E, higher = likelier."""
@@ -327,8 +330,10 @@ class GEDI(GenerativeModule):
     def _fakes(self, n: Tensor) -> Tensor:
         """Return samples of p(x), (B, C, H, W): chains of the buffer, moved on while training."""
         cfg = self.cfg.method
-        if self.replay.entries is None:
-            self.replay.fill(*self._rank_and_world(), self.device)
+        rank, world = self._rank_and_world()
+        # An export brings a part of the chains, to sample from; a training wants all.
+        if self.replay.entries is None or len(self.replay.entries) != self.replay.size // world:
+            self.replay.fill(rank, world, self.device)
         self.replay.to(self.device)  # a checkpoint is read before the model moves to its device
         if not self.training:
             return self.replay.entries[: len(n)]
@@ -425,7 +430,7 @@ class GEDI(GenerativeModule):
                 self.replay.entries is not None,
                 "start",
                 start,
-                "only a run or its .ckpt holds a buffer; use start=fresh",
+                "this model has no chains of a training; use start=fresh",
             )
             check(
                 steps or labels is None or (labels < 0).all(),
@@ -441,6 +446,13 @@ class GEDI(GenerativeModule):
             )
             self.replay.to(device)
             aged = aged.to(device)
+            if not steps and len(keys) and int(keys.max()) >= len(aged) and not self.repeats:
+                self.repeats = True
+                warnings.warn(
+                    f"start=buffer: has {len(aged)} chains; seeds from {len(aged)} on give the "
+                    "same images again; steps=100 moves them apart",
+                    stacklevel=2,
+                )
             x = self.replay.entries[aged[keys % len(aged)]]
         else:
             u = philox_uniform(self.shape, keys, 0, stream=int(Stream.CHAIN_START), device=device)
@@ -547,6 +559,27 @@ class GEDI(GenerativeModule):
             self.mean_gap, dtype=torch.float64, device="cpu"
         )  # the first process's
         checkpoint["replay"] = state | {"log_ema": self.marginal.log_ema, "mean_gap": gap}
+
+    def kept_chains(self) -> dict[str, Tensor]:
+        """Return {"entries": float16, "visits": int64} of the first KEPT chains of min_visits."""
+        if self.replay.entries is None or self._rank_and_world()[1] > 1:
+            return {}
+        aged = self.replay.aged(self.cfg.method.min_visits)[:KEPT]
+        if not len(aged):
+            return {}
+        visits = self.replay.visits[aged].cpu()
+        return {"entries": self.replay.entries[aged].half().cpu(), "visits": visits}
+
+    def take_chains(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the chains of an export, to sample from; a training begins its own.
+
+        Raises:
+            ValueError: they are of other images, or no numbers.
+        """
+        entries, visits = state["entries"].float(), state["visits"].long()
+        if entries.shape != (len(visits), *self.shape) or not entries.isfinite().all():
+            raise ValueError(f"chains of {tuple(entries.shape[1:])}, or no numbers")
+        self.replay.entries, self.replay.visits = entries, visits
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over this process's share of the buffer, and the averages."""

@@ -14,7 +14,7 @@ def test_importing_the_package_loads_neither_torch_nor_lightning():
         "from genmodels import checkpoint\n"
         "assert not {'torch', 'lightning', 'genmodels.methods'} & set(sys.modules)\n"
         "import genmodels.checkpoint.exports\n"
-        "assert callable(checkpoint.export) and checkpoint.FORMAT == 1\n"
+        "assert callable(checkpoint.export) and checkpoint.FORMAT == 2\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

@@ -155,8 +155,8 @@ export_case("list", lambda m: (m / "config.json").write_text("[]"), "config.json
 export_case("format", described(lambda d: d.pop("genmodels_format")), "config.json is not one of")
 export_case(
     "newer",
-    described(lambda d: d.update(genmodels_format=2)),
-    "export format 2, this version",
+    described(lambda d: d.update(genmodels_format=3)),
+    "export format 3, this version",
     "upgrade genmodels",
 )
 export_case(

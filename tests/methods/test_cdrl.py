@@ -239,6 +239,39 @@ def test_initializer_learns_from_fresh_pairs_first():
         genmodels.build(DIGITS, "method.initializer=none", "method.initializer_pairs=0.1")
 
 
+@pytest.mark.parametrize("units", ["step", "noise"])
+def test_the_energy_learns_the_score_first(units):
+    """E (n_t (A + 2 B y) + e)^2 of pixels N(0.3, 0.5^2), A and B the slopes of log p = f / s_t^2;
+    d/da by hand."""
+    words = ("data.labels=false", "trainer.max_steps=9", "method.matching=0.3")
+    model = genmodels.build(DIGITS, *SMALL, *words, f"method.units={units}")
+    model.net = Quadratic((1, 8, 8))
+    with torch.no_grad():
+        model.net.a.fill_(0.01)
+        model.net.b.fill_(-0.002)
+    images = 0.3 + 0.5 * torch.randn(8000, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    batch = {"image": images, "label": torch.full((8000,), -1), "n": torch.arange(8000)}
+    value, logs = model.loss(batch)
+    value.backward()
+    rungs = Rung(*(row[1:] for row in model.schedule.exact))
+    n = rungs.scale * rungs.sin_clean
+    mean = 0.3 * rungs.scale * rungs.cos_clean
+    variance = (0.5 * rungs.scale * rungs.cos_clean) ** 2 + n**2
+    a, b = (value * rungs.gain / rungs.s**2 for value in (0.01, -0.002))
+    slope = a + 2 * b * mean
+    of_rungs = n**2 * (slope**2 + 4 * b**2 * variance) + 1 + 4 * n**2 * b
+    assert float(logs["loss"]) == pytest.approx(float(of_rungs.mean()), rel=0.05)
+    by_hand = (2 * n**2 * slope * rungs.gain / rungs.s**2).mean()
+    assert float(model.net.a.grad.sum()) == pytest.approx(float(by_hand), rel=0.05)
+    assert model.initializer.head.weight.grad.abs().max() > 0
+    assert logs["loss_initializer"] > 1 and model.rungs is None
+    model._trainer = SimpleNamespace(global_step=3)
+    model.loss({key: value[:4] for key, value in batch.items()})
+    assert model.rungs is not None
+    with pytest.raises(ValueError, match="^network.activation=leaky: method.matching > 0 differ"):
+        genmodels.build(DIGITS, "method.matching=0.3", "network.activation=leaky")
+
+
 def test_initializer_learns_the_chains_displacement():
     """d L_g / d g = -2 (y_K - y_0): zero where the chain does not move, whatever the noise n."""
     model = genmodels.build(DIGITS, *SMALL, "data.labels=false", "method.step_size=1e-12")

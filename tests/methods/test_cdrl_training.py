@@ -71,6 +71,15 @@ def test_each_level_is_logged(run):
         np.testing.assert_allclose(gaps, parts, rtol=1e-4, atol=1e-5)
 
 
+def test_chains_begin_after_matching(tmp_path):
+    code, folder = run_training(tmp_path, "trainer.max_steps=4", "method.matching=0.5")
+    assert code == 0
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["levels/gap_1"]) for row in rows] == [False, False, True, True]
+    assert [float(row["train/loss"]) > 0.5 for row in rows] == [True, True, False, False]
+
+
 def test_level_means_by_hand():
     chain = Chain(
         torch.tensor([[1.0], [2.0], [5.0]]),

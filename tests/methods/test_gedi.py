@@ -466,7 +466,7 @@ def test_start_auto_takes_the_buffer_where_it_can(buffered):
 
     assert kind(buffered) == kind(buffered, min_visits=10) == kind(buffered, labels=None) == "the"
     assert kind(buffered, min_visits=11) == kind(buffered, labels=1) == "fresh"
-    assert kind(build().eval()) == "fresh"  # as an export, it has no buffer
+    assert kind(build().eval()) == "fresh"  # it has no buffer
     buffered._rank_and_world = lambda: (1, 2)
     assert kind(buffered) == "fresh"
 
@@ -494,7 +494,7 @@ def test_the_last_steps_are_without_noise():
         ({"steps": -1}, "steps=-1"),
         ({"labels": 2}, r"labels=\[2\]: must be in 0..1"),
         ({"labels": [0, 1]}, "give 1 or 3"),
-        ({"start": "buffer"}, "only a run or its .ckpt holds a buffer"),
+        ({"start": "buffer"}, "this model has no chains of a training"),
     ],
 )
 def test_sample_errors(options, words):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import evaluate
 import genmodels
@@ -13,6 +14,8 @@ import sample
 import train
 from genmodels import checkpoint
 from genmodels.checkpoint import read_checkpoint
+from genmodels.checkpoint.cards import scores_of_report
+from genmodels.methods import gedi
 from genmodels.methods.gedi import GEDI
 from tests.helpers.gedi_models import SMALL, batch_of, build, points, run_of, state_of
 from tests.helpers.paths import ROOT
@@ -194,14 +197,52 @@ def test_sampling_says_where_the_chains_came_from(digits_run, tmp_path, capsys):
     assert torch.equal(model.sample([65], start="buffer")[0], entries[1])
 
 
-def test_exports_cluster_but_hold_no_buffer(digits_run, tmp_path, capsys):
-    out = checkpoint.export(digits_run, tmp_path / "model")
+def test_exports_cluster_and_go_on_from_the_chains(digits_run, tmp_path, capsys):
+    out = checkpoint.export(digits_run, tmp_path / "model", half=True)
+    model, run = genmodels.load(out), genmodels.load(digits_run)
     x = torch.rand(3, 1, 8, 8)
-    torch.testing.assert_close(
-        genmodels.load(out).cluster(x), genmodels.load(digits_run).cluster(x)
-    )
-    assert sample.main([str(out), "num=1", "start=buffer", f"out={tmp_path / 'a'}"]) == 2
-    assert "only a run or its .ckpt holds a buffer" in capsys.readouterr().err
+    torch.testing.assert_close(model.cluster(x), run.cluster(x), atol=2e-3, rtol=0)
+    ours, theirs = (m.sample(range(64), start="buffer") for m in (model, run))
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
+    with pytest.warns(UserWarning, match="seeds from 64 on give the same images again"):
+        assert torch.equal(model.sample([67], start="buffer")[0], ours[3])
+    assert sample.main([str(out), "num=1", "start=buffer", f"out={tmp_path / 'a'}"]) == 0
+    again = genmodels.load(checkpoint.export(out, tmp_path / "again", half=True))
+    assert torch.equal(again.sample([3], start="buffer")[0], ours[3])
+
+
+def test_an_export_without_old_chains_has_none(digits_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gedi, "KEPT", 5)
+    model = genmodels.load(digits_run)
+    assert len(model.kept_chains()["entries"]) == 5
+    model.replay.visits = torch.arange(64)
+    model.cfg.method.min_visits = 62
+    chains = model.kept_chains()
+    assert torch.equal(chains["entries"], model.replay.entries[62:].half())
+    assert chains["visits"].tolist() == [62, 63]
+    model.cfg.method.min_visits = 99
+    model.save_pretrained(tmp_path / "model")
+    written = json.loads((tmp_path / "model/config.json").read_text())
+    assert written["genmodels_format"] == 1
+    words = [str(tmp_path / "model"), "num=1", "start=buffer", f"out={tmp_path / 'a'}"]
+    assert sample.main(words) == 2
+    assert "this model has no chains of a training" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [torch.zeros(64, 1, 8, 9), torch.full((64, 1, 8, 8), math.nan), torch.zeros(3, 1, 8, 8)],
+    ids=["shape", "nan", "count"],
+)
+def test_odd_chains_in_an_export_are_refused(entries, digits_run, tmp_path):
+    out = checkpoint.export(digits_run, tmp_path / "model")
+    state = load_file(out / "model.safetensors")
+    save_file(state | {"chains.entries": entries}, out / "model.safetensors", {"format": "pt"})
+    described = json.loads((out / "config.json").read_text())
+    described.pop("weights_sha256")  # as of an older export
+    (out / "config.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match="keeps beside the weights cannot be read .*chains of"):
+        genmodels.load(out)
 
 
 def test_a_folder_goes_before_the_data_set_of_its_name(digits_run, tmp_path, capsys, monkeypatch):
@@ -264,6 +305,8 @@ def test_evaluate_scores_clusters_and_images_together(digits_run, tmp_path, caps
     assert evaluate.main([str(digits_run), *words]) == 0
     scores = json.loads(out.read_text())["metrics"]
     assert list(scores) == ["nmi", "acc", "fd"]
+    told = [(score.metric, score.data, score.num) for score in scores_of_report(out)]
+    assert told == [("nmi", "digits:test", 0), ("acc", "digits:test", 0), ("fd", "digits", 20)]
     model = genmodels.load(digits_run)
     pixels, labels = load_split(model.cfg.data, "test")
     found = model.cluster(pixels.float() / 127.5 - 1).argmax(1)

@@ -66,6 +66,32 @@ def test_the_weights_of_a_normal_vary_as_they_must(theta, tau):
     assert found.stderr == pytest.approx(math.sqrt((expected - 1) / 100_000), rel=0.1)
 
 
+class LogNormal(nn.Module):
+    """f = exp(-(ln x - m)^2 / (2 v)) / x where x > 0, else 0; a normal on the other pixel."""
+
+    def forward(self, x, noise, labels=None, *, dtype=torch.float32):
+        x, y = x.flatten(1).to(dtype).unbind(1)
+        log_x = x.clamp_min(1e-300).log()
+        bell = -((log_x - 0.3) ** 2) / (2 * 0.25) - log_x
+        return bell.where(x > 0, -math.inf) - y**2 / 2
+
+
+def test_log_z_of_a_log_normal():
+    """Z = sqrt(2 pi v) sqrt(2 pi), with half of the draws where f is 0."""
+    model = bell(0.0, 2.0)
+    model.net = LogNormal()
+    found = model.normaliser(100_000)
+    assert found.stderr < 0.01
+    exact = math.log(2 * math.pi * 0.5)
+    assert found.log_z == pytest.approx(exact, abs=4 * found.stderr)
+    x = torch.tensor([[1.7, 0.2]]).reshape(1, 2, 1, 1)
+    expected = torch.distributions.LogNormal(0.3, 0.5).log_prob(
+        x[0, 0, 0, 0]
+    ) + torch.distributions.Normal(0, 1).log_prob(x[0, 1, 0, 0])
+    log_p = model.log_prob(x, seeds=[0], draws=100_000)
+    assert float(log_p) == pytest.approx(float(expected), abs=4 * found.stderr)
+
+
 def test_the_share_that_counts():
     assert float(effective_share(torch.zeros(7))) == pytest.approx(1)
     log_w = torch.tensor([0.0, -1e9, -1e9, -1e9])
