@@ -39,6 +39,7 @@ import torch
 
 from genmodels import checkpoint, cli, generation, images, restoration
 from genmodels.atomic import make_folder
+from genmodels.commands.solve import SolveOptions, solve_files
 from genmodels.config import Section, setting, settings_of
 from genmodels.config.words import (
     DEVICES,
@@ -54,7 +55,7 @@ from genmodels.config.words import (
 from genmodels.data.source import read_source, with_split
 from genmodels.distributed import barrier, pick_device, rank, share
 from genmodels.evaluation import clusters
-from genmodels.restoration import DenoiseOptions, inverse
+from genmodels.restoration import DenoiseOptions
 from genmodels.run import check_output, holds_arrays
 from genmodels.sampling.posterior import SolverOptions
 
@@ -108,7 +109,7 @@ MODES: dict[str, Any] = {
     "": GenerateOptions,
     "denoise": DenoiseOptions,
     "cluster": AssignOptions,
-    "solve": inverse.SolveOptions,
+    "solve": SolveOptions,
 }
 ALL_KEYS = list(dict.fromkeys(key for cls in MODES.values() for key in settings_of(cls)))
 TITLES = {
@@ -175,13 +176,13 @@ def denoise(path: str, options: DenoiseOptions, extra: dict[str, str]) -> None:
     restoration.denoise(models, options, Path(options.out))
 
 
-def solve(path: str, options: inverse.SolveOptions, extra: dict[str, str]) -> None:
+def solve(path: str, options: SolveOptions, extra: dict[str, str]) -> None:
     """Reconstruct measured pictures."""
     settings = typed_words(extra, settings_of(SolverOptions), also=ALL_KEYS)
     model = checkpoint.load(path, ema=options.ema, device=pick_device(options.device))
     mask = options.operator.partition("mask:")[2]
     check_folder(Path(options.out), [path, options.solve, mask], model)
-    inverse.solve(model, options, settings, Path(options.out))
+    solve_files(model, options, settings, Path(options.out))
 
 
 def cluster_images(model_path: str, options: AssignOptions, extra: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ from genmodels.methods import METHODS
 from genmodels.methods.interpolant import Interpolant
 from genmodels.methods.solving import UnitDenoiser
 from genmodels.networks.precond import Precond
-from genmodels.sampling.operators import Mask, named_operator
+from genmodels.sampling.operators import Blur, Mask, named_operator
 from tests.helpers.gaussian import Gaussian
 from tests.helpers.paths import ROOT
 
@@ -270,3 +270,55 @@ def test_a_model_as_deepinvs_denoiser_is_its_own_on_another_scale(build):
         UnitDenoiser(build("cdrl"))
     with pytest.raises(ValueError, match="^model=GBM: is no denoiser of Gaussian noise"):
         UnitDenoiser(build("gbm"))
+
+
+@pytest.fixture(scope="module")
+def deepinv():
+    return pytest.importorskip("deepinv", reason="pip install deepinv, in an environment apart")
+
+
+def test_deepinvs_physics_measure_as_ours(build, deepinv):
+    """Its inpainting, blur and downsampling: the operator that ours is, or that it is itself."""
+    model, shape = build("edm"), (1, 8, 8)
+    x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    known = HALF.known.float()
+    inpainting = deepinv.physics.Inpainting(shape, mask=known)
+    ours, theirs = (
+        model.solve(inpainting.A(x), a, noise=0.05, steps=4, unit=True, seeds=[3])
+        for a in (HALF, inpainting)
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    kernel = torch.tensor([[0.0, 0.1, 0.0], [0.1, 0.6, 0.1], [0.0, 0.1, 0.0]])
+    blur = deepinv.physics.BlurFFT(shape, filter=kernel[None, None])
+    ours, theirs = (
+        model.solve(blur.A(x), a, noise=0.05, steps=4, unit=True, seeds=[3])
+        for a in (Blur(kernel, 8, 8), blur)
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    # Its noise is no part of A, and A_dagger is asked where there is no noise.
+    noisy = deepinv.physics.Downsampling(
+        shape, factor=2, filter="bicubic", noise_model=deepinv.physics.GaussianNoise(0.1)
+    )
+    y = noisy.A(x)
+    made = model.solve(y, noisy, noise=0, steps=30, unit=True, seeds=[3], solver="diffpir")
+    torch.testing.assert_close(noisy.A(made), y, atol=2e-3, rtol=0)
+
+
+def test_a_model_is_a_denoiser_in_deepinvs_algorithms(build, deepinv):
+    """Plug-and-play on white data, whose denoiser is a factor: the fixed point is known."""
+    model = copy.deepcopy(build("edm"))
+    model.net = Gaussian(0.75)
+    physics = deepinv.physics.Denoising(deepinv.physics.GaussianNoise(0.1))
+    y = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    algorithm = deepinv.optim.optim_builder(
+        iteration="PGD",
+        prior=deepinv.optim.PnP(denoiser=UnitDenoiser(model)),
+        data_fidelity=deepinv.optim.L2(),
+        max_iter=200,
+        params_algo={"stepsize": 0.5, "g_param": 0.2},
+    )
+    found = algorithm(y, physics)
+    shrink = 0.75**2 / (0.75**2 + 0.4**2)  # sigma 0.2 on [0, 1]
+    # u <- shrink (u + (y - u) / 2) on the scale about grey
+    expected = shrink / 2 * (2 * y - 1) / (1 - shrink / 2)
+    torch.testing.assert_close(2 * found - 1, expected, atol=1e-3, rtol=0)

@@ -95,7 +95,7 @@ class File:
         pictures.Picture(self.name, like, shape).write(path, made)
 
 
-def solve(model: Any, options: SolveOptions, settings: dict[str, Any], out: Path) -> None:
+def solve_files(model: Any, options: SolveOptions, settings: dict[str, Any], out: Path) -> None:
     """Reconstruct what options.solve names, each process its share, and write it to `out`.
 
     Args:
@@ -109,8 +109,8 @@ def solve(model: Any, options: SolveOptions, settings: dict[str, Any], out: Path
     """
     check(options.operator, "operator", "", "say what measured them: operator=inpaint, say")
     check(options.noise is not None, "noise", "", "say how strong its noise is: noise=0.05, or 0")
-    name, _, file = options.operator.partition(":")
-    known = _read_mask(file, model) if name == "mask" and file else None
+    name, _, mask = options.operator.partition(":")
+    known = _read_mask(mask, model) if name == "mask" and mask else None
     check(model.SOLVERS, "solve", options.solve, f"{type(model).__name__} solves none; edm does")
     operator = named_operator(options.operator, model.shape, known)
     files = _read(options, model, operator)
@@ -120,7 +120,8 @@ def solve(model: Any, options: SolveOptions, settings: dict[str, Any], out: Path
     given = generation.labels_for(range(number), options.labels, model.classes, model.present)
     call = partial(model.solve, operator=operator, noise=options.noise, **settings)
     started = time.monotonic()
-    rows, shown = [], []
+    rows: list[dict[str, Any]] = []
+    shown: list[list[torch.Tensor]] = []
     mine = [files[i] for i in distributed.share(len(files))]
     first = distributed.rank() == 0
     with tqdm(
