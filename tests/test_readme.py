@@ -67,6 +67,7 @@ def things(train_tiny, tmp_path_factory):
         "SMALLER_MODEL": run,
         "GBM_RUN": train_tiny("data.labels=true", config="configs/gbm_digits.yaml"),
         "NOISY": noisy,
+        "MEASURED": noisy,
         "PHOTO.png": folder / "photo.png",
         "PICTURES": folder / "photos",
         "FOLDER": folder / "pictures",

@@ -30,7 +30,9 @@ COMMANDS = {
         "genmodels.commands.train:train", "train a model, or go on with a run", "train.py"
     ),
     "sample": Command(
-        "genmodels.commands.sample:sample", "generate images, or restore noisy ones", "sample.py"
+        "genmodels.commands.sample:sample",
+        "generate images, restore noisy or measured ones",
+        "sample.py",
     ),
     "evaluate": Command(
         "genmodels.commands.evaluate:evaluate", "score a model, or folders of images", "evaluate.py"

@@ -182,7 +182,7 @@ def solve(path: str, options: SolveOptions, extra: dict[str, str]) -> None:
     model = checkpoint.load(path, ema=options.ema, device=pick_device(options.device))
     mask = options.operator.partition("mask:")[2]
     check_folder(Path(options.out), [path, options.solve, mask], model)
-    solve_files(model, options, settings, Path(options.out))
+    solve_files(model, options, settings, Path(options.out), path)
 
 
 def cluster_images(model_path: str, options: AssignOptions, extra: dict[str, str]) -> None:

@@ -95,7 +95,9 @@ class File:
         pictures.Picture(self.name, like, shape).write(path, made)
 
 
-def solve_files(model: Any, options: SolveOptions, settings: dict[str, Any], out: Path) -> None:
+def solve_files(
+    model: Any, options: SolveOptions, settings: dict[str, Any], out: Path, name: str
+) -> None:
     """Reconstruct what options.solve names, each process its share, and write it to `out`.
 
     Args:
@@ -103,14 +105,15 @@ def solve_files(model: Any, options: SolveOptions, settings: dict[str, Any], out
         options: of the command.
         settings: of SolverOptions, those that were given.
         out: the folder.
+        name: of the model, for scores.json.
 
     Raises:
         ValueError: what the model, the operator or a picture does not go with.
     """
     check(options.operator, "operator", "", "say what measured them: operator=inpaint, say")
     check(options.noise is not None, "noise", "", "say how strong its noise is: noise=0.05, or 0")
-    name, _, mask = options.operator.partition(":")
-    known = _read_mask(mask, model) if name == "mask" and mask else None
+    kind, _, mask = options.operator.partition(":")
+    known = _read_mask(mask, model) if kind == "mask" and mask else None
     check(model.SOLVERS, "solve", options.solve, f"{type(model).__name__} solves none; edm does")
     operator = named_operator(options.operator, model.shape, known)
     files = _read(options, model, operator)
@@ -136,8 +139,9 @@ def solve_files(model: Any, options: SolveOptions, settings: dict[str, Any], out
             for file, x in zip(group, drawn.split([len(file.y) for file in group])):
                 _write(out, file, x, operator, options)
                 rows += _rows(file, x, operator)
-                if len(shown) < SHOWN:
-                    shown += _sheet_rows(file, x)[: SHOWN - len(shown)]
+                for i in range(min(len(x), SHOWN - len(shown))):
+                    clean = None if file.x is None else file.x[i]
+                    shown.append(sheet_row(x[i], file.y[i], clean))
     nfe = model.nfe
     rows = [row for part in distributed.gather_to_all(rows) for row in part]
     rows.sort(key=lambda row: row["index"])
@@ -148,6 +152,7 @@ def solve_files(model: Any, options: SolveOptions, settings: dict[str, Any], out
     scores = _means(rows)
     facts = {
         "metrics": scores,
+        "model": name,
         "data": options.solve,
         "num": len(rows),
         "operator": options.operator,
@@ -192,14 +197,14 @@ def _read(options: SolveOptions, model: Any, operator: Operator) -> list[File]:
     for name, reader in pictures.find_pictures(Path(options.solve), key="solve").items():
         with contextlib.closing(reader()) as picture, cli.name_in_errors(picture.name):
             one = len(picture) == 1 or not picture.is_stack
-            check(one, "solve", name, "is a stack of planes; save each as a file")
+            check(one, "solve", options.solve, "is a stack of planes; save each alone")
             scale = whole_range(picture.dtype)
             planes = torch.stack([scale.tensor(picture.plane(k)) for k in range(len(picture))])
             if planes.shape[1] == 1 < wanted[0]:  # grey ones stand for colour
                 planes = planes.expand(-1, wanted[0], -1, -1)
             says = "the model makes" if options.clean else f"operator={options.operator} measures"
             fits = tuple(planes.shape[1:]) == wanted
-            check(fits, "solve", name, f"is of {tuple(planes.shape[1:])}, {says} {wanted}")
+            check(fits, "solve", options.solve, f"is of {tuple(planes.shape[1:])}, {says} {wanted}")
             values = np.stack([picture.plane(k) for k in range(len(picture))])
         x, y = (planes, operator(planes)) if options.clean else (None, planes)
         if options.clean and options.noise:
@@ -300,32 +305,47 @@ def _unit(image: torch.Tensor) -> np.ndarray:
     return ((image.double() + 1) / 2).clamp(0, 1).movedim(0, -1).numpy()
 
 
-def _rows(file: File, x: torch.Tensor, operator: Operator) -> list[dict[str, Any]]:
-    """Return the scores of a file's pictures.
+def picture_scores(
+    x: torch.Tensor, y: torch.Tensor, operator: Operator, clean: torch.Tensor | None = None
+) -> dict[str, float]:
+    """Return the scores of samples of one picture.
 
     consistency is the root mean square of A x - y over samples and measured values: of draws of
-    the posterior it is the noise.
+    the posterior it is the noise. spread is that of the samples about their mean, on [0, 1]. Of a
+    clean picture also the PSNR of the mean, of a sample and of A^+ y, and SSIM of the mean.
+
+    Args:
+        x: (samples, C, H, W) on [-1, 1].
+        y: what was measured, without a batch.
+        operator: A.
+        clean: (C, H, W) on [-1, 1].
     """
+    left = operator(x) - y
+    if isinstance(operator, Mask):
+        left = (x - y)[:, operator.known.expand(x.shape[1:])]
+    spread = _spread(x[None]).double()
+    scores = {
+        "consistency": float(left.double().square().mean().sqrt()),
+        "spread": float(spread.square().mean().sqrt()) / 2,
+    }
+    if clean is not None:
+        truth, mean = _unit(clean), _unit(x.mean(dim=0))
+        scores["psnr"] = psnr(mean, truth)
+        scores["psnr_sample"] = float(np.mean([psnr(_unit(each), truth) for each in x]))
+        scores["psnr_pinv"] = psnr(_unit(operator.pull(y[None], 0.0)[0]), truth)
+        if min(truth.shape[:2]) >= LEAST_SIDE:
+            scores["ssim"] = ssim(mean, truth)
+    return scores
+
+
+def _rows(file: File, x: torch.Tensor, operator: Operator) -> list[dict[str, Any]]:
+    """Return the rows of a file's pictures, of samples x (N, samples, C, H, W)."""
     rows = []
-    several = len(file.y) > 1
     for i, y in enumerate(file.y):
-        left = operator(x[i]) - (operator(y[None]) if isinstance(operator, Mask) else y)
-        if isinstance(operator, Mask):
-            left = left[:, operator.known.expand(left.shape[1:])]
-        row = {
-            "index": file.first + i,
-            "image": f"{file.name}[{i}]" if several else file.name,
-            "consistency": float(left.double().square().mean().sqrt()),
-            "spread": float(_spread(x[i][None]).double().square().mean().sqrt()) / 2,
-        }
-        if file.x is not None:
-            clean, mean = _unit(file.x[i]), _unit(x[i].mean(dim=0))
-            row["psnr"] = psnr(mean, clean)
-            row["psnr_sample"] = float(np.mean([psnr(_unit(each), clean) for each in x[i]]))
-            row["psnr_pinv"] = psnr(_unit(operator.pull(y[None], 0.0)[0]), clean)
-            if min(clean.shape[:2]) >= LEAST_SIDE:
-                row["ssim"] = ssim(mean, clean)
-        rows.append(row)
+        name = f"{file.name}[{i}]" if len(file.y) > 1 else file.name
+        clean = None if file.x is None else file.x[i]
+        row: dict[str, Any] = {"index": file.first + i, "image": name}
+        rows.append(row | picture_scores(x[i], y, operator, clean))
     return rows
 
 
@@ -335,18 +355,20 @@ def _means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return {key: {"value": float(np.mean([row[key] for row in rows]))} for key in keys}
 
 
-def _sheet_rows(file: File, x: torch.Tensor) -> list[list[torch.Tensor]]:
-    """Return a row of uint8 cells (3, H, W) for each picture; the spread is brightened to white."""
-    rows = []
-    for i, y in enumerate(file.y):
-        size = tuple(x.shape[-2:])
-        measured = functional.interpolate(y[None], size, mode="nearest")[0]
-        spread = _spread(x[i][None])[0]
-        shown = spread / max(float(spread.max()), 1e-9) * 2 - 1
-        cells = [] if file.x is None else [file.x[i]]
-        cells += [measured, *x[i][:SHOWN_SAMPLES], x[i].mean(dim=0), shown]
-        rows.append([images.to_uint8(cell).expand(3, -1, -1) for cell in cells])
-    return rows
+def sheet_row(
+    x: torch.Tensor, y: torch.Tensor, clean: torch.Tensor | None = None
+) -> list[torch.Tensor]:
+    """Return (clean,) measurement, samples, mean and spread as uint8 cells (3, H, W).
+
+    The spread is brightened until its largest is white. Arguments as for picture_scores.
+    """
+    size = tuple(x.shape[-2:])
+    measured = functional.interpolate(y[None], size, mode="nearest")[0]
+    spread = _spread(x[None])[0]
+    shown = spread / max(float(spread.max()), 1e-9) * 2 - 1
+    cells = [] if clean is None else [clean]
+    cells += [measured, *x[:SHOWN_SAMPLES], x.mean(dim=0), shown]
+    return [images.to_uint8(cell).expand(3, -1, -1) for cell in cells]
 
 
 def _print(

@@ -493,7 +493,7 @@ class CDRL(GenerativeModule):
         step: float = 1.0,
         callback: Callback | None = None,
     ) -> Tensor:
-        """Return pictures drawn from energy and measurement together, clipped.
+        """Return pictures drawn from energy and measurement together, not clipped.
 
         The chains come down the noise levels as in sample(), and at each of them
 
@@ -523,7 +523,9 @@ class CDRL(GenerativeModule):
             cast = rung.over(x_t)
             scale, tangent = cast.scale * cast.cos_clean, cast.sin_clean / cast.cos_clean
             x = self.initial(x_t, rung, None, noise, blend) / scale
-            return scale * measured.pulled(x, seen + measured.operator(tangent * e))
+            level, c = float(rung.sin[0] / rung.cos[0]), 0.5  # of x_t; of pictures
+            spread = c * level / math.hypot(c, level)  # of pictures about x
+            return scale * measured.pulled(x, seen + measured.operator(tangent * e), spread)
 
         if measured.held is not None:
             known = {"known": measured.y, "mask": measured.held.expand_as(e).to(e.device)}
@@ -556,7 +558,7 @@ class CDRL(GenerativeModule):
                 accumulate=torch.float64,
             )
         self.chains = f"{100 * float(chain.accepted.float().mean()):.0f} % of proposals accepted"
-        return (chain.y / scale).clamp(-1, 1)
+        return chain.y / scale
 
     # --------------------------------------------------------------------------------------------
     # What the energy says of an image:

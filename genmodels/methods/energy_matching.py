@@ -334,7 +334,7 @@ class EnergyMatching(GenerativeModule):
         step: float = 1.0,
         callback: Callback | None = None,
     ) -> Tensor:
-        """Return pictures drawn from energy and measurement together, clipped.
+        """Return pictures drawn from energy and measurement together, not clipped.
 
         The flow of sample() is pulled at each step to where its straight path would be seen,
         (1 - t) A x(0) + t y, and then a chain follows V / eps_max + |y - A x|^2 / (2 s^2), its
@@ -372,7 +372,7 @@ class EnergyMatching(GenerativeModule):
                 accumulate=torch.float64,
             )
         self.chains = f"{100 * float(chain.accepted.float().mean()):.0f} % of proposals accepted"
-        return chain.y.clamp(-1, 1)
+        return chain.y
 
     def _f(
         self, x: Tensor, heat: Heat, labels: Tensor | None, dtype: torch.dtype = torch.float32

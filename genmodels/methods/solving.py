@@ -85,7 +85,9 @@ def solve(
     model.check_weights()
     device = model.device
     operator = as_operator(operator, model.shape, device)
-    y = torch.as_tensor(y, dtype=torch.float32, device=device)
+    y = torch.as_tensor(y, device=device)
+    check(y.is_floating_point(), "y", y.dtype, "must be floats, of pictures on [-1, 1]")
+    y = y.float()
     seeds = seeding.checked_seeds(range(len(y)) if seeds is None else seeds)
     measured, given = _measured(model, y, operator, noise, len(seeds), unit)
     check(
@@ -195,7 +197,8 @@ class UnitDenoiser(nn.Module):
 
         Args:
             x: (B, C, H, W) on [0, 1], not clipped.
-            sigma: of its noise on that scale, a number, (B,) or (B, 1, 1, 1).
+            sigma: of its noise on that scale, a number, (B,) or (B, 1, 1, 1); of a model that
+                restores, the nearest level that it knows.
             options: what deepinv hands to every denoiser; unused.
         """
         level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)
@@ -203,8 +206,8 @@ class UnitDenoiser(nn.Module):
         if not self.restores:
             labels = _labels(self.model, self.labels, len(x))
             return (self.model.denoise(2 * x - 1, 2 * level, labels) + 1) / 2
-        rows = [
-            self.model.restore(2 * row[None] - 1, "gaussian", 255 * float(s), clip=False)[0]
-            for row, s in zip(x, level)
-        ]
+        rows = []
+        for row, s in zip(x, level.tolist()):
+            known = self.model.nearest_level(255 * s, "gaussian")
+            rows.append(self.model.restore(2 * row[None] - 1, "gaussian", known, clip=False)[0])
         return (torch.cat(rows) + 1) / 2

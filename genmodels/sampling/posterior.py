@@ -22,9 +22,9 @@ zeta of DiffPIR.
 
 References: Chung et al. 2023, "Diffusion posterior sampling for general noisy inverse problems",
 arXiv 2209.14687, algorithm 1; Song, Vahdat, Mardani and Kautz 2023, "Pseudoinverse-guided diffusion
-models for inverse problems", ICLR, equations 6 to 8; Zhu et al. 2023, "Denoising diffusion models
-for plug-and-play image restoration", arXiv 2305.08995, algorithm 1; Song, Meng and Ermon 2021,
-arXiv 2010.02502, equation 16 (DDIM).
+models for inverse problems", ICLR (the score of N(A D, r^2 A A^T + s^2 I)); Zhu et al. 2023,
+"Denoising diffusion models for plug-and-play image restoration", arXiv 2305.08995, algorithm 1;
+Song, Meng and Ermon 2021, arXiv 2010.02502, equations 12 and 16 (DDIM).
 """
 
 import itertools
@@ -89,7 +89,7 @@ class SolverOptions(Section):
     )
     lam: float | None = setting(None, "diffpir: lambda, of the denoised; default 1", gt=0)
     mix: float | None = setting(
-        None, "diffpir: zeta, share of fresh noise in a step; default 0.3", ge=0, le=1
+        None, "diffpir: zeta, share of fresh noise in a step; default 1", ge=0, le=1
     )
     zeta: float | None = setting(
         None, "dps: zeta', of 1000 steps and 3 x 256 x 256 values; default 1", gt=0
@@ -261,7 +261,7 @@ def sample_diffpir(
     randn: Randn,
     *,
     lam: float = 1.0,
-    mix: float = 0.3,
+    mix: float = 1.0,
     callback: Callback = None,
 ) -> Tensor:
     """Return w at the last sigma by DiffPIR, without a gradient; arguments as for sample_dps.

@@ -147,7 +147,10 @@ BAD = {
     "generating": (["num=3"], "num=3: solve= does not take it; leave it out"),
     "denoising": (["law=gaussian"], "law=gaussian: solve= does not take it"),
     "labels": (["labels=3"], "labels=3: this model is unconditional"),
-    "size": (["operator=downsample:2"], "solve=a.png: is of (1, 8, 8), operator=downsample:2 meas"),
+    "size": (
+        ["operator=downsample:2"],
+        ": is of (1, 8, 8), operator=downsample:2 measures (1, 4, 4) (a.png)",
+    ),
     "nothing there": (["solve=nowhere.png"], "solve=nowhere.png: no such picture"),
     "no mask": (["operator=mask:nowhere.png"], "nowhere.png"),
     "grey": (["operator=grey"], "operator=grey: is for colour; the model has 1 channels"),
