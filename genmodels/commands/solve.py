@@ -49,11 +49,11 @@ class SolveOptions(Section):
     solve: str = setting("", "pictures that were measured, to be reconstructed")
     operator: str = setting(
         "",
-        "what measured them: inpaint[:right|left|top|bottom|centre|SHARE] (hidden), mask:FILE "
-        "(white = known), downsample[:4], bicubic[:4], blur[:2] (pixels, circular), grey",
+        "needed: what measured them: inpaint[:right|left|top|bottom|centre|SHARE] (hidden), "
+        "mask:FILE (white = known), downsample[:4], bicubic[:4], blur[:2] (pixels, circular), grey",
     )
     noise: float | None = setting(
-        None, "standard deviation of the measurement's noise on the [-1, 1] scale; 0: none", ge=0
+        None, "needed: standard deviation of y's noise on the [-1, 1] scale; 0: none", ge=0
     )
     clean: bool = setting(False, "the pictures are clean ones: measure them first, and score")
     samples: int = setting(4, "samples of each picture", ge=1)
@@ -206,7 +206,8 @@ def _read(options: SolveOptions, model: Any, operator: Operator) -> list[File]:
             fits = tuple(planes.shape[1:]) == wanted
             check(fits, "solve", options.solve, f"is of {tuple(planes.shape[1:])}, {says} {wanted}")
             values = np.stack([picture.plane(k) for k in range(len(picture))])
-        x, y = (planes, operator(planes)) if options.clean else (None, planes)
+        measures = options.clean or isinstance(operator, Mask)  # what stands in hidden pixels goes
+        x, y = planes if options.clean else None, operator(planes) if measures else planes
         if options.clean and options.noise:
             rngs = [np.random.default_rng([options.seed, number + k]) for k in range(len(y))]
             n = np.stack([rng.standard_normal(shape) for rng in rngs])

@@ -7,7 +7,7 @@ A g(w), and near D the straight map B = A G with the diagonal G = dg/dw at D.
     e = y - A g(D),  J = dD/dw_t,  c the spread of w_0,  r^2 = c^2 sigma^2 / (c^2 + sigma^2)
     step(D)  D + k (w - D) / sigma + d z,   d = eta sigma' sqrt(1 - sigma'^2 / sigma^2),
                                             k^2 + d^2 = sigma'^2     from sigma down to sigma'
-    dps      step(D) - zeta_i (1 + sigma^2)^(1/2) (1 + sigma'^2)^(1/2) grad |e|^2
+    dps      step(D) - zeta_i (1 + sigma^2)^(1/2) (1 + sigma'^2)^(1/2) G^-2 grad |e|^2
              zeta_i = zeta' / |e|
     pigdm    step(D + sigma^2 J^T B^T (r^2 B B^T + s^2 I)^-1 e)
     diffpir  D* = argmin_w |y - A g(D) - B (w - D)|^2 + rho |w - D|^2,  rho = lam s^2 / sigma^2
@@ -16,7 +16,8 @@ A g(w), and near D the straight map B = A G with the diagonal G = dg/dw at D.
 
 step is DDIM; eta = 1 is the ancestral step of DDPM. The papers' states are sqrt(abar) w with
 abar = 1 / (1 + sigma^2): hence the two roots in dps. Its zeta' is for 1000 steps and 3 x 256^2
-measured values; here it counts as zeta' (1000 / steps) sqrt(M / (3 256^2)), M values. r is that
+measured values; here it counts as zeta' (1000 / steps) sqrt(M / (3 256^2)), M values. G^-2 makes
+the step what it is in the picture: G^-1 for the gradient there, G^-1 for the way back. r is that
 of data N(m, c^2 I), for which pigdm's score is exact; lam weighs sigma^2 against it. mix is the
 zeta of DiffPIR.
 
@@ -45,7 +46,6 @@ from genmodels.seeding import Stream
 __all__ = [
     "DENOISING",
     "READ_BY",
-    "SOLVERS",
     "STEPS",
     "Denoiser",
     "Measured",
@@ -60,7 +60,6 @@ Randn = Callable[[], Tensor]  # standard normals like w
 Callback = Callable[[int, Tensor], object] | None
 
 DENOISING = ("pigdm", "diffpir", "dps")  # the solvers that ask for a denoiser
-SOLVERS = (*DENOISING, "langevin")
 STEPS = {"pigdm": 100, "diffpir": 100, "dps": 250, "langevin": 100}
 # Settings that not every solver reads.
 READ_BY = {
@@ -78,8 +77,7 @@ class SolverOptions(Section):
 
     solver: str = setting(
         "",
-        "dps, pigdm or diffpir by a denoiser, langevin by an energy; default the model's first",
-        choices=("", *SOLVERS),
+        "pigdm, diffpir or dps (by a denoiser), langevin (by an energy); default the first it has",
     )
     steps: int | None = setting(
         None, "steps; default pigdm, diffpir and langevin 100, dps 250", ge=1
@@ -211,6 +209,7 @@ def sample_dps(
             square = e.square().flatten(1).sum(dim=1)
             (slope,) = torch.autograd.grad(square.sum(), w)
         w, denoised = w.detach(), denoised.detach()
+        slope = slope if denoiser.slope is None else slope / denoiser.slope(denoised) ** 2
         size = square.detach().sqrt().clamp(min=1e-12).reshape(-1, *[1] * (w.dim() - 1))
         scale = zeta * math.sqrt((1 + sigma**2) * (1 + after**2))
         w = _step(w, denoised, sigma, after, randn()) - scale / size * slope

@@ -12,6 +12,7 @@ from genmodels import checkpoint, images
 from genmodels.images.read import read_values
 from genmodels.sampling.operators import Mask, named_operator
 from tests.helpers.paths import ROOT
+from tests.helpers.processes import together
 from tests.helpers.restoring_words import random_levels, save
 from tests.helpers.tiny import last_words
 
@@ -133,6 +134,25 @@ def test_a_mask_of_a_file(measured, tmp_path):
     got, given = (images.read_image(f) for f in (tmp_path / "out/0/a.png", measured / "a.png"))
     assert torch.equal(got[0][mask > 0], given[0][mask > 0])
     assert isinstance(named_operator("mask:x", (1, 8, 8), torch.ones(1, 8, 8) > 0), Mask)
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same(measured, tmp_path):
+    model = ROOT / "pretrained/edm_digits"
+    words = [str(model), f"solve={measured}", "operator=blur:1", "noise=0.1", "steps=2"]
+    parts = {}
+    for count in (1, 2):
+        out = tmp_path / str(count)
+        ended = together([*words, f"out={out}"], tmp_path, script="sample", devices=count)
+        assert [process.code for process in ended] == [0] * count, ended
+        parts[count] = files(out)
+    rows = [json.loads(made.pop("scores.json"))["rows"] for made in parts.values()]
+    assert [row["index"] for row in rows[1]] == [0, 1, 2, 3, 4] == [r["index"] for r in rows[0]]
+    assert parts[1].keys() == parts[2].keys()
+    for name in ("0/a.png", "mean/deep/b.tif", "spread/c.npy"):
+        assert name in parts[1]
+    for a, b in zip(*rows):
+        assert a["consistency"] == pytest.approx(b["consistency"], rel=1e-4)
 
 
 BAD = {

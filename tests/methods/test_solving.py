@@ -239,7 +239,7 @@ def test_unit_scale_is_that_of_the_pictures(build):
     ("options", "line"),
     [
         ({"solver": "langevin"}, "solver=langevin: EDM has pigdm, diffpir, dps; choose from these"),
-        ({"solver": "ddrm"}, "solver=ddrm: choose from"),
+        ({"solver": "ddrm"}, "solver=ddrm: EDM has pigdm, diffpir, dps; choose from these"),
         ({"zeta": 1.0}, "zeta=1.0: solver=pigdm does not take it; leave it out"),
         ({"solver": "dps", "eta": 0.5}, "eta=0.5: solver=dps does not take it"),
         ({"solver": "diffpir", "step": 2.0}, "step=2.0: solver=diffpir does not take it"),

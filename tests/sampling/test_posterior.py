@@ -199,5 +199,31 @@ def test_without_noise_the_end_is_consistent(solver):
 def test_settings_have_limits():
     with pytest.raises(ValueError, match="^mix=1.5: must be in"):
         SolverOptions(mix=1.5)
-    with pytest.raises(ValueError, match="^solver=magic: choose from"):
-        SolverOptions(solver="magic")
+    with pytest.raises(ValueError, match="^eta=-0.1: must be in"):
+        SolverOptions(eta=-0.1)
+
+
+@pytest.mark.parametrize("solver", SAMPLERS)
+def test_the_unit_of_the_state_changes_no_picture(solver):
+    """w = x / 2 and its noise at half of it: the same draws, by A diag(dx/dw) in place of A."""
+    matrix = torch.randn(3, D, generator=torch.Generator().manual_seed(5)).double()
+    operator = as_operator(Dense(matrix / torch.linalg.matrix_norm(matrix, 2)), SHAPE)
+    # So little noise that dps's abar, which knows the unit of the paper's pictures, is 1.
+    sigmas = torch.tensor([0.02, 0.01, 0.004, 0.0]).double()
+    measured = Measured(operator, torch.full((4, 3), 0.03).double(), 0.01)
+    made = []
+    for unit in (1.0, 2.0):
+
+        def call(w, sigma, c=0.02 / unit):
+            return c**2 / (c**2 + sigma**2) * w
+
+        more = {"image": lambda w: 2 * w, "slope": lambda w: torch.full_like(w, 2)}
+        begin = lambda z, sigma: sigma * z  # noqa: E731
+        denoiser = Denoiser(call, 0.0, 1.0, 0.02 / unit, begin, **(more if unit == 2 else {}))
+        generator = torch.Generator().manual_seed(6)
+        randn = lambda g=generator: torch.randn(4, *SHAPE, generator=g, dtype=torch.float64)  # noqa: E731
+        levels = (sigmas / unit).tolist()
+        w = begin(randn(), levels[0])
+        made.append(unit * SAMPLERS[solver](denoiser, measured, w, levels, randn))
+    torch.testing.assert_close(*made, atol=1e-5, rtol=1e-3)
+    assert float(made[0].abs().max()) > 1e-3
