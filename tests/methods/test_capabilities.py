@@ -24,6 +24,7 @@ from genmodels.methods.meco import ImportanceOptions
 from genmodels.networks import NETWORKS
 from genmodels.noise.poisson_gaussian import PoissonGaussian
 from genmodels.sampling.likelihood import FlowOptions
+from genmodels.sampling.posterior import SolverOptions
 from tests.helpers.graphs import counted_graphs
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -104,6 +105,7 @@ OPTIONS = (
     GuideOptions,
     ImportanceOptions,
     FlowOptions,
+    SolverOptions,
     SourceOptions,
     *(method.Config for method in METHODS.values()),
     *(network.Config for network in NETWORKS.values()),
