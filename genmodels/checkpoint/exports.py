@@ -97,7 +97,13 @@ def check_new(out: Path) -> None:
 
 
 def write_export(
-    model: Any, out: Path, card: str, *, half: bool = False, files: Mapping[str, bytes] = {}
+    model: Any,
+    out: Path,
+    card: str,
+    *,
+    half: bool = False,
+    files: Mapping[str, bytes] = {},
+    chains: bool = True,
 ) -> Path:
     """Write a method as the new folder `out`, all or nothing, and return it.
 
@@ -107,14 +113,15 @@ def write_export(
         card: its README.md.
         half: store float16.
         files: what else lies in it, by name.
+        chains: with those that the method keeps; of other weights than its own they are wrong.
     """
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     if half:
         # Parameters only: frequencies and noise levels in buffers need their digits.
         halved = {name for name, _ in model.named_parameters()}
         state = {k: v.half() if k in halved else v for k, v in state.items()}
-    chains = {f"{CHAINS}{key}": value for key, value in model.kept_chains().items()}
-    state |= chains
+    kept = model.kept_chains() if chains else {}
+    state |= {f"{CHAINS}{key}": value for key, value in kept.items()}
     plain = to_plain(model.cfg)
     plain |= {"out_dir": Config.out_dir, "init": ""}  # folders of the machine it was made on
     plain["data"] |= {"root": "", "source_root": ""}
@@ -123,7 +130,7 @@ def write_export(
     with new_folder(out) as folder:
         save_file(state, folder / "model.safetensors", {"format": "pt"})
         description = {
-            "genmodels_format": FORMAT if chains else 1,
+            "genmodels_format": FORMAT if kept else 1,
             "genmodels_version": __version__,
             "weights_sha256": file_sha256(folder / "model.safetensors"),
             "config": plain,

@@ -142,7 +142,7 @@ def merge(paths: Sequence[Path | str], out: Path | str, **options: Any) -> Path:
     by = f", by their Fisher information on {settings.fisher}" if settings.fisher else ""
     line = f"The average of the weights of {shares}{by}"
     card = model_card(models[0], Path(out).name, None, line, license=settings.license)
-    return write_export(models[0], Path(out), card)
+    return write_export(models[0], Path(out), card, chains=False)
 
 
 def check_alike(first: Any, other: Any, path: Path | str) -> None:

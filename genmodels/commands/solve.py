@@ -16,7 +16,7 @@ seed + j K + k. OUT holds
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,6 +95,15 @@ class File:
         pictures.Picture(self.name, like, shape).write(path, made)
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A file that was looked at; its pictures are read again when it is their turn."""
+
+    name: str
+    number: int  # of pictures
+    read: Callable[[], File]
+
+
 def solve_files(
     model: Any, options: SolveOptions, settings: dict[str, Any], out: Path, name: str
 ) -> None:
@@ -116,19 +125,19 @@ def solve_files(
     known = _read_mask(mask, model) if kind == "mask" and mask else None
     check(model.SOLVERS, "solve", options.solve, f"{type(model).__name__} solves none; edm does")
     operator = named_operator(options.operator, model.shape, known)
-    files = _read(options, model, operator)
-    number = sum(len(file.y) for file in files)
-    names = [f"{part}/{file.name}" for part in _parts(options) for file in files]
-    _check_out(out, Path(options.solve), names)
+    entries = _entries(options, model, operator)
+    number = sum(entry.number for entry in entries)
+    names = [f"{part}/{entry.name}" for part in _parts(options) for entry in entries]
+    _check_out(out, [Path(text) for text in (options.solve, mask) if text], names)
     given = generation.labels_for(range(number), options.labels, model.classes, model.present)
     call = partial(model.solve, operator=operator, noise=options.noise, **settings)
     started = time.monotonic()
     rows: list[dict[str, Any]] = []
     shown: list[list[torch.Tensor]] = []
-    mine = [files[i] for i in distributed.share(len(files))]
+    mine = [entries[i] for i in distributed.share(len(entries))]
     first = distributed.rank() == 0
     with tqdm(
-        total=sum(len(file.y) for file in mine) * options.samples,
+        total=sum(entry.number for entry in mine) * options.samples,
         desc="solving",
         unit="img",
         delay=0.5,
@@ -185,44 +194,81 @@ def _read_mask(path: str, model: Any) -> torch.Tensor:
     return mask >= 128
 
 
-def _read(options: SolveOptions, model: Any, operator: Operator) -> list[File]:
-    """Return all files, read and measured.
+def _entries(options: SolveOptions, model: Any, operator: Operator) -> list[Entry]:
+    """Return all files, each looked at.
+
+    Raises:
+        ValueError: as _read.
+    """
+    shape = tuple(operator(torch.zeros(1, *model.shape)).shape[1:])
+    wanted = tuple(model.shape) if options.clean else shape
+    entries: list[Entry] = []
+    first = 0
+    for name, reader in pictures.find_pictures(Path(options.solve), key="solve").items():
+        read = partial(_read, name, reader, first, options, operator, wanted)
+        entries.append(Entry(name, len(read().y), read))
+        first += entries[-1].number
+    return entries
+
+
+def _read(
+    name: str,
+    reader: Callable[[], pictures.Planes],
+    first: int,
+    options: SolveOptions,
+    operator: Operator,
+    wanted: tuple[int, ...],
+) -> File:
+    """Return a file, read and measured.
+
+    Args:
+        name: of what is written.
+        reader: opens it.
+        first: number of its first picture among all.
+        options: of the command.
+        operator: A.
+        wanted: shape of its pictures.
 
     Raises:
         ValueError: a stack, or pictures of another shape than the operator measures.
     """
-    files: list[File] = []
-    shape = tuple(operator(torch.zeros(1, *model.shape)).shape[1:])
-    wanted, number = (tuple(model.shape) if options.clean else shape), 0
-    for name, reader in pictures.find_pictures(Path(options.solve), key="solve").items():
-        with contextlib.closing(reader()) as picture, cli.name_in_errors(picture.name):
-            one = len(picture) == 1 or not picture.is_stack
-            check(one, "solve", options.solve, "is a stack of planes; save each alone")
-            scale = whole_range(picture.dtype)
-            planes = torch.stack([scale.tensor(picture.plane(k)) for k in range(len(picture))])
-            if planes.shape[1] == 1 < wanted[0]:  # grey ones stand for colour
-                planes = planes.expand(-1, wanted[0], -1, -1)
-            says = "the model makes" if options.clean else f"operator={options.operator} measures"
-            fits = tuple(planes.shape[1:]) == wanted
-            check(fits, "solve", options.solve, f"is of {tuple(planes.shape[1:])}, {says} {wanted}")
-            values = np.stack([picture.plane(k) for k in range(len(picture))])
-        measures = options.clean or isinstance(operator, Mask)  # what stands in hidden pixels goes
-        x, y = planes if options.clean else None, operator(planes) if measures else planes
-        if options.clean and options.noise:
-            rngs = [np.random.default_rng([options.seed, number + k]) for k in range(len(y))]
-            n = np.stack([rng.standard_normal(shape) for rng in rngs])
-            y = (y.double() + options.noise * torch.from_numpy(n)).float()
-        files.append(File(name, values, getattr(picture, "shape", ()), number, x, y))
-        number += len(y)
-    return files
+    with contextlib.closing(reader()) as picture, cli.name_in_errors(picture.name):
+        one = len(picture) == 1 or not picture.is_stack
+        one = one and not name.endswith(".zarr")
+        check(one, "solve", options.solve, "is a stack of planes; save each alone")
+        scale = whole_range(picture.dtype)
+        planes = torch.stack([scale.tensor(picture.plane(k)) for k in range(len(picture))])
+        if planes.shape[1] == 1 < wanted[0]:  # grey ones stand for colour
+            planes = planes.expand(-1, wanted[0], -1, -1)
+        says = "the model makes" if options.clean else f"operator={options.operator} measures"
+        fits = tuple(planes.shape[1:]) == wanted
+        check(fits, "solve", options.solve, f"is of {tuple(planes.shape[1:])}, {says} {wanted}")
+        values = np.stack([picture.plane(k) for k in range(len(picture))])
+    measures = options.clean or isinstance(operator, Mask)  # what stands in hidden pixels goes
+    x, y = planes if options.clean else None, operator(planes) if measures else planes
+    if options.clean and options.noise:
+        rngs = [np.random.default_rng([options.seed, first + k]) for k in range(len(y))]
+        n = np.stack([rng.standard_normal(y.shape[1:]) for rng in rngs])
+        y = (y.double() + options.noise * torch.from_numpy(n)).float()
+    return File(name, values, getattr(picture, "shape", ()), first, x, y)
 
 
-def _check_out(out: Path, source: Path, names: Sequence[str]) -> None:
-    """Raise ValueError if these names written to `out` would mix with other pictures."""
+def _check_out(out: Path, sources: Sequence[Path], names: Sequence[str]) -> None:
+    """Raise ValueError if these names written to `out` would mix with other pictures.
+
+    Args:
+        out: the folder.
+        sources: what is read.
+        names: of what is written, PART/NAME.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out}: is a file; name a folder")
-    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"out={out}: lies in the folder of the pictures; name one outside")
+    parts = {out.resolve() / name.partition("/")[0] for name in names}
+    for source in sources:
+        if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+            raise ValueError(f"out={out}: lies in the folder of the pictures; name one outside")
+        if parts & {source.resolve(), *source.resolve().parents}:
+            raise ValueError(f"out={out}: holds {source}, which is read; name another")
     kept = [path for path in out.rglob("*") if path.suffix.lower() in pictures.KEPT]
     there = {str(path.relative_to(out)) for path in kept} - {SHEET}
     if strange := sorted(there - set(names)):
@@ -232,11 +278,11 @@ def _check_out(out: Path, source: Path, names: Sequence[str]) -> None:
         )
 
 
-def _groups(files: Sequence[File], options: SolveOptions) -> Iterator[list[File]]:
-    """Yield files that together make a batch, or more."""
+def _groups(entries: Sequence[Entry], options: SolveOptions) -> Iterator[list[File]]:
+    """Yield files that together make a batch, or more; no others are in memory."""
     group: list[File] = []
-    for file in files:
-        group.append(file)
+    for entry in entries:
+        group.append(entry.read())
         if sum(len(each.y) for each in group) * options.samples >= options.batch:
             yield group
             group = []

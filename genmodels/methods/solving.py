@@ -46,8 +46,7 @@ def check_solver(model: "GenerativeModule", settings: SolverOptions, noise: floa
     """
     name = type(model).__name__
     check(model.SOLVERS, "model", name, "solves no inverse problem; edm, gbm, cdrl and others do")
-    pictures = len(model.shape) == 3 and min(model.shape[1:]) > 1 and not model.cfg.data.vae.mean
-    check(pictures, "model", name, f"makes no pictures but {tuple(model.shape)}; train one of them")
+    _check_pictures(model)
     solver = settings.solver or model.SOLVERS[0]
     check(
         solver in model.SOLVERS,
@@ -65,6 +64,18 @@ def check_solver(model: "GenerativeModule", settings: SolverOptions, noise: floa
         )
     check(0 <= noise < math.inf, "noise", noise, "must be >= 0 and finite")
     return solver
+
+
+def _check_pictures(model: "GenerativeModule") -> None:
+    """Raise ValueError if the model makes points or latents."""
+    pictures = len(model.shape) == 3 and min(model.shape[1:]) > 1 and not model.cfg.data.vae.mean
+    shape = tuple(model.shape)
+    check(
+        pictures,
+        "model",
+        type(model).__name__,
+        f"makes no pictures but {shape}; train one of them",
+    )
 
 
 def solve(
@@ -85,7 +96,7 @@ def solve(
     model.check_weights()
     device = model.device
     operator = as_operator(operator, model.shape, device)
-    y = torch.as_tensor(y, device=device)
+    y = torch.as_tensor(y, device=device).detach()
     check(y.is_floating_point(), "y", y.dtype, "must be floats, of pictures on [-1, 1]")
     y = y.float()
     seeds = seeding.checked_seeds(range(len(y)) if seeds is None else seeds)
@@ -191,6 +202,8 @@ class UnitDenoiser(nn.Module):
         name = type(model).__name__
         check(additive or self.restores, "model", name, "is no denoiser of Gaussian noise; edm is")
         check(labels is None or additive, "labels", labels, f"{name} takes none; leave them out")
+        if additive:
+            _check_pictures(model)
 
     def forward(self, x: Tensor, sigma: Tensor | float, **options: Any) -> Tensor:
         """Return the denoised x, like x.

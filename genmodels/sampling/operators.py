@@ -69,9 +69,14 @@ class Mask:
 
     Args:
         known: bool, broadcastable to (C, H, W).
+
+    Raises:
+        ValueError: other numbers, or no known pixel.
     """
 
     def __init__(self, known: Tensor) -> None:
+        check(known.dtype == torch.bool, "known", known.dtype, "must be bool, True = known")
+        check(known.any(), "known", "none", "all pixels are hidden; leave some")
         self.known = known
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -305,17 +310,26 @@ def as_operator(
         found = Foreign(operator, operator.adjoint)
     keys = torch.zeros(1, dtype=torch.int64, device=device)
     x = philox_uniform(tuple(shape), keys, 0, stream=int(Stream.MEASURE), device=keys.device)
+    name = type(operator).__name__
     with torch.no_grad():
-        y = found(x)
-        zero = found(torch.zeros_like(x))
-        check(not zero.any(), "operator", type(operator).__name__, "is not linear: A 0 must be 0")
-        back = found.adjoint(y)
+        try:
+            y = found(x)
+            zero = found(torch.zeros_like(x))
+            back = found.adjoint(y)
+        except RuntimeError as error:  # of another size, mostly
+            why = str(error).splitlines()[0]
+            raise ValueError(
+                f"operator={name}: does not measure pictures {tuple(shape)} ({why})"
+            ) from None
+        check(not zero.any(), "operator", name, "is not linear: A 0 must be 0")
+    sizes = f"its adjoint makes {tuple(back.shape[1:])} of {tuple(shape)}"
+    check(tuple(back.shape) == tuple(x.shape), "operator", name, sizes)
     ends = float((y.double() ** 2).sum()), float((x.double() * back.double()).sum())
-    close = tuple(back.shape) == tuple(x.shape) and math.isclose(*ends, rel_tol=1e-3, abs_tol=1e-6)
+    close = math.isclose(*ends, rel_tol=1e-3, abs_tol=1e-6)
     check(
         close,
         "operator",
-        type(operator).__name__,
+        name,
         f"its adjoint is none: <A x, A x> = {ends[0]:.6g} and <x, A^T A x> = {ends[1]:.6g}",
     )
     return found
@@ -337,9 +351,11 @@ def named_operator(text: str, shape: Sequence[int], known: Tensor | None = None)
     channels, height, width = shape
     if name == "mask":
         check(known is not None, "operator", text, "name the file: mask:FILE")
-        return Mask(known)
     if name == "inpaint":
-        return Mask(_known_part(value if colon else "right", text, height, width))
+        known = _known_part(value if colon else "right", text, height, width)
+    if known is not None:
+        check(known.any(), "operator", text, "hides all pixels; leave some")
+        return Mask(known)
     if name == "grey":
         check(not colon, "operator", text, "takes no value; write grey")
         check(channels == 3, "operator", text, f"is for colour; the model has {channels} channels")

@@ -1,5 +1,6 @@
 """sample.py solve=: files, scores, seeds, known pixels; one line where it cannot be."""
 
+import gc
 import json
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 import genmodels
 import sample
 from genmodels import checkpoint, images
+from genmodels.commands.solve import File
+from genmodels.images import pictures
 from genmodels.images.read import read_values
 from genmodels.sampling.operators import Mask, named_operator
 from tests.helpers.paths import ROOT
@@ -136,6 +139,39 @@ def test_a_mask_of_a_file(measured, tmp_path):
     assert isinstance(named_operator("mask:x", (1, 8, 8), torch.ones(1, 8, 8) > 0), Mask)
 
 
+def test_files_are_in_memory_only_in_their_turn(model, measured, tmp_path, monkeypatch):
+    original, alive = model.solve, []
+
+    def solve(*args, **options):
+        alive.append(sum(type(each) is File for each in gc.get_objects()))
+        return original(*args, **options)
+
+    monkeypatch.setattr(model, "solve", solve)
+    assert run(measured, tmp_path / "out", "operator=inpaint", "batch=1", "samples=1") == 0
+    assert len(alive) == 5 and max(alive) <= 2, alive  # c.npy holds three pictures
+
+
+def test_what_is_read_is_never_written_over(measured, tmp_path, capsys):
+    assert run(measured, tmp_path / "out", "operator=inpaint", "samples=1") == 0
+    before = files(tmp_path)
+    for source, mask in (("out/mean", ""), ("out/0/a.png", ""), ("in.png", "out/0/a.png")):
+        save(tmp_path / "in.png", random_levels(8, 8))
+        before["in.png"] = (tmp_path / "in.png").read_bytes()
+        operator = f"operator=mask:{tmp_path / mask}" if mask else "operator=inpaint"
+        assert run(tmp_path / source, tmp_path / "out", operator, "samples=1") == 2
+        line = f"out: holds {tmp_path / (mask or source)}, which is read; name another"
+        assert line in capsys.readouterr().err
+        assert files(tmp_path) == before
+
+
+def test_a_zarr_of_one_plane_is_refused_too(tmp_path, monkeypatch, capsys):
+    """What is written is a file, and a .zarr is a folder."""
+    plane = pictures.Picture("c.zarr", random_levels(1, 8, 8, 1), (8, 8))
+    monkeypatch.setattr(pictures, "find_pictures", lambda *_, **__: {"c.zarr": lambda: plane})
+    assert run(tmp_path / "c.zarr", tmp_path / "out", "operator=inpaint") == 2
+    assert "is a stack of planes; save each alone (c.zarr)" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_two_processes_write_the_same(measured, tmp_path):
     model = ROOT / "pretrained/edm_digits"
@@ -174,6 +210,10 @@ BAD = {
     "nothing there": (["solve=nowhere.png"], "solve=nowhere.png: no such picture"),
     "no mask": (["operator=mask:nowhere.png"], "nowhere.png"),
     "grey": (["operator=grey"], "operator=grey: is for colour; the model has 1 channels"),
+    "all hidden": (
+        ["operator=inpaint:0.9999999"],
+        "operator=inpaint:0.9999999: hides all pixels; leave some",
+    ),
     "samples": (["samples=0"], "samples=0: must be >= 1"),
     "inside": (["out={measured}/x"], "lies in the folder of the pictures"),
     "source": (["solve={measured}/a.png", "out={measured}"], "holds a.png, which is read"),

@@ -15,6 +15,7 @@ import train
 from genmodels import checkpoint
 from genmodels.checkpoint import read_checkpoint
 from genmodels.checkpoint.cards import scores_of_report
+from genmodels.checkpoint.merge import merge
 from genmodels.methods import gedi
 from genmodels.methods.gedi import GEDI
 from tests.helpers.gedi_models import SMALL, batch_of, build, points, run_of, state_of
@@ -209,6 +210,12 @@ def test_exports_cluster_and_go_on_from_the_chains(digits_run, tmp_path, capsys)
     assert sample.main([str(out), "num=1", "start=buffer", f"out={tmp_path / 'a'}"]) == 0
     again = genmodels.load(checkpoint.export(out, tmp_path / "again", half=True))
     assert torch.equal(again.sample([3], start="buffer")[0], ours[3])
+
+
+def test_a_merged_model_brings_no_chains_of_its_first(digits_run, tmp_path):
+    merged = merge([digits_run, digits_run], tmp_path / "merged")
+    assert json.loads((merged / "config.json").read_text())["genmodels_format"] == 1
+    assert genmodels.load(merged).replay.entries is None
 
 
 def test_an_export_without_old_chains_has_none(digits_run, tmp_path, monkeypatch, capsys):

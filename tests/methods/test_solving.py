@@ -76,7 +76,7 @@ def test_which_methods_solve():
     assert solving == {*SMALL, "ddo"}
     model = genmodels.build(str(ROOT / "configs/interpolant_mnist_to_fashion.yaml"))
     with pytest.raises(ValueError, match="^model=Interpolant: solves no inverse problem"):
-        model.solve(torch.zeros(1, *model.shape), Mask(torch.ones(1, 1, 1)), noise=0)
+        model.solve(torch.zeros(1, *model.shape), Mask(torch.ones(1, 1, 1) > 0), noise=0)
 
 
 def test_white_data_through_edm(build):
@@ -231,8 +231,8 @@ def test_unit_scale_is_that_of_the_pictures(build):
     a = model.solve(small(u), small, noise=0.05, steps=4, unit=True)
     b = model.solve(small(2 * u - 1), small, noise=0.1, steps=4)
     torch.testing.assert_close(2 * a - 1, b, atol=1e-5, rtol=0)
-    x = model.solve(HALF(u), HALF, noise=0, steps=2, unit=True)
-    assert torch.equal(x[..., :4], u[..., :4])
+    x = model.solve(HALF(u).requires_grad_(), HALF, noise=0, steps=2, unit=True)
+    assert torch.equal(x[..., :4], u[..., :4]) and not x.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -273,6 +273,8 @@ def test_an_energy_needs_noise_and_latents_are_refused(build):
     model.cfg.data.vae.mean = [0.0]
     with pytest.raises(ValueError, match=r"^model=EDM: makes no pictures"):
         model.solve(torch.zeros(1, 1, 8, 8), blur, noise=0.1)
+    with pytest.raises(ValueError, match=r"^model=EDM: makes no pictures"):
+        UnitDenoiser(model)
 
 
 def test_labels_of_a_conditional_model():

@@ -147,6 +147,21 @@ def test_anybodys_operator_is_taken_and_a_wrong_one_refused_in_one_line():
 
 
 @pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (Mask(torch.ones(1, 4, 4) > 0), "operator=Mask: does not measure pictures (3, 8, 4) ("),
+        (Resize(4, 4, 2), "operator=Resize: does not measure pictures (3, 8, 4) ("),
+        (Blur(SHARP, 4, 4), "operator=Blur: does not measure pictures (3, 8, 4) ("),
+        (Blur(SHARP, 8, 5), "operator=Blur: its adjoint makes (3, 8, 5) of (3, 8, 4)"),
+    ],
+)
+def test_an_operator_of_another_size_is_one_line(wrong, line):
+    with pytest.raises(ValueError) as error:
+        as_operator(wrong, SHAPE)
+    assert str(error.value).startswith(line) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("word", "shape", "line"),
     [
         ("zoom", SHAPE, "operator=zoom: choose from inpaint, downsample"),
@@ -176,4 +191,10 @@ def test_known_pixels_pass_unchanged_bit_for_bit():
     assert torch.equal(Mask(known)(x)[:, known], x[:, known])
     with pytest.raises(ValueError, match="kernel=2 x 3: must have odd sides"):
         Blur(torch.ones(2, 3), 8, 4)
+    with pytest.raises(ValueError, match="known=torch.float32: must be bool"):
+        Mask(torch.ones(SHAPE))
+    with pytest.raises(ValueError, match="known=none: all pixels are hidden"):
+        Mask(torch.zeros(SHAPE) > 0)
+    with pytest.raises(ValueError, match="operator=mask:black.png: hides all pixels"):
+        named_operator("mask:black.png", SHAPE, torch.zeros(SHAPE) > 0)
     assert Resize(8, 4, 1)(x).equal(x)

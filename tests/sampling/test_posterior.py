@@ -11,7 +11,7 @@ import math
 import pytest
 import torch
 
-from genmodels.sampling.operators import Mask, as_operator
+from genmodels.sampling.operators import Foreign, Mask
 from genmodels.sampling.posterior import (
     Denoiser,
     Measured,
@@ -29,7 +29,7 @@ SAMPLERS = {"pigdm": sample_pigdm, "diffpir": sample_diffpir, "dps": sample_dps}
 
 
 class Dense:
-    """A matrix as somebody's operator."""
+    """A matrix as an operator."""
 
     def __init__(self, matrix):
         self.matrix = matrix
@@ -39,6 +39,10 @@ class Dense:
 
     def adjoint(self, y):
         return (y @ self.matrix.to(y)).reshape(-1, *SHAPE)
+
+    def pull(self, v, a):
+        square = self.matrix @ self.matrix.T
+        return self.adjoint(v @ torch.linalg.pinv(square + a * torch.eye(len(square))))
 
 
 class Case:
@@ -57,7 +61,7 @@ class Case:
         if not masked:
             matrix = draw(3, D)
             matrix = matrix / torch.linalg.matrix_norm(matrix, 2)
-        operator = Mask(known) if masked else as_operator(Dense(matrix), SHAPE)
+        operator = Mask(known) if masked else Dense(matrix)
         x = self.m + torch.linalg.cholesky(self.c) @ draw(D)
         y = matrix @ x + noise * (matrix @ draw(D) if masked else draw(3))
         self.covariance = torch.linalg.inv(torch.linalg.inv(self.c) + matrix.T @ matrix / noise**2)
@@ -207,7 +211,8 @@ def test_settings_have_limits():
 def test_the_unit_of_the_state_changes_no_picture(solver):
     """w = x / 2 and its noise at half of it: the same draws, by A diag(dx/dw) in place of A."""
     matrix = torch.randn(3, D, generator=torch.Generator().manual_seed(5)).double()
-    operator = as_operator(Dense(matrix / torch.linalg.matrix_norm(matrix, 2)), SHAPE)
+    dense = Dense(matrix / torch.linalg.matrix_norm(matrix, 2))
+    operator = Foreign(dense, dense.adjoint)
     # So little noise that dps's abar, which knows the unit of the paper's pictures, is 1.
     sigmas = torch.tensor([0.02, 0.01, 0.004, 0.0]).double()
     measured = Measured(operator, torch.full((4, 3), 0.03).double(), 0.01)
