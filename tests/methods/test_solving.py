@@ -235,6 +235,51 @@ def test_unit_scale_is_that_of_the_pictures(build):
     assert torch.equal(x[..., :4], u[..., :4]) and not x.requires_grad
 
 
+@pytest.mark.parametrize("name", ["cdrl", "energy_matching", "gedi", "meco"])
+def test_the_step_of_a_chain_is_the_factor_on_the_models(name, build):
+    """So small that nothing is rejected, it wanders by the root of it."""
+    model = build(name)
+    small = named_operator("downsample:2", model.shape)
+    y = small(torch.zeros(1, *model.shape))
+    start, near, far = (
+        model.solve(y, small, noise=0.5, steps=4, step=step, seeds=[1, 2])
+        for step in (1e-9, 1e-4, 4e-4)
+    )
+    ratio = float((far - start).norm() / (near - start).norm())
+    assert 1.8 < ratio < 2.3, ratio
+
+
+def test_gedis_temperature_is_of_its_energy_alone(build):
+    """E / T of N(0, 0.5^2), T = noise_scale^2 / (2 step): posterior's mean and spread."""
+    model = copy.deepcopy(build("gedi"))
+    model.shape, cfg = (1, 4, 4), model.cfg.method
+    heat = cfg.noise_scale**2 / (2 * cfg.step)
+    model._energy = lambda x, labels: heat * x.square().flatten(1).sum(dim=1) / (2 * 0.25)
+    small, noise = named_operator("downsample:2", model.shape), 0.2
+    y = small(0.5 * torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(1)))
+    factor = 0.03 / (cfg.step * heat)
+    x = model.solve(y, small, noise=noise, steps=60, step=factor, seeds=range(200)).double()
+    seen, unseen = small(x - small.pull(y, noise**2 / 0.25)), x - small.pull(small(x), 0.0)
+    exact = 1 / math.sqrt(1 / noise**2 + 4 / 0.25)
+    assert float(seen.mean(0).square().mean().sqrt()) < 0.2 * exact
+    assert 0.9 < float(seen.std()) / exact < 1.1
+    assert 0.9 < float(unseen.std()) / (0.5 * math.sqrt(12 / 16)) < 1.1
+
+
+@pytest.mark.parametrize("name", ["cdrl", "energy_matching"])
+def test_labels_reach_the_energy(name):
+    config, words = SMALL[name]
+    words = [word for word in words if word != "data.labels=false"]
+    model = genmodels.build(str(ROOT / f"configs/{config}.yaml"), *words, "data.labels=true").eval()
+    torch.manual_seed(0)
+    for parameter in model.net.parameters():  # some begin at zero
+        torch.nn.init.normal_(parameter, std=0.05)
+    y = torch.zeros(1, 1, 4, 4)
+    small, options = named_operator("downsample:2", (1, 8, 8)), {"noise": 0.1, "steps": 2}
+    none, minus, three = (model.solve(y, small, labels=c, **options) for c in (None, -1, 3))
+    assert torch.equal(none, minus) and not torch.allclose(none, three, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [

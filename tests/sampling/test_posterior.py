@@ -232,3 +232,67 @@ def test_the_unit_of_the_state_changes_no_picture(solver):
         made.append(unit * SAMPLERS[solver](denoiser, measured, w, levels, randn))
     torch.testing.assert_close(*made, atol=1e-5, rtol=1e-3)
     assert float(made[0].abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("solver", SAMPLERS)
+def test_a_step_is_that_of_the_paper(solver):
+    """In the papers' state x = sqrt(abar) w, of a denoiser that is no straight line."""
+    draw = torch.Generator().manual_seed(7)
+    a = torch.randn(3, D, generator=draw).double()
+    w, z = torch.randn(2, 2, D, generator=draw).double()
+    y, s, sigma, after, share = torch.randn(2, 3, generator=draw).double(), 0.3, 1.3, 0.9, 0.4
+
+    def call(w, sigma):
+        return torch.tanh(w / (1 + sigma)).flip(-1) + 0.1 * w**2
+
+    options = {"pigdm": {"eta": share}, "diffpir": {"lam": 2.5, "mix": share}, "dps": {"zeta": 0.7}}
+    measured = Measured(Dense(a), y, s)
+    denoiser = Denoiser(call, LOW, HIGH, 0.6, lambda z, sigma: sigma * z)
+    start, noise = (v.reshape(2, *SHAPE) for v in (w, z))
+    found = SAMPLERS[solver](
+        denoiser, measured, start, [sigma, after], lambda: noise, **options[solver]
+    )
+    abar, before = 1 / (1 + sigma**2), 1 / (1 + after**2)
+    x = (math.sqrt(abar) * w).requires_grad_(True)
+    x0 = call((x / math.sqrt(abar)).reshape(2, *SHAPE), sigma).flatten(1)
+    if solver == "dps":  # algorithm 1
+        alpha, beta = abar / before, 1 - abar / before
+        made = math.sqrt(alpha) * (1 - before) / (1 - abar) * x
+        made = made + math.sqrt(before) * beta / (1 - abar) * x0
+        made = made + math.sqrt(beta * (1 - before) / (1 - abar)) * z
+        square = (y - x0 @ a.T).square().sum(dim=1)
+        (slope,) = torch.autograd.grad(square.sum(), x)
+        made = made - 0.7 * 1000 * math.sqrt(3 / (3 * 256**2)) / square.sqrt()[:, None] * slope
+    elif solver == "pigdm":  # the score of N(A x0, r^2 A A^T + s^2 I), DDIM's equations 12 and 16
+        r2 = 0.36 * sigma**2 / (0.36 + sigma**2)
+        law = torch.distributions.MultivariateNormal(
+            x0 @ a.T, r2 * a @ a.T + s**2 * torch.eye(3).double()
+        )
+        (slope,) = torch.autograd.grad(law.log_prob(y).sum(), x)
+        x0 = x0 + (1 - abar) / math.sqrt(abar) * slope
+        fresh = share * math.sqrt((1 - before) / (1 - abar) * (1 - abar / before))
+        e = (x - math.sqrt(abar) * x0) / math.sqrt(1 - abar)
+        made = math.sqrt(before) * x0 + math.sqrt(1 - before - fresh**2) * e + fresh * z
+    else:  # algorithm 1
+        rho = 2.5 * s**2 / (sigma**2)
+        x0 = torch.linalg.solve(a.T @ a + rho * torch.eye(D).double(), (y @ a + rho * x0).T).T
+        e = (x - math.sqrt(abar) * x0) / math.sqrt(1 - abar)
+        made = math.sqrt(1 - share) * e + math.sqrt(share) * z
+        made = math.sqrt(before) * x0 + math.sqrt(1 - before) * made
+    torch.testing.assert_close(found.flatten(1), made / math.sqrt(before))
+
+
+def test_a_chain_holds_what_is_known_exactly_and_draws_the_rest():
+    """N(0, C) of two pixels, one known: the other is N(c y, 1 - c^2)."""
+    known, c = torch.tensor([[[True, False]]]), 0.8
+    precision = torch.linalg.inv(torch.tensor([[1.0, c], [c, 1.0]]))
+    x = torch.full((400, 1, 1, 2), 0.7)
+
+    def energy(x):
+        return 0.5 * (x.flatten(1) @ precision * x.flatten(1)).sum(dim=1)
+
+    measured = Measured(Mask(known), x * known, 0.0)
+    made = langevin(energy, measured, x, steps=25, step=0.2, seed=torch.arange(400)).y.flatten(1)
+    assert (made[:, 0] == x[0, 0, 0, 0]).all()
+    assert abs(float(made[:, 1].mean()) - 0.56) < 5 * 0.6 / 20
+    assert 0.8 < float(made[:, 1].std()) / 0.6 < 1.2
