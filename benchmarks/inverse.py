@@ -141,7 +141,7 @@ def table(rows):
         cells += [f"{row['psnr_sample']:.2f}" if row["model"] else ""]
         cells += [f"{row['ssim']:.3f}"] if found else []
         cells += [f"{row['spread']:.3f}" if row["model"] else "", f"{row['consistency']:.3f}"]
-        cells += [f"{1000 * row['seconds']:.3g}" if row["model"] else ""]
+        cells += [f"{float('%.3g' % (1000 * row['seconds'])):g}" if row["model"] else ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
