@@ -89,7 +89,7 @@ METHODS = {
         "5 steps": ["configs/cdrl_digits.yaml", "method.steps=5"],
         "initializer on pairs": ["configs/cdrl_digits.yaml", "method.initializer_pairs=0.33"],
         "matching first": ["configs/cdrl_digits.yaml", "method.matching=0.5"],
-        "matching first, 5 steps": [
+        "matching first and 5 steps": [
             "configs/cdrl_digits.yaml",
             "method.matching=0.5",
             "method.steps=5",

@@ -22,9 +22,9 @@ where the shared noise would give away x_{t-1}; then it follows the chains.
 With matching > 0 there are no chains for a first share of the training: the initializer learns from
 pairs, and the energy the score of each level's marginal, by denoising score matching,
 
-    L_f = E | n_t grad log p(y+) + e |^2 / D,   y+ = n_t e + what is left of the image   (not there)
+    L_f = E | n_t grad log p(y+) + e |^2 / D,   y+ = n_t e + what is left of the image
 
-whose second derivatives cost a few steps of a chain.
+whose second derivatives cost a few steps of a chain (not in the papers).
 
 References: Zhu, Xie, Wu and Gao, "Learning energy-based models by cooperative diffusion recovery
 likelihood", ICLR 2024, arXiv 2309.05153; Gao, Song, Poole, Wu and Kingma, "Learning energy-based
@@ -63,7 +63,7 @@ from genmodels.networks.edm_unet import EDMUNet, EDMUNetConfig
 from genmodels.networks.mlp import MLP, MLPConfig
 from genmodels.sampling.ais import bound_log_z
 from genmodels.sampling.composition import Blend, blend_of
-from genmodels.sampling.langevin import frozen
+from genmodels.sampling.langevin import acceptance_line, frozen
 from genmodels.sampling.posterior import Measured, langevin
 from genmodels.sampling.recovery import (
     ANGLES,
@@ -557,7 +557,7 @@ class CDRL(GenerativeModule):
                 freeze=(self.net,),
                 accumulate=torch.float64,
             )
-        self.chains = f"{100 * float(chain.accepted.float().mean()):.0f} % of proposals accepted"
+        self.chains = acceptance_line(chain.accepted)
         return chain.y / scale
 
     # --------------------------------------------------------------------------------------------

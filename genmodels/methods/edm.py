@@ -21,6 +21,7 @@ from genmodels.methods.base import Batch, Callback, GenerativeModule, Labels
 from genmodels.methods.by_level import REACH, LossByLevel
 from genmodels.networks import NETWORKS
 from genmodels.networks.precond import PRECONDS
+from genmodels.sampling.langevin import acceptance_line
 from genmodels.sampling.likelihood import FlowOptions, log_normal, ode_log_prob
 from genmodels.sampling.metropolis import sample_mh
 from genmodels.sampling.ode import SAMPLERS, Churn, sample_general
@@ -477,7 +478,7 @@ class EDM(GenerativeModule):
             nodes=cfg.mh_nodes,
             callback=callback,
         )
-        self.chains = f"{100 * float(accepted.mean()):.0f} % of proposals accepted"
+        self.chains = acceptance_line(accepted)
         return x
 
     def _sampling_config(self, options: dict[str, Any], guide: "EDM | None") -> EDMConfig:

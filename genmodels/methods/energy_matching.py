@@ -48,7 +48,7 @@ from genmodels.networks.ebm import fixed_weights
 from genmodels.sampling.ais import bound_log_z
 from genmodels.sampling.composition import Blend, blend_of
 from genmodels.sampling.coupling import couple
-from genmodels.sampling.langevin import frozen, ula_chain
+from genmodels.sampling.langevin import acceptance_line, frozen, ula_chain
 from genmodels.sampling.posterior import Measured, langevin
 from genmodels.sampling.potential import sample_potential, temperature
 from genmodels.seeding import Stream
@@ -371,7 +371,7 @@ class EnergyMatching(GenerativeModule):
                 freeze=(self.net, self),
                 accumulate=torch.float64,
             )
-        self.chains = f"{100 * float(chain.accepted.float().mean()):.0f} % of proposals accepted"
+        self.chains = acceptance_line(chain.accepted)
         return chain.y
 
     def _f(

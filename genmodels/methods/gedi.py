@@ -37,7 +37,7 @@ from genmodels.kernels.philox import philox_uniform
 from genmodels.methods import gedi_terms as terms
 from genmodels.methods.base import Batch, Callback, GenerativeModule, Labels
 from genmodels.networks import NETWORKS
-from genmodels.sampling.langevin import frozen, ula_chain
+from genmodels.sampling.langevin import acceptance_line, frozen, ula_chain
 from genmodels.sampling.posterior import Measured, langevin
 from genmodels.sampling.replay import Replay
 from genmodels.seeding import Stream
@@ -509,7 +509,7 @@ class GEDI(GenerativeModule):
             accumulate=torch.float64,
         )
         self.nfe = steps + 1
-        self.chains = f"{100 * float(chain.accepted.float().mean()):.0f} % of proposals accepted"
+        self.chains = acceptance_line(chain.accepted)
         return chain.y
 
     # --------------------------------------------------------------------------------------------

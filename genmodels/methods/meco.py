@@ -30,7 +30,7 @@ from genmodels.methods.base import Batch, Callback, GenerativeModule, Labels
 from genmodels.networks import NETWORKS
 from genmodels.networks.coupling_flow import CouplingFlow
 from genmodels.networks.prior import GaussianPrior
-from genmodels.sampling.langevin import mala_chain
+from genmodels.sampling.langevin import acceptance_line, mala_chain
 from genmodels.sampling.posterior import Measured, langevin
 from genmodels.seeding import Stream
 
@@ -313,7 +313,7 @@ class MECO(GenerativeModule):
             diagnostics=False,
         )
         self.nfe = cfg.steps + 1
-        self.chains = f"{100 * float(chain.accepted.float().mean()):.0f} % of proposals accepted"
+        self.chains = acceptance_line(chain.accepted)
         return chain.y
 
     @torch.no_grad()
@@ -346,7 +346,7 @@ class MECO(GenerativeModule):
             accumulate=torch.float64,
         )
         self.nfe = steps + 1
-        self.chains = f"{100 * float(chain.accepted.float().mean()):.0f} % of proposals accepted"
+        self.chains = acceptance_line(chain.accepted)
         return chain.y
 
 

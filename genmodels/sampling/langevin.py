@@ -25,7 +25,15 @@ from torch import Tensor
 from genmodels.kernels.langevin_step import langevin_step
 from genmodels.kernels.mala import mala_accept, mala_propose
 
-__all__ = ["Chain", "GraphedChain", "frozen", "mala_chain", "sgld_chain", "ula_chain"]
+__all__ = [
+    "Chain",
+    "GraphedChain",
+    "acceptance_line",
+    "frozen",
+    "mala_chain",
+    "sgld_chain",
+    "ula_chain",
+]
 
 Energy = Callable[[Tensor], Tensor]  # E(y), (B, ...) -> (B,), lower = likelier
 Number = float | Tensor  # one for all chains, or (B,)
@@ -58,6 +66,11 @@ class Chain:
     def acceptance(self) -> Tensor | None:
         """Share of accepted proposals per chain, (B,), or None."""
         return None if self.accepted is None else self.accepted.float().mean(0)
+
+
+def acceptance_line(accepted: Tensor) -> str:
+    """Return words on Metropolis decisions, of any shape, for sample.py to print."""
+    return f"{100 * float(accepted.float().mean()):.0f} % of proposals accepted"
 
 
 @contextmanager

@@ -252,3 +252,10 @@ def test_crops_are_measured_and_drawn(tmp_path, monkeypatch, capsys):
     for row in committed:
         cells = (f"`{row['crop']}`", f"{row['mean']:.4f}", f"{row['std']:.4f}")
         assert " | ".join((*cells, f"{row['gradient_power']:.1f}")) in page
+
+
+def test_names_of_energies_can_stand_in_a_list():
+    """methods=A,B has commas between the names, and the default is such a list."""
+    from benchmarks.energies import METHODS
+
+    assert not [name for methods in METHODS.values() for name in methods if "," in name]
