@@ -7,8 +7,8 @@ For each method and seed: the cost of a step is measured in a short training, th
 steps as fit into `seconds` of CPU time (of the process, one thread); the row says what it took.
 Samples are scored once, in blocks of the held-out images. Stopped, the command goes on where it
 was: finished rows and trainings stay, and methods= and seeds= choose what is done now, one by one
-or on several cores at a time, each with its own. Writes OUT/energies_NAME.json after each row; of all rows there are, a figure of
-quality against seconds and a gallery in PICTURES.
+or on several cores at a time, each with its own. Writes OUT/energies_NAME.json after each row; of
+all rows there are, a figure of quality against seconds and a gallery in PICTURES.
 
     python -m benchmarks.energies cdrl [seconds=180] [seeds=10-12] [methods=...] [...]
 

@@ -5,11 +5,13 @@ the same thing takes again.
 """
 
 import contextlib
+import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 __all__ = [
     "link",
@@ -19,6 +21,7 @@ __all__ = [
     "whole_file",
     "whole_path",
     "write_bytes",
+    "write_json",
 ]
 
 
@@ -26,6 +29,20 @@ def write_bytes(path: Path | str, data: bytes) -> None:
     """Write a file, all or nothing; see whole_file."""
     with whole_file(path) as file:
         file.write(data)
+
+
+def write_json(path: Path | str, data: Any) -> None:
+    """Write JSON that any reader takes, all or nothing: what is not finite is null (RFC 8259)."""
+    text = json.dumps(_with_nulls(data), indent=1, allow_nan=False)
+    write_bytes(path, f"{text}\n".encode())
+
+
+def _with_nulls(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _with_nulls(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_with_nulls(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """Files and folders that appear whole."""
 
+import json
+import math
 import os
 
 import pytest
@@ -25,6 +27,16 @@ def test_a_file_appears_when_the_block_ends(tmp_path):
     with atomic.whole_file(path) as file:
         file.write(b"new")
     assert path.read_bytes() == b"new" and names(tmp_path) == ["a"]
+
+
+def test_json_has_null_for_what_is_not_finite(tmp_path):
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    scores = {"psnr": math.inf, "rows": [1.5, {"x": math.nan}, (2, "inf")]}
+    atomic.write_json(tmp_path / "a", scores)
+    found = json.loads((tmp_path / "a").read_text(), parse_constant=refuse)
+    assert found == {"psnr": None, "rows": [1.5, {"x": None}, [2, "inf"]]}
 
 
 def test_a_folder_appears_when_the_block_ends(tmp_path):

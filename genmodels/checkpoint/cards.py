@@ -92,7 +92,7 @@ def scores_of_report(path: Path | str) -> list[Score]:
             if clustered and name in CLUSTERING
             else Score(str(name), float(of["value"]), source, num, of.get("stderr"))
             for name, of in ({} if several else report["metrics"]).items()
-            if math.isfinite(of["value"])
+            if of["value"] is not None and math.isfinite(of["value"])
         ]
     except OSError as error:
         raise ValueError(f"scores={path}: cannot be read ({error.strerror})") from None

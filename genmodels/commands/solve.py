@@ -14,7 +14,6 @@ seed + j K + k. OUT holds
 """
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from genmodels import cli, distributed, generation, images
-from genmodels.atomic import write_bytes
+from genmodels.atomic import write_json
 from genmodels.config import Section, check, setting
 from genmodels.config.words import DEVICES
 from genmodels.images import pictures
@@ -147,7 +146,7 @@ def solve_files(
             drawn = _drawn(group, call, given, number, options, bar)
             for file, x in zip(group, drawn.split([len(file.y) for file in group])):
                 _write(out, file, x, operator, options)
-                rows += _rows(file, x, operator)
+                rows += _rows(file, x, operator, given)
                 for i in range(min(len(x), SHOWN - len(shown))):
                     clean = None if file.x is None else file.x[i]
                     shown.append(sheet_row(x[i], file.y[i], clean))
@@ -175,7 +174,7 @@ def solve_files(
         "seconds": round(time.monotonic() - started, 2),
         "versions": {"genmodels": __version__, "torch": torch.__version__},
     }
-    write_bytes(out / SCORES, (json.dumps(facts, indent=1) + "\n").encode())
+    write_json(out / SCORES, facts)
     _print(rows, scores, options, out, nfe)
 
 
@@ -385,20 +384,24 @@ def picture_scores(
     return scores
 
 
-def _rows(file: File, x: torch.Tensor, operator: Operator) -> list[dict[str, Any]]:
+def _rows(
+    file: File, x: torch.Tensor, operator: Operator, labels: Sequence[int] | None
+) -> list[dict[str, Any]]:
     """Return the rows of a file's pictures, of samples x (N, samples, C, H, W)."""
     rows = []
     for i, y in enumerate(file.y):
         name = f"{file.name}[{i}]" if len(file.y) > 1 else file.name
         clean = None if file.x is None else file.x[i]
         row: dict[str, Any] = {"index": file.first + i, "image": name}
+        if labels is not None:
+            row["label"] = labels[file.first + i]
         rows.append(row | picture_scores(x[i], y, operator, clean))
     return rows
 
 
 def _means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Return {metric: {"value": mean over pictures}}."""
-    keys = [key for key in rows[0] if key not in ("index", "image")]
+    keys = [key for key in rows[0] if key not in ("index", "image", "label")]
     return {key: {"value": float(np.mean([row[key] for row in rows]))} for key in keys}
 
 

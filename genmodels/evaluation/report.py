@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genmodels.atomic import write_bytes
+from genmodels.atomic import write_bytes, write_json
 from genmodels.evaluation.comparison import Row, csv_of, markdown_of
 from genmodels.version import __version__
 
@@ -44,11 +44,12 @@ def write_report(
 ) -> None:
     """Write the JSON of an evaluation, all or nothing: metrics, facts, seconds, versions.
 
-    Of several sets, scores are {} and the facts have them as a list, `sets`.
+    Of several sets, scores are {} and the facts have them as a list, `sets`. An infinite score, the
+    PSNR of a perfect picture, is null there.
     """
     report = {"metrics": scores} | facts if scores else facts
     report |= {"seconds": round(time.monotonic() - started, 2), "versions": versions()}
-    write_bytes(path, json.dumps(report, indent=1).encode())
+    write_json(path, report)
 
 
 def write_table(path: Path | str, rows: Sequence[Row]) -> None:

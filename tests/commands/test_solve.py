@@ -19,13 +19,15 @@ from tests.helpers.processes import together
 from tests.helpers.restoring_words import random_levels, save
 from tests.helpers.tiny import last_words
 
+SMALL = ["network.channels=[8,8]", "network.norm_groups=4", "network.layers=1"]
+SMALL += ["network.attention=[]", "network.head_dim=8"]
+
 
 @pytest.fixture(scope="module")
 def model():
     """A denoiser whose last layer is not zero, so that noise matters."""
-    small = ["network.channels=[8,8]", "network.norm_groups=4", "network.layers=1"]
-    small += ["network.attention=[]", "network.head_dim=8", "data.labels=false"]
-    made = genmodels.build(str(ROOT / "configs/edm_digits.yaml"), *small).eval()
+    config = str(ROOT / "configs/edm_digits.yaml")
+    made = genmodels.build(config, *SMALL, "data.labels=false").eval()
     torch.manual_seed(0)
     torch.nn.init.normal_(made.net.net.unet.conv_out.weight, std=0.05)
     return made
@@ -137,6 +139,21 @@ def test_a_mask_of_a_file(measured, tmp_path):
     got, given = (images.read_image(f) for f in (tmp_path / "out/0/a.png", measured / "a.png"))
     assert torch.equal(got[0][mask > 0], given[0][mask > 0])
     assert isinstance(named_operator("mask:x", (1, 8, 8), torch.ones(1, 8, 8) > 0), Mask)
+
+
+def test_scores_name_the_label_and_an_infinite_one_is_null(tmp_path, monkeypatch, capsys):
+    labelled = genmodels.build(str(ROOT / "configs/edm_digits.yaml"), *SMALL).eval()
+    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: labelled)
+    save(tmp_path / "mask.png", np.full((8, 8), 255, np.uint8))  # all is known
+    for name in "ab":
+        save(tmp_path / f"in/{name}.png", random_levels(8, 8))
+    words = [f"operator=mask:{tmp_path}/mask.png", "clean=true", "labels=7,3"]
+    assert run(tmp_path / "in", tmp_path / "out", *words) == 0
+    report = json.loads((tmp_path / "out/scores.json").read_text())
+    assert [row["label"] for row in report["rows"]] == [7, 3]
+    assert [row["psnr"] for row in report["rows"]] == [None, None]
+    assert report["metrics"]["psnr"] == {"value": None} and "label" not in report["metrics"]
+    assert "inf" in capsys.readouterr().out
 
 
 def test_files_are_in_memory_only_in_their_turn(model, measured, tmp_path, monkeypatch):
