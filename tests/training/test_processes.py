@@ -206,6 +206,20 @@ def test_two_nodes_of_two_processes_train_what_one_process_does(tmp_path):
     assert len(list((run / "samples").iterdir())) == 1
 
 
+@pytest.mark.slow
+def test_cdrl_begun_by_matching_is_the_same_on_two_processes(tmp_path):
+    """Four steps that differentiate the energy twice, four with chains."""
+    words = [word for word in DIGITS if word not in TINY] + ["network.width=16", "method.steps=2"]
+    words += ["method.matching=0.5", "trainer.max_steps=8", "trainer.progress=false"]
+    assert train.main(argv("cdrl_digits", tmp_path / "one", *words)) == 0
+    both = argv("cdrl_digits", tmp_path / "two", *words, "trainer.devices=2")
+    ended = together(both, tmp_path)
+    assert [process.code for process in ended] == [0, 0], ended
+    (one,), (two,) = ((tmp_path / name).glob("*/*") for name in ("one", "two"))
+    for key, value in weights(two).items():
+        torch.testing.assert_close(value, weights(one)[key], rtol=0, atol=1e-6)
+
+
 def test_processes_that_the_config_does_not_count_are_refused(tmp_path):
     """Before a folder is made; each of them would train alone."""
     ended = together(argv("edm_digits", tmp_path / "runs", *DIGITS), tmp_path)
