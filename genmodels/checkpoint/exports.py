@@ -40,7 +40,7 @@ from genmodels.checkpoint.models import (
     model_path,
     read_checkpoint,
 )
-from genmodels.config import Config, setting, settings_of, to_plain
+from genmodels.config import Config, setting, settings_of, to_json
 from genmodels.config.words import check_flags, help_text, split_words, typed_words
 from genmodels.run import check_output
 from genmodels.version import __version__
@@ -122,7 +122,7 @@ def write_export(
         state = {k: v.half() if k in halved else v for k, v in state.items()}
     kept = model.kept_chains() if chains else {}
     state |= {f"{CHAINS}{key}": value for key, value in kept.items()}
-    plain = to_plain(model.cfg)
+    plain = to_json(model.cfg)
     plain |= {"out_dir": Config.out_dir, "init": ""}  # folders of the machine it was made on
     plain["data"] |= {"root": "", "source_root": ""}
     vae = plain["data"]["vae"]
@@ -135,7 +135,9 @@ def write_export(
             "weights_sha256": file_sha256(folder / "model.safetensors"),
             "config": plain,
         }
-        write_bytes(folder / "config.json", json.dumps(description, indent=1).encode())
+        write_bytes(
+            folder / "config.json", json.dumps(description, indent=1, allow_nan=False).encode()
+        )
         for name, content in {"README.md": card.encode(), **files}.items():
             write_bytes(folder / name, content)
     return out

@@ -16,6 +16,7 @@ from genmodels.config.schema import (
     seconds,
     setting,
     settings_of,
+    to_json,
     to_plain,
 )
 
@@ -37,5 +38,6 @@ __all__ = [
     "seconds",
     "setting",
     "settings_of",
+    "to_json",
     "to_plain",
 ]

@@ -321,8 +321,9 @@ def _check_types(values: dict, cls: Any, schema: dict[str, type], prefix: str) -
 
 
 def _fits(value: object, kind: type) -> bool:
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float:  # JSON has no infinity, and YAML's is .inf
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number or value in ("inf", "-inf")
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 

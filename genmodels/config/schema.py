@@ -533,3 +533,13 @@ def seconds(text: str) -> float:
 def to_plain(config: Any) -> dict[str, Any]:
     """Return the config as nested dicts of str, int, float, bool and lists (safe to pickle)."""
     return dataclasses.asdict(config)
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Return to_plain() without what JSON lacks: an infinity is "inf", which a config may hold."""
+    plain: dict[str, Any] = dataclasses.asdict(config, dict_factory=_finite_items)
+    return plain
+
+
+def _finite_items(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: str(v) if isinstance(v, float) and math.isinf(v) else v for key, v in items}

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import pickle
 import shutil
@@ -41,6 +42,16 @@ def test_state_dict_is_the_ema_and_raw_weights_are_there_too(tiny_run):
     raw = genmodels.load(tiny_run, ema=False).state_dict()[name]
     assert torch.equal(raw, saved["current_model_state"][name])
     assert not torch.equal(raw, saved["state_dict"][name])
+
+
+def test_an_infinity_of_the_config_is_text_that_any_json_reader_takes(exported):
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    text = (exported / "config.json").read_text()
+    method = json.loads(text, parse_constant=refuse)["config"]["method"]
+    assert method["guidance_max"] == "inf"
+    assert checkpoint.load(exported).cfg.method.guidance_max == math.inf
 
 
 def test_half_export_is_half_the_size_and_close(tiny_run, exported, tmp_path):
