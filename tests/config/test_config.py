@@ -132,7 +132,7 @@ BAD_FILES = {
     "method: {name: edm}\nnetwork: {name: unet}\nname: null": "name=None: must be str",
     "method: {name: edm}\nnetwork: {name: unet, channels: 3}": "must be a list of int",
     "method: {name: edm}\nnetwork: {name: unet}\nseed: true": "seed=True: must be int",
-    "method: {name: edm}\nnetwork: {name: unet}\noptim: {lr: inf}": "lr=inf: must be > 0 and finite",
+    "method: {name: edm}\nnetwork: {name: unet}\noptim: {lr: inf}": "must be > 0 and finite",
 }
 
 
