@@ -16,8 +16,9 @@ all rows there are, a figure of quality against seconds and a gallery in PICTURE
 does so with ways to make CDRL cheaper (docs/cdrl.md), to choose one: trained on 1257 of the 1437
 training digits, scored on the others.
 
-Settings of energy matching on the digits (smoothing, time, batch) were chosen on 180 digits held
-out of the training ones, with other seeds; those of the other methods are their configs'.
+Settings of energy matching on the digits (smoothing, time, batch) and GEDI's l2 there were chosen on
+180 digits held out of the training ones, with other seeds; those of the other methods are their
+configs'.
 """
 
 import json
