@@ -16,9 +16,9 @@ all rows there are, a figure of quality against seconds and a gallery in PICTURE
 does so with ways to make CDRL cheaper (docs/cdrl.md), to choose one: trained on 1257 of the 1437
 training digits, scored on the others.
 
-Settings of energy matching on the digits (smoothing, time, batch) and GEDI's l2 there were chosen on
-180 digits held out of the training ones, with other seeds; those of the other methods are their
-configs'.
+Settings of energy matching on the digits (smoothing, time, batch) and GEDI's l2 there were chosen
+on 180 digits held out of the training ones, with other seeds; those of the other methods are their
+configs'. A training that diverges is a row that says so.
 """
 
 import json
@@ -156,7 +156,8 @@ def measure(argv):
             rows.sort(key=lambda row: (order.index(row["method"]), row["seed"]))
             record.write(path, command, seconds=seconds, table=table(rows), rows=rows)
     for row in rows if name != "cdrl" else ():
-        if row["seed"] == min(seeds) and "bits" not in row["scores"]:  # it takes long
+        first = row["seed"] == min(seeds) and "diverged" not in row  # of one alone: it takes long
+        if first and "bits" not in row["scores"]:
             row["scores"]["bits"] = bits_of(row, work)
             record.write(path, command, seconds=seconds, table=table(rows), rows=rows)
     print(json.dumps(table(rows), indent=1))
@@ -164,9 +165,12 @@ def measure(argv):
 
 
 def one_row(name, method, seed, seconds, folder, given):
-    """Return what one training gave: its steps, seconds and scores."""
+    """Return what one training gave: its steps, seconds and scores, or how it diverged."""
     words = [*METHODS[name][method], *QUIET, *given, f"seed={seed}"]
     training = record.once(folder / "training.json", lambda: train_for(words, seconds, folder))
+    told = [word for word in words if not word.startswith("data.root")]
+    if "diverged" in training:
+        return {"method": method, "seed": seed, "words": told, **training}
     run = folder / training["run"]
     model, scores = genmodels.load(run), {}
     started = time.process_time()
@@ -194,7 +198,7 @@ def one_row(name, method, seed, seconds, folder, given):
     return {
         "method": method,
         "seed": seed,
-        "words": [word for word in words if not word.startswith("data.root")],
+        "words": told,
         "parameters": parameters,
         **{key: value for key, value in training.items() if key != "run"},
         "sample_cpu_seconds_per_image": round(sampling, 5),
@@ -230,7 +234,7 @@ def chosen_on(work):
 
 
 def train_for(words, seconds, folder):
-    """Return {run, steps, CPU seconds} of the training that takes about this long."""
+    """Return {run, steps, CPU seconds} of the training that takes this long, or {diverged}."""
     took = {}
     for steps in PROBE:
         started = time.process_time()
@@ -240,7 +244,12 @@ def train_for(words, seconds, folder):
     most = [int(word.partition("=")[2]) for word in words if word.startswith("trainer.max_steps=")]
     steps = max(1, min([round(seconds / cost), *most]))
     started = time.process_time()
-    run = train(last_words([*words, f"trainer.max_steps={steps}", f"out_dir={folder}"]))
+    try:
+        run = train(last_words([*words, f"trainer.max_steps={steps}", f"out_dir={folder}"]))
+    except RuntimeError as error:
+        if "method.divergence" not in str(error):
+            raise
+        return {"steps": steps, "diverged": str(error).partition(";")[0]}
     spent = time.process_time() - started
     reached = checkpoint.read_checkpoint(run)["global_step"]
     run = str(Path(run).relative_to(folder))
@@ -251,8 +260,11 @@ def table(rows):
     """Return {method: {score: mean over seeds and its standard error}}."""
     out = {}
     for method in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == method]
-        out[method] = {"seeds": len(own)}
+        all_own = [row for row in rows if row["method"] == method]
+        own = [row for row in all_own if "diverged" not in row]
+        out[method] = {"seeds": len(own), "diverged": len(all_own) - len(own)}
+        if not own:
+            continue
         for key in ("nn1", "nn1_fake", "nn1_real", "fd", "memorised"):
             values = [row["scores"][key]["value"] for row in own]
             error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
@@ -270,6 +282,7 @@ def draw(name, rows, work, pictures):
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    rows = [row for row in rows if "diverged" not in row]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     figure, axes = plt.subplots(1, len(methods), figsize=(3 * len(methods), 1.7), squeeze=False)
     for axis, method in zip(axes[0], methods):
