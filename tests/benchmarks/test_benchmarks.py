@@ -1,6 +1,8 @@
 """What the benchmark commands write and keep; nothing is asserted about scores."""
 
+import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -259,3 +261,20 @@ def test_names_of_energies_can_stand_in_a_list():
     from benchmarks.energies import METHODS
 
     assert not [name for methods in METHODS.values() for name in methods if "," in name]
+
+
+def test_an_energy_that_diverges_is_a_row_without_scores(monkeypatch, tmp_path):
+    from benchmarks import energies
+
+    def train(words):
+        if f"out_dir={tmp_path}" in words:  # the third; two short ones have shown what a step costs
+            raise RuntimeError("method.divergence=1e+06: exceeded in step 5; start again: FOLDER")
+
+    seconds = itertools.accumulate([0, 1, 1, 3, 3])
+    monkeypatch.setattr(energies, "train", train)
+    monkeypatch.setattr(energies, "time", SimpleNamespace(process_time=lambda: next(seconds)))
+    row = energies.one_row("cdrl", "5 steps", 10, 30.0, tmp_path, ["data.root=FOLDER"])
+    assert row["steps"] == 900  # 30 s at 2 s for 60 steps
+    assert row["diverged"] == "method.divergence=1e+06: exceeded in step 5"
+    assert "FOLDER" not in str(row)
+    assert energies.table([row]) == {"5 steps": {"seeds": 0, "diverged": 1}}
