@@ -119,6 +119,7 @@ class EnergyMatching(GenerativeModule):
 
     Config = EnergyMatchingConfig
     ENERGY = True
+    BY_PROCESS = ("pairs of method.coupling=ot", "which images have chains and which are trimmed")
     LABEL_DROPOUT = True
     SAMPLE_OPTIONS = settings_of(EnergyMatchingConfig, *SAMPLING) | settings_of(ComposeOptions)
     INPAINTS = True

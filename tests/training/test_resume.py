@@ -9,10 +9,15 @@ import pytest
 import genmodels
 import sample
 import train
+from genmodels.config import load_config, to_plain
+from genmodels.methods import METHODS
+from genmodels.networks import NETWORKS
 from genmodels.run import Run
-from genmodels.training.resume import check_same, resumed_config
+from genmodels.training.resume import check_same, resumed_config, warn_of_dealing
 from genmodels.training.saver import CSVMetrics
+from genmodels.training.start import flat
 from tests.helpers.faults import cut, flip
+from tests.helpers.paths import ROOT
 from tests.helpers.runs import assert_same, rows, state
 
 WORDS = ("trainer.max_steps=4", "checkpoint.every=2", "eval.loss_every=2", "trainer.log_every=1")
@@ -198,3 +203,22 @@ def test_a_missed_held_out_loss_is_measured_on_resume(whole, train_tiny, copy):
     assert train.main([f"resume={copy}", "trainer.max_steps=6"]) == 0
     assert rows(copy) == rows(run)
     assert_same(state(copy), state(run))
+
+
+@pytest.mark.parametrize(
+    ("name", "differs"),
+    [
+        ("edm_digits", "noise; rounding will differ"),
+        ("energy_digits", "noise; pairs of method.coupling=ot, which images have chains"),
+        ("interpolant_digits", "noise; pairs of method.coupling=ot, rounding"),
+        ("gedi_mnist_cpu", "noise; which chains of the buffer go on, their noise"),
+    ],
+)
+def test_what_depends_on_the_number_of_processes_is_said(name, differs):
+    one, two = (
+        load_config([ROOT / f"configs/{name}.yaml"], words, methods=METHODS, networks=NETWORKS)
+        for words in ([], ["trainer.devices=2"])
+    )
+    with pytest.warns(UserWarning, match=r"^trainer.devices=2 \(was 1\): ") as said:
+        warn_of_dealing(flat(to_plain(one)), two)
+    assert differs in str(said[0].message)
