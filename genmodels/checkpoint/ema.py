@@ -225,8 +225,8 @@ def write_averages(positionals: Sequence[str], words: dict[str, str]) -> None:
         raise ValueError(usage)
     options.check(options.sigma_rel, "sigma_rel", usage)
     run, widths = Run(model_path(positionals[0])), options.sigma_rel
-    if not options.step and (found := averages_of(run)):
-        options.step = found[-1].step
+    last = max((average.step for average in averages_of(run)), default=0)
+    options.step = options.step or last
     default = run.folder / "exports"
     outs = [
         Path(options.out)
@@ -239,4 +239,6 @@ def write_averages(positionals: Sequence[str], words: dict[str, str]) -> None:
     models = averaged_models(run.folder, widths, options.step)
     for out, (_, model, line) in zip(outs, models):
         card = model_card(model, out.name, options.step, line)
-        print(f"exported: {write_export(model, out, card)}")
+        # The chains that a run keeps (GEDI) are those of its end.
+        made = write_export(model, out, card, chains=options.step == last)
+        print(f"exported: {made}")

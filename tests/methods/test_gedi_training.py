@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -15,9 +16,11 @@ import train
 from genmodels import checkpoint
 from genmodels.checkpoint import read_checkpoint
 from genmodels.checkpoint.cards import scores_of_report
+from genmodels.checkpoint.ema import write_average, write_averages
 from genmodels.checkpoint.merge import merge
 from genmodels.methods import gedi
 from genmodels.methods.gedi import GEDI
+from genmodels.run import Run
 from tests.helpers.gedi_models import SMALL, batch_of, build, points, run_of, state_of
 from tests.helpers.paths import ROOT
 
@@ -216,6 +219,17 @@ def test_a_merged_model_brings_no_chains_of_its_first(digits_run, tmp_path):
     merged = merge([digits_run, digits_run], tmp_path / "merged")
     assert json.loads((merged / "config.json").read_text())["genmodels_format"] == 1
     assert genmodels.load(merged).replay.entries is None
+
+
+def test_an_average_of_an_earlier_step_brings_no_chains_of_the_last(digits_run, tmp_path):
+    run = Run(shutil.copytree(digits_run, tmp_path / "run"))
+    state = dict(genmodels.load(digits_run).named_parameters())
+    for step in (2, 4):
+        write_average(run, step, 0.1, state)
+    for step, words in ((2, {"step": "2"}), (4, {})):
+        out = tmp_path / str(step)
+        write_averages([str(run.folder)], {"sigma_rel": "0.1", "out": str(out), **words})
+        assert (genmodels.load(out).replay.entries is not None) == (step == 4)
 
 
 def test_an_export_without_old_chains_has_none(digits_run, tmp_path, monkeypatch, capsys):
