@@ -77,7 +77,15 @@ SHELF = {
         "EDM, Fashion-MNIST",
     ),
     "edm_fashion_small": Made(
-        tuple(BASES["fashion_mnist"]),
+        (
+            *BASES["fashion_mnist"],
+            # The network of configs/ddo_fashion.yaml.
+            "network.channels=[8,16,32]",
+            "network.layers=1",
+            "network.attention=[]",
+            "network.norm_groups=8",
+            "network.head_dim=8",
+        ),
         FASHION,
         "EDM, Fashion-MNIST, a network too small for it: what ddo_fashion starts from",
     ),
