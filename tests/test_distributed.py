@@ -114,6 +114,7 @@ def test_waiting_ends_with_the_process_that_started_this_one(environment, monkey
         distributed.wait(lambda: False)
 
 
+@pytest.mark.slow
 def test_three_processes_gather(tmp_path):
     """Joined by the first thing that they hand each other."""
     script = tmp_path / "script.py"

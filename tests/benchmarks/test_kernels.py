@@ -45,6 +45,7 @@ def test_benchmark_smoke(tmp_path, quick, capsys):
     assert before.strip() in capsys.readouterr().out.strip()
 
 
+@pytest.mark.slow
 def test_what_only_a_gpu_does(tmp_path, quick, monkeypatch):
     """Graphs, memory and their columns, with stand-ins for CUDA and the tensors on the CPU."""
 

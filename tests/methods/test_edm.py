@@ -571,6 +571,7 @@ def test_validation_is_not_augmented():
     assert model.train().loss(batch())[0] != plain.loss(batch())[0]
 
 
+@pytest.mark.slow
 def test_augmentation_does_not_leak_into_samples():
     """Trained on one lopsided picture, half of the time mirrored and often distorted: asked with
     zeros the model draws the picture itself; asked for a mirrored one, its mirror image."""

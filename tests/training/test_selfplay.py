@@ -204,6 +204,7 @@ POINTS = (
 )
 
 
+@pytest.mark.slow
 def test_kill_9_at_several_points_and_the_same_command_again(base, straight, tmp_path):
     """Each time the file appears the process is killed; the last command runs to the end."""
     out = tmp_path / "runs"
