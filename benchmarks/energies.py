@@ -155,11 +155,14 @@ def measure(argv):
             rows = [*record.rows(path, command), row]
             rows.sort(key=lambda row: (order.index(row["method"]), row["seed"]))
             record.write(path, command, seconds=seconds, table=table(rows), rows=rows)
-    for row in rows if name != "cdrl" else ():
-        first = row["seed"] == min(seeds) and "diverged" not in row  # of one alone: it takes long
-        if first and "bits" not in row["scores"]:
-            row["scores"]["bits"] = bits_of(row, work)
-            record.write(path, command, seconds=seconds, table=table(rows), rows=rows)
+    first = [row for row in rows if row["seed"] == rows[0]["seed"]]  # of one seed: it takes long
+    for done in first if name != "cdrl" else ():
+        if "diverged" in done or "bits" in done["scores"]:
+            continue
+        bits, rows = bits_of(done, work), record.rows(path, command)
+        row = next(r for r in rows if (r["method"], r["seed"]) == (done["method"], done["seed"]))
+        row["scores"]["bits"] = bits
+        record.write(path, command, seconds=seconds, table=table(rows), rows=rows)
     print(json.dumps(table(rows), indent=1))
     draw(name, rows, work, pictures)
 
