@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 
 from genmodels.config import setting
 from genmodels.kernels.broadcast import over_items
@@ -25,6 +26,9 @@ class DenoiserConfig(NetworkConfig):
         [64, 96, 128], "channels at 1/2, 1/4, 1/8 ... of the resolution", ge=1
     )
     blocks: list[int] = setting([1, 1, 2], "residual blocks on each side of each scale", ge=1)
+    weight_norm: bool = setting(
+        False, "filters learn direction and size apart (weight normalisation)"
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -62,7 +66,12 @@ class Denoiser(Network):
         shape: (C, H, W) of the training patches; only C matters.
         classes: 0; labels are not used.
 
-    References: Zhang, Zuo and Zhang 2018, arXiv 1710.04026 (level map, unshuffled pixels).
+    What is learned here is mostly noise, and Adam moves the filters of the deep scales at random, a
+    step's size each time. With weight_norm they turn and do not grow, as long as they like; without
+    it they do, and a wide network breaks (see docs/noise2score.md).
+
+    References: Zhang, Zuo and Zhang 2018, arXiv 1710.04026 (level map, unshuffled pixels);
+    Salimans and Kingma 2016, arXiv 1602.07868 (weight normalisation).
     """
 
     Config = DenoiserConfig
@@ -79,6 +88,13 @@ class Denoiser(Network):
         self.exit = nn.Conv2d(channels[0], 4 * shape[0], 3, padding=1)
         nn.init.zeros_(self.exit.weight)  # F = 0 at first: the estimate is the noisy picture
         nn.init.zeros_(self.exit.bias)
+        if cfg.weight_norm:
+            for part in (self.entry, self.down, self.up, self.before, self.after):
+                for layer in part.modules():
+                    if isinstance(layer, nn.Conv2d):
+                        weight_norm(layer)
+                    elif isinstance(layer, nn.ConvTranspose2d):
+                        weight_norm(layer, dim=1)  # where its outputs are
 
     def forward(
         self,
