@@ -65,6 +65,37 @@ def test_in_bf16_a_pixel_is_still_known_to_more_than_a_grey_level():
     torch.testing.assert_close(out, x, rtol=1e-6, atol=0)
 
 
+def drawn(weight_norm):
+    torch.manual_seed(0)
+    return Denoiser(
+        DenoiserConfig(channels=[8, 128], blocks=[1, 1], weight_norm=weight_norm), (1, 16, 16)
+    )
+
+
+def test_normalised_filters_give_the_same_network_at_first():
+    plain, normalised = drawn(False), drawn(True)
+    for net in (plain, normalised):
+        torch.nn.init.ones_(net.exit.weight)
+    x = torch.rand(1, 1, 16, 16)
+    torch.testing.assert_close(normalised(x, torch.ones(1)), plain(x, torch.ones(1)))
+
+
+def test_steps_along_noise_do_not_make_normalised_filters_large():
+    """Adam's steps have one size however small the gradient is: on noise alone filters wander."""
+    largest = {}
+    for weight_norm in (False, True):
+        net, generator = drawn(weight_norm), torch.Generator().manual_seed(0)
+        optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+        for _ in range(300):
+            for p in net.parameters():
+                p.grad = torch.randn(p.shape, generator=generator)
+            optimizer.step()
+        weight = net.before[1][0].first.weight
+        largest[weight_norm] = float(torch.linalg.matrix_norm(weight.flatten(1), 2))
+    # A random matrix of 128 filters of norm r has about r (1 + 1/3), r = 1/sqrt(3) at first.
+    assert largest[True] < 1 < 1.6 < largest[False]
+
+
 def test_settings_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="network.blocks="):
         DenoiserConfig(channels=[8, 8], blocks=[1])
