@@ -106,6 +106,9 @@ setup(
             "torch-fidelity>=0.4",
             "setuptools",
             "wheel",
+            "nbclient",  # the tutorials, in the slow tests
+            "ipykernel",
+            "wandb",
         ],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1", "nbclient", "ipykernel"],
         "wandb": ["wandb"],

@@ -27,7 +27,10 @@ def main(steps: int = 300) -> torch.Tensor:
 
     # The config says what the model is; data.shape and data.classes are those of data.name=digits.
     model = genmodels.build(
-        "configs/edm_digits.yaml", "network.channels=[32,32]", f"trainer.max_steps={steps}"
+        "edm_digits",
+        "network.channels=[32,32]",
+        "network.norm_groups=8",
+        f"trainer.max_steps={steps}",
     )
     trainer = L.Trainer(
         max_steps=steps,

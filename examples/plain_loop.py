@@ -23,7 +23,9 @@ def main(steps: int = 300) -> torch.Tensor:
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1  # 0..16 to [-1, 1]
     labels = torch.tensor(digits.target)
 
-    model = genmodels.build("configs/edm_digits.yaml", "network.channels=[32,32]").train()
+    model = genmodels.build(
+        "edm_digits", "network.channels=[32,32]", "network.norm_groups=8"
+    ).train()
     average = copy.deepcopy(model).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
     for step in range(steps):

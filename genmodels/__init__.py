@@ -28,6 +28,7 @@ if (_beside / "kernels/ops/philox.py").is_file() and (_beside / "setup.py").is_f
     assert _spec is not None and _spec.loader is not None  # the file is there
     sys.modules["genmodels.kernels"] = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(sys.modules["genmodels.kernels"])
+    kernels = sys.modules["genmodels.kernels"]
 
 
 def build(

@@ -123,7 +123,9 @@ def checked_seeds(seeds: Iterable[int]) -> list[int]:
     try:
         seeds = [operator.index(seed) for seed in seeds]
     except TypeError:
-        raise ValueError(f"seeds={seeds}: must be whole numbers") from None
+        number = isinstance(seeds, int) and not isinstance(seeds, bool)
+        remedy = f"one for each image; write range({seeds})" if number else "must be whole numbers"
+        raise ValueError(f"seeds={seeds}: {remedy}") from None
     for seed in seeds:
         if not 0 <= seed < 2**63:
             raise ValueError(f"seeds={seed}: must be in [0, 2^63)")

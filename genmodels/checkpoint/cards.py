@@ -87,10 +87,13 @@ def scores_of_report(path: Path | str) -> list[Score]:
         # Beside scores of images those of clusters have other data, whose number is not there.
         clustered = re.split(r"[/\\]", str(report.get("options", {}).get("cluster", "")))[-1]
         clustered = clustered if "reference_num" in report else ""
+        features = str((report.get("features") or {}).get("name", ""))
         found = [
             Score(str(name), float(of["value"]), clustered, 0, of.get("stderr"))
             if clustered and name in CLUSTERING
-            else Score(str(name), float(of["value"]), source, num, of.get("stderr"))
+            else Score(
+                in_features(str(name), features), float(of["value"]), source, num, of.get("stderr")
+            )
             for name, of in ({} if several else report["metrics"]).items()
             if of["value"] is not None and math.isfinite(of["value"])
         ]
@@ -102,15 +105,24 @@ def scores_of_report(path: Path | str) -> list[Score]:
     return found
 
 
-def scores_of_run(path: Path, step: int, name: str) -> list[Score]:
+def in_features(metric: str, features: str) -> str:
+    """Return a metric's name with its features, fd(digits), unless it has none or says it."""
+    from genmodels.metrics.clustering import CLUSTERING
+
+    plain = not features or "(" in metric or metric in CLUSTERING
+    return metric if plain else f"{metric}({features})"
+
+
+def scores_of_run(path: Path, step: int, name: str, features: str = "") -> list[Score]:
     """Return the latest scores that a training made of itself up to a step; [] of an export.
 
     Args:
         path: run folder or its .ckpt.
         step: of the model.
         name: of the data set.
+        features: in which they were made, "" if unknown.
     """
-    table = Run(path if path.is_dir() else path.parents[1]).metrics
+    table = Run(path if path.is_dir() else path.resolve().parents[1]).metrics
     if not table.is_file():
         return []
     found: list[Score] = []
@@ -125,6 +137,7 @@ def scores_of_run(path: Path, step: int, name: str) -> list[Score]:
                 metric, _, num = key.removeprefix("eval/").rpartition("_")
                 if math.isfinite(value := float(row[key])):
                     note = f"in training, after step {then}"
+                    metric = in_features(metric, features)
                     found.append(Score(metric, value, f"{name}:train", int(num), note=note))
     return found
 
@@ -191,7 +204,7 @@ def model_card(
     Args:
         model: a method.
         name: of the folder, or OWNER/NAME on the hub.
-        steps: optimizer steps it was trained for; None: those of its config.
+        steps: optimizer steps it was trained for; None: not known.
         weights: what the weights are, if not what the config says.
         license: of the model, an identifier of the hub; "": the card says that there is none.
         scores: to be told of.
@@ -199,10 +212,12 @@ def model_card(
     """
     cfg, learned = model.cfg, model.learned_from()
     terms = data.data_set(cfg.data.name).terms
-    steps = cfg.trainer.max_steps if steps is None else steps
     averaged = cfg.ema.sigma_rel or cfg.ema.half_life
     weights = weights or ("EMA weights" if averaged else "Raw weights")
-    images = steps * cfg.data.batch_size
+    size = cfg.data.batch_size
+    trained = f"an unknown number of steps of {size} images"
+    if steps is not None:
+        trained = f"{steps} steps of {size} images\n  ({steps * size:,} in all)"
     labels = "class-conditional" if cfg.data.labels else "unconditional"
     words, call = "num=64 out=samples", "images = model.sample(range(16))  # in [-1, 1]"
     if model.ANY_SIZE:
@@ -217,8 +232,7 @@ def model_card(
 {type(cfg.method).__doc__} Network: {cfg.network.name}. {weights}.
 
 - Data: {cfg.data.name}, {" x ".join(map(str, cfg.data.shape))}. {terms}
-- Training: `{cfg.name}`, {steps} steps of {cfg.data.batch_size} images
-  ({images:,} in all), seed {cfg.seed}; every setting is in config.json.
+- Training: `{cfg.name}`, {trained}, seed {cfg.seed}; every setting is in config.json.
 {_vae(cfg.data.vae)}- {f"Learned from: {learned}" if learned else f"Labels: {labels}"}.
 - Licence of the model: {license or NO_LICENSE}.
 {_picture(grid)}{_table(scores)}

@@ -81,7 +81,7 @@ def export(
     steps = None
     if not (path / "config.json").is_file():
         steps = read_checkpoint(path)["global_step"]
-        found = found or scores_of_run(path, steps, model.cfg.data.name)
+        found = found or scores_of_run(path, steps, model.cfg.data.name, model.cfg.eval.features)
     grid = sample_grid(model, samples)
     card = model_card(
         model, name or out.name, steps, license=license, scores=found, grid=grid is not None

@@ -150,6 +150,8 @@ def paths_by_channels(path: Path | str) -> dict[int, Path | str]:
 
 def _no_model(path: Path) -> ValueError:
     hint = "" if path.exists() else nearest(MODELS, str(path))
+    if (path / "model_index.json").is_file() and (path / "unet").is_dir():
+        hint = f"; the UNet of this diffusers pipeline, for init=, is {path / 'unet'}"
     return ValueError(f"model={path}: is no run folder, .ckpt file or exported folder{hint}")
 
 

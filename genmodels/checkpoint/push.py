@@ -5,9 +5,11 @@
 MODEL is a run, a .ckpt or an exported folder. A run is exported first, with a model card: a grid
 of images, the scores of its training or those of scores=FILE.json, the licence. An exported folder
 goes there as it is, config.json, model.safetensors, README.md and pictures, with the card that you
-may have changed. Log in before: `hf auth login`, or HF_TOKEN.
+may have changed; in its title and commands the model is called OWNER/NAME. Log in before:
+`hf auth login`, or HF_TOKEN.
 """
 
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +43,15 @@ def push(path: Path | str, to: str, *, private: bool = False, **words: Any) -> s
         for key, value in words.items():
             check(not value, key, value, "an exported folder goes as it is; export it anew with it")
         load(folder)  # whole, and one of ours
-        return hub.upload(folder, to, private=private, token=token)
+        with tempfile.TemporaryDirectory() as above:
+            shown = Path(above) / "model"
+            shown.mkdir()
+            for file in folder.iterdir():
+                (shown / file.name).symlink_to(file.resolve())
+            card = renamed((folder / "README.md").read_text(encoding="utf8"), folder.name, to)
+            (shown / "README.md").unlink()
+            (shown / "README.md").write_text(card, encoding="utf8")
+            return hub.upload(shown, to, private=private, token=token)
     with tempfile.TemporaryDirectory() as above:
         made = export(folder, Path(above) / "model", name=to, **words)
         return hub.upload(made, to, private=private, token=token)
@@ -54,6 +64,14 @@ def push_model(model: Any, to: str, *, private: bool = False, **words: Any) -> s
     with tempfile.TemporaryDirectory() as above:
         made = save_model(model, Path(above) / "model", name=to, **words)
         return hub.upload(made, to, private=private, token=token)
+
+
+def renamed(card: str, name: str, to: str) -> str:
+    """Return a card whose title and commands name a model as it is called on the hub."""
+    name = re.escape(name)
+    for before, after in (("# ", "$"), ("genmodels sample ", " "), ('genmodels.load\\("', '"')):
+        card = re.sub(f"(?m)^(.*?{before}){name}(?={after})", lambda m: m[1] + to, card)
+    return card
 
 
 def _goes_as_it_is(folder: Path) -> bool:

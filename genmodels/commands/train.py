@@ -80,8 +80,11 @@ def train_one(cfg: Config, run: Run | None, stack: contextlib.ExitStack) -> Path
     checkpoint.check_size(cfg)
     model = checkpoint.build(cfg)
     check_best(cfg)
+    unused = cfg.eval.unused()
     if cfg.eval.every:
         check_scores(cfg.eval, data, "train")
+    elif unused and is_first():
+        print(f"note: eval.{unused[0]}= is not used: eval.every=0 scores nothing while training")
     with cli.warnings_as_notes(late=True):
         step, start = check_same(cfg, run) if run else (0, None)
     fresh = checkpoint.init_weights(model, cfg.init) if cfg.init and not step else []

@@ -95,7 +95,7 @@ def _merged(
         schema[slot] = choices[str(name)].Config
     for key, text in words.items():
         check("${" not in text, key, text, "write the value itself; ${ is for YAML files")
-        OmegaConf.update(values, key, parse_value(key, text, _type_of(key, schema)))
+        OmegaConf.update(values, key, parse_value(key, text, _type_of(key, schema, text)))
     _check_keys(OmegaConf.to_container(values), Config, schema, "")  # type: ignore[arg-type]
     try:
         plain: Any = OmegaConf.to_container(values, resolve=True)
@@ -246,6 +246,9 @@ def read_yaml(path: str | Path) -> dict:
     if not path.exists():
         path = shipped(CONFIGS).get(str(path), path)
     if not path.is_file():
+        section = str(path).partition(".")[0]
+        if section in {item.name for item in dataclasses.fields(Config)}:
+            raise ValueError(f"config={path}: no such file; to change a setting write {path}=VALUE")
         raise ValueError(f"config={path}: no such file{nearest(CONFIGS, path.stem)}")
     try:
         data = read_plain(path)
@@ -280,12 +283,12 @@ def _fields(cls: type, schema: dict[str, type], prefix: str) -> dict[str, Any]:
     return types | schema if not prefix else types
 
 
-def _type_of(key: str, schema: dict[str, type]) -> Any:
+def _type_of(key: str, schema: dict[str, type], text: str) -> Any:
     cls, prefix = Config, ""
     for part in key.split("."):
         check(dataclasses.is_dataclass(cls), key, "", f"{prefix[:-1]} has no keys of its own")
         types = _fields(cls, schema, prefix)
-        check(part in types, f"unknown key {prefix}{part}", "", _nearest(part, types, prefix))
+        check(part in types, f"unknown key {prefix}{part}", text, _nearest(part, types, prefix))
         cls, prefix = types[part], f"{prefix}{part}."
     check(not dataclasses.is_dataclass(cls), key, "", f"is a section; set {key}.KEY=value")
     return cls

@@ -6,6 +6,7 @@ these dataclasses is in genmodels.config.load.
 
 import dataclasses
 import math
+import numbers
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -68,6 +69,12 @@ def _number(value: float) -> str:
     return "2^63" if value == 2**63 else f"{value:g}"
 
 
+KINDS: dict[Any, tuple[type, str]] = {
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+}
+
+
 def setting(
     default: Any,
     doc: str,
@@ -117,9 +124,12 @@ class Section:
                 continue
             value = getattr(self, item.name)
             for part in value if isinstance(value, list) else [value]:
+                if kind := KINDS.get(item.type):  # from Python, where words are not read by type
+                    fits = isinstance(part, kind[0]) and not isinstance(part, bool)
+                    self.check(fits, item.name, f"must be {kind[1]}")
                 try:
                     allowed = limits.allow(part)
-                except TypeError:  # from Python, where words are not read by their type
+                except TypeError:
                     allowed = False
                 self.check(allowed, item.name, limits.remedy)
                 self.check(limits.finite(part), item.name, "must be finite")
@@ -462,12 +472,25 @@ class EvalConfig(Section):
     num: int = setting(1000, "images generated for the metrics", ge=2)
     metrics: list[str] = setting(["fd"], "which metrics (evaluate.py --help lists them)")
     features: str = setting("pixels", "in which feature space")
+    weights: str = setting(
+        "", "file of weights of eval.features; download: fetch the published one"
+    )
     weights_are_code: bool = setting(False, "a TorchScript file in eval.features may run")
     reference: str = setting(
         "",
         "what they are scored against in place of the training images: statistics (.npz, .pkl) or "
         "pictures, as reference= of evaluate.py",
     )
+
+    def unused(self) -> list[str]:
+        """Return the settings that are not the default but want eval.every > 0."""
+        fixed = {"loss_every", "every"}
+        fields = [
+            f for f in dataclasses.fields(self) if "doc" in f.metadata and f.name not in fixed
+        ]
+        default = EvalConfig()
+        changed = [f.name for f in fields if getattr(self, f.name) != getattr(default, f.name)]
+        return [] if self.every else changed
 
 
 @dataclass

@@ -60,7 +60,7 @@ def split_words(argv: Sequence[str]) -> tuple[list[str], dict[str, str], list[st
     for word in argv:
         key, equals, text = word.partition("=")
         if word.startswith("-"):
-            flags.append(word)
+            flags.append("--help" if word == "-h" else word)
         elif equals and key.replace("_", "").replace(".", "").isalnum():
             text = _at_home(text)
             if words.get(key, text) != text:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -175,16 +176,21 @@ class GenerativeModule(L.LightningModule):
             ValueError: bytes, another shape, pixels far outside [-1, 1] (looked at once), labels
                 that do not fit.
         """
-        trainer = self._trainer
-        if trainer is not None and getattr(trainer, "datamodule", None) is not None:
-            from genmodels.data import ImageDataModule
-
-            if isinstance(trainer.datamodule, ImageDataModule):
-                return batch
+        if self.trained_here():
+            return batch
+        self.check_weights()
         found = self.own_loop.batch(self, batch)
-        if trainer is None and self.training:
+        if self._trainer is None and self.training:
             self.micro_batch = self.own_loop.steps - 1
         return found
+
+    def trained_here(self) -> bool:
+        """Return whether it is in a Trainer with this package's data, not in anybody's own loop."""
+        if getattr(self._trainer, "datamodule", None) is None:
+            return False
+        from genmodels.data import ImageDataModule
+
+        return isinstance(self.trainer.datamodule, ImageDataModule)
 
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
         """Return what the method makes of images: denoise() where it has it, else energy()."""
@@ -204,7 +210,9 @@ class GenerativeModule(L.LightningModule):
         from genmodels.foreign import load_torch
         from genmodels.methods import METHODS
 
-        plain = load_torch(checkpoint_path).get("hyper_parameters", {}).get("config")
+        saved = load_torch(checkpoint_path)
+        parameters = saved.get("hyper_parameters") if isinstance(saved, Mapping) else None
+        plain = parameters.get("config") if isinstance(parameters, Mapping) else None
         check(plain, "checkpoint_path", checkpoint_path, "is no checkpoint of this package")
         cfg = config.load_config([plain], methods=METHODS, networks=NETWORKS)
         fill_in(cfg.data)
@@ -577,9 +585,26 @@ class GenerativeModule(L.LightningModule):
             return decision
         return self.trainer.strategy.reduce_boolean_decision(decision, all=False)
 
+    def on_train_start(self) -> None:
+        """Warn where somebody's own Trainer ends elsewhere than the config's schedules."""
+        if self.trained_here() or not self.follows_length():
+            return
+        steps, mine = self.trainer.estimated_stepping_batches, self.cfg.trainer.max_steps
+        if steps != mine:
+            warnings.warn(
+                f"trainer.max_steps={mine}: schedules of this config end there, and the Trainer at "
+                f'{steps}; write build(..., "trainer.max_steps={steps}")',
+                stacklevel=2,
+            )
+
+    def follows_length(self) -> bool:
+        """Return whether anything in training goes by trainer.max_steps."""
+        return self.cfg.optim.decay == "cosine"
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Force the weights of a network that wants it, once for each optimizer step."""
-        if NETWORKS[self.cfg.network.name].FORCED and not batch_idx % self.cfg.trainer.accumulate:
+        parts = self.trainer.accumulate_grad_batches
+        if NETWORKS[self.cfg.network.name].FORCED and not batch_idx % parts:
             normalise_weights(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -588,7 +613,7 @@ class GenerativeModule(L.LightningModule):
         What is logged is this rank's last micro-batch, not a mean over all of them. Nothing is
         read on the host, and nothing logged, in a step that is not due.
         """
-        parts = self.cfg.trainer.accumulate
+        parts = self.trainer.accumulate_grad_batches
         micro_step = self.global_step * parts + batch_idx % parts
         self.due = self.step_is_due() and (batch_idx + 1) % parts == 0
         self.micro_batch = micro_step * self.trainer.world_size + self.global_rank
@@ -667,6 +692,8 @@ class GenerativeModule(L.LightningModule):
     ) -> None:
         """Clip each parameter group's norm to optim.clip; skip the step if it is not finite.
 
+        The gradient_clip_val of somebody's own Trainer holds too.
+
         Too many such steps in a row stop the run. On a device the decision falls there, and is
         read when it is due.
 
@@ -675,7 +702,10 @@ class GenerativeModule(L.LightningModule):
         Raises:
             FloatingPointError: trainer.max_nonfinite skipped steps in a row.
         """
-        limit = self.cfg.optim.clip or math.inf
+        limits = [self.cfg.optim.clip, gradient_clip_val]
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.parameters(), limits.pop())
+        limit = min(filter(None, limits), default=math.inf)
         clip = torch.nn.utils.clip_grad_norm_
         norm = torch.stack(
             [clip(group["params"], limit) for group in optimizer.param_groups]

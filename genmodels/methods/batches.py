@@ -3,6 +3,7 @@
 The package's own data module hands over finished batches and is not looked at.
 """
 
+import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from genmodels.config import check
 if TYPE_CHECKING:
     from genmodels.methods.base import GenerativeModule
 
+KEYS = ("image", "label", "n", "level", "target", "source")  # what the methods here read
 FAR = 32.0  # no image on [-1, 1], no latent and no standard normal lies so far out
 
 
@@ -40,6 +42,7 @@ class OwnLoop:
             self._look_at_pixels(x)
         found["label"] = _labels(model, found.get("label"), x)
         if "n" in found:
+            _check_positions(found["n"], x)
             if model.training:
                 self._watch(found["n"])
         else:
@@ -85,6 +88,10 @@ def _named(batch: Any) -> dict[str, Tensor]:
     """Return a batch as a dict."""
     if isinstance(batch, Mapping):
         check("image" in batch, "batch", list(batch), 'has no "image"; write {"image": x}')
+        missing = [key for key in KEYS if key not in batch]
+        for key in batch:  # others are for methods of somebody's own
+            meant = [] if key in KEYS else difflib.get_close_matches(str(key), missing, 1)
+            check(not meant, "batch", list(batch), f'has "{key}"; did you mean {meant}?')
         return dict(batch)
     if isinstance(batch, Tensor):
         return {"image": batch}
@@ -111,6 +118,13 @@ def _check_image(model: "GenerativeModule", x: Any) -> None:
     check(fits, "image", tuple(x.shape), f"must be (B,{wanted}), as data.shape says")
 
 
+def _check_positions(n: Any, x: Tensor) -> None:
+    """Raise ValueError for an "n" that is no position for each image."""
+    fits = isinstance(n, Tensor) and n.dtype == torch.int64 and n.shape == x.shape[:1]
+    shown = (n.dtype, tuple(n.shape)) if isinstance(n, Tensor) else type(n).__name__
+    check(fits, "n", shown, f"must be a tensor, int64 ({len(x)},), a position for each image")
+
+
 def _labels(model: "GenerativeModule", labels: Any, x: Tensor) -> Tensor:
     """Return labels as int64 (B,), -1 where there are none."""
     if labels is None:
@@ -122,4 +136,9 @@ def _labels(model: "GenerativeModule", labels: Any, x: Tensor) -> Tensor:
     fits = fits and labels.shape == x.shape[:1]
     shown = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
     check(fits, "label", shown, f"must be whole numbers, ({len(x)},), the class of each image")
+    # To look at those of a device would wait for it at every step.
+    if model.classes and not model.CLUSTERS and labels.device.type == "cpu" and len(labels):
+        least, most = (int(value) for value in labels.aminmax())
+        known = f"the model's classes are 0 to {model.classes - 1}; -1 is none"
+        check(least >= -1 and most < model.classes, "label", f"{least}..{most}", known)
     return labels.long()

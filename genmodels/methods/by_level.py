@@ -80,7 +80,7 @@ def suggested_law(profile: Mapping[float, float]) -> tuple[float, float] | None:
     EDM's loss per element is 1 at every level before training. At low noise it stays there, for
     what is left to see of the noise is too little; at high noise too, for only the mean image can
     be told. EDM's own law was chosen for that shape by eye (figure 5a of the paper); this rule is
-    ours. None: nowhere does it fall by a hundredth, or there are less than three levels.
+    ours. None: it falls by a hundredth at less than three levels.
 
     Args:
         profile: {sigma: loss per element}, sigma in equal steps of its logarithm.
@@ -89,7 +89,7 @@ def suggested_law(profile: Mapping[float, float]) -> tuple[float, float] | None:
     """
     fallen = {math.log(sigma): max(1 - loss, 0.0) for sigma, loss in profile.items()}
     total = sum(fallen.values())
-    if len(fallen) < 3 or max(fallen.values()) < 0.01:
+    if len(fallen) < 3 or sum(value >= 0.01 for value in fallen.values()) < 3:
         return None
     mean = sum(x * share for x, share in fallen.items()) / total
     variance = sum((x - mean) ** 2 * share for x, share in fallen.items()) / total

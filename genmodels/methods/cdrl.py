@@ -299,6 +299,11 @@ class CDRL(GenerativeModule):
         """Whether the energy learns by score matching at this step."""
         return self.global_step < self.cfg.method.matching * self.cfg.trainer.max_steps
 
+    def follows_length(self) -> bool:
+        """Return whether anything in training goes by trainer.max_steps."""
+        shares = self.cfg.method.initializer_pairs or self.cfg.method.matching
+        return bool(shares) or super().follows_length()
+
     def f(
         self,
         y: Tensor,

@@ -391,6 +391,10 @@ class Noise2Score(GenerativeModule):
         fixed = self.multiplier.detach()
         return change + 2 * fixed * spread + 2 * (fixed - self.multiplier) * spread.detach()
 
+    def follows_length(self) -> bool:
+        """Return whether anything in training goes by trainer.max_steps."""
+        return self.cfg.method.objective == "neighbor2neighbor" or super().follows_length()
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the network's weights, and the multiplier of unsure, which does not decay."""
         if self.cfg.method.objective != "unsure":

@@ -1,5 +1,6 @@
 """The default network: diffusers' UNet2DModel behind this package's contract."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,13 @@ class UNet(Network):
         levels = range(len(cfg.channels))
         attention = [level in cfg.attention for level in levels]
         self.classes = classes
+        if max(cfg.channels) <= cfg.norm_groups:
+            warnings.warn(
+                f"network.norm_groups={cfg.norm_groups}: each channel of "
+                f"network.channels={cfg.channels} is normalised alone, which takes away what the "
+                "network is told of noise level and class; use a quarter of the channels or fewer",
+                stacklevel=2,
+            )
         self.multiple = 2 ** (len(cfg.channels) - 1)
         self.unet = UNet2DModel(
             sample_size=shape[-1],

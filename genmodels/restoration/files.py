@@ -36,7 +36,13 @@ def denoise(model: Any, options: DenoiseOptions, out: Path) -> None:
     models = model if isinstance(model, Mapping) else {0: model}
     model = next(iter(models.values()))
     if not model.ANY_SIZE:
-        check_choice("law", options.law, tuple(model.DENOISE_LAWS) or ("no law: no denoiser",))
+        check(
+            model.DENOISE_LAWS,
+            "denoise",
+            options.denoise,
+            f"{type(model).__name__} restores no pictures; noise2score does",
+        )
+        check_choice("law", options.law, tuple(model.DENOISE_LAWS))
     text = options.level
     try:
         level = None if text in ("auto", "plane") else float(text)

@@ -21,10 +21,9 @@ from genmodels.evaluation.scorer import Scorer
 from genmodels.evaluation.sources import Generated
 from genmodels.methods.base import GenerativeModule
 from genmodels.methods.by_level import LossByLevel
-from genmodels.metrics.features import load_features
 from genmodels.run import Run
 from genmodels.training import report
-from genmodels.training.judge import make_scorer
+from genmodels.training.judge import eval_features, make_scorer
 from genmodels.training.saver import CSVMetrics
 
 
@@ -282,11 +281,7 @@ class GeneratedMetrics(Callback):
         with self.trouble.survived("scores", trainer):
             if self.scorer is None:
                 with distributed.together():
-                    features = load_features(
-                        self.cfg.features,
-                        device=module.device,
-                        weights_are_code=self.cfg.weights_are_code,
-                    )
+                    features = eval_features(self.cfg, module.device)
                 data = trainer.datamodule
                 self.scorer = make_scorer(self.cfg, data, features=features, device=module.device)
             with _evaluated(trainer, module) as model:

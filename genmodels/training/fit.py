@@ -19,9 +19,9 @@ from genmodels.config import Config
 from genmodels.distributed import check_launch, is_first
 from genmodels.evaluation.scorer import expand_metrics
 from genmodels.methods import METHODS
-from genmodels.metrics.features import load_features
 from genmodels.run import Run
 from genmodels.training import callbacks, levels, report
+from genmodels.training.judge import eval_features, said_of_eval
 from genmodels.training.power_ema import PowerEMA
 from genmodels.training.saver import CSVMetrics, Saver
 
@@ -72,8 +72,9 @@ def check_machine(cfg: Config) -> None:
     if "wandb" in cfg.trainer.loggers and find_spec("wandb") is None:
         raise ValueError("trainer.loggers=wandb: not installed; pip install wandb")
     if cfg.eval.every:
-        expand_metrics(cfg.eval.metrics)
-        load_features(cfg.eval.features, weights_are_code=cfg.eval.weights_are_code)
+        with said_of_eval():
+            expand_metrics(cfg.eval.metrics)
+        eval_features(cfg.eval)
 
 
 class Ended(NamedTuple):

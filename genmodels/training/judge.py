@@ -2,7 +2,8 @@
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,34 @@ from genmodels.config import Config, EvalConfig, check
 from genmodels.data import ImageDataModule
 from genmodels.evaluation import scorer
 from genmodels.evaluation.references import open_reference
-from genmodels.metrics.features import load_features
+from genmodels.metrics.features import Features, load_features
 from genmodels.training.pool import load_shards, make_shards
 
 CHOOSING_SEEDS, SEEDS = 1 << 31, 1 << 22  # where the seeds of choices begin; for each cfg.seed
+# Keys in the words of the evaluation that are settings of eval here.
+OURS = re.compile(r"(?<![\w.])(?=(features|weights|weights_are_code|metrics|num)(=| must))")
 BATCH = 256  # images at a time, and in a file that one process makes; changes no image
+
+
+def eval_features(cfg: EvalConfig, device: torch.device | str = "cpu") -> Features:
+    """Return the features of eval.features; see load_features.
+
+    Raises:
+        ValueError: what load_features raises, its keys with eval. before them.
+    """
+    with said_of_eval():
+        return load_features(
+            cfg.features, cfg.weights or None, device, weights_are_code=cfg.weights_are_code
+        )
+
+
+@contextmanager
+def said_of_eval() -> Iterator[None]:
+    """Put eval. before the keys of the errors within."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(OURS.sub("eval.", str(error))) from None
 
 
 def make_scorer(
@@ -36,30 +60,24 @@ def make_scorer(
         ValueError: what Scorer raises, its keys with eval. before them.
     """
     device = options.get("device", "cpu")
-    features = options.pop("features", cfg.features)
+    features = options.pop("features", None) or eval_features(cfg, device)
     against: dict[str, Any] = {}
     if cfg.reference:
-        code = cfg.weights_are_code
-        features = load_features(features, device=torch.device(device), weights_are_code=code)
         known = open_reference(
             cfg.reference, features, key="eval.reference", read_pickle=load_arrays
         )
         against = {"reference": known.source, "reference_images": known.images}
     else:
         against = {"reference": data.pictures(split, device)}
-    try:
+    with said_of_eval():
         return scorer.Scorer(
             cfg.metrics,
             features,
             **against,
             train=data.pictures("train", device),
             held_out=data.pictures("held_out", device),
-            weights_are_code=cfg.weights_are_code,
             **options,
         )
-    except ValueError as error:
-        text = re.sub("^(?=(features|metrics|num)=)", "eval.", str(error))
-        raise ValueError(text) from None
 
 
 def check_scores(cfg: EvalConfig, data: ImageDataModule, *splits: str) -> None:

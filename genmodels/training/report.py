@@ -23,6 +23,7 @@ import torch
 
 from genmodels import cli, images
 from genmodels.atomic import write_bytes
+from genmodels.checkpoint.cards import in_features
 from genmodels.config.load import read_yaml
 from genmodels.evaluation.report import machine, versions
 from genmodels.foreign import open_plain, read_plain
@@ -38,6 +39,7 @@ WIDEST = 640  # pixels of a grid in the page
 LARGEST = 1 << 22  # bytes of a JSON that is looked at
 LARGEST_TABLE = 1 << 26  # bytes of a metrics.csv
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
+MOST_NAMED = 4  # lines of a figure that each have a name in the legend
 WIDTH, HEIGHT, LEFT, TOP = 340, 190, 58, 22  # of a figure, and where its axes begin
 
 MARK = '<meta name="generator" content="genmodels">'
@@ -290,9 +292,12 @@ def draw(title: str, lines: Lines, colours: Mapping[str, str] | None = None) -> 
             f'<path d="M{LEFT},{y:.1f}H{right}" stroke="#e5e5e5"/>'
             f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>'
         )
-    drawn, legend = [], []
+    drawn, legend, many = [], [], len(thin) > MOST_NAMED
     for number, (name, points) in enumerate(thin.items()):
-        colour = (colours or {}).get(name, COLOURS[number % len(COLOURS)])
+        own = COLOURS[number % len(COLOURS)]
+        if many:  # noise levels, say: from blue to red, of which the legend names the ends
+            own = f"hsl({240 - 240 * number / (len(thin) - 1):.0f} 75% 45%)"
+        colour = (colours or {}).get(name, own)
         dashed = ' stroke-dasharray="5 3"' if name.split()[-1:] == ["val"] else ""
         path = " ".join(place(x, y) for x, y in points)
         shape = f'<polyline points="{path}" fill="none" stroke-width="1.5"'
@@ -301,7 +306,7 @@ def draw(title: str, lines: Lines, colours: Mapping[str, str] | None = None) -> 
             shape = f'<circle cx="{across}" cy="{down}" r="3" fill="{colour}"'
         hint = f"<title>{html.escape(name)}</title>"
         drawn.append(f'{shape} stroke="{colour}"{dashed}>{hint}</{shape[1:].split()[0]}>')
-        if name and not colours and len(thin) < 5:
+        if name and not colours and (not many or number in (0, len(thin) - 1)):
             legend.append(f'<tspan fill="{colour}"> {html.escape(name)}</tspan>')
     note = ", log scale" if log else ""
     return (
@@ -396,13 +401,17 @@ def scores(story: Story) -> dict[str, str]:
         tables: Any = {"": report.get("metrics")}
         if path.name == "state.json":  # of a round of DDO
             where, tables = path.parent.name, report.get("final")
+        features, num = report.get("features"), report.get("num")
+        features = str(features.get("name", "")) if isinstance(features, dict) else ""
+        of = f"of {num}" if isinstance(num, int) else ""
         for model, metrics in tables.items() if isinstance(tables, dict) else ():
             for name, entry in metrics.items() if isinstance(metrics, dict) else ():
                 entry = entry if isinstance(entry, dict) else {}
                 number, error = (_number(entry.get(key)) for key in ("value", "stderr"))
                 if number is not None:
                     bar = "" if error is None else f" ± {error:.2g}"
-                    found[" ".join(filter(None, (where, model, name)))] = f"{number:.5g}{bar}"
+                    name = in_features(name, features)
+                    found[" ".join(filter(None, (where, model, name, of)))] = f"{number:.5g}{bar}"
     return found
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import time
 
 import numpy as np
@@ -82,6 +83,17 @@ def test_denoisers_and_points_have_tags_of_their_own():
     assert cards.sample_grid(toy, 4) is None
 
 
+def test_steps_that_nobody_counted_are_not_claimed(model, tmp_path):
+    _, text = read(model.save_pretrained(tmp_path / "fresh"))
+    assert "an unknown number of steps of" in text and str(model.cfg.trainer.max_steps) not in text
+
+
+def test_a_checkpoint_in_the_current_folder_is_exported(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(tiny_run / "checkpoints/last.ckpt", "own.ckpt")
+    assert (genmodels.checkpoint.export("own.ckpt", "out") / "README.md").is_file()
+
+
 def test_the_code_of_a_card_runs(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, text = read(model.save_pretrained("digits"))
@@ -118,7 +130,8 @@ def test_scores_of_an_evaluation_are_in_the_model_index(model, tmp_path):
     path = tmp_path / "scores.json"
     scores = {"fd": {"value": 2.25, "stderr": 0.125}, "nn1": {"value": 0.5}}
     scores["psnr"] = {"value": math.inf}  # of perfect pictures; the index takes numbers only
-    write_report(path, scores, time.monotonic(), data=f"{tmp_path}/secret/faces:test", num=500)
+    words = {"data": f"{tmp_path}/secret/faces:test", "num": 500, "features": {"name": "pixels"}}
+    write_report(path, scores, time.monotonic(), **words)
     folder = model.save_pretrained(tmp_path / "scored", scores=path)
     card, text = read(folder)
     assert card.data.model_name == "scored"
@@ -128,10 +141,12 @@ def test_scores_of_an_evaluation_are_in_the_model_index(model, tmp_path):
     ]
     same = ("unconditional-image-generation", "faces:test", "test")
     assert found == [
-        (*same, "fd", "fd of 500 images", 2.25),
-        (*same, "nn1", "nn1 of 500 images", 0.5),
+        (*same, "fd", "fd(pixels) of 500 images", 2.25),
+        (*same, "nn1", "nn1(pixels) of 500 images", 0.5),
     ]
-    assert "| fd of 500 images | 2.25 +- 0.12 | faces:test |" in text and "secret" not in text
+    assert (
+        "| fd(pixels) of 500 images | 2.25 +- 0.12 | faces:test |" in text and "secret" not in text
+    )
 
 
 @pytest.mark.parametrize(

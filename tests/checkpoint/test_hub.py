@@ -215,6 +215,11 @@ def test_an_export_goes_as_it_is_and_nothing_else_of_its_folder(server, exported
     shutil.copytree(exported, folder)
     (folder / "README.md").write_text("---\nlicense: mit\n---\nmy own words\n")
     (folder / "notes.txt").write_text("for me alone")
+    told = '# mine\n\ngenmodels sample mine num=4\nmodel = genmodels.load("mine")\nmine, all mine\n'
+    assert pushing.renamed(told, "mine", "alice/m") == (
+        "# alice/m\n\ngenmodels sample alice/m num=4\n"
+        'model = genmodels.load("alice/m")\nmine, all mine\n'
+    )
     assert main(["push", str(folder), "to=alice/mine", "private=true"]) == 0
     assert server.repos["alice/mine"]["private"]
     _, files = server.files("alice/mine")

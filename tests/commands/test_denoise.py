@@ -87,6 +87,13 @@ def test_denoise_command_refuses(trained, tmp_path, capsys, words, message):
     assert message in errors and errors.count("\n") == 1 and not (tmp_path / "o").exists()
 
 
+def test_a_model_that_restores_nothing_says_so(tmp_path, capsys):
+    images.write_png(tmp_path / "1.png", torch.zeros(1, 8, 8, dtype=torch.uint8))
+    assert sample.main(["edm_digits", f"denoise={tmp_path}/1.png", f"out={tmp_path}/o"]) == 2
+    errors = capsys.readouterr().err
+    assert "1.png: EDM restores no pictures; noise2score does" in errors
+
+
 @pytest.mark.parametrize("value", [np.inf, np.nan, -300.0])
 def test_a_bad_image_is_refused_before_any_is_written(trained, tmp_path, capsys, value):
     """The scale is 0..255 and the offset 1: -255 has no logarithm, nor has what is not finite."""

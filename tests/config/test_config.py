@@ -68,7 +68,7 @@ def test_words_are_read_by_the_schemas_type(text, kind, value):
 
 
 BAD_WORDS = {
-    "method.p_meen=1": "unknown key method.p_meen=: did you mean method.p_mean?",
+    "method.p_meen=1": "unknown key method.p_meen=1: did you mean method.p_mean?",
     "methd.p_mean=1": "did you mean method?",
     "data.nam=x": "did you mean data.name?",
     "trainer.max_steps=1e5": "trainer.max_steps=1e5: must be a whole number; write 100000",
@@ -169,14 +169,35 @@ def test_resume_refuses_what_would_make_another_run(tiny_run, capsys):
         assert f"start a new run with init={tiny_run}" in capsys.readouterr().err
 
 
+def test_settings_of_scores_that_are_not_made_are_told(capsys, tmp_path):
+    words = [str(DIGITS), "configs/debug.yaml", f"out_dir={tmp_path}", "eval.metrics=nn1"]
+    assert train.main(words) == 0
+    assert "note: eval.metrics= is not used: eval.every=0 scores nothing" in capsys.readouterr().out
+
+
+def test_a_word_without_its_value_and_minus_h_are_understood(capsys):
+    assert train.main(["edm_digits", "optim.lr"]) == 2
+    assert "to change a setting write optim.lr=VALUE" in capsys.readouterr().err
+    assert train.main(["-h"]) == 0
+    assert "every key" in capsys.readouterr().out
+
+
 def test_what_the_machine_lacks_is_said_before_anything_is_written(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("genmodels.training.fit.find_spec", lambda name: None)
     for words, message in (
         (["trainer.accelerator=cuda"], "trainer.accelerator=cuda: no CUDA device here"),
         (["trainer.loggers=wandb"], "trainer.loggers=wandb: not installed"),
-        (["eval.every=1", "eval.metrics=fdd"], "metrics=fdd: choose from fd"),
-        (["eval.every=1", "eval.features=x"], "features must be one of"),
+        (["eval.every=1", "eval.metrics=fdd"], " eval.metrics=fdd: choose from fd"),
+        (["eval.every=1", "eval.features=x"], " eval.features must be one of"),
+        (
+            ["eval.every=1", "eval.features=inception"],
+            " eval.weights= is missing: eval.features=inception needs a file",
+        ),
+        (
+            ["eval.every=1", "eval.features=inception", "eval.weights=nowhere.pth"],
+            " eval.weights=nowhere.pth cannot be read",
+        ),
     ):
         assert train.main([str(DIGITS), f"out_dir={tmp_path}/runs", *words]) == 2
         errors = capsys.readouterr().err

@@ -44,7 +44,7 @@ for word, *parts in [
     ("data.name=Digits", "data.name=Digits: ", "choose from digits"),
     ("data.name=", "data.name=: ", "choose from digits"),
     ("data.root.x=1", "data.root.x=: data.root has no keys of its own"),
-    ("data..name=digits", "unknown key data.=: ", "choose from name"),
+    ("data..name=digits", "unknown key data.=digits: ", "choose from name"),
     ("optim.lr=nan", "optim.lr=nan: must be > 0"),
     ("optim.lr=inf", "optim.lr=inf: must be > 0 and finite"),
     ("optim.lr=", "optim.lr=: must be a number"),

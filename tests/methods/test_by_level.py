@@ -91,5 +91,11 @@ def test_a_bump_of_a_normal_law_suggests_that_law(mean, std):
 
 
 def test_what_rose_counts_nothing():
-    profile = {0.1: 3.0, 1.0: 0.5, 10.0: 0.5, 100.0: 7.0}
-    assert suggested_law(profile) == pytest.approx((math.log(10) / 2, math.log(10) / 2))
+    profile = {0.1: 3.0, 1.0: 0.5, 10**0.5: 0.5, 10.0: 0.5, 100.0: 7.0}
+    half = math.log(10) / 2
+    assert suggested_law(profile) == pytest.approx((half, half * (2 / 3) ** 0.5))
+
+
+def test_a_fall_at_one_level_or_two_says_nothing_of_a_law():
+    assert suggested_law({0.1: 1.0, 1.0: 0.5, 10.0: 0.995, 100.0: 1.2}) is None
+    assert suggested_law({0.1: 1.0, 1.0: 0.5, 10.0: 0.5, 100.0: 1.2}) is None

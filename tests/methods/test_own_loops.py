@@ -84,6 +84,11 @@ def test_positions_that_come_again_are_told_once(model, images):
         (lambda x: (x, LABELS[:3]), r"label=\(3,\): must be whole numbers"),
         (lambda x: (x, LABELS, LABELS), "batch=tuple: write images x"),
         (lambda x: {"pixels": x}, 'has no "image"'),
+        (lambda x: {"image": x, "labels": LABELS}, 'has "labels"; did you mean'),
+        (lambda x: (x, LABELS + 5), r"label=5\.\.10: the model's classes are 0 to 9; -1 is none"),
+        (lambda x: (x, LABELS - 2), r"label=-2\.\.3: the model's classes"),
+        (lambda x: {"image": x, "n": [0] * 6}, r"n=list: must be a tensor, int64 \(6,\)"),
+        (lambda x: {"image": x, "n": torch.zeros(6)}, r"n=.*must be a tensor, int64 \(6,\)"),
         (lambda x: 3, "batch=int"),
     ],
 )
@@ -119,6 +124,71 @@ def test_a_trainer_and_a_loader_of_ones_own_meet_new_noise_each_epoch(model, ima
     assert len(set(losses)) == 3
 
 
+QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+QUIET |= {"enable_progress_bar": False, "enable_model_summary": False}
+
+
+class Norms(L.Callback):
+    """Keeps the norm of the gradients that an optimizer step gets, and the n of each batch."""
+
+    def __init__(self):
+        self.norms, self.ns = [], []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        self.ns.append(module.latest_n)
+
+    def on_before_zero_grad(self, trainer, module, optimizer):
+        grads = [p.grad.square().sum() for p in module.parameters() if p.grad is not None]
+        if grads:
+            self.norms.append(float(sum(grads).sqrt()))
+
+
+def fitted(images, *words, **options):
+    """Return what Norms has seen of two steps of a Trainer of one's own."""
+    model, seen = genmodels.build(*EDM, *words), Norms()
+    draw = model.as_batch
+
+    def noted(batch):
+        found = draw(batch)
+        model.latest_n = found["n"].tolist()
+        return found
+
+    model.as_batch = noted
+    torch.nn.init.normal_(model.net.net.unet.conv_out.weight)  # zero at first
+    loader = DataLoader(TensorDataset(images, LABELS), batch_size=3)
+    L.Trainer(callbacks=[seen], max_steps=2, **QUIET, **options).fit(model, loader)
+    return seen
+
+
+def test_a_trainers_own_clipping_holds_beside_the_configs(images):
+    free = fitted(images, "optim.clip=0").norms
+    assert len(free) == 1 and min(free) > 0.5
+    for words, options in (
+        (("optim.clip=0.1",), {}),
+        (("optim.clip=0",), {"gradient_clip_val": 0.1}),
+        (("optim.clip=9",), {"gradient_clip_val": 0.1}),
+    ):
+        torch.testing.assert_close(fitted(images, *words, **options).norms, [0.1])
+    each = {"gradient_clip_val": 1e-4, "gradient_clip_algorithm": "value"}
+    assert max(fitted(images, "optim.clip=0", **each).norms) < max(free) / 2
+
+
+def test_micro_batches_of_a_trainers_own_accumulation_have_each_their_noise(images):
+    seen = fitted(images, accumulate_grad_batches=2)
+    assert len(seen.ns) == 4 and len({n for part in seen.ns for n in part}) == 12
+
+
+def test_a_trainer_that_ends_elsewhere_than_the_configs_schedule_is_told(images):
+    loader = DataLoader(TensorDataset(images, LABELS), batch_size=3)
+    for words, warned in (("optim.decay=cosine", True), ("optim.decay=none", False)):
+        model = genmodels.build(*EDM, "trainer.max_steps=5", words)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            L.Trainer(max_steps=2, **QUIET).fit(model, loader)
+        line = "trainer.max_steps=5: schedules of this config end there, and the Trainer at 2"
+        assert sum(line in str(w.message) for w in caught) == warned
+
+
 def test_gedi_moves_its_chains_in_a_loop_of_ones_own():
     model = genmodels.build("configs/gedi_moons.yaml").train()
     points = torch.rand(model.cfg.data.batch_size, *model.shape) - 0.5
@@ -137,7 +207,7 @@ def test_noise2score_takes_noisy_patches_of_any_size_and_the_configs_level():
     assert torch.equal(model.loss({"image": patches, "n": n})[0], model.loss(named)[0])
 
 
-def test_lightnings_own_loading_gives_what_load_gives(tiny_run):
+def test_lightnings_own_loading_gives_what_load_gives(tiny_run, tmp_path):
     path = next(tiny_run.glob("checkpoints/last.ckpt"))
     ours = genmodels.load(path).state_dict()
     theirs = METHODS["edm"].load_from_checkpoint(path).state_dict()
@@ -145,6 +215,9 @@ def test_lightnings_own_loading_gives_what_load_gives(tiny_run):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     with pytest.raises(ValueError, match=r"is of EDM; write EDM\.load_from_checkpoint"):
         METHODS["gbm"].load_from_checkpoint(path)
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    with pytest.raises(ValueError, match="is no checkpoint of this package"):
+        METHODS["edm"].load_from_checkpoint(tmp_path / "list.ckpt")
 
 
 def test_forward_is_the_denoiser_or_the_energy(model, images):
@@ -159,8 +232,11 @@ def test_forward_is_the_denoiser_or_the_energy(model, images):
 @pytest.mark.parametrize(
     ("call", "line"),
     [
-        (lambda m: m.sample(4), "seeds=4: must be whole numbers"),
-        (lambda m: m.sample([0], steps="9"), "steps=9: must be"),
+        (lambda m: m.sample(4), r"seeds=4: one for each image; write range\(4\)"),
+        (lambda m: m.sample([0], steps="9"), "steps=9: must be a whole number"),
+        (lambda m: m.sample([0], steps=2.5), "steps=2.5: must be a whole number"),
+        (lambda m: m.sample([0], guidance="2"), "guidance=2: must be a number"),
+        (lambda m: m.half().train().loss(torch.zeros(1, 1, 8, 8)), "weights=torch.float16"),
         (lambda m: m.sample([0], labels="3"), "labels='3': must be whole numbers"),
         (lambda m: m.sample([0], labels=2.5), "labels=2.5: must be whole numbers"),
         (lambda m: m.denoise(torch.zeros(1, 1, 8, 8).byte(), 1.0), "image=torch.uint8"),
@@ -175,5 +251,8 @@ def test_mistakes_from_python_are_one_line(model, call, line):
 
 
 def test_tab_shows_what_there_is():
+    import genmodels.kernels
+
+    assert genmodels.kernels.philox.philox_normal  # in a clone too
     assert dir(genmodels) == sorted(["METHODS", "__version__", "build", "load"])
     assert "Raises" in genmodels.build.__doc__ and "Raises" in genmodels.load.__doc__

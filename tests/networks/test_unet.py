@@ -55,6 +55,22 @@ def test_an_unconditional_network_takes_no_notice_of_labels():
     assert torch.equal(net(x, noise, torch.tensor([0, -1])), net(x, noise))
 
 
+def test_groups_of_one_channel_hide_the_level_and_are_told():
+    """Diffusers adds noise level and class to whole channels, and a norm of each takes it away."""
+    x, level = torch.randn(2, 3, 8, 8), torch.tensor([0.0, 3.0])
+    changes = {}
+    for groups in (2, 8):
+        if groups == 8:
+            with pytest.warns(UserWarning, match=r"network\.norm_groups=8: each channel of"):
+                net = make(channels=[8, 8], attention=[], norm_groups=groups)
+        else:
+            net = make(channels=[8, 8], attention=[], norm_groups=groups)
+        nn.init.normal_(net.unet.conv_out.weight)
+        with torch.no_grad():
+            changes[groups] = float((net(x, level) - net(x, level.flip(0))).abs().max())
+    assert changes[8] < 1e-4 and changes[2] > 0.01
+
+
 # ------------------------------------------------------------------------------------------------
 # Settings
 
