@@ -72,6 +72,7 @@ def _number(value: float) -> str:
 KINDS: dict[Any, tuple[type, str]] = {
     int: (numbers.Integral, "a whole number"),
     float: (numbers.Real, "a number"),
+    float | None: (numbers.Real, "a number"),
 }
 
 
@@ -126,6 +127,7 @@ class Section:
             for part in value if isinstance(value, list) else [value]:
                 if kind := KINDS.get(item.type):  # from Python, where words are not read by type
                     fits = isinstance(part, kind[0]) and not isinstance(part, bool)
+                    fits |= part is None and item.type == float | None
                     self.check(fits, item.name, f"must be {kind[1]}")
                 try:
                     allowed = limits.allow(part)

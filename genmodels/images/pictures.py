@@ -12,6 +12,7 @@ Floats may leave 0..255: nothing is clipped on the way in.
 
 import contextlib
 import io
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -254,14 +255,22 @@ def read_picture(
     return Picture(name, values, shape)
 
 
-def check_scale(dtype: np.dtype, most: float, name: Path | str, key: str = "denoise") -> None:
-    """Raise ValueError for floats on the scale 0..1, on 0..255 they would be nearly black.
+def check_scale(
+    dtype: np.dtype, most: float, name: Path | str, key: str = "denoise", least: float = 0.0
+) -> None:
+    """Raise ValueError for floats that are plainly not on the scale 0..255.
 
     Args:
         dtype: of the pixels.
-        most: the brightest.
+        most, least: the brightest and the darkest; noise may go beyond the scale, by its width.
         name, key: what errors call the file.
     """
+    beyond = 2 * 255 < most < math.inf or -math.inf < least < -255
+    if dtype.kind == "f" and beyond:
+        raise ValueError(
+            f"{key}={name}: its pixels are {least:.5g} to {most:.5g}; floats are on the scale "
+            "0..255, on which levels count: tell black= and white=, or leave the level to be found"
+        )
     if dtype.kind == "f" and 0 < most <= 2:
         raise ValueError(
             f"{key}={name}: its brightest pixel is {most:.3g}; floats are on "

@@ -204,7 +204,7 @@ class Wanted:
             black, white = self.told(channel, count)
             low, high = quantiles.between()
             if low == high and black is None and white is None:  # no contrast
-                low, high = whole_range(dtype).ends
+                low, high = (low, low + 1) if dtype.kind == "f" else whole_range(dtype).ends
             low, high = (low if black is None else black), (high if white is None else white)
             if high <= low:
                 key = f"white={white:g}" if black is None else f"black={black:g}"

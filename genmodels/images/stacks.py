@@ -28,6 +28,13 @@ COUNTED = ("ImageJ", "images", "channels", "slices", "frames", "hyperstack", "lo
 IMAGEJ = ("", "T", "Z", "C", "TZ", "TC", "ZC", "TZC")
 
 
+def _in_ascii(value: Any) -> Any:
+    """Return a text as ImageJ writes it, \\u00B5m for micrometres; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    return "".join(c if c.isascii() else f"\\u{ord(c):04X}" for c in value)
+
+
 def _first_image(xml: str) -> dict[str, Any]:
     """Return what OME's metadata say of the first image: sizes of a pixel, channels, its name."""
     image = next(item for item in ElementTree.fromstring(xml).iter() if item.tag.endswith("}Image"))
@@ -91,6 +98,8 @@ class Stack:
             self._name_axes(axes)
             self._find_planes()
             self._packed = self._packing()
+        if self._first.extrasamples and self._first.photometric == tiff.RGB:
+            self.notes.append("has alpha, which is left out")
 
     def _name_axes(self, axes: str) -> None:
         """Find out what the dimensions are."""
@@ -249,10 +258,10 @@ class Stack:
         """
         import tifffile
 
+        kind, options = self._description()
         stored = (self._as_stored(values) for values in planes)
         sample = next(stored)
         make_folder(path.parent, exist_ok=True)
-        kind, options = self._description()
         large = math.prod(self.counts) * sample.nbytes > CLASSIC and kind != "imagej"
         with (
             whole_file(path) as file,
@@ -296,14 +305,14 @@ class Stack:
             options["datetime"] = first.datetime
         if kind == "imagej":
             known = {
-                key: value
+                key: _in_ascii(value)
                 for key, value in (self._tiff.imagej_metadata or {}).items()
                 if key not in COUNTED
             }
             if set(self.axes) <= set("TZC"):
                 known["axes"] = axes
             return kind, {"metadata": known, "software": None}
-        if kind == "ome" and len(self._tiff.series) > 1:
+        if kind == "ome" and (len(self._tiff.series) > 1 or first.extrasamples):
             known = _first_image(self._tiff.ome_metadata)
             return kind, options | {"metadata": known | {"axes": axes}}
         if kind == "ome":
@@ -312,7 +321,9 @@ class Stack:
                 "description": self._tiff.ome_metadata.encode(),
             }
         as_it_was = kind in ("shaped", "uniform", "generic", "")
-        if as_it_was and not self._renamed and not first.extrasamples:
+        # tifffile's own description tells the shape, with alpha.
+        whole = not first.extrasamples or kind == "generic"
+        if as_it_was and not self._renamed and whole:
             text = first.description
             return kind, options | {"metadata": None, "description": text.encode() or None}
         return kind, options | {"metadata": {"axes": axes} if as_it_was or self.axes else None}

@@ -53,6 +53,7 @@ TARGETS = {
 AVERAGES = ("r2r", "sure", "unsure")  # they are about w, in which the noise must be Gaussian
 # What numpy's generators of [seed, n, draw] draw; genmodels/data/patches.py has those before.
 SPLIT, RESTORED = 5, 6
+BEYOND = 0.5  # how far pixels may lie beyond black and white before they are kept from the network
 VIEWS = {
     "fixed": "strict: one fixed noisy copy of each picture",
     "fresh": "new noise on clean pictures for every patch",
@@ -544,7 +545,13 @@ class Noise2Score(GenerativeModule):
             check(camera, "level", level, f"law={law} takes a PoissonGaussian")
             return
         if self.cfg.data.noise.law == "gaussian":
-            LAWS[law or "gaussian"].check(level)
+            assert not isinstance(level, PoissonGaussian)
+            row = LAWS[law or "gaussian"]
+            if law not in ("", "gaussian", "poisson"):
+                row.check(level)
+            else:  # weak noise of 16 bits is a small share of what the file could hold
+                remedy = f"must be above 0, at most {row.high:g} ({row.unit})"
+                check(0 < level <= row.high, "level", f"{level:.4g}", remedy)
             return
         low, high = self.levels.tolist()
         check(
@@ -657,11 +664,16 @@ class Noise2Score(GenerativeModule):
             w = domain.forward(y[rows])
             factor, told, share = contrast(domain.level, *self.levels.tolist())
             sigma = torch.full((len(w),), told, dtype=torch.float32, device=self.device)
+            # What no noise takes beyond black and white, hot pixels say, the network has never
+            # seen, and it would spread around them; they stay as they are.
+            beyond = max(BEYOND, 4 * domain.level / 255)
+            shown_w = w.clamp(-beyond, 1 + beyond)
             if factor == share == 1:
-                clean = self.estimate(w, sigma)
+                clean = self.estimate(shown_w, sigma)
             else:
-                stretched = self.estimate((w - 0.5) * factor + 0.5, sigma)
-                clean = w + share * ((stretched - 0.5) / factor + 0.5 - w)
+                stretched = self.estimate((shown_w - 0.5) * factor + 0.5, sigma)
+                clean = shown_w + share * ((stretched - 0.5) / factor + 0.5 - shown_w)
+            clean = clean + (w - shown_w)
             parts.append(domain.inverse(clean))
             shown += [domain.level if isinstance(level, PoissonGaussian) else level] * len(w)
         return torch.cat(parts), torch.tensor(shown, dtype=torch.float32, device=self.device)

@@ -235,8 +235,10 @@ def fit_line(
         raise NoNoise("level=auto: the picture has no noise to measure; give gain, offset, read")
     dark = float(blocks.mean.min()) if offset is None else offset
     floor = step**2 / 12
-    fixed = None if read is None or offset is None else read**2 + floor
     line = _first_line(blocks, dark, floor)
+    fixed = None
+    if read is not None and offset is not None:  # a camera without read noise has no line at all
+        fixed = max(read**2 + floor, 1e-3 * float(np.median(blocks.noise)))
     for _ in range(3):
         m, v, n = _group_variances(blocks, line, dark)
         line, weights = _robust_line(m - dark, v, n, line, floor, gain, fixed)

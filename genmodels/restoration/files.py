@@ -1,6 +1,7 @@
 """Restore files and arrays and write them: what sample.py denoise= and model.denoise do."""
 
 import contextlib
+import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,12 @@ def denoise_array(
         check_choice("option", key, ARRAY_KEYS)
     given = {key: value for key, value in options.items() if value is not None}
     given |= {key: [float(given[key])] for key in ("black", "white") if np.isscalar(given.get(key))}
-    level = float(given["level"]) if given.get("level", "auto") not in ("auto", "plane") else None
+    told = given.get("level", "auto")
+    level = None
+    if not isinstance(told, str) or told not in ("auto", "plane"):
+        number = isinstance(told, numbers.Real) and not isinstance(told, bool)
+        check(number, "level", repr(told), "must be a number, or auto")
+        level = float(told)
     words = {key: str(given[key]).lower() for key in ("level", "ensemble") if key in given}
     asked = DenoiseOptions(**given | words)
     array = _picture_of(np.asarray(picture))
@@ -105,11 +111,13 @@ def _picture_of(array: np.ndarray) -> pictures.Picture:
     """
     planes_of = array[None, ..., None] if array.ndim == 2 else array
     planes_of = planes_of[None] if planes_of.ndim == 3 else planes_of
-    known = array.dtype.kind == "f" or array.dtype in (np.uint8, np.uint16)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    known = array.dtype.kind == "f" or (array.dtype.kind in "iu" and array.dtype.itemsize <= 4)
     if not known or planes_of.ndim != 4 or planes_of.shape[3] not in (1, 3) or not array.size:
         raise ValueError(
             f"picture={array.dtype} {array.shape}: must be (H, W), (H, W, 1 or 3) or "
-            "(N, H, W, 1 or 3) of uint8, uint16 or floats"
+            "(N, H, W, 1 or 3) of whole numbers of up to 32 bits or floats; of a grey stack "
+            "(Z, H, W) write stack[..., None]"
         )
     check(np.isfinite(array).all(), "picture", "nan", "its pixels must be finite numbers")
     values = planes_of.astype(np.float32, copy=False) if array.dtype == np.float16 else planes_of
@@ -217,7 +225,7 @@ def _span(values: Sequence[float]) -> str:
 
 def scale_summary(jobs: Sequence[Job]) -> str:
     """Return a line about black and white, "" where they are what the types of the files say."""
-    scales = {job.scale.ends for job in jobs if not job.clip}
+    scales = {job.scale.ends for job in jobs if job.stretched}
     if not scales:
         return ""
     ends = []

@@ -1,5 +1,6 @@
 """What is done to each plane of a file: its scale, its noise, and the doing."""
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -30,28 +31,26 @@ class Job:
         scale: what the network sees as black and white.
         clip: to black and white; else what the file's type holds is the limit.
         shown: the noise, its level as words count it.
+        stretched: whether black and white are others than the type's.
     """
 
     noise: Noise
     scale: Scale
     clip: bool
     shown: Noise
+    stretched: bool
 
 
-def wanted_scale(
-    model: Any, options: DenoiseOptions, told: bool, dtype: np.dtype, channels: int
-) -> Wanted:
+def wanted_scale(model: Any, options: DenoiseOptions, dtype: np.dtype, channels: int) -> Wanted:
     """Return what words say of a file's scale, or else how the model's training pictures had it.
 
     Args:
         model: a method with ANY_SIZE.
         options: the words.
-        told: whether the level is; then what it counts on is left as it is, unless words say else.
         dtype: of the file's values.
         channels: how many the file has.
     """
-    scale = "file" if told and options.scale == "auto" else options.scale
-    words = Wanted(scale, options.black, options.white)
+    words = Wanted(options.scale, options.black, options.white)
     noise = model.cfg.data.noise
     said = options.scale != "auto" or options.black or options.white
     if said or noise.copies != "given":
@@ -80,8 +79,16 @@ def law_scale(model: Any, law: str, plain: Scale, stretched: Scale) -> Scale:
     """
     if law in ("gaussian", CAMERA):
         return stretched
-    gaussian = model.cfg.data.noise.law == "gaussian"
-    return Scale(plain.black, stretched.white) if gaussian and stretched != plain else plain
+    if model.cfg.data.noise.law != "gaussian" or stretched == plain:
+        return plain
+    check(
+        stretched.white > plain.black,
+        "law",
+        law,
+        f"its noise grows from black={plain.black:g} on, and hardly a pixel is brighter; tell "
+        "black= and white=",
+    )
+    return Scale(plain.black, stretched.white)
 
 
 def jobs_of(
@@ -100,7 +107,7 @@ def jobs_of(
         ValueError: pixels, channels or a law that the model does not know.
     """
     told = asked.level is not None
-    wanted = wanted_scale(model, options, told, picture.dtype, picture.channels)
+    wanted = wanted_scale(model, options, picture.dtype, picture.channels)
     channels = [Quantiles(picture.dtype) for _ in range(picture.channels)]
     for number in range(len(picture)):
         channels[picture.channel(number)].add(picture.plane(number))
@@ -110,8 +117,10 @@ def jobs_of(
     notes = list(picture.notes)
     for channel, scale in enumerate(stretched):
         unit = wanted.unit(picture.dtype, channel, picture.channels)
-        if unit == whole_range(picture.dtype) and (scale == unit or told):
-            pictures.check_scale(picture.dtype, channels[channel].most, picture.name)
+        counted = told and asked.law in ("gaussian", "poisson")
+        if unit == whole_range(picture.dtype) and (scale == unit or counted):
+            seen = channels[channel]
+            pictures.check_scale(picture.dtype, seen.most, picture.name, least=seen.least)
         plain = wanted.defined(picture.dtype, channel, picture.channels)
         numbers = [k for k in range(len(picture)) if picture.channel(k) == channel]
         for group in [numbers] if together else [[number] for number in numbers]:
@@ -156,7 +165,9 @@ def job_of(
     whole: dict[str, Any] = {}
     if dtype.kind in "iu":
         whole = {"limits": (np.iinfo(dtype).min, np.iinfo(dtype).max), "step": 1}
-    law = auto_law(model, values, asked, *plain.ends, **whole)
+    # The brightest pixels are white here too: a law does not depend on a file's largest number.
+    ends = (plain.black, stretched.white) if stretched.white > plain.black else plain.ends
+    law = auto_law(model, values, asked, *ends, **whole)
     scale = law_scale(model, law, plain, stretched)
     check(
         options.scale != "quantiles" or scale == stretched or scale != plain,
@@ -164,17 +175,41 @@ def job_of(
         "quantiles",
         f"{law} noise depends on where black is; tell black= and white=, or scale=file",
     )
-    factor = 1.0
-    if law in ("gaussian", "poisson"):
-        factor = (unit if law == "gaussian" else plain).over(scale)
-    level = None if asked.level is None else asked.level * factor
+    level = asked.level
     if level is not None:
         model.check_level(level, law)
+        factor = level_factor(law, unit, plain, scale)
+        with _said_of(level, factor, scale):
+            model.check_level(level * factor, law)
+        level *= factor
     noise = find_noise(model, values, replace(asked, law=law, level=level), *scale.ends, **whole)
     shown = noise
-    if not isinstance(noise.level, PoissonGaussian):
-        shown = replace(noise, level=noise.level / factor)
-    return Job(noise, scale, scale == whole_range(dtype), shown)
+    if not isinstance(noise.level, PoissonGaussian):  # of a camera it may be gaussian that is found
+        shown = replace(noise, level=noise.level / level_factor(noise.law, unit, plain, scale))
+    whole_type = scale == whole_range(dtype)
+    # Floats and signed numbers may lie below 0 or above what levels count on.
+    return Job(noise, scale, whole_type and dtype.kind == "u", shown, not whole_type)
+
+
+@contextlib.contextmanager
+def _said_of(level: float, factor: float, scale: Scale) -> Iterator[None]:
+    """Say of a level that is refused on the scale restored what the user has told."""
+    try:
+        yield
+    except ValueError as error:
+        if factor == 1:
+            raise
+        raise ValueError(
+            f"level={level:g}: is {level * factor:.4g} where black is {scale.black:g} and white "
+            f"{scale.white:g}, and there it {str(error).partition(': ')[2]}"
+        ) from None
+
+
+def level_factor(law: str, unit: Scale, plain: Scale, scale: Scale) -> float:
+    """Return what a level in a user's unit is multiplied by on the scale that is restored."""
+    if law not in ("gaussian", "poisson"):
+        return 1.0
+    return (unit if law == "gaussian" else plain).over(scale)
 
 
 def restored_planes(
@@ -221,13 +256,14 @@ def restore_values(
     if not level:  # no noise
         for _ in range(tiles(values, noise, settings)):
             tick()
-        return result.clip(black, white) if clip else result
+        return result
     for part in shuffled_parts(noise.shuffled):
         if result[part].size:
             image = to_image(result[part], black, white)
             done = restore(model, image, noise.law, level, tick=tick, clip=clip, **settings)
             pixels = Scale(black, white).from_image(done.movedim(0, 2).numpy())
-            result[part] = pixels.reshape(result[part].shape)
+            change = pixels.reshape(result[part].shape) - result[part]
+            result[part] += noise.share * change
     return result
 
 

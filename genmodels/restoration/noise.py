@@ -1,6 +1,7 @@
 """Find the noise of a picture or a stack: law, level, a camera's line, what neighbours share."""
 
 import contextlib
+import itertools
 import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from genmodels import cli, generation
+from genmodels.config import check
 from genmodels.images.scale import Scale
 from genmodels.noise.correlated import ROWS, WHITE, correlation, row_noise
 from genmodels.noise.laws import LAWS
@@ -30,12 +32,14 @@ class Noise:
         law: its name.
         level: in the law's unit; of poisson-gaussian the noise in the file's unit. 0: none found.
         shuffled: the picture is restored as four, of every second pixel of every second row.
+        share: of what the model changes that is taken.
         notes: lines to say of it: what was found and how sure it is, what is done about it.
     """
 
     law: str
     level: float | PoissonGaussian
     shuffled: bool = False
+    share: float = 1.0
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
@@ -144,6 +148,12 @@ def find_noise(
     found = asked.level is None
     if law == CAMERA:
         law, level, notes, found = _camera_noise(parts(), asked, black, white, limits, step)
+        check(
+            not isinstance(level, PoissonGaussian) or level.deviation(white) > 0,
+            "offset",
+            asked.offset,
+            "is brighter than nearly all of the picture; give that of this camera, or leave it out",
+        )
     if found and not level:
         if not (levels := list(_levels(model, seen(), law))):
             return Noise(law, 0.0, notes=(*notes, "no noise is found; left as it is"))
@@ -151,27 +161,34 @@ def find_noise(
     noise = Noise(law, level, shuffled)
     if found:
         look = asked.correlated == "raise"
-        noise, more = _adjusted(model, noise, next(iter(seen())) if look else None, black, white)
+        noise, more = _adjusted(model, noise, seen() if look else (), black, white)
         notes += more
+        noise = replace(noise, share=_share(noise, black, white))
+        if noise.share < 1:
+            notes.append(
+                f"so weak a noise may as well be fine texture: {100 * noise.share:.2g} % of it is "
+                "taken away; tell the level to have it all"
+            )
     if treatment := model.treatment(noise.law, noise.on(black, white)):
         notes.append(treatment)
     return replace(noise, notes=tuple(notes))
 
 
 def _adjusted(
-    model: Any, noise: Noise, image: torch.Tensor | None, black: float, white: float
+    model: Any, noise: Noise, images: Iterable[torch.Tensor], black: float, white: float
 ) -> tuple[Noise, list[str]]:
     """Return (noise of a level that the model knows, notes) of what was found.
 
     Args:
         model: a method with ANY_SIZE.
         noise: what was found.
-        image: one to look for noise that neighbours share in, or None.
+        images: to look for noise that neighbours share in, in the first few with noise.
         black, white: see find_noise.
     """
     notes: list[str] = []
-    if image is not None:
-        factor, notes = _shared_noise(image, noise.law, noise.on(black, white))
+    looked = itertools.islice((x for x in images if _has_noise(x)), 3)
+    if shared := [_shared_noise(x, noise.law, noise.on(black, white)) for x in looked]:
+        factor, notes = sorted(shared)[len(shared) // 2]
         noise = replace(noise, level=_raised(noise.law, noise.level, factor))
     if not isinstance(noise.level, PoissonGaussian):
         nearest = model.nearest_level(noise.level, noise.law)
@@ -182,6 +199,22 @@ def _adjusted(
             )
         noise = replace(noise, level=nearest)
     return noise, notes
+
+
+def _has_noise(image: torch.Tensor) -> bool:
+    """Return whether an image is no padding: hardly any of its pixels equals its neighbour."""
+    return bool((image[..., 1:] != image[..., :-1]).float().mean() > 0.5)
+
+
+def _share(noise: Noise, black: float, white: float) -> float:
+    """Return how much is taken away of noise that was found: none at LOUD, all a quarter above.
+
+    What is found of a picture without noise is its finest texture, up to LOUD.
+    """
+    if noise.law not in UNITS:
+        return 1.0
+    level = stabilised(noise.law, noise.on(black, white)).level
+    return min(max(4 * (level / LOUD - 1), 0.0), 1.0)
 
 
 def _levels(model: Any, seen: Iterable[torch.Tensor], law: str) -> Iterator[float]:
@@ -247,8 +280,9 @@ def _camera_noise(
         return "gaussian", 0.0, ["too little to tell a gain by: restored as gaussian"], True
     if fit.line:
         return CAMERA, fit.noise, [_report(fit, black, white)], True
-    kind = "grows, but not as a camera's" if fit.misfit > MISFIT else "is not seen to grow"
-    return "gaussian", 0.0, [f"noise {kind} with brightness: restored as gaussian"], True
+    kind = "grows with brightness, but not as a camera's"
+    kind = kind if fit.misfit > MISFIT else "is not seen to grow with brightness"
+    return "gaussian", 0.0, [f"noise {kind}: restored as gaussian"], True
 
 
 def _report(fit: Fit, black: float, white: float) -> str:

@@ -304,8 +304,9 @@ def test_a_level_found_beyond_the_training_is_brought_to_the_nearest(box, tmp_pa
     assert not (tmp_path / "out").exists()  # a level that is told is not changed
     assert run(tmp_path / "in", tmp_path / "out", "law=gaussian") == 0
     assert model.told == [0.1, 20]
-    errors = capsys.readouterr().err
-    assert errors.startswith("b.png: level 7") and errors.endswith("model knows, 20\n")
+    weak, beyond = capsys.readouterr().err.splitlines()
+    assert weak.startswith("a.png: so weak a noise may as well be fine texture: 0 % of it")
+    assert beyond.startswith("b.png: level 7") and beyond.endswith("model knows, 20")
 
 
 def test_a_picture_without_noise_stops_the_work_before_the_first_is_written(

@@ -92,13 +92,14 @@ def test_scaling_a_file_scales_what_comes_out(box, tmp_path):
 @pytest.mark.parametrize(
     ("words", "ends", "unit"),
     [
-        ([], (0, 65535), 65535),
+        ([], (None, None), 65535),
         (["scale=file"], (0, 65535), 65535),
         (["scale=quantiles"], (None, None), 65535),
         (["black=90", "white=1090"], (90, 1090), 1000),
         (["black=90", "white=1090", "scale=file"], (90, 1090), 1000),
         (["white=4095", "scale=file"], (0, 4095), 65535),
-        (["black=90"], (90, 65535), 65535),
+        (["black=90"], (90, None), 65535),
+        (["black=90", "scale=file"], (90, 65535), 65535),
         (["black=90", "scale=quantiles"], (90, None), 65535),
         (["white=4095.5", "scale=quantiles"], (None, 4095.5), 65535),
     ],
@@ -125,12 +126,13 @@ def test_a_level_that_is_printed_can_be_told(tmp_path, capsys):
     assert sample.main([*words, f"out={tmp_path}/found"]) == 0
     level = float(capsys.readouterr().out.split("level ")[1].split(":")[0])
     assert level == pytest.approx(12 * 255 / 65535, rel=0.2) and level < 0.1
-    again = [f"level={level}", "scale=quantiles", f"out={tmp_path}/told"]
+    again = [f"level={level}", f"out={tmp_path}/told"]
     assert sample.main([*words, *again]) == 0
     found, told = (tifffile.imread(tmp_path / kind / "a.tif") for kind in ("found", "told"))
     assert np.abs(found.astype(int) - told).max() <= 2
-    assert sample.main([*words, "level=0.04", f"out={tmp_path}/o"]) == 2  # of the type's range
-    assert "level=0.04: must be 0.1 to 255" in capsys.readouterr().err
+    for level, line in (("0", "level=0: must be above 0"), ("90", "level=90: is ")):
+        assert sample.main([*words, f"level={level}", f"out={tmp_path}/o"]) == 2
+        assert line in capsys.readouterr().err
 
 
 def test_8_bits_are_left_alone_unless_words_say_else(box, tmp_path, capsys):
@@ -184,7 +186,7 @@ def test_a_model_of_gaussian_noise_moves_white_alone_for_other_noise(box, tmp_pa
         (["black=1,2", "white=9"], "black=1,2: the file has 1 channel; give one number, or one"),
         (["black=5000"], "black=5000: hardly a pixel is brighter; tell black and white both"),
         (["white=-3"], "white=-3: hardly a pixel is darker; tell black and white both"),
-        (["white=-3", "level=2"], "black=0, white=-3: white must be above black; tell both"),
+        (["white=-3", "scale=file"], "black=0, white=-3: white must be above black; tell both"),
         (["black=70000", "scale=file"], "black=70000, white=65535: white must be above black"),
     ],
 )

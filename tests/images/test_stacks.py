@@ -12,7 +12,7 @@ import tifffile
 from genmodels.images import pictures, stacks
 from genmodels.images.stacks import Stack
 from tests.helpers.paths import ROOT
-from tests.helpers.restoring_words import run
+from tests.helpers.restoring_words import random_levels, run
 
 RNG = np.random.default_rng(0)
 PLANES = RNG.normal(1000, 60, (2, 3, 2, 18, 21)).round().astype(np.uint16)  # TZCYX
@@ -132,7 +132,7 @@ def test_planes_are_read_one_by_one(box, tmp_path, monkeypatch):
     monkeypatch.setattr(Stack, "_as_stored", noted("write", as_stored))
     model.restore = noted("restore", restore)
     tifffile.imwrite(tmp_path / "a.tif", PLANES[0, :, 0], **GREY)
-    assert run(tmp_path / "a.tif", tmp_path / "out", "law=gaussian", "level=9") == 0
+    assert run(tmp_path / "a.tif", tmp_path / "out", "law=gaussian", "level=.01") == 0
     first = events.index("restore") - 1
     assert events[:first] == ["read"] * 6  # all for black and white, all for a look at the noise
     assert events[first : first + 9] == ["read", "restore", "write"] * 3
@@ -437,3 +437,26 @@ def test_fifty_planes_of_512_are_restored_within_two_gigabytes(tmp_path):
         assert file.series[0].axes == "TYX" and found.shape == planes.shape
     before, after = (np.mean((a - smooth - 100) ** 2) for a in (planes.astype(float), found))
     assert after < before / 10
+
+
+def test_imagejs_micrometres_in_any_letters_come_back(box, tmp_path):
+    """ImageJ writes \\u00B5m, other programs the letter itself, which tifffile does not write."""
+    box(radius=0)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, PLANES[0, :, 0], imagej=True, metadata={"axes": "ZYX", "unit": "um"})
+    path.write_bytes(path.read_bytes().replace(b"unit=um", b"unit=\xb5m"))
+    assert run(path, tmp_path / "out", "law=gaussian", "level=.01") == 0
+    with tifffile.TiffFile(tmp_path / "out" / "a.tif") as file:
+        assert file.imagej_metadata["unit"] == "\\u00B5m" and file.series[0].axes == "ZYX"
+
+
+def test_alpha_is_left_out_of_ome_and_said(box, tmp_path, capsys):
+    box(radius=0)
+    levels = random_levels(2, 32, 32, 4)
+    options = {"photometric": "rgb", "extrasamples": ["unassalpha"], "metadata": {"axes": "ZYXS"}}
+    tifffile.imwrite(tmp_path / "a.ome.tif", levels, ome=True, **options)
+    assert run(tmp_path / "a.ome.tif", tmp_path / "out", "law=gaussian", "level=9") == 0
+    assert "a.ome.tif: has alpha, which is left out" in capsys.readouterr().err
+    with tifffile.TiffFile(tmp_path / "out" / "a.ome.tif") as file:
+        assert (file.series[0].kind, file.series[0].axes) == ("ome", "ZYXS")
+        assert np.array_equal(file.asarray(), levels[..., :3])

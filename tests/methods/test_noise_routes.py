@@ -251,13 +251,106 @@ def test_denoise_takes_arrays_in_their_unit(model, capsys):
 
 
 @pytest.mark.parametrize(
+    ("dtype", "scale", "shift"),
+    [
+        (np.float32, 4000, -40),
+        (np.int16, 1500, -1000),
+        (">u2", 4000, 100),
+        (np.int32, 10**6, -(10**5)),
+    ],
+)
+def test_numbers_of_any_range_are_not_cut_off(model, dtype, scale, shift):
+    """Told and untold; a level counts on 0..255 for floats, on the type's range for numbers."""
+    y = scale * LAWS["gaussian"].sample(X, 25, np.random.default_rng(0)) + shift
+    y = (y.clip(0) if dtype == ">u2" else y).astype(dtype)
+    top = 255 if y.dtype.kind == "f" else np.iinfo(y.dtype).max
+    level = 25 * scale / top
+    before = psnr((y.astype(float) - shift) / scale, X)
+    for options in ({}, {"level": level}, {"level": 25, "black": shift, "white": shift + scale}):
+        if y.dtype.kind == "f" and options == {"level": level}:
+            continue  # refused: below
+        found = model.denoise(y, verbose=False, **options)
+        assert psnr((found - shift) / scale, X) > before + 8, options
+
+
+def test_a_level_told_of_floats_that_are_not_on_0_to_255_is_refused(model):
+    y = (4000 * X).astype(np.float32)
+    with pytest.raises(
+        ValueError, match=r"floats are on the scale 0\.\.255, on which levels count"
+    ):
+        model.denoise(y, level=25)
+    assert np.isfinite(model.denoise(y, law="gamma", level=50, verbose=False)).all()
+
+
+@pytest.mark.parametrize("value", [1000.0, -3.0, 0.5])
+def test_constant_floats_come_back_as_they_are(model, value):
+    for dtype in (np.float32, np.int16):
+        array = np.full((64, 64), value, dtype)
+        np.testing.assert_array_equal(model.denoise(array, verbose=False), array)
+
+
+def test_hot_pixels_stay_where_they_are(model):
+    """They are kept from the network, which would spread them."""
+    y, clean = camera_picture(60, side=160)
+    alone = model.denoise(
+        y, law="poisson-gaussian", gain=2, offset=100, read=3, white=160, black=90
+    )
+    hot = y.copy()
+    hot[80, 80] = 65535
+    found = model.denoise(
+        hot, law="poisson-gaussian", gain=2, offset=100, read=3, white=160, black=90
+    )
+    ring = np.hypot(*np.mgrid[-80:80, -80:80]) > 4
+    assert found[80, 80] > 60000
+    assert psnr(found[ring], clean[ring], 60) > psnr(alone[ring], clean[ring], 60) - 0.5
+
+
+def test_an_offset_above_the_light_is_refused(model):
+    y, _ = camera_picture()
+    with pytest.raises(ValueError, match="offset=9000: is brighter than nearly all of the picture"):
+        model.denoise(y, law="poisson-gaussian", gain=2, offset=9000, read=1)
+
+
+def test_noise_that_grows_from_black_wants_pixels_above_it(model):
+    y = (-1100 + 200 * X).astype(np.int16)
+    with pytest.raises(
+        ValueError, match="law=poisson: its noise grows from black=0 on, and hardly"
+    ):
+        model.denoise(y, law="poisson")
+
+
+def test_auto_does_not_depend_on_the_scale_of_numbers(model, capsys):
+    y = LAWS["gamma"].sample(0.9 * scene(1, 256) + 0.05, 20, np.random.default_rng(0))
+    laws = set()
+    for scaled in (y, 255 * y, (1000 * y).round().clip(0, 65535).astype(np.uint16)):
+        picture = restoration.files._picture_of(np.asarray(scaled))
+        asked = restoration.options.DenoiseOptions(law="auto")
+        (job,) = restoration.jobs.jobs_of(model, picture, AskedNoise("auto"), asked)
+        laws.add(job.noise.law)
+    assert laws == {"gamma"}
+
+
+def test_shared_noise_is_looked_for_in_planes_that_have_some(model, capsys):
+    noise = gaussian_filter(np.random.default_rng(0).standard_normal((4, 128, 128)), (0, 0.8, 0.8))
+    y = (1000 * (X + 25 / 255 * noise / noise.std())).astype(np.float32)
+    padded = np.concatenate([np.full((1, 128, 128), 300, np.float32), y])
+    for stack in (y, padded):
+        found = find_noise(model, list(stack), AskedNoise("gaussian"), 0.0, 1000.0)
+        assert any("the noise of neighbours is correlated" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"law": "rice"}, "law=rice: choose from gaussian, poisson-gaussian"),
         ({"law": "poisson-gaussian", "level": 3}, "level=3: law=poisson-gaussian takes gain=, off"),
         ({"law": "poisson-gaussian", "read": 3}, "read=3: needs offset= too"),
         ({"gain": 3}, "gain=3: is of law=poisson-gaussian; name it"),
-        ({"level": 0}, "level=0.0: must be 0.1 to 255"),
+        ({"level": 0}, "level=0: must be above 0, at most 255"),
+        ({"level": "abc"}, "level='abc': must be a number, or auto"),
+        ({"level": [25]}, r"level=\[25\]: must be a number, or auto"),
+        ({"level": True}, "level=True: must be a number, or auto"),
+        ({"law": "poisson-gaussian", "gain": "2"}, "gain=2: must be a number"),
         ({"tiles": 3}, "option=tiles: choose from law, level, gain"),
         ({"ensemble": 5}, "ensemble=5: choose from false"),
         ({"black": 9, "white": 3}, "white=3: must be above black=9"),
