@@ -48,7 +48,9 @@ class Made(NamedTuple):
 
 SHELF = {
     "edm_digits": Made(
-        ("configs/edm_digits.yaml",), DIGITS, "EDM, handwritten digits: the model of the demo"
+        ("configs/edm_digits.yaml",),
+        DIGITS,
+        "EDM, handwritten digits: the demo's network, trained longer",
     ),
     "edm_fashion": Made(
         (

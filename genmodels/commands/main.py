@@ -51,7 +51,7 @@ COMMANDS = {
     "push": Command("genmodels.checkpoint.push:main", "a model to the Hugging Face hub"),
     "checkpoint": Command(
         "genmodels.checkpoint.exports:main",
-        "the same; checkpoint ema: averages of other widths",
+        "as export; checkpoint ema: averages of other widths",
         "genmodels.checkpoint",
     ),
     "merge": Command(

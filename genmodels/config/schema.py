@@ -149,7 +149,11 @@ class NoiseConfig(Section):
 
     PREFIX = "data.noise."
 
-    law: str = setting("", "gaussian, poisson, gamma, ...: see python sample.py --help")
+    law: str = setting(
+        "",
+        "gaussian, poisson, gamma, exponential, rayleigh, nakagami, inverse_gaussian or lognormal; "
+        "docs/noise2score.md explains them",
+    )
     level: float = setting(
         25.0,
         "in the law's unit: gaussian sigma of 255, poisson zeta, gamma k; "
