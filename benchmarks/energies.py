@@ -279,7 +279,7 @@ def table(rows):
 
 
 def draw(name, rows, work, pictures):
-    """Write a gallery (four rows of ten for each method) and a figure: FD against nn1."""
+    """Write a gallery (four rows of ten for each method) and a figure: FD against CPU seconds."""
     import matplotlib
 
     matplotlib.use("Agg")

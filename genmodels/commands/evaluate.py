@@ -37,7 +37,7 @@ likelihood begins anew). Run by torchrun, every process takes its share.
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,8 @@ def evaluate(argv: Sequence[str]) -> int:
     models = models or {path: checkpoint.load(path, device=device) for path in positionals}
     for model in models.values() if mode == "" else ():
         generation.choose_vae(model, options.vae)
+    if mode == "" and "metrics" not in words and tells_memorised(options, models.values()):
+        options.metrics = [*options.metrics, "memorised"]
     saved = getattr(options, "save_images", "")
     if models and saved and not saved.endswith(".npz"):
         roots = [model.cfg.data.root for model in models.values()]
@@ -171,6 +173,13 @@ def evaluate(argv: Sequence[str]) -> int:
     if rank() == 0:
         write_results(options, rows, {**more, "warnings": of_averages + warned, **facts}, started)
     return 0
+
+
+def tells_memorised(options: ScoreOptions, models: Iterable[Any]) -> bool:
+    """Return whether what a model has memorised is told unasked: it may, and its data are known."""
+    names = {(options.data or model.cfg.data.name).partition(":")[0] for model in models}
+    known = all(name in DATASETS and DATASETS[name].shape for name in names)
+    return known and not options.reference and any(model.MEMORISES for model in models)
 
 
 def averaged_sets(

@@ -15,6 +15,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -79,12 +80,7 @@ def train_one(cfg: Config, run: Run | None, stack: contextlib.ExitStack) -> Path
         data = data_module(cfg.data, cfg.seed, cfg.trainer.accumulate)
     checkpoint.check_size(cfg)
     model = checkpoint.build(cfg)
-    check_best(cfg)
-    unused = cfg.eval.unused()
-    if cfg.eval.every:
-        check_scores(cfg.eval, data, "train")
-    elif unused and is_first():
-        print(f"note: eval.{unused[0]}= is not used: eval.every=0 scores nothing while training")
+    plan_scores(cfg, model, data)
     with cli.warnings_as_notes(late=True):
         step, start = check_same(cfg, run) if run else (0, None)
     fresh = checkpoint.init_weights(model, cfg.init) if cfg.init and not step else []
@@ -114,6 +110,22 @@ def train_one(cfg: Config, run: Run | None, stack: contextlib.ExitStack) -> Path
             run.discard()
         raise
     return finish(run, ended.signal)
+
+
+def plan_scores(cfg: Config, model: Any, data: ImageDataModule) -> None:
+    """Check the scores that are to be made on the way, and add what tells a copier.
+
+    Raises:
+        ValueError: scores that cannot be had, or that checkpoint.best cannot choose by.
+    """
+    check_best(cfg)
+    if not cfg.eval.every:
+        if (unused := cfg.eval.unused()) and is_first():
+            print(f"note: eval.{unused[0]}= is not used: eval.every=0 scores nothing on the way")
+        return
+    if model.MEMORISES and "memorised" not in cfg.eval.metrics:
+        cfg.eval.metrics = [*cfg.eval.metrics, "memorised"]
+    check_scores(cfg.eval, data, "train")
 
 
 def finish(run: Run, signal: int) -> Path:

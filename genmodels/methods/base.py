@@ -17,6 +17,7 @@ from genmodels.methods.batches import OwnLoop
 from genmodels.methods.by_level import LossByLevel
 from genmodels.methods.solving import solve
 from genmodels.networks import NETWORKS
+from genmodels.networks.ebm import power_iteration
 from genmodels.networks.edm2_unet import normalise_weights
 from genmodels.sampling.posterior import Denoiser, Measured
 
@@ -100,6 +101,7 @@ class GenerativeModule(L.LightningModule):
     LIKELIHOODS: tuple[str, ...] = ()
     LIKELIHOOD_OPTIONS: ClassVar[dict[str, dataclasses.Field]] = {}
     CLUSTERS: bool = False
+    MEMORISES: bool = False  # scores of it are told with the share of memorised images
     OOD_SCORES: bool = False
     SOURCES: bool = False
     DENOISE_LAWS: ClassVar[dict[str, str]] = {}
@@ -663,6 +665,15 @@ class GenerativeModule(L.LightningModule):
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then one power iteration of an energy's spectral norms for the new weights.
+
+        DRL's released network iterates in every call in place of that.
+        """
+        super().optimizer_step(*args, **kwargs)
+        if self.ENERGY:
+            power_iteration(self)
 
     def lr_factor(self, step: int) -> float:
         """Return the factor on lr for this optimizer step: optim.rampup, then optim.decay.

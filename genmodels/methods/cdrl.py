@@ -58,7 +58,7 @@ from genmodels.methods.composed import (
     twice_differentiable,
 )
 from genmodels.networks import NETWORKS
-from genmodels.networks.ebm import fixed_weights, power_iteration
+from genmodels.networks.ebm import fixed_weights
 from genmodels.networks.edm_unet import EDMUNet, EDMUNetConfig
 from genmodels.networks.mlp import MLP, MLPConfig
 from genmodels.sampling.ais import bound_log_z
@@ -361,14 +361,6 @@ class CDRL(GenerativeModule):
             lr = self.cfg.method.initializer_lr
             groups.append({"params": list(self.initializer.parameters()), "lr": lr})
         return groups
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then one power iteration of the spectral norms for the new weights.
-
-        DRL's released network iterates in every call in place of that.
-        """
-        super().optimizer_step(*args, **kwargs)
-        power_iteration(self.net)
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any

@@ -119,6 +119,7 @@ class EnergyMatching(GenerativeModule):
 
     Config = EnergyMatchingConfig
     ENERGY = True
+    MEMORISES = True  # the contrast pulls towards training images
     BY_PROCESS = ("pairs of method.coupling=ot", "which images have chains and which are trimmed")
     LABEL_DROPOUT = True
     SAMPLE_OPTIONS = settings_of(EnergyMatchingConfig, *SAMPLING) | settings_of(ComposeOptions)
@@ -285,7 +286,8 @@ class EnergyMatching(GenerativeModule):
         drawn = self.image_labels(seeding.ImageGenerators(seeds, noise), labels)
         blend = image_blend(self, cfg.guidance, drawn, labels, compose, keys)
         known, mask = given_pixels(keys, known, mask)
-        return self.draw(keys, blend, cfg, known, mask, callback).clamp(-1, 1)
+        x = self.draw(keys, blend, cfg, known, mask, callback).clamp(-1, 1)
+        return x if mask is None else torch.where(mask, known, x)
 
     def draw(
         self,

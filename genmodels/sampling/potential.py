@@ -27,9 +27,9 @@ Callback = Callable[[int, Tensor], object] | None
 
 def temperature(t: float, tau: float, eps_max: float) -> float:
     """Return eps(t); see the module. With tau = 1 it jumps at t = 1."""
-    if t < tau:
+    if t < tau - 1e-9:  # 5 steps of 0.2 are a little less than 1
         return 0.0
-    return eps_max * min(1.0, (t - tau) / (1 - tau)) if tau < 1 else eps_max
+    return eps_max * min(1.0, max(0.0, t - tau) / (1 - tau)) if tau < 1 else eps_max
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning import LightningModule
 from torch import nn
 
 import genmodels
@@ -13,8 +14,8 @@ from genmodels import generation
 from genmodels.images import from_uint8, to_uint8
 from genmodels.kernels.philox import philox_normal
 from genmodels.methods import cdrl
-from genmodels.methods.base import GenerativeModule
 from genmodels.methods.composed import training_labels
+from genmodels.networks.ebm import Spectral
 from genmodels.sampling.composition import blend_of, parse_compose
 from genmodels.sampling.recovery import Rung
 from genmodels.seeding import Stream
@@ -197,17 +198,26 @@ def test_a_share_of_the_labels_is_hidden_in_training():
     assert torch.equal(training_labels(model.eval(), labels, n), labels)
 
 
-def test_each_step_is_followed_by_a_power_iteration(monkeypatch):
-    words = ("data.name=digits", "network.channels=8", "network.multipliers=1", "network.blocks=1")
-    words += ("method.initializer=none",)
-    model = genmodels.build(str(ROOT / "configs" / "cdrl_cifar10.yaml"), *words)
-    layer = model.net.stem
+SMALL_CDRL = ("data.name=digits", "network.channels=8", "network.multipliers=1", "network.blocks=1")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("cdrl_cifar10", (*SMALL_CDRL, "method.initializer=none")),
+        ("energy_digits", ("network.spectral_norm=true", "network.width=16")),
+    ],
+)
+def test_each_step_is_followed_by_a_power_iteration(config, words, monkeypatch):
+    """Else the bound is one of the first weights."""
+    model = genmodels.build(str(ROOT / "configs" / f"{config}.yaml"), *words)
+    layer = next(each for each in model.net.modules() if isinstance(each, Spectral))
     before = layer.u.clone()
 
     def step(self):
         layer.weight.data = torch.randn_like(layer.weight)
 
-    monkeypatch.setattr(GenerativeModule, "optimizer_step", step)
+    monkeypatch.setattr(LightningModule, "optimizer_step", step)
     model.optimizer_step()
     rows = layer.weight.detach().flatten(1)
     expected = nn.functional.normalize(rows @ (rows.T @ before), dim=0)

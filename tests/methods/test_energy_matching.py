@@ -1,12 +1,15 @@
 """Energy matching: potentials in closed form, the contrast, both phases of a training."""
 
 import csv
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import evaluate
 import genmodels
 import train
 from genmodels.checkpoint import read_checkpoint
@@ -321,3 +324,25 @@ def test_a_training_cut_in_either_phase_is_the_same_training(tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert [bool(row["train/contrast"]) for row in rows] == [False] * 4 + [True] * 3
     assert all(row["train/v_data"] for row in rows)
+
+
+@pytest.mark.parametrize("time", [0.8, 1.1])
+def test_known_pixels_come_back_as_they_are(time):
+    """Before t = 1 they are on their way still, as the others are."""
+    model = genmodels.build("energy_digits", "network.width=8").eval()
+    known, mask = torch.full((1, 1, 8, 8), 0.25), torch.zeros(8, 8, dtype=torch.bool)
+    mask[:4] = True
+    x = model.sample([0, 1], known=known, mask=mask, time=time, steps=5)
+    assert (x[..., :4, :] == 0.25).all() and (x[..., 4:, :] != 0.25).any()
+
+
+def test_what_it_has_memorised_is_told_unasked(tmp_path, monkeypatch):
+    """The contrast pulls towards training images; other methods are asked."""
+    monkeypatch.chdir(tmp_path)
+    for name, told in (("energy_digits", {"fd", "memorised"}), ("gbm_digits", {"fd"})):
+        words = ["num=20", "steps=3", "data=digits:test", "device=cpu", "features=digits"]
+        assert evaluate.main([name, *words, f"out={name}.json"]) == 0
+        assert set(json.loads(Path(f"{name}.json").read_text())["metrics"]) == told
+    words = ["num=20", "steps=3", "metrics=nn1", "device=cpu", "features=digits"]
+    assert evaluate.main(["energy_digits", *words, "out=asked.json"]) == 0
+    assert set(json.loads(Path("asked.json").read_text())["metrics"]) == {"nn1"}

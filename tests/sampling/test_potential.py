@@ -5,15 +5,35 @@ import math
 import pytest
 import torch
 
+from genmodels.kernels.philox import philox_normal
 from genmodels.sampling.coupling import couple
 from genmodels.sampling.langevin import ula_chain
 from genmodels.sampling.potential import sample_potential, temperature
+from genmodels.seeding import Stream
 
 
 def test_the_temperature_jumps_at_one_or_rises_from_tau():
     assert [temperature(t, 1.0, 0.01) for t in (0, 0.999, 1.0, 3.0)] == [0, 0, 0.01, 0.01]
     assert temperature(0.9, 0.8, 0.15) == pytest.approx(0.075)  # half-way
     assert temperature(0.79, 0.8, 0.15) == 0 and temperature(1.5, 0.8, 0.15) == 0.15
+
+
+@pytest.mark.parametrize(("time", "steps"), [(1.2, 6), (1.4, 63), (2.2, 11)])
+def test_noise_begins_at_tau_however_steps_are_rounded(time, steps):
+    """5 steps of 0.2 make 0.9999999999999999."""
+
+    def noise(eps):
+        zero = sample_potential(
+            torch.zeros_like, torch.arange(2), (1, 2, 2), time=time, steps=steps, eps_max=eps
+        )
+        return zero - philox_normal((1, 2, 2), torch.arange(2), stream=int(Stream.NOISE))
+
+    late = round((time - 1) / (time / steps))
+    expected = sum(
+        philox_normal((1, 2, 2), torch.arange(2), steps - k, stream=int(Stream.CHAIN))
+        for k in range(late)
+    )
+    torch.testing.assert_close(noise(2.0), (2 * 2.0 * time / steps) ** 0.5 * expected)
 
 
 def test_on_a_line_the_coupling_keeps_the_order():
