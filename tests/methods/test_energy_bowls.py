@@ -175,6 +175,7 @@ def test_all_chains_from_one_side(share, started, monkeypatch):
     assert ("v_from_data" in logs, "v_from_noise" in logs) == (started > 0, started < 8)
 
 
+@pytest.mark.filterwarnings("ignore:n. the batch holds positions that were there before")
 @pytest.mark.parametrize(
     ("limit", "weight", "held"), [(0.05, 0, True), (100, 0, False), (3, 1, True), (100, 1, False)]
 )
@@ -287,9 +288,9 @@ def test_each_bound_is_on_its_own_side():
     """With few densities and chains they lie nats apart: none can be the other."""
     model = bowls(*QUICK).eval()
     x, labels = batch_of(model, 1, classes=10)["image"], torch.tensor([4])
-    low, high = bounds(model, x, labels, ais_steps=3, ais_chains=16, ais_refine=50)
+    low, high = bounds(model, x, labels, ais_steps=3, ais_chains=4, ais_refine=40)
     exact = exact_log_prob(model, x, labels)
-    assert low < exact - 0.5 and high > exact + 0.5, (low - exact, high - exact)
+    assert low < exact - 2 and high > exact + 2, (low - exact, high - exact)
 
 
 def test_the_density_follows_the_weights():
