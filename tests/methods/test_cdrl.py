@@ -369,6 +369,33 @@ def test_chains_start_at_the_initializer(digits):
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
 
 
+def test_guided_and_composed_chains_start_at_the_blend_of_the_maps(digits):
+    """x + (1 + w) g(c) - w g(none); x + g(none) + sum w_i (g_i - g(none)), g_i one class of an OR.
+
+    u = 0.6 is in the second half of [0, 1): of 5|6 it takes the 6.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, n = torch.randn(2, 6, 1, 8, 8, generator=generator)
+    labels, u = torch.arange(6), torch.tensor([0.6, 0.6, 0.6, 0.1, 0.1, 0.1])
+    rung = digits.schedule.at(torch.arange(1, 7))
+    noise = rung.v.sqrt().reshape(-1, 1, 1, 1) * n
+
+    def g(label):
+        label = torch.full((6,), label) if isinstance(label, int) else label
+        return digits.initializer(x, rung.noise, label)
+
+    own, none = g(labels), g(-1)
+    assert (own - none)[1:].abs().amax((1, 2, 3)).min() > 1e-3
+    found = digits.initial(x, rung, None, noise=n, blend=blend_of(0.7, labels, u))
+    expected = x + 1.7 * own - 0.7 * none + noise
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    blend = blend_of(parse_compose("3:1.5,5|6,!7:0.5", 10), labels, u)
+    found = digits.initial(x, rung, None, noise=n, blend=blend)
+    either = torch.where(u.reshape(-1, 1, 1, 1) < 0.5, g(5), g(6))
+    terms = 1.5 * (g(3) - none) + (either - none) - 0.5 * (g(7) - none)
+    torch.testing.assert_close(found, x + none + terms + noise, rtol=1e-5, atol=1e-5)
+
+
 def test_options_do_what_they_say(digits):
     plain = digits.sample([0, 1], 3)
     for options in (
@@ -733,6 +760,31 @@ def test_energy_and_likelihood_of_a_gaussian(gaussian):
     ):
         with pytest.raises(ValueError, match=message):
             gaussian.log_prob(x, kind="ais_lower", seeds=torch.arange(3), **options)
+
+
+class Raised(nn.Module):
+    """f of a network plus a number, which is learnt: the density stays as it is."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.number = net, nn.Parameter(torch.zeros(()))
+
+    def forward(self, y, noise, labels=None, *, dtype=torch.float32):
+        return self.net(y, noise, labels, dtype=dtype) + self.number.to(dtype)
+
+
+def test_the_density_follows_the_weights(gaussian):
+    """A constant in f leaves log p alone if log Z is made anew after the step."""
+    model = toy("data.labels=true", "method.steps=2")
+    model.net = Raised(gaussian.net)
+    x, labels = torch.tensor([0.3, 0.0]).reshape(1, 2, 1, 1), torch.tensor([0])
+    options = {"kind": "ais_upper", "seeds": [0], "ais_steps": 3, "ais_chains": 16}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    before, energy = model.log_prob(x, labels, **options), model.energy(x, labels)
+    model.net.number.grad = -torch.ones(())
+    optimizer.step()
+    assert float((energy - model.energy(x, labels)).detach()) > 4  # nats
+    torch.testing.assert_close(model.log_prob(x, labels, **options), before, rtol=0, atol=1e-2)
 
 
 def test_ood_scores_of_a_gaussian(gaussian):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from genmodels.sampling.ais import Base, ais_forward, ais_reverse, sigmoid_path
+from genmodels.sampling.ais import Base, ais_forward, ais_reverse, bound_log_z, sigmoid_path
 
 N, SHAPE = 400, (1, 2, 2)
 BASE = Base(torch.full(SHAPE, 0.2), torch.full(SHAPE, 1.5))
@@ -94,3 +94,22 @@ def test_the_path_rises_from_0_to_1():
     for betas in ([0, 0.5], [0.1, 1], [0, 0.7, 0.3, 1], [1]):
         with pytest.raises(ValueError, match="betas must rise from 0 to 1"):
             ais_forward(gaussian, BASE, torch.arange(2), betas=betas, step=0.1)
+
+
+def test_reverse_chains_start_at_the_refined_samples():
+    """One density: the bound is E_p [g - log q], q of the samples given, which lie 1.2 too high.
+
+    Where they start unrefined it is E [g - log q] at those, nats below log Z: no bound.
+    """
+    y = gaussian_samples(N) + 1.2
+    options = {"variance": 0.3, "noise": 0.3, "ais_steps": 1, "ais_moves": 1, "ais_step": 1.0}
+    mean, variance = y.mean(0).double(), y.var(0).double() + 0.3
+    ratio = 0.5 * (variance / 0.3).log() - 0.5 + 0.5 * (0.3 + (mean + 0.5) ** 2) / variance
+    high, error = bound_log_z(
+        gaussian, y, torch.arange(N), above=True, ais_refine=50, **options
+    ).mean
+    assert abs(high - LOG_C - float(ratio.sum())) < 4 * error < 1
+    raw = gaussian(y) + 0.5 * ((y - mean) ** 2 / variance + (2 * math.pi * variance).log()).sum(
+        (1, 2, 3)
+    )
+    assert float(raw.mean()) < LOG_C - 5 < high - 5
