@@ -605,9 +605,13 @@ class GenerativeModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Force the weights of a network that wants it, once for each optimizer step."""
-        parts = self.trainer.accumulate_grad_batches
-        if NETWORKS[self.cfg.network.name].FORCED and not batch_idx % parts:
+        if NETWORKS[self.cfg.network.name].FORCED and not batch_idx % self.micro_batches:
             normalise_weights(self)
+
+    @property
+    def micro_batches(self) -> int:
+        """How many make an optimizer step: in somebody's own Trainer what that says."""
+        return getattr(self._trainer, "accumulate_grad_batches", self.cfg.trainer.accumulate)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one micro-batch; dropout is keyed by (seed, micro-step, rank).
@@ -615,7 +619,7 @@ class GenerativeModule(L.LightningModule):
         What is logged is this rank's last micro-batch, not a mean over all of them. Nothing is
         read on the host, and nothing logged, in a step that is not due.
         """
-        parts = self.trainer.accumulate_grad_batches
+        parts = self.micro_batches
         micro_step = self.global_step * parts + batch_idx % parts
         self.due = self.step_is_due() and (batch_idx + 1) % parts == 0
         self.micro_batch = micro_step * self.trainer.world_size + self.global_rank

@@ -41,16 +41,22 @@ class Job:
     stretched: bool
 
 
-def wanted_scale(model: Any, options: DenoiseOptions, dtype: np.dtype, channels: int) -> Wanted:
+def wanted_scale(
+    model: Any, options: DenoiseOptions, counted: bool, dtype: np.dtype, channels: int
+) -> Wanted:
     """Return what words say of a file's scale, or else how the model's training pictures had it.
 
     Args:
         model: a method with ANY_SIZE.
         options: the words.
+        counted: whether a level is told that counts on 0..255: floats are on that scale then.
         dtype: of the file's values.
         channels: how many the file has.
     """
-    words = Wanted(options.scale, options.black, options.white)
+    scale = options.scale
+    if counted and dtype.kind == "f" and scale == "auto":
+        scale = "file"
+    words = Wanted(scale, options.black, options.white)
     noise = model.cfg.data.noise
     said = options.scale != "auto" or options.black or options.white
     if said or noise.copies != "given":
@@ -106,8 +112,8 @@ def jobs_of(
     Raises:
         ValueError: pixels, channels or a law that the model does not know.
     """
-    told = asked.level is not None
-    wanted = wanted_scale(model, options, picture.dtype, picture.channels)
+    counted = asked.level is not None and asked.law in ("gaussian", "poisson")
+    wanted = wanted_scale(model, options, counted, picture.dtype, picture.channels)
     channels = [Quantiles(picture.dtype) for _ in range(picture.channels)]
     for number in range(len(picture)):
         channels[picture.channel(number)].add(picture.plane(number))
@@ -117,7 +123,6 @@ def jobs_of(
     notes = list(picture.notes)
     for channel, scale in enumerate(stretched):
         unit = wanted.unit(picture.dtype, channel, picture.channels)
-        counted = told and asked.law in ("gaussian", "poisson")
         if unit == whole_range(picture.dtype) and (scale == unit or counted):
             seen = channels[channel]
             pictures.check_scale(picture.dtype, seen.most, picture.name, least=seen.least)

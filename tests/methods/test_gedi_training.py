@@ -327,7 +327,11 @@ def test_evaluate_scores_clusters_and_images_together(digits_run, tmp_path, caps
     scores = json.loads(out.read_text())["metrics"]
     assert list(scores) == ["nmi", "acc", "fd"]
     told = [(score.metric, score.data, score.num) for score in scores_of_report(out)]
-    assert told == [("nmi", "digits:test", 0), ("acc", "digits:test", 0), ("fd", "digits", 20)]
+    assert told == [
+        ("nmi", "digits:test", 0),
+        ("acc", "digits:test", 0),
+        ("fd(pixels)", "digits", 20),
+    ]
     model = genmodels.load(digits_run)
     pixels, labels = load_split(model.cfg.data, "test")
     found = model.cluster(pixels.float() / 127.5 - 1).argmax(1)

@@ -50,8 +50,8 @@ def lines(run):
         (["eval.num=3"], "eval.num=3: scores need at least 4 images on each side"),
         (["eval.metrics=kid_subsets"], "eval.metrics=kid_subsets: needs at least 1000 images"),
         (["eval.metrics=fd_inf"], "eval.metrics=fd_inf: needs more than 162 images for features"),
-        (["eval.metrics=is"], "eval.metrics=is: features=pixels gives no class scores"),
-        (["eval.metrics=fid"], "eval.metrics=fid: is kept for features=inception"),
+        (["eval.metrics=is"], "eval.metrics=is: eval.features=pixels gives no class scores"),
+        (["eval.metrics=fid"], "eval.metrics=fid: is kept for eval.features=inception"),
     ],
     ids=["shape", "count", "least", "limit", "logits", "published"],
 )

@@ -250,7 +250,7 @@ def test_a_second_process_is_refused(straight, capsys):
     [
         (["init="], "init=: DDO finetunes a trained model"),
         (["method.sigma_data=0.5"], "method.sigma_data=0.5: init=.* was trained with 0.75"),
-        (["network.channels=[8,8]"], "init=.*use the network"),
+        (["network.channels=[8,8]", "network.norm_groups=4"], "init=.*use the network"),
         (["eval.metrics=nn1_fake"], "eval.metrics=nn1_fake: .*one of fd"),
         (["eval.metrics="], "metrics=: name some of fd"),
         (["trainer.precision=bf16-mixed"], "use 32-true"),
