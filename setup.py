@@ -109,7 +109,6 @@ setup(
             "wheel",
             "nbclient",  # the tutorials, in the slow tests
             "ipykernel",
-            "wandb",
         ],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1", "nbclient", "ipykernel"],
         "wandb": ["wandb"],
