@@ -91,7 +91,8 @@ def _named(batch: Any) -> dict[str, Tensor]:
         missing = [key for key in KEYS if key not in batch]
         for key in batch:  # others are for methods of somebody's own
             meant = [] if key in KEYS else difflib.get_close_matches(str(key), missing, 1)
-            check(not meant, "batch", list(batch), f'has "{key}"; did you mean {meant}?')
+            hint = f'has "{key}"; did you mean "{meant[0]}"?' if meant else ""
+            check(not meant, "batch", list(batch), hint)
         return dict(batch)
     if isinstance(batch, Tensor):
         return {"image": batch}

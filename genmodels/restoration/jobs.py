@@ -258,7 +258,7 @@ def restore_values(
     result = np.array(values, np.float64)
     level = noise.on(black, white)
     tick = tick or (lambda: None)
-    if not level:  # no noise
+    if not level or not noise.share:  # no noise, or none that is taken away
         for _ in range(tiles(values, noise, settings)):
             tick()
         return result

@@ -169,7 +169,8 @@ def find_noise(
                 f"so weak a noise may as well be fine texture: {100 * noise.share:.2g} % of it is "
                 "taken away; tell the level to have it all"
             )
-    if treatment := model.treatment(noise.law, noise.on(black, white)):
+    treatment = model.treatment(noise.law, noise.on(black, white))
+    if treatment and noise.share:
         notes.append(treatment)
     return replace(noise, notes=tuple(notes))
 

@@ -71,8 +71,8 @@ class DenoiseOptions(RestoreOptions):
     scale: str = setting(
         "auto",
         "what the network sees as black and white: quantiles .1 and 99.9 % of a file, or file: "
-        "what is by its type; auto: quantiles for more than 8 bits and floats, or as "
-        "the model was trained",
+        "what is by its type; auto: quantiles for more than 8 bits, and for floats whose level is "
+        "found, or as the model was trained",
         choices=("auto", "quantiles", "file"),
     )
     black: list[float] = setting(

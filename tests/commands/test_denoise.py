@@ -303,7 +303,7 @@ def test_a_level_found_beyond_the_training_is_brought_to_the_nearest(box, tmp_pa
     assert "level=21: this model knows up to 20" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()  # a level that is told is not changed
     assert run(tmp_path / "in", tmp_path / "out", "law=gaussian") == 0
-    assert model.told == [0.1, 20]
+    assert model.told == [20]  # a.png is left as it is
     weak, beyond = capsys.readouterr().err.splitlines()
     assert weak.startswith("a.png: so weak a noise may as well be fine texture: 0 % of it")
     assert beyond.startswith("b.png: level 7") and beyond.endswith("model knows, 20")
@@ -337,10 +337,11 @@ def test_the_law_may_be_left_out_or_found(box, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "genmodels.noise.levels", levels)
     model = box()
     save(tmp_path / "in" / "a.png", np.full((32, 33), 51, np.uint8))
-    save(tmp_path / "in" / "b.png", np.full((32, 33), 102, np.uint8))
+    noisy = random_levels(32, 33)
+    save(tmp_path / "in" / "b.png", noisy)
     assert run(tmp_path / "in", tmp_path / "o", "law=auto") == 0
     assert capsys.readouterr().out.startswith(
-        "2 pictures restored, law gaussian, level 0.1; law poisson, level 0.05: "
+        f"2 pictures restored, law gaussian, level {noisy.std():.3g}; law poisson, level 0.05: "
     )
     assert model.laws == ["poisson", "gaussian"] and picked[0].dtype == torch.float64
     assert torch.allclose(picked[0], torch.tensor(0.2).double()) and picked[0].shape == (1, 32, 33)
