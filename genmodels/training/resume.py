@@ -73,12 +73,13 @@ def resumed_config(run: Run, words: Mapping[str, str]) -> Config:
             )
     check_foreign(read_yaml(run.config))
     old = _read_config([run.config], {})
-    if "trainer.max_steps" in words and old.optim.decay == "cosine":
-        raise ValueError(
-            f"trainer.max_steps={words['trainer.max_steps']}: optim.decay={old.optim.decay} was "
-            f"laid out for {old.trainer.max_steps} steps; start a new run with init={run.folder}"
-        )
     cfg = _read_config([run.config], words)
+    if cfg.optim.decay == "cosine" and cfg.trainer.max_steps > old.trainer.max_steps:
+        raise ValueError(
+            f"trainer.max_steps={cfg.trainer.max_steps}: optim.decay=cosine was laid out for "
+            f"{old.trainer.max_steps} steps, and lr would rise again; start a new run with "
+            f"init={run.folder}"
+        )
     if METHODS[cfg.method.name].NEEDS:  # its rounds have no check_same: they are runs of their own
         warn_of_dealing(flat(to_plain(old)), cfg)
     return cfg
@@ -117,6 +118,13 @@ def check_same(cfg: Config, run: Run) -> tuple[int, Path | None]:
                 "into config.yaml, or start a new run with init="
             )
     warn_of_dealing(old, cfg)
+    ends = cfg.trainer.max_steps
+    if cfg.optim.decay == "cosine" and ends < old["trainer.max_steps"]:
+        warnings.warn(
+            f"trainer.max_steps={ends}: optim.decay=cosine was laid out for "
+            f"{old['trainer.max_steps']} steps; lr drops at step {step} to end sooner",
+            stacklevel=2,
+        )
     last, every = max(rows, default=0), old["trainer.log_every"]
     if last < step - step % every:
         warnings.warn(

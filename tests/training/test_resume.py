@@ -189,6 +189,20 @@ def test_a_spoilt_table_is_said_by_the_command(copy, capsys):
     assert errors.startswith(f"note: {path}: the lines after step 3") and errors.count("\n") == 1
 
 
+def test_a_cosine_may_end_sooner_and_not_later(train_tiny, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ("optim.decay=cosine", "checkpoint.every=2", "trainer.max_steps=6")
+    shutil.copytree(train_tiny(*words), run)
+    (run / "checkpoints/last.ckpt").unlink()
+    (run / "checkpoints/step-00000006.ckpt").unlink()  # as if it had been stopped at step 4
+    assert train.main([f"resume={run}", "trainer.max_steps=5"]) == 0
+    said = "optim.decay=cosine was laid out for 6 steps; lr drops at step 4 to end sooner"
+    assert f"note: trainer.max_steps=5: {said}\n" in capsys.readouterr().err
+    assert state(run)["schedule"][0]["_last_lr"] == [0.0]  # 0.5 (1 + cos pi)
+    assert train.main([f"resume={run}", "trainer.max_steps=6"]) == 2
+    assert "laid out for 5 steps, and lr would rise again" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_missed_held_out_loss_is_measured_on_resume(whole, train_tiny, copy):
     """As after a kill between a checkpoint and its step's held-out loss; bit for bit."""
