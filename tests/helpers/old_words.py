@@ -34,6 +34,12 @@ SAMPLED = {
     "gedi": {"steps": 3},
 }
 METHODS = (*SAMPLED, "noise2score")
+# What came into 0.1.0 later, in tests/fixtures/v0_1_0 -> options of sample()
+LATER = {
+    "interpolant": {"labels": [0, 3, 5, 9], "steps": 3},
+    "energy_matching": {"labels": [0, 3, 5, 9]},
+    "edm2": {"labels": [0, 3, 5, 9], "steps": 3, "sigma_max": 1.0},
+}
 MODULES = ("data", "checkpoint", "importers", "diffusers_export")
 COMMANDS = ("train.py", "sample.py", "evaluate.py", *(f"genmodels.{name}" for name in MODULES))
 
@@ -194,6 +200,12 @@ def outputs(model, method, old, buffer=False):
         if buffer:
             made["buffer"] = model.sample(range(4), start="buffer", steps=2)
     return {name: value.numpy() for name, value in made.items()}
+
+
+def drawn(path, name):
+    """Return {"images": of seeds 0 to 3} of a model of LATER, and {"raw": without its average}."""
+    both = {"images": load(path), "raw": load(path, ema=False)}
+    return {key: model.sample(range(4), **LATER[name]).numpy() for key, model in both.items()}
 
 
 def tree(folder):
