@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from genmodels import data
 from genmodels.checkpoint import hub
 from genmodels.config import Config, check_foreign, load_config
-from genmodels.config.shipped import MODELS, nearest, shipped
+from genmodels.config.shipped import CONFIGS, MODELS, nearest, shipped
 from genmodels.foreign import check_plain, load_torch, read_plain
 from genmodels.images.arrays import memory_size
 from genmodels.methods import METHODS
@@ -150,6 +150,11 @@ def paths_by_channels(path: Path | str) -> dict[int, Path | str]:
 
 def _no_model(path: Path) -> ValueError:
     hint = "" if path.exists() else nearest(MODELS, str(path))
+    if not path.exists() and str(path) in shipped(CONFIGS):
+        hint = (
+            f"; a config has this name (genmodels train {path} makes a model), models that come "
+            f"along are {', '.join(shipped(MODELS))}, and pretrained/ of a clone has more"
+        )
     if (path / "model_index.json").is_file() and (path / "unet").is_dir():
         hint = f"; the UNet of this diffusers pipeline, for init=, is {path / 'unet'}"
     return ValueError(f"model={path}: is no run folder, .ckpt file or exported folder{hint}")

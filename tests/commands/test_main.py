@@ -65,6 +65,7 @@ def test_help_of_each_command_speaks_of_the_command(word, capsys):
         (["train", "edm_digit"], "config=edm_digit: no such file; did you mean edm_digits?"),
         (["train", "seed=1"], "config=: name a file, e.g. genmodels train edm_digits\n"),
         (["sample", "noise2score_gray"], "exported folder; did you mean noise2score_grey?"),
+        (["sample", "cdrl_digits"], "a config has this name (genmodels train cdrl_digits makes a "),
         (["export"], "usage: genmodels export MODEL out=DIR"),
         (["checkpoint"], "usage: genmodels checkpoint MODEL out=DIR"),
         (["export", "x", "out=y", "format=onnx"], "format=onnx: choose from genmodels, diffusers"),
