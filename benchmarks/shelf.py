@@ -193,6 +193,11 @@ def make(name, work, out, results, device):
         report=json.loads(scores.read_text()) | {"model": name},  # not a folder of this machine
     )
     checkpoint.export(run, out / name, half=True, license=LICENSE, scores=scores, samples=-1)
+    drawn = sorted((Path(run) / "samples").glob("step-*.png"))
+    if not (out / name / GRID).is_file() and drawn:
+        # A model that restores pictures has no grid of seeds: held-out patches, noisy and restored,
+        # as they were drawn in training. (An export never takes them: they may be private.)
+        write_bytes(out / name / GRID, drawn[-1].read_bytes())
 
 
 def page(out, results, gallery):
