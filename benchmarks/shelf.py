@@ -181,8 +181,11 @@ def make(name, work, out, results, device):
     draft = work / name / "export"
     if not draft.exists():
         checkpoint.export(run, draft, half=True)
-    told = [word.format(root=os.environ.get("GENMODELS_DATA", "data")) for word in made.scores]
+    root = os.environ.get("GENMODELS_DATA", "data")
+    told = [word.format(root=root) for word in made.scores]
     evaluate([str(draft), *told, f"device={device}", f"out={scores}"])
+    # Not a folder of this machine.
+    report = json.loads(scores.read_text().replace(root, "$GENMODELS_DATA")) | {"model": name}
     record.write(
         results / f"shelf_{name}.json",
         f"python -m benchmarks.shelf {name}",
@@ -190,7 +193,7 @@ def make(name, work, out, results, device):
         train=["train.py", *made.train, *start],
         evaluate=["evaluate.py", name, *(w.format(root="$GENMODELS_DATA") for w in made.scores)],
         cpu_seconds_of_this_call=round(time.process_time() - begun, 1),
-        report=json.loads(scores.read_text()) | {"model": name},  # not a folder of this machine
+        report=report,
     )
     checkpoint.export(run, out / name, half=True, license=LICENSE, scores=scores, samples=-1)
     drawn = sorted((Path(run) / "samples").glob("step-*.png"))
@@ -198,6 +201,9 @@ def make(name, work, out, results, device):
         # A model that restores pictures has no grid of seeds: held-out patches, noisy and restored,
         # as they were drawn in training. (An export never takes them: they may be private.)
         write_bytes(out / name / GRID, drawn[-1].read_bytes())
+        card = out / name / "README.md"
+        shown = f"\n![held-out patches, noisy and restored]({GRID})\n\n| metric"
+        write_bytes(card, card.read_text().replace("\n| metric", shown, 1).encode())
 
 
 def page(out, results, gallery):

@@ -54,7 +54,7 @@ def test_the_command_of_the_readme(tmp_path, capsys):
 
 
 def test_it_is_small_and_its_card_names_data_and_terms():
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 4e6
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 16e6
     card = (FOLDER / "README.md").read_text()
     assert "BSDS500" in card and "non-commercial" in card and "strict" in card
     config = json.loads((FOLDER / "config.json").read_text())

@@ -260,7 +260,7 @@ def _header(model: Any, name: str, license: str, scores: Sequence[Score]) -> str
     results = [
         EvalResult(
             task_type=task,
-            dataset_type=of_data or cfg.data.name,
+            dataset_type=_type_of(score.data, of_data, cfg.data.name),
             dataset_name=score.data or cfg.data.name,
             dataset_split=score.data.partition(":")[2] or None,
             metric_type=score.metric.partition("(")[0],
@@ -280,6 +280,14 @@ def _header(model: Any, name: str, license: str, scores: Sequence[Score]) -> str
         eval_results=results or None,
     )
     return header.to_yaml()
+
+
+def _type_of(scored: str, of_data: str, trained: str) -> str:
+    """Return what the hub calls the set of a score, which need not be what the model learned."""
+    name = scored.partition(":")[0] or trained
+    if name == trained:
+        return of_data or trained
+    return _ON_HUB.get(name) or re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or trained
 
 
 def _data_on_hub(settings: Any) -> str:

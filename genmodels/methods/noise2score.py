@@ -571,8 +571,9 @@ class Noise2Score(GenerativeModule):
         if 0.9 * low <= sigma <= 1.1 * high:
             return ""
         words = f"noise of {sigma:.3g} of 255 is {'above' if sigma > high else 'below'} the "
-        words += f"{low:.3g} to {high:.3g} that the model knows: restored with {factor:.3g} times "
-        words += f"the contrast as {told:.3g}"
+        words += f"{low:.3g} to {high:.3g} that the model knows: restored "
+        words += f"with {factor:.3g} times the contrast " if factor != 1 else ""
+        words += f"as {told:.3g}"
         return words + (f", {100 * share:.2g} % of the change taken" if share < 1 else "")
 
     @torch.no_grad()

@@ -104,13 +104,15 @@ def contrast(level: float, low: float, high: float) -> tuple[float, float, float
     its lowest level a model is weak, so pictures are stretched to 1.6 of it, no more than 2.5
     times; those of more noise than it knows are shrunk. What is still below the lowest has the
     share (c level / low)^2 of noise to take away. Within a tenth of what it knows: (1, level, 1).
+    A model that knows levels below 2 of 255 is shown no more contrast: what is weaker there is as
+    weak as the rounding and the grain of the pictures it learned from.
 
     Args:
         level: sigma of 255, > 0.
         low, high: the levels that the model was trained on.
     """
-    least = min(1.6 * low, high)
+    least, most = (min(1.6 * low, high), 2.5) if low >= 2 else (low, 1.0)
     if 0.9 * least <= level <= 1.1 * high:
         return 1.0, level, 1.0
-    factor = max(0.74 * high, low) / level if level > high else min(2.5, least / level)
+    factor = max(0.74 * high, low) / level if level > high else min(most, least / level)
     return factor, max(factor * level, low), min(1.0, factor * level / low) ** 2

@@ -57,6 +57,21 @@ def test_the_header_is_as_the_hub_reads_it(tiny_run, tmp_path):
     assert np.array_equal(made[cell : 9 * cell : cell, cell : 9 * cell : cell], expected)
 
 
+@pytest.mark.parametrize(
+    ("scored", "trained", "type_of"),
+    [
+        ("digits:test", "digits", "digits"),
+        ("mnist:test", "mnist", "ylecun/mnist"),
+        ("cifar10:test", "mnist", "uoft-cs/cifar10"),
+        ("BSD68", "cbsd400", "bsd68"),  # a folder of its own
+        ("", "digits", "digits"),
+    ],
+)
+def test_a_score_names_the_set_that_it_was_made_on(scored, trained, type_of):
+    on_hub = "ylecun/mnist" if trained == "mnist" else ""
+    assert cards._type_of(scored, on_hub, trained) == type_of
+
+
 def test_without_a_licence_it_says_so_plainly(model, tmp_path):
     folder = model.save_pretrained(tmp_path / "none")
     card, text = read(folder)

@@ -86,6 +86,14 @@ def test_the_rule(level, wanted):
     assert contrast(level, 5, 40 / 0.74) == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize(
+    ("level", "wanted"),
+    [(0.3, (1, 1, 0.09)), (0.8, (1, 1, 0.64)), (1, (1, 1, 1)), (3, (1, 3, 1)), (80, (0.5, 40, 1))],
+)
+def test_the_rule_of_a_model_that_knows_weak_noise(level, wanted):
+    assert contrast(level, 1, 40 / 0.74) == pytest.approx(wanted)
+
+
 def test_the_rule_of_a_model_of_one_level():
     assert contrast(24, 25, 25) == (1, 24, 1) and contrast(27, 25, 25) == (1, 27, 1)
     assert contrast(10, 25, 25) == pytest.approx((2.5, 25, 1))
