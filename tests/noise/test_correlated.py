@@ -51,8 +51,9 @@ def test_texture_is_not_noise():
     assert is_texture(of(cloth() / 255))
 
 
-def test_noise_is_not_texture(sigma=5):
+def test_noise_is_not_texture():
     """White, rounded, from interpolated rows, enlarged, blurred; on texture."""
+    sigma = 5
     y = 255 * X + sigma * WHITE_NOISE
     rows = y.copy()
     rows[1:-1:2] = (y[:-2:2] + y[2::2]) / 2
