@@ -111,6 +111,16 @@ def level_from_patches(
 
     Reference: after Liu, Tanaka and Okutomi 2013 (weak texture), Chen, Zhu and Heng 2015.
     """
+    return level_and_patches(y, law, smoothest)[0]
+
+
+def level_and_patches(
+    y: torch.Tensor | np.ndarray, law: Law | str, smoothest: float = 2.5
+) -> tuple[float, torch.Tensor]:
+    """Return (level, patches (N, PATCH^2) in the state domain), those that the level comes from.
+
+    Arguments and errors as of level_from_patches.
+    """
     law = LAWS[_name_of(law)]
     planes = _planes(y)
     count = planes.shape[0] * planes.shape[2] * planes.shape[3]
@@ -135,14 +145,14 @@ def level_from_patches(
             keep = bright if bright.sum() >= 4 * PATCH**2 else keep
         if keep.sum() < 4 * PATCH**2:
             break
-        last = std
+        last, kept = std, keep
         std = _patch_std(patches[keep])
         level = _clamp_level(law, law.from_state_std(max(std, 1e-6)))
         if abs(std / last - 1) < 1e-3:
             break
     if not level:
         raise NoNoise("level=auto: the picture has no noise to measure; give the level")
-    return level
+    return level, patches[kept]
 
 
 def _power(brightness: torch.Tensor, variance: torch.Tensor) -> float:

@@ -13,7 +13,7 @@ import torch
 from genmodels import cli, generation
 from genmodels.config import check
 from genmodels.images.scale import Scale
-from genmodels.noise.correlated import ROWS, WHITE, correlation, row_noise
+from genmodels.noise.correlated import ROWS, WHITE, correlation, is_texture, row_noise
 from genmodels.noise.laws import LAWS
 from genmodels.noise.levels import NoNoise
 from genmodels.noise.poisson_gaussian import MISFIT, Blocks, Fit, PoissonGaussian, fit_line
@@ -22,6 +22,7 @@ from genmodels.restoration.options import AskedNoise
 from genmodels.restoration.tiling import Window, planes
 
 LOUD = 2  # of 255: of weaker noise nothing is said, what looks like it is fine texture
+TEXTURED = 12  # of 255: what is stronger is taken for noise, whatever it looks like
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,12 @@ def find_noise(
     noise = Noise(law, level, shuffled)
     if found:
         look = asked.correlated == "raise"
+        if look and _is_texture(seen(), noise, black, white):
+            notes.append(
+                f"{noise} looks like texture, not like noise: left as it is; tell the level to "
+                "have it taken away"
+            )
+            return replace(noise, share=0.0, notes=tuple(notes))
         noise, more = _adjusted(model, noise, seen() if look else (), black, white)
         notes += more
         noise = replace(noise, share=_share(noise, black, white))
@@ -187,8 +194,7 @@ def _adjusted(
         black, white: see find_noise.
     """
     notes: list[str] = []
-    looked = itertools.islice((x for x in images if _has_noise(x)), 3)
-    if shared := [_shared_noise(x, noise.law, noise.on(black, white)) for x in looked]:
+    if shared := [_shared_noise(x, noise.law, noise.on(black, white)) for x in _looked_at(images)]:
         factor, notes = sorted(shared)[len(shared) // 2]
         noise = replace(noise, level=_raised(noise.law, noise.level, factor))
     if not isinstance(noise.level, PoissonGaussian):
@@ -200,6 +206,22 @@ def _adjusted(
             )
         noise = replace(noise, level=nearest)
     return noise, notes
+
+
+def _is_texture(images: Iterable[torch.Tensor], noise: Noise, black: float, white: float) -> bool:
+    """Return whether the noise that was found is texture in most of the first images with noise."""
+    if noise.law not in UNITS:
+        return False
+    domain = stabilised(noise.law, noise.on(black, white))
+    if not LOUD < domain.level < TEXTURED:
+        return False
+    textures = [is_texture(domain.forward((x.double() + 1) / 2)) for x in _looked_at(images)]
+    return 2 * sum(textures) > len(textures)
+
+
+def _looked_at(images: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Return the first few images with noise."""
+    return itertools.islice((x for x in images if _has_noise(x)), 3)
 
 
 def _has_noise(image: torch.Tensor) -> bool:

@@ -1,6 +1,7 @@
-"""Clean pictures without any grain: blobs and lines, as a microscope would see them."""
+"""Clean pictures without any grain: blobs and lines, as a microscope would see them; cloth."""
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 
 def scene(seed=0, side=128):
@@ -17,6 +18,20 @@ def scene(seed=0, side=128):
         across = np.cos(angle) * (rows - top) + np.sin(angle) * (columns - left)
         x += 0.4 * np.exp(-(across**2) / (2 * 1.5**2))
     return x / x.max()
+
+
+def cloth():
+    """Return squares of fine and of soft texture in turns, whole numbers (128, 128) around 128.
+
+    It repeats itself every 64 pixels.
+    """
+    threads = np.random.default_rng(0).standard_normal((64, 64))
+    fine, soft = (gaussian_filter(threads, width, mode="wrap") for width in (0.5, 0.65))
+    square = np.arange(64) // 16
+    weave = np.where(
+        (square[:, None] + square) % 2 == 0, 0.8 * fine / fine.std(), soft / soft.std()
+    )
+    return np.round(128 + 8 * np.tile(weave, (2, 2)))
 
 
 def psnr(estimate, clean, peak=1.0):

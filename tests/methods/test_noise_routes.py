@@ -17,7 +17,7 @@ from genmodels.noise import LAWS
 from genmodels.noise.poisson_gaussian import PoissonGaussian, sample
 from genmodels.restoration import AskedNoise, auto_law, find_noise, restore_values
 from tests.helpers.paths import ROOT
-from tests.helpers.scenes import psnr, scene
+from tests.helpers.scenes import cloth, psnr, scene
 
 SET12 = Path(os.environ.get("GENMODELS_DATA", "nowhere")) / "denoise/Set12"
 X = 0.9 * scene(0) + 0.05
@@ -91,6 +91,16 @@ def test_a_clean_picture_comes_back_as_it_is(model, kind):
     found = restore_values(model, values, noise)
     assert psnr(found, values, 255) > 60, noise
     assert noise.notes  # and it is said
+
+
+def test_clean_texture_is_left_alone_and_noise_on_it_is_not(model):
+    x = cloth()
+    noise = find_noise(model, [x], AskedNoise("gaussian"))
+    assert noise.level > 4 and np.array_equal(restore_values(model, x, noise), x)
+    assert len(noise.notes) == 1 and "looks like texture" in noise.notes[0]
+    y = x + 8 * np.random.default_rng(0).standard_normal(x.shape)
+    noise = find_noise(model, [y], AskedNoise("gaussian"))
+    assert noise.share == 1 and psnr(restore_values(model, y, noise), x) > psnr(y, x) + 0.5
 
 
 # ---- other noise through the same model ---------------------------------------------------------
