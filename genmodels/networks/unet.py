@@ -1,5 +1,6 @@
 """The default network: diffusers' UNet2DModel behind this package's contract."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,17 +38,27 @@ class UNetConfig(NetworkConfig):
             "attention",
             f"must be levels 0..{len(self.channels) - 1}",
         )
+        attended = [self.channels[level] for level in self.attention] + self.channels[-1:]
+        # Of fewer than four channels in a group the norm would forget most of what was added.
+        groups = largest_divisor(self.channels, min(self.norm_groups, min(self.channels) // 4))
+        fit = f"network.norm_groups={groups} network.head_dim="
+        fit += f"{largest_divisor(attended, self.head_dim)} fit"
         self.check(
             not any(channels % self.norm_groups for channels in self.channels),
             "norm_groups",
-            f"must divide network.channels={self.channels}",
+            f"must divide network.channels={self.channels}; {fit}",
         )
-        attended = [self.channels[level] for level in self.attention] + self.channels[-1:]
         self.check(
             not any(channels % self.head_dim for channels in attended),
             "head_dim",
-            f"must divide the channels with attention (and the last): {attended}",
+            f"must divide the channels with attention (and the last): {attended}; {fit}",
         )
+
+
+def largest_divisor(numbers: Sequence[int], limit: int) -> int:
+    """Return the largest number up to `limit` that divides all of them (1 at least)."""
+    common = math.gcd(*numbers)
+    return max(d for d in range(1, max(min(limit, common), 1) + 1) if common % d == 0)
 
 
 class UNet(Network):

@@ -87,7 +87,7 @@ BAD_WORDS = {
     "method.sigma_min=100": "method.sigma_min=100.0: must be in (0, sigma_max=80.0)",
     "method.sampler=hein": "method.sampler=hein: choose from",
     "network.attention=5": "network.attention=[5]: must be levels 0..1",
-    "network.channels=60,64": "must divide network.channels=[60, 64]",
+    "network.channels=60,64": "must divide network.channels=[60, 64]; network.norm_groups=4 ",
     "data=digits": "data=: is a section; set data.KEY=value",
     "data.name.x=1": "data.name.x=: data.name has no keys of its own",
     "data.name=digit": "data.name=digit: choose from digits",
