@@ -205,8 +205,10 @@ def check_folder(out: Path, source: Path, names: Sequence[str]) -> None:
 def noise_summary(noises: Sequence[Noise]) -> str:
     """Return a line about the laws and levels of the noise of pictures."""
     lines = []
-    for law in sorted({noise.law for noise in noises}):
-        levels = [noise.level for noise in noises if noise.law == law]
+    noises = [each for noise in noises for each in noise.channels or (noise,)]
+    measured = [noise for noise in noises if noise.measured]
+    for law in sorted({noise.law for noise in measured}):
+        levels = [noise.level for noise in measured if noise.law == law]
         if law == CAMERA:
             spans = {
                 "gain": _span([level.gain for level in levels]),
@@ -215,6 +217,8 @@ def noise_summary(noises: Sequence[Noise]) -> str:
         else:
             spans = {"level": _span(levels)}
         lines.append(", ".join([f"law {law}", *(f"{key} {text}" for key, text in spans.items())]))
+    if unclear := len(noises) - len(measured):
+        lines.append(f"noise of {unclear} not measured")
     return "; ".join(lines)
 
 
