@@ -117,8 +117,16 @@ class NoisyDataModule(L.LightningDataModule):
 
     def _given_levels(self, sources: list["Source"]) -> list[float]:
         """Return the level of each picture: told, or estimated from those that share it."""
-        if self.cfg.noise.level:
-            return [self.cfg.noise.level * source.factor for source in sources]
+        if told := self.cfg.noise.level:
+            for source in sources:
+                check(
+                    told * source.factor <= self.law.high,
+                    "data.noise.level",
+                    told,
+                    f"is {told * source.factor:.4g} on the scale of {source.name}, where it must "
+                    f"be at most {self.law.high:g} ({self.law.unit})",
+                )
+            return [told * source.factor for source in sources]
         sharing: dict[Hashable, list[Source]] = {}
         for source in sources:
             sharing.setdefault(source.noise, []).append(source)
@@ -127,7 +135,38 @@ class NoisyDataModule(L.LightningDataModule):
             count = min(len(group), LOOKED_AT)
             looked_at = [group[(2 * k + 1) * len(group) // (2 * count)] for k in range(count)]
             levels[name] = self._estimate(looked_at)
-        return [levels[source.noise] for source in sources]
+        return self._within_law(sources, [levels[source.noise] for source in sources])
+
+    def _within_law(self, sources: list["Source"], levels: list[float]) -> list[float]:
+        """Return levels that were found, each one that the law accepts.
+
+        Raises:
+            ValueError: noise stronger than the law has, or in all pictures weaker: what is learned
+                would be of other noise than theirs.
+        """
+        law, bounds = (
+            self.law,
+            f"{self.cfg.noise.law} noise has {self.law.low:g} to {self.law.high:g}",
+        )
+        nearest = [min(max(level, law.low), law.high) for level in levels]
+        changed = [k for k, level in enumerate(levels) if level != nearest[k]]
+        if not changed:
+            return levels
+        strong = [k for k in changed if law.state_std(levels[k]) > law.state_std(nearest[k])]
+        first = (strong or changed)[0]
+        found = f"{sources[first].name}: level {levels[first]:.4g} is found, where {bounds}"
+        if strong or len(changed) == len(levels):
+            raise ValueError(
+                f"data.noise.level=0: {found}; tell data.noise.black= and white=, the range that "
+                "these pictures fill, or another data.noise.law"
+            )
+        warnings.warn(
+            f"data.noise.level=0: {found}; {len(changed)} of {len(levels)} pictures, of weaker "
+            f"noise, count as {nearest[first]:g}: leave them out (data.leave_out=), or tell "
+            "data.noise.level",
+            stacklevel=2,
+        )
+        return nearest
 
     def _estimate(self, sources: list["Source"]) -> float:
         """Return the one level of pictures, from the pictures: the median over those with noise."""

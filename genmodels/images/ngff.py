@@ -79,7 +79,9 @@ class NgffStack:
         attributes = self._group.attrs.asdict()
         self._ome = attributes.get("ome", attributes)
         if not self._ome.get("multiscales"):
-            raise ValueError("it is no array and holds no OME-NGFF picture (multiscales)")
+            arrays = sorted(name for name, _ in self._group.arrays())
+            inside = f", but arrays: name one, {self.name}/{arrays[0]} say" if arrays else ""
+            raise ValueError(f"it is no array and holds no OME-NGFF picture (multiscales){inside}")
         first = self._ome["multiscales"][0]
         self._path = first["datasets"][0]["path"]
         if not self._path or ".." in Path(self._path).parts or Path(self._path).is_absolute():

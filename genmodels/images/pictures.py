@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from genmodels.atomic import make_folder, write_bytes
 from genmodels.foreign import check_npy, open_plain
 from genmodels.images import pixels
-from genmodels.images.ngff import NgffStack, is_zarr
+from genmodels.images.ngff import METADATA, NgffStack, is_zarr
 from genmodels.images.read import SUFFIXES, Tree, read_values
 from genmodels.images.scale import Quantiles, Scale, as_type, whole_range
 from genmodels.images.stacks import Stack, has_planes
@@ -146,14 +146,15 @@ def find_pictures(
         names = [name for name in tree.entries if name.lower().endswith(known)]
         names = [name for name in names if PurePath(name).name not in NOT_READ]
         if path.is_dir():
-            parents = {str(each) for name in tree.entries for each in PurePath(name).parents}
-            inner = (name for name in parents if name.lower().endswith(".zarr"))
-            folders = {name: path / name for name in inner if is_zarr(path / name)}
-            names = [n for n in names if not folders.keys() & set(map(str, PurePath(n).parents))]
+            folders, names = _zarr_folders(tree, path, names, key)
         names.sort(key=lambda name: name.split("/"))
         contents = {name: partial(tree.open, name) for name in names}
+    elif path.exists() and (path.suffix.lower() == ".zarr" or path.name in METADATA):
+        raise _no_zarr(path, key)
     else:
         raise ValueError(f"{key}={path}: no such picture, .npy, folder or .zip")
+    if not contents and not folders and path.suffix.lower() == ".zarr":
+        raise _no_zarr(path, key)
     if not contents and not folders:
         raise ValueError(f"{key}={path}: holds no picture ({', '.join(known)})")
     readers = {}
@@ -170,6 +171,37 @@ def find_pictures(
     for name in sorted(folders):
         readers[name] = partial(open_folder, name, folders[name], key, any_scale, axes)
     return readers
+
+
+def _zarr_folders(
+    tree: Tree, path: Path, names: list[str], key: str
+) -> tuple[dict[str, Path], list[str]]:
+    """Return ({name: Zarr folder within a folder}, the names of pictures that lie in none).
+
+    Raises:
+        ValueError: a folder that is called .zarr, is none and holds no picture.
+    """
+    parents = {str(each) for name in tree.entries for each in PurePath(name).parents}
+    called = {name for name in parents if name.lower().endswith(".zarr")}
+    folders = {name: path / name for name in called if is_zarr(path / name)}
+    names = [n for n in names if not folders.keys() & set(map(str, PurePath(n).parents))]
+    holding = {str(each) for name in (*names, *folders) for each in PurePath(name).parents}
+    # Nor is one that lies within a Zarr folder looked at.
+    inner = {n for n in called if folders.keys() & set(map(str, PurePath(n).parents))}
+    if strange := sorted(called - folders.keys() - holding - inner):
+        raise _no_zarr(path / strange[0], key)
+    return folders, names
+
+
+def _no_zarr(path: Path, key: str) -> ValueError:
+    """Return what is said of a path that looks like a Zarr folder and is none."""
+    if path.is_dir():
+        said = f"is no Zarr folder, for it has none of {', '.join(METADATA)}; save it again"
+    elif is_zarr(path.parent):
+        said = f"is a part of a Zarr folder; name {path.parent}"
+    else:
+        said = "is a file, and Zarr is a folder; unpack it or save it again"
+    return ValueError(f"{key}={path}: {said}")
 
 
 def open_folder(

@@ -516,7 +516,8 @@ class Noise2Score(GenerativeModule):
     def noise_level(self, image: Tensor, law: str) -> float | PoissonGaussian:
         """Return the level of the noise in one picture (C, H, W) on [-1, 1], in the law's unit.
 
-        Of poisson-gaussian: the noise of its pixels on [0, 1].
+        It may lie beyond what the law accepts. Of poisson-gaussian: the noise of its pixels on
+        [0, 1].
         """
         self.check_law(law)
         y = (image.double() + 1) / 2
@@ -531,10 +532,14 @@ class Noise2Score(GenerativeModule):
     def nearest_level(self, level: float, law: str = "") -> float:
         """Return the level nearest to this one of those that it knows: trained on, or 10 % off.
 
-        A model of Gaussian noise restores every level: see contrast() of noise/stabilise.py.
+        A model of Gaussian noise restores every level that the law accepts: see contrast() of
+        noise/stabilise.py.
         """
         if self.cfg.data.noise.law == "gaussian":
-            return level
+            row = LAWS[law or "gaussian"]
+            # Weak noise of 16 bits is a small share of what the file could hold.
+            low = 0.0 if law in ("", "gaussian", "poisson") else row.low
+            return min(max(level, low), row.high)
         low, high = self.levels.tolist()
         return min(max(level, 0.9 * low), 1.1 * high)
 
@@ -611,6 +616,8 @@ class Noise2Score(GenerativeModule):
         y = (images.to(self.device) + 1) / 2
         if level is None:
             found = [self.noise_level(image, law) for image in images]
+            if law != CAMERA:
+                found = [self.nearest_level(one, law) for one in found]
         else:
             found = [level] * len(images)
         if self.cfg.data.noise.law == "gaussian":
@@ -618,7 +625,6 @@ class Noise2Score(GenerativeModule):
         else:
             if level is not None:
                 self.check_level(level)
-            found = [self.nearest_level(one) for one in found]
             levels = torch.tensor(found, dtype=torch.float32, device=self.device)
             x = self.estimate(y, levels)
         x = x * 2 - 1

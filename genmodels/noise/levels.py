@@ -23,6 +23,10 @@ class NoNoise(ValueError):
     """A picture shows no noise to measure."""
 
 
+class TooFew(NoNoise):
+    """A picture holds too little to measure its noise by, which it may have all the same."""
+
+
 def _name_of(law: Law | str) -> str:
     for name, row in LAWS.items():
         if law == name or law is row:
@@ -54,7 +58,10 @@ def _planes(y: torch.Tensor | np.ndarray) -> torch.Tensor:
 def _check_size(planes: torch.Tensor, key: str) -> None:
     height, width = planes.shape[2:]
     if min(height, width) < 3 * PATCH:
-        raise ValueError(f"{key}: needs {3 * PATCH} x {3 * PATCH} pixels, got {height} x {width}")
+        remedy = "give the level" if key == "level=auto" else "name the law"
+        raise ValueError(
+            f"{key}: needs {3 * PATCH} x {3 * PATCH} pixels, got {height} x {width}; {remedy}"
+        )
 
 
 def _patches(planes: torch.Tensor, side: int, stride: int) -> torch.Tensor:
@@ -94,7 +101,7 @@ def _patch_std(patches: torch.Tensor) -> float:
 def level_from_patches(
     y: torch.Tensor | np.ndarray, law: Law | str, smoothest: float = 2.5
 ) -> float:
-    """Return the level of the noise in a picture, within what the law accepts.
+    """Return the level of the noise in a picture, which may lie beyond what the law accepts.
 
     In the law's state domain the noise is of one size. Its standard deviation comes from the
     covariance of those patches that are no rougher than noise of that size: from the smoothest
@@ -107,6 +114,7 @@ def level_from_patches(
 
     Raises:
         NoNoise: a picture without noise (constant where it is not black).
+        TooFew: one with fewer patches free of structure than it takes.
         ValueError: a picture too small.
 
     Reference: after Liu, Tanaka and Okutomi 2013 (weak texture), Chen, Zhu and Heng 2015.
@@ -147,9 +155,13 @@ def level_and_patches(
             break
         last, kept = std, keep
         std = _patch_std(patches[keep])
-        level = _clamp_level(law, law.from_state_std(max(std, 1e-6)))
+        level = law.from_state_std(max(std, 1e-6))
         if abs(std / last - 1) < 1e-3:
             break
+    if not level and len(pixels) and std > 0:
+        raise TooFew(
+            "level=auto: too few patches without structure to measure the noise by; give the level"
+        )
     if not level:
         raise NoNoise("level=auto: the picture has no noise to measure; give the level")
     return level, patches[kept]

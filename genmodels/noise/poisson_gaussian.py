@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genmodels.noise.levels import NoNoise
+from genmodels.noise.levels import NoNoise, TooFew
 
 BLOCK = 8  # pixels on a side of a block: 4 x 4 cells of the Haar transform
 MEDIAN = 0.9586  # the median of the mean square of a block's 16 normal numbers, chi^2_16 / 16
@@ -185,6 +185,8 @@ class Fit:
         mean: the mean brightness of what was looked at.
         gain_error, black_error: standard errors, in the unit of the pixels.
         deviation_error: relative standard error of the deviation at `mean`.
+        dark_error: standard error of the variance at the offset that is told, else at the darkest
+            block.
         misfit: the median relative residual of the groups' variances.
         span: from the darkest block to the brightest.
         groups: (mean, variance) of the groups that the line goes through, (2, N).
@@ -196,6 +198,7 @@ class Fit:
     gain_error: float
     black_error: float
     deviation_error: float
+    dark_error: float
     misfit: float
     span: float
     groups: np.ndarray
@@ -227,12 +230,18 @@ def fit_line(
         step: of the pixels' numbers, 1 of whole ones, whose rounding is noise as well; 0: none.
 
     Raises:
-        NoNoise: too few blocks, or blocks without noise.
+        NoNoise: blocks without noise.
+        TooFew: too few blocks.
     """
     if (kept := ~blocks.cut).sum() >= LEAST:
         blocks = Blocks(*(part[kept] for part in _columns(blocks)))
-    if len(blocks.mean) < FEW or not (blocks.noise > 0).any():
+    if not (blocks.noise > 0).any():
         raise NoNoise("level=auto: the picture has no noise to measure; give gain, offset, read")
+    if len(blocks.mean) < FEW:
+        raise TooFew(
+            f"level=auto: {len(blocks.mean)} blocks of {BLOCK} x {BLOCK} pixels that differ are "
+            f"too few to measure noise by, {FEW} are needed; give gain, offset, read"
+        )
     dark = float(blocks.mean.min()) if offset is None else offset
     floor = step**2 / 12
     line = _first_line(blocks, dark, floor)
@@ -344,8 +353,8 @@ def _line_through(
 
 def _errors(
     m: np.ndarray, v: np.ndarray, weights: np.ndarray, slope: float, start: float, at: float
-) -> tuple[float, float, float]:
-    """Return standard errors of gain, black and, relative, of the deviation at the mean `at`."""
+) -> tuple[float, float, float, float]:
+    """Return standard errors of gain, black, (relative) the deviation at `at`, and of `start`."""
     rows = np.stack([m, np.ones_like(m)], 1)
     normal = rows.T @ (weights[:, None] * rows)
     residual = v - rows @ np.array([slope, start])
@@ -359,4 +368,5 @@ def _errors(
         math.sqrt(max(covariance[0, 0], 0)),
         math.sqrt(max(black @ covariance @ black, 0)) if slope > 0 else math.inf,
         spread / (2 * max(float(point @ np.array([slope, start])), 1e-300)),
+        math.sqrt(max(covariance[1, 1], 0)),
     )

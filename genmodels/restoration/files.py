@@ -186,6 +186,17 @@ def check_folder(out: Path, source: Path, names: Sequence[str]) -> None:
         raise ValueError(f"out={out}: is a file; name a folder")
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"out={out}: lies in the folder of the noisy pictures; name one outside")
+    if is_zarr(out) or (out.suffix.lower() == ".zarr" and not out.exists()):
+        raise ValueError(
+            f"out={out}: names a Zarr folder; name the folder around it, in which what is restored "
+            "keeps its own name"
+        )
+    for name in names:
+        target = out / name
+        if target.is_dir() and not (name.endswith(".zarr") and is_zarr(target)):
+            raise ValueError(f"out={out}: holds a folder {name}, which is no picture; move it away")
+        if target.is_file() and name.endswith(".zarr"):
+            raise ValueError(f"out={out}: holds a file {name}, not a Zarr folder; move it away")
     one = source.is_file() or is_zarr(source)
     if one and out.resolve() == source.resolve().parent:
         raise ValueError(f"out={out}: is the folder of the noisy picture; name another")
@@ -205,8 +216,10 @@ def check_folder(out: Path, source: Path, names: Sequence[str]) -> None:
 def noise_summary(noises: Sequence[Noise]) -> str:
     """Return a line about the laws and levels of the noise of pictures."""
     lines = []
-    for law in sorted({noise.law for noise in noises}):
-        levels = [noise.level for noise in noises if noise.law == law]
+    noises = [each for noise in noises for each in noise.channels or (noise,)]
+    measured = [noise for noise in noises if noise.measured]
+    for law in sorted({noise.law for noise in measured}):
+        levels = [noise.level for noise in measured if noise.law == law]
         if law == CAMERA:
             spans = {
                 "gain": _span([level.gain for level in levels]),
@@ -215,6 +228,8 @@ def noise_summary(noises: Sequence[Noise]) -> str:
         else:
             spans = {"level": _span(levels)}
         lines.append(", ".join([f"law {law}", *(f"{key} {text}" for key, text in spans.items())]))
+    if unclear := len(noises) - len(measured):
+        lines.append(f"noise of {unclear} not measured")
     return "; ".join(lines)
 
 

@@ -188,9 +188,13 @@ def job_of(
             model.check_level(level * factor, law)
         level *= factor
     noise = find_noise(model, values, replace(asked, law=law, level=level), *scale.ends, **whole)
-    shown = noise
-    if not isinstance(noise.level, PoissonGaussian):  # of a camera it may be gaussian that is found
-        shown = replace(noise, level=noise.level / level_factor(noise.law, unit, plain, scale))
+
+    def as_told(noise: Noise) -> Noise:
+        if isinstance(noise.level, PoissonGaussian):  # in the file's unit
+            return noise
+        return replace(noise, level=noise.level / level_factor(noise.law, unit, plain, scale))
+
+    shown = replace(as_told(noise), channels=tuple(as_told(part) for part in noise.channels))
     whole_type = scale == whole_range(dtype)
     # Floats and signed numbers may lie below 0 or above what levels count on.
     return Job(noise, scale, whole_type and dtype.kind == "u", shown, not whole_type)
@@ -256,6 +260,12 @@ def restore_values(
         settings: tile, overlap, ensemble and precision of restore().
     """
     result = np.array(values, np.float64)
+    for k, part in enumerate(noise.channels):
+        result[..., k] = restore_values(
+            model, values[..., k], part, black, white, clip=clip, tick=tick, **settings
+        )
+    if noise.channels:
+        return result
     level = noise.on(black, white)
     tick = tick or (lambda: None)
     if not level or not noise.share:  # no noise, or none that is taken away
@@ -274,6 +284,8 @@ def restore_values(
 
 def tiles(values: np.ndarray, noise: Noise, settings: dict[str, Any]) -> int:
     """Return how many tiles restore_values() makes of pixels (H, W) or (H, W, C)."""
+    if noise.channels:
+        return sum(tiles(values, part, settings) for part in noise.channels)
     size = settings.get("tile", 512), settings.get("overlap", 32)
     sides = [values[part].shape[:2] for part in shuffled_parts(noise.shuffled)]
     return sum(len(windows(side, *size)) for side in sides if min(side))

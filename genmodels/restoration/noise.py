@@ -2,8 +2,9 @@
 
 import contextlib
 import itertools
+import math
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,14 +16,17 @@ from genmodels.config import check
 from genmodels.images.scale import Scale
 from genmodels.noise.correlated import ROWS, WHITE, correlation, is_texture, row_noise
 from genmodels.noise.laws import LAWS
-from genmodels.noise.levels import NoNoise
-from genmodels.noise.poisson_gaussian import MISFIT, Blocks, Fit, PoissonGaussian, fit_line
+from genmodels.noise.levels import NoNoise, TooFew
+from genmodels.noise.poisson_gaussian import MISFIT, SURE, Blocks, Fit, PoissonGaussian, fit_line
 from genmodels.noise.stabilise import CAMERA, UNITS, stabilised
 from genmodels.restoration.options import AskedNoise
 from genmodels.restoration.tiling import Window, planes
 
 LOUD = 2  # of 255: of weaker noise nothing is said, what looks like it is fine texture
 TEXTURED = 12  # of 255: what is stronger is taken for noise, whatever it looks like
+COLOURS = ("red", "green", "blue")
+APART = 1.25  # times that one colour's gain must be another's to count as another
+CAMERA_REMEDY = f"tell gain=, offset= and read= of law={CAMERA}, or law=gaussian and level="
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Noise:
         shuffled: the picture is restored as four, of every second pixel of every second row.
         share: of what the model changes that is taken.
         notes: lines to say of it: what was found and how sure it is, what is done about it.
+        measured: false: the picture shows too little to say whether it has noise; level is 0.
+        channels: the noise of each colour, where they differ; law and level are those of the first.
     """
 
     law: str
@@ -42,6 +48,8 @@ class Noise:
     shuffled: bool = False
     share: float = 1.0
     notes: tuple[str, ...] = field(default=(), compare=False)
+    measured: bool = True
+    channels: tuple["Noise", ...] = ()
 
     def __str__(self) -> str:
         """Return law and level in words."""
@@ -73,6 +81,7 @@ def find_level(model: Any, image: torch.Tensor, law: str) -> float:
 
     Raises:
         NoNoise: none has.
+        TooFew: none shows enough to measure its noise by.
     """
     too_large = "level=auto: the picture does not fit into memory whole; give the level"
     levels, silent = [], None
@@ -81,7 +90,7 @@ def find_level(model: Any, image: torch.Tensor, law: str) -> float:
             try:
                 levels.append(model.noise_level(part, law))
             except NoNoise as error:
-                silent = error
+                silent = silent if isinstance(silent, TooFew) else error
     if not levels and silent:
         raise silent
     return statistics.median(levels)
@@ -142,13 +151,24 @@ def find_noise(
     def seen() -> Iterable[torch.Tensor]:
         return (to_image(part, black, white) for part in parts())
 
-    law, notes = asked.law, []
+    law, notes, apart = asked.law, [], ""
     if law == "auto":
         law = auto_law(model, pictures, asked, black, white, limits=limits, step=step)
+    remedy = "tell level="
+    if law == CAMERA:
+        remedy, apart = CAMERA_REMEDY, _gains_apart(parts, asked, limits, step)
+    if apart and model.shape[0] == 1:
+        colours = [[y[..., k] for y in pictures] for k in range(len(COLOURS))]
+        one = replace(asked, law=law)
+        file: dict[str, Any] = {"limits": limits, "step": step}
+        each = [find_noise(model, colour, one, black, white, **file) for colour in colours]
+        return _of_colours(each, apart)
     level: float | PoissonGaussian = asked.level or 0.0
     found = asked.level is None
     if law == CAMERA:
         law, level, notes, found = _camera_noise(parts(), asked, black, white, limits, step)
+        one_for_all = f"{apart}; one is used for all: save the colours as grey pictures"
+        notes += [one_for_all] * bool(apart)
         check(
             not isinstance(level, PoissonGaussian) or level.deviation(white) > 0,
             "offset",
@@ -156,55 +176,82 @@ def find_noise(
             "is brighter than nearly all of the picture; give that of this camera, or leave it out",
         )
     if found and not level:
-        if not (levels := list(_levels(model, seen(), law))):
-            return Noise(law, 0.0, notes=(*notes, "no noise is found; left as it is"))
+        levels, unclear = _levels(model, seen(), law, remedy)
+        if not levels:
+            return _not_found(law, notes, remedy if unclear else "")
         level = statistics.median(levels)
     noise = Noise(law, level, shuffled)
     if found:
         look = asked.correlated == "raise"
         if look and _is_texture(seen(), noise, black, white):
             notes.append(
-                f"{noise} looks like texture, not like noise: left as it is; tell the level to "
-                "have it taken away"
+                f"{noise} looks like texture, not like noise: left as it is; {remedy} to have it "
+                "taken away"
             )
             return replace(noise, share=0.0, notes=tuple(notes))
-        noise, more = _adjusted(model, noise, seen() if look else (), black, white)
+        noise, more = _adjusted(model, noise, seen() if look else (), black, white, remedy)
         notes += more
-        noise = replace(noise, share=_share(noise, black, white))
-        if noise.share < 1:
-            notes.append(
-                f"so weak a noise may as well be fine texture: {100 * noise.share:.2g} % of it is "
-                "taken away; tell the level to have it all"
-            )
     treatment = model.treatment(noise.law, noise.on(black, white))
     if treatment and noise.share:
         notes.append(treatment)
     return replace(noise, notes=tuple(notes))
 
 
+def _of_colours(each: Sequence[Noise], apart: str) -> Noise:
+    """Return the noise of a picture of which each colour has its own."""
+    said = [f"{name}: {note}" for name, noise in zip(COLOURS, each) for note in noise.notes]
+    notes = (f"{apart}: each is restored with its own", *said)
+    return replace(each[0], notes=notes, channels=tuple(each))
+
+
+def _not_found(law: str, notes: Sequence[str], remedy: str) -> Noise:
+    """Return no noise; with a remedy: noise that could not be measured."""
+    said = "no noise is found; left as it is"
+    if remedy:
+        said = "too few patches without structure to measure its noise by; left as it is: " + remedy
+    return Noise(law, 0.0, notes=(*notes, said), measured=not remedy)
+
+
 def _adjusted(
-    model: Any, noise: Noise, images: Iterable[torch.Tensor], black: float, white: float
+    model: Any,
+    noise: Noise,
+    images: Iterable[torch.Tensor],
+    black: float,
+    white: float,
+    remedy: str,
 ) -> tuple[Noise, list[str]]:
-    """Return (noise of a level that the model knows, notes) of what was found.
+    """Return (noise of a level that the model knows, and its share, notes) of what was found.
 
     Args:
         model: a method with ANY_SIZE.
         noise: what was found.
         images: to look for noise that neighbours share in, in the first few with noise.
         black, white: see find_noise.
+        remedy: how the noise can be told.
     """
     notes: list[str] = []
     if shared := [_shared_noise(x, noise.law, noise.on(black, white)) for x in _looked_at(images)]:
         factor, notes = sorted(shared)[len(shared) // 2]
         noise = replace(noise, level=_raised(noise.law, noise.level, factor))
     if not isinstance(noise.level, PoissonGaussian):
-        nearest = model.nearest_level(noise.level, noise.law)
-        if nearest != noise.level:
+        nearest, row = model.nearest_level(noise.level, noise.law), LAWS[noise.law]
+        if nearest != noise.level and not row.low <= noise.level <= row.high:
+            notes.append(
+                f"level {noise.level:.4g} found, where {noise.law} noise has {row.low:g} to "
+                f"{row.high:g}; restored with {nearest:.4g}: look at law=, black= and white="
+            )
+        elif nearest != noise.level:
             notes.append(
                 f"level {noise.level:.4g} found; restored with the nearest that the model knows, "
                 f"{nearest:.4g}"
             )
         noise = replace(noise, level=nearest)
+    noise = replace(noise, share=_share(noise, black, white))
+    if noise.share < 1:
+        notes.append(
+            f"so weak a noise may as well be fine texture: {100 * noise.share:.2g} % of it is "
+            f"taken away; {remedy} to have it all"
+        )
     return noise, notes
 
 
@@ -240,11 +287,50 @@ def _share(noise: Noise, black: float, white: float) -> float:
     return min(max(4 * (level / LOUD - 1), 0.0), 1.0)
 
 
-def _levels(model: Any, seen: Iterable[torch.Tensor], law: str) -> Iterator[float]:
-    """Yield the level of each image that has noise."""
+def _levels(
+    model: Any, seen: Iterable[torch.Tensor], law: str, remedy: str
+) -> tuple[list[float], bool]:
+    """Return (the level of each image that has noise, whether one shows too little to tell).
+
+    Raises:
+        ValueError: images too small; the remedy is said.
+    """
+    levels, unclear = [], False
     for image in seen:
+        try:
+            levels.append(find_level(model, image, law))
+        except NoNoise as error:
+            unclear = unclear or isinstance(error, TooFew)
+        except ValueError as error:
+            raise ValueError(str(error).replace("give the level", remedy)) from None
+    return levels, unclear
+
+
+def _gains_apart(
+    parts: Callable[[], Iterable[np.ndarray]],
+    asked: AskedNoise,
+    limits: tuple[float, float] | None,
+    step: float,
+) -> str:
+    """Return in words the gains that the colours of pictures have, "" where they share one.
+
+    A camera has one gain, but white balance multiplies each colour by a number of its own.
+    """
+    first = next(iter(parts()))
+    if asked.gain is not None or first.ndim != 3 or first.shape[2] != len(COLOURS):
+        return ""
+    found = {}
+    for k, name in enumerate(COLOURS):
+        blocks = Blocks.pooled(Blocks.of(part[..., k], limits) for part in parts())
         with contextlib.suppress(NoNoise):
-            yield find_level(model, image, law)
+            fit = fit_line(blocks, offset=asked.offset, read=asked.read, step=step)
+            found |= {name: (fit.noise.gain, fit.gain_error)} if fit.line else {}
+    if not found:
+        return ""
+    (low, low_error), (high, high_error) = min(found.values()), max(found.values())
+    if high < APART * low or high - low < SURE * math.hypot(low_error, high_error):
+        return ""
+    return "the gains differ, " + ", ".join(f"{k} {gain:.3g}" for k, (gain, _) in found.items())
 
 
 def auto_law(
@@ -300,22 +386,44 @@ def _camera_noise(
         blocks = Blocks.pooled(Blocks.of(part, limits) for part in parts)
         fit = fit_line(blocks, **camera, step=step)
     except NoNoise:
-        return "gaussian", 0.0, ["too little to tell a gain by: restored as gaussian"], True
+        said = [f"too little to tell a gain by: restored as gaussian{_unused(camera)}"]
+        return "gaussian", 0.0, said, True
     if fit.line:
-        return CAMERA, fit.noise, [_report(fit, black, white)], True
+        return CAMERA, fit.noise, [_report(fit, asked, black, white, step)], True
     kind = "grows with brightness, but not as a camera's"
     kind = kind if fit.misfit > MISFIT else "is not seen to grow with brightness"
-    return "gaussian", 0.0, [f"noise {kind}: restored as gaussian"], True
+    return "gaussian", 0.0, [f"noise {kind}: restored as gaussian{_unused(camera)}"], True
 
 
-def _report(fit: Fit, black: float, white: float) -> str:
-    """Return what was found and how sure it is, in words."""
+def _unused(camera: dict[str, float | None]) -> str:
+    """Return in words what is told of a camera and not used."""
+    told = [f"{key}={value:g}" for key, value in camera.items() if value is not None]
+    return f", without {', '.join(told)}" if told else ""
+
+
+def _report(fit: Fit, asked: AskedNoise, black: float, white: float, step: float) -> str:
+    """Return what was found and how sure it is, and what was told, in words."""
     noise = fit.noise
+    gain = f"gain {noise.gain:.4g}"
+    gain += f" (+- {fit.gain_error:.2g}) found" if asked.gain is None else " told"
+    ends_at = f"black {noise.black:.4g}"
+    ends_at += f" (+- {fit.black_error:.2g}) found" if asked.read is None else ""
+    if asked.offset is None:
+        read = "read noise not known without offset="
+    elif asked.read is not None:
+        read = f"read noise {asked.read:.4g} told"
+    else:  # rounding is noise as well, but none of the camera's
+        variance = noise.deviation(asked.offset) ** 2 - step**2 / 12
+        unseen = variance < 1e-3 * noise.deviation(fit.mean) ** 2
+        read = "read noise 0 assumed, none is seen"
+        if not unseen:
+            deviation = math.sqrt(variance)
+            error = math.sqrt(variance + fit.dark_error) - deviation
+            read = f"read noise {deviation:.3g} (+- {error:.2g}) found"
     deviations = [noise.deviation(m) for m in (black, (black + white) / 2, white)]
     at = ", ".join(f"{deviation:.3g}" for deviation in deviations)
     return (
-        f"gain {noise.gain:.4g} (+- {fit.gain_error:.2g}), black {noise.black:.4g} "
-        f"(+- {fit.black_error:.2g}) found; deviation {at} at {black:.5g}, "
+        f"{gain}, {ends_at}, {read}; deviation {at} at {black:.5g}, "
         f"{(black + white) / 2:.5g}, {white:.5g} (+- {100 * fit.deviation_error:.2g} %)"
     )
 
@@ -348,5 +456,4 @@ def _raised(law: str, level: float | PoissonGaussian, factor: float) -> float | 
     if isinstance(level, PoissonGaussian):
         return level.times(factor)
     row = LAWS[law]
-    raised = row.from_state_std(factor * float(row.state_std(level)))
-    return min(max(raised, row.low), row.high)
+    return row.from_state_std(factor * float(row.state_std(level)))

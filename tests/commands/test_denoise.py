@@ -419,6 +419,34 @@ def test_bf16_and_the_ensemble_reach_the_network(box, tmp_path):
         (["law=gaussian", "denoise={dir}/cut", "out={dir}/cut/o"], "lies in the folder of the"),
         (["law=gaussian", "denoise={dir}/good", "out={dir}/cut"], "holds 2 other pictures (a.png,"),
         (["law=gaussian", "denoise={dir}/before_after.png"], "before_after.png will be the sheet"),
+        (
+            ["law=gaussian", "denoise={dir}/file.zarr"],
+            "file.zarr: is a file, and Zarr is a folder; unpack it",
+        ),
+        (
+            ["law=gaussian", "denoise={dir}/chunks.zarr/"],
+            "chunks.zarr: is no Zarr folder, for it has none of zarr",
+        ),
+        (
+            ["law=gaussian", "denoise={dir}/mixed"],
+            "mixed/b.zarr: is no Zarr folder, for it has none of zarr.json",
+        ),
+        (
+            ["law=gaussian", "out={dir}/new.zarr"],
+            "new.zarr: names a Zarr folder; name the folder around it",
+        ),
+        (
+            ["law=gaussian", "out={dir}/there"],
+            "there: holds a folder a.png, which is no picture; move it away",
+        ),
+        (
+            ["law=gaussian", "denoise={dir}/some.zarr", "out={dir}/taken"],
+            "taken: holds a folder some.zarr, which",
+        ),
+        (
+            ["law=gaussian", "denoise={dir}/some.zarr", "out={dir}/full"],
+            "full: holds a file some.zarr, not a Zarr",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(box, tmp_path, capsys, words, message):
@@ -435,6 +463,13 @@ def test_bad_input_is_one_line_and_nothing_is_written(box, tmp_path, capsys, wor
         save(tmp_path / name, good)
     (tmp_path / "cut" / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
     Image.fromarray(good).save(tmp_path / "twice" / "a.jpg")
+    save(tmp_path / "mixed" / "a.png", good)
+    for name in ("chunks.zarr/0", "mixed/b.zarr/0", "some.zarr/.zgroup", "full/some.zarr"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "file.zarr").write_text("packed")
+    for name in ("there/a.png", "taken/some.zarr"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.txt").write_text("no picture")
     arrays = {

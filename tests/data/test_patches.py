@@ -165,6 +165,44 @@ def test_given_pictures_are_taken_as_they_are(tmp_path, monkeypatch):
     assert make(tmp_path, copies="given", level=0.0, holdout=0).levels == [3, 4, 5, 6, 7]
 
 
+def saved_noise(path, values):
+    """Write float32 (48, 48) whose deviation from these values is 1, as an .npy."""
+    noise = np.random.default_rng(0).standard_normal((48, 48))
+    np.save(path, (noise + values).astype(np.float32))
+
+
+def test_a_level_that_is_found_beyond_the_law_is_told_or_refused(tmp_path):
+    """Photon counts in 16 bits: a count is 1/65535, weaker than Poisson noise may be."""
+    counts = np.random.default_rng(0).poisson(np.linspace(20, 60, 48), (48, 48))
+    Image.fromarray(counts.astype(np.uint16)).save(tmp_path / "a.png")
+    found = {"copies": "given", "level": 0.0, "holdout": 0}
+    match = r"level=0: a.png: level 1.\d*e-05 is found, where poisson noise has 0.0001 to 1; tell"
+    with pytest.raises(ValueError, match=match):
+        make(tmp_path, law="poisson", **found)
+    told = make(tmp_path, law="poisson", black=[0.0], white=[100.0], **found)
+    assert told.levels == pytest.approx([0.01], rel=0.15)
+    (tmp_path / "a.png").unlink()
+    saved_noise(tmp_path / "strong.npy", 0)
+    with pytest.raises(ValueError, match=r"strong.npy: level 2.*e\+04 is found, where gaussian"):
+        make(tmp_path, black=[0.0], white=[0.01], **found)
+    saved_noise(tmp_path / "weak.npy", 0)
+    (tmp_path / "strong.npy").rename(tmp_path / "strong.npy.kept")
+    with pytest.raises(ValueError, match=r"weak.npy: level 0.0\d* is found, where gaussian"):
+        make(tmp_path, black=[0.0], white=[1e4], **found)
+    np.save(tmp_path / "other.npy", 50 * np.load(tmp_path / "weak.npy"))
+    with pytest.warns(UserWarning, match=r"weak.npy: .*; 1 of 2 pictures, .*, count as 0.1: leave"):
+        levels = make(tmp_path, black=[0.0], white=[1e4], **found).levels
+    assert levels == [pytest.approx(1.275, rel=0.1), 0.1]
+
+
+def test_a_level_that_is_told_in_another_unit_is_refused(tmp_path):
+    saved_noise(tmp_path / "a.npy", 30)
+    with pytest.raises(
+        ValueError, match="level=200.0: is [5-9]\d{3} on the scale of a.npy, .* most 255"
+    ):
+        make(tmp_path, copies="given", level=200.0, holdout=0, scale="quantiles")
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("resolution", 32), ("pad", 2), ("labels", True), ("flip", True), ("balanced", True)],
@@ -365,7 +403,7 @@ def test_values_stay_as_they_are_stored(tmp_path, monkeypatch, kind):
 
 def test_axes_of_training_stacks_can_be_told(tmp_path):
     def given(axes="", **more):
-        noise = NoiseConfig(law="gaussian", copies="given", scale="quantiles")
+        noise = NoiseConfig(law="gaussian", level=0.1, copies="given", scale="quantiles")
         options = {"name": "imagefolder", "root": str(tmp_path), "channels": 1, "patch": 16}
         return NoisyDataModule(DataConfig(**options, axes=axes, noise=noise, **more))
 

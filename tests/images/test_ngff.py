@@ -183,6 +183,18 @@ def test_what_is_not_read_is_one_line(tmp_path, version, harm, message):
     assert "\n" not in str(error.value) and str(error.value).startswith("denoise=a.zarr: ")
 
 
+def test_paths_that_are_no_zarr_are_one_line(tmp_path):
+    group = zarr.open_group(str(tmp_path / "group.zarr"), mode="w")
+    with pytest.raises(ValueError, match=r"multiscales\)\); make it again"):
+        opened(tmp_path / "group.zarr")
+    group.create_array("first", shape=(2, 9, 9), dtype="u2")
+    with pytest.raises(ValueError, match="but arrays: name one, group.zarr/first say"):
+        opened(tmp_path / "group.zarr")
+    assert len(opened(tmp_path / "group.zarr/first")) == 2
+    with pytest.raises(ValueError, match="is a part of a Zarr folder; name .*group.zarr$"):
+        opened(tmp_path / "group.zarr/zarr.json")
+
+
 def test_a_broken_chunk_and_pixels_that_are_no_numbers_are_named(tmp_path):
     values = stack(1, 1, 2, 9, 9, dtype=np.float32)
     values[0, 0, 1, 3, 3] = np.nan

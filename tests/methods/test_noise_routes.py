@@ -1,6 +1,8 @@
 """The shipped model of Gaussian noise restores other noise, other levels, arrays of any unit."""
 
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from genmodels.images import picture_bytes, read_values
 from genmodels.noise import LAWS
 from genmodels.noise.poisson_gaussian import PoissonGaussian, sample
 from genmodels.restoration import AskedNoise, auto_law, find_noise, restore_values
+from tests.helpers.boxes import Box
 from tests.helpers.paths import ROOT
 from tests.helpers.scenes import cloth, psnr, scene
 
@@ -182,6 +185,100 @@ def test_a_picture_that_shows_no_gain_is_restored_as_gaussian(model):
     noise = find_noise(model, [y], AskedNoise("poisson-gaussian"), 40, 160)
     assert noise.law == "gaussian" and noise.level == pytest.approx(20 * 255 / 120, rel=0.05)
     assert noise.notes[0].startswith("noise is not seen to grow with brightness")
+
+
+@pytest.mark.parametrize("offset", [None, 100.0])
+def test_the_read_noise_is_always_told_of(model, offset):
+    y, _ = camera_picture()
+    asked = AskedNoise("poisson-gaussian", offset=offset)
+    (line, *_) = find_noise(model, [y], asked, 100, 500, step=1).notes
+    if offset is None:
+        assert "read noise not known without offset=" in line
+        return
+    ((found, error),) = re.findall(r"read noise ([\d.]+) \(\+- ([\d.]+)\) found", line)
+    assert abs(float(found) - 3) < 3 * float(error) < 9
+    for read in (0.0, 3.0):  # which are used, and so are told of as such
+        (line, *_) = find_noise(model, [y], replace(asked, read=read), 100, 500, step=1).notes
+        assert f"read noise {read:g} told" in line
+    told = replace(asked, gain=2.0)
+    (line, *_) = find_noise(model, [y - 2.9 * np.sign(y - 100)], told, 100, 500).notes
+    assert line.startswith("gain 2 told, black ")
+
+
+def test_no_read_noise_that_is_seen_is_said(model):
+    light = 400 * scene(0, 192)
+    y = sample(light, 2, 106, 0, np.random.default_rng(0))
+    asked = AskedNoise("poisson-gaussian", offset=100.0)
+    (line, *_) = find_noise(model, [y], asked, 100, 500).notes
+    assert "read noise 0 assumed, none is seen" in line
+
+
+def test_what_is_told_of_a_camera_and_not_used_is_said(model):
+    y = 100 + 20 * np.random.default_rng(0).standard_normal((128, 128))
+    asked = AskedNoise("poisson-gaussian", offset=90.0)
+    (line, *_) = find_noise(model, [y], asked, 40, 160).notes
+    assert line.endswith("restored as gaussian, without offset=90")
+
+
+def white_balanced(gains, side=96):
+    """Return (pixels (H, W, 3) of which each colour has a gain of its own, their mean)."""
+    clean = 400 * scene(0, side)[..., None] * np.array([1.0, 0.8, 0.6])
+    rng = np.random.default_rng(0)
+    y = np.stack([sample(clean[..., k], gain, 100, 3, rng) for k, gain in enumerate(gains)], -1)
+    return np.round(y).astype(np.uint16), clean + 100
+
+
+def test_each_colour_of_a_white_balanced_picture_has_its_gain(model, monkeypatch, capsys):
+    y, clean = white_balanced((1.5, 2.5, 4.0))
+    done = model.denoise(y, law="poisson-gaussian")
+    said = capsys.readouterr().err
+    (found,) = re.findall(
+        r"the gains differ, red ([\d.]+), green ([\d.]+), blue ([\d.]+): each", said
+    )
+    assert [float(gain) for gain in found] == pytest.approx([1.5, 2.5, 4.0], rel=0.25)
+    assert "red: gain 1." in said and "blue: gain " in said
+    monkeypatch.setattr(restoration.noise, "_gains_apart", lambda *told: "")
+    shared = model.denoise(y, law="poisson-gaussian", verbose=False)
+    assert psnr(done, clean, 400) > psnr(shared, clean, 400) + 1
+
+
+def test_one_gain_of_all_colours_is_found_from_all(model):
+    y, _ = white_balanced((2.5, 2.5, 2.5))
+    noise = find_noise(model, [y], AskedNoise("poisson-gaussian"), 90, 500, step=1)
+    assert not noise.channels and noise.level.gain == pytest.approx(2.5, rel=0.15)
+
+
+def test_a_colour_model_says_that_gains_differ():
+    colour = Box(channels=3)
+    y, _ = white_balanced((1.5, 2.5, 4.0))
+    noise = find_noise(colour, [y], AskedNoise("poisson-gaussian", correlated="ignore"), 90, 500)
+    (line,) = (note for note in noise.notes if "gains differ" in note)
+    assert line.endswith("one is used for all: save the colours as grey pictures")
+
+
+def test_noise_that_cannot_be_measured_is_not_called_none(model, capsys):
+    y = (128 + 25 * np.random.default_rng(0).standard_normal((16, 16))).astype(np.uint8)
+    np.testing.assert_array_equal(model.denoise(y), y)
+    assert (
+        "too few patches without structure to measure its noise by; left as it is: tell level="
+        in (capsys.readouterr().err)
+    )
+    noise = find_noise(model, [y], AskedNoise("poisson-gaussian"))
+    assert noise.notes[-1].endswith(restoration.noise.CAMERA_REMEDY)
+    other = restoration.Noise("gaussian", 20.0)
+    summary = restoration.files.noise_summary([noise, other])
+    assert summary == "law gaussian, level 20; noise of 1 not measured"
+    with pytest.raises(ValueError, match="got 8 x 16; tell gain=, offset= and read= of law=pois"):
+        find_noise(model, [y[:8]], AskedNoise("poisson-gaussian"))
+
+
+def test_a_level_beyond_the_law_is_told_of(model):
+    y = 2000 * np.random.default_rng(0).standard_normal((64, 64))
+    noise = find_noise(model, [y], AskedNoise("gaussian"), 0, 1000)
+    assert noise.level == 255 and noise.notes[0].startswith("level 5")
+    assert (
+        "found, where gaussian noise has 0.1 to 255; restored with 255: look at" in noise.notes[0]
+    )
 
 
 # ---- noise that neighbours share ----------------------------------------------------------------

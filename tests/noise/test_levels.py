@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from genmodels.noise import LAWS
 from genmodels.noise.levels import (
+    TooFew,
     _precision,
     law_from_score,
     level_bound,
@@ -175,15 +176,28 @@ def test_patches_of_few_counts():
     assert 0.025 < level_from_patches(noisy(0.1 * RAMP.numpy(), "poisson", 0.05), "poisson") < 0.1
 
 
+def test_noise_that_cannot_be_measured_is_not_taken_for_none():
+    y = noisy(FLAT[:, :16, :16].numpy(), "gaussian", 25)
+    with pytest.raises(TooFew, match="too few patches without structure .*; give the level"):
+        level_from_patches(y, "gaussian")
+
+
+def test_a_level_beyond_the_law_is_found_as_it_is():
+    y = noisy(RAMP.numpy(), "gaussian", 0.02)
+    assert level_from_patches(y, "gaussian") == pytest.approx(0.02, rel=0.1)
+
+
 def test_pictures_with_nothing_to_measure():
     for y, message in [
         (torch.zeros(1, 64, 64), "no noise to measure"),
         (FLAT, "no noise to measure"),
-        (FLAT[:, :8], "needs 15 x 15 pixels, got 8 x 256"),
+        (FLAT[:, :8], "needs 15 x 15 pixels, got 8 x 256; give the level"),
     ]:
         with pytest.raises(ValueError, match=f"level=auto: .*{message}"):
             level_from_patches(y, "gaussian")
-    with pytest.raises(ValueError, match="law=auto: needs 15 x 15 pixels, got 8 x 256"):
+    with pytest.raises(
+        ValueError, match="law=auto: needs 15 x 15 pixels, got 8 x 256; name the law"
+    ):
         pick_law(FLAT[:, :8])
     assert variance_power(torch.zeros(1, 64, 64)) == 0 and pick_law(FLAT) == "gaussian"
 

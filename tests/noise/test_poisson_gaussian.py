@@ -9,7 +9,7 @@ from scipy.special import gammaln
 from scipy.stats import norm
 
 from genmodels.noise import LAWS
-from genmodels.noise.levels import NoNoise
+from genmodels.noise.levels import NoNoise, TooFew
 from genmodels.noise.poisson_gaussian import (
     Blocks,
     PoissonGaussian,
@@ -218,6 +218,8 @@ def test_pictures_without_noise():
     for y in (np.zeros((256, 256)), np.full((256, 256), 7.0), np.ones((16, 16))):
         with pytest.raises(NoNoise, match="no noise to measure; give gain, offset, read"):
             fit_line(Blocks.of(y))
+    with pytest.raises(TooFew, match="4 blocks .* are too few .*, 24 are needed; give gain"):
+        fit_line(Blocks.of(ramp(400, 2, 3, 0)[:16, :16]))
     padded = np.zeros((512, 512))
     padded[:, 256:] = ramp(400, 2, 3, 0)[:, 256:]  # half is the edge of a registered picture
     assert fit_line(Blocks.of(padded)).noise.gain == pytest.approx(2, rel=0.1)
