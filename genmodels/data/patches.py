@@ -141,13 +141,10 @@ class NoisyDataModule(L.LightningDataModule):
         """Return levels that were found, each one that the law accepts.
 
         Raises:
-            ValueError: noise stronger than the law has, or in all pictures weaker: what is learned
-                would be of other noise than theirs.
+            ValueError: noise stronger than the law has.
         """
-        law, bounds = (
-            self.law,
-            f"{self.cfg.noise.law} noise has {self.law.low:g} to {self.law.high:g}",
-        )
+        law = self.law
+        bounds = f"{self.cfg.noise.law} noise has {law.low:g} to {law.high:g}"
         nearest = [min(max(level, law.low), law.high) for level in levels]
         changed = [k for k, level in enumerate(levels) if level != nearest[k]]
         if not changed:
@@ -155,15 +152,18 @@ class NoisyDataModule(L.LightningDataModule):
         strong = [k for k in changed if law.state_std(levels[k]) > law.state_std(nearest[k])]
         first = (strong or changed)[0]
         found = f"{sources[first].name}: level {levels[first]:.4g} is found, where {bounds}"
-        if strong or len(changed) == len(levels):
-            raise ValueError(
-                f"data.noise.level=0: {found}; tell data.noise.black= and white=, the range that "
-                "these pictures fill, or another data.noise.law"
-            )
+        remedy = (
+            "tell data.noise.black= and white=, the range that these pictures fill, or another "
+            "data.noise.law"
+        )
+        if strong:
+            raise ValueError(f"data.noise.level=0: {found}; {remedy}")
+        if len(changed) < len(levels):
+            remedy = "leave them out (data.leave_out=), or tell data.noise.level"
+        # No error: a run that was begun so goes on.
         warnings.warn(
             f"data.noise.level=0: {found}; {len(changed)} of {len(levels)} pictures, of weaker "
-            f"noise, count as {nearest[first]:g}: leave them out (data.leave_out=), or tell "
-            "data.noise.level",
+            f"noise, count as {nearest[first]:g}: {remedy}",
             stacklevel=2,
         )
         return nearest

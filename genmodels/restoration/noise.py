@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -182,14 +182,8 @@ def find_noise(
         level = statistics.median(levels)
     noise = Noise(law, level, shuffled)
     if found:
-        look = asked.correlated == "raise"
-        if look and _is_texture(seen(), noise, black, white):
-            notes.append(
-                f"{noise} looks like texture, not like noise: left as it is; {remedy} to have it "
-                "taken away"
-            )
-            return replace(noise, share=0.0, notes=tuple(notes))
-        noise, more = _adjusted(model, noise, seen() if look else (), black, white, remedy)
+        looked_at = seen if asked.correlated == "raise" else tuple
+        noise, more = _adjusted(model, noise, looked_at, black, white, remedy)
         notes += more
     treatment = model.treatment(noise.law, noise.on(black, white))
     if treatment and noise.share:
@@ -215,7 +209,7 @@ def _not_found(law: str, notes: Sequence[str], remedy: str) -> Noise:
 def _adjusted(
     model: Any,
     noise: Noise,
-    images: Iterable[torch.Tensor],
+    images: Callable[[], Iterable[torch.Tensor]],
     black: float,
     white: float,
     remedy: str,
@@ -225,12 +219,17 @@ def _adjusted(
     Args:
         model: a method with ANY_SIZE.
         noise: what was found.
-        images: to look for noise that neighbours share in, in the first few with noise.
+        images: to look for texture and for noise that neighbours share in, in the first few with
+            noise.
         black, white: see find_noise.
         remedy: how the noise can be told.
     """
     notes: list[str] = []
-    if shared := [_shared_noise(x, noise.law, noise.on(black, white)) for x in _looked_at(images)]:
+    if _is_texture(images(), noise, black, white):
+        said = f"{noise} looks like texture, not like noise: left as it is; {remedy} to have it "
+        return replace(noise, share=0.0), [said + "taken away"]
+    on = noise.on(black, white)
+    if shared := [_shared_noise(x, noise.law, on) for x in _looked_at(images())]:
         factor, notes = sorted(shared)[len(shared) // 2]
         noise = replace(noise, level=_raised(noise.law, noise.level, factor))
     if not isinstance(noise.level, PoissonGaussian):
