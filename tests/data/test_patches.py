@@ -187,7 +187,7 @@ def test_a_level_that_is_found_beyond_the_law_is_told_or_refused(tmp_path):
         make(tmp_path, black=[0.0], white=[0.01], **found)
     saved_noise(tmp_path / "weak.npy", 0)
     (tmp_path / "strong.npy").rename(tmp_path / "strong.npy.kept")
-    with pytest.warns(UserWarning, match=r"weak.npy: level 0.0\d* is found, .*: tell data.noise.bl"):
+    with pytest.warns(UserWarning, match=r"weak.npy: level 0.0\d* is found, .*: tell data.noise"):
         make(tmp_path, black=[0.0], white=[1e4], **found)
     np.save(tmp_path / "other.npy", 50 * np.load(tmp_path / "weak.npy"))
     with pytest.warns(UserWarning, match=r"weak.npy: .*; 1 of 2 pictures, .*, count as 0.1: leave"):
