@@ -71,7 +71,7 @@ setup(
     },
     package_data={
         "genmodels.configs": ["*.yaml"],
-        "genmodels.pretrained": ["noise2score_*/*"],  # the others are larger: from a clone
+        "genmodels.pretrained": ["noise2score_*/*"],  # the others: from a clone
         "genmodels.metrics.features": ["*.safetensors"],
     },
     install_requires=[

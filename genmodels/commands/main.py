@@ -71,7 +71,7 @@ Try it (handwritten digits that come along, some minutes on a CPU):
     genmodels train edm_digits                             prints the folder of the run
     genmodels sample runs/edm_digits num=64 out=samples    its newest run: samples/grid.png
     genmodels evaluate runs/edm_digits data=digits:test metrics=nn1,fd features=digits
-    genmodels sample noise2score_grey denoise=PHOTO.png out=restored
+    genmodels sample noise2score denoise=PHOTO.png out=restored
 
 With pictures of your own:
 

@@ -32,7 +32,11 @@ def load_reference(cfg: Config, source: str, device: torch.device) -> Any:
     checkpoint.check_size(cfg)
     model = checkpoint.build(cfg)  # without EDM2's loss weights u, which DDO has no use for
     fresh = checkpoint.init_weights(model, source)
-    check(not fresh, "init", source, f"lacks {fresh[:1]}; DDO needs a model of this very config")
+    if fresh:
+        theirs, why = checkpoint.settings_of_model(source)["data"].get("labels"), ""
+        if theirs is not None and theirs != cfg.data.labels:
+            why = f": it was trained with data.labels={str(theirs).lower()}"
+        check(False, "init", source, f"lacks {fresh[0]}; DDO needs a model of this config{why}")
     theirs = None if checkpoint.is_diffusers(source) else checkpoint.load(source).cfg.method
     for key in ("precond", "sigma_data"):
         ours = getattr(cfg.method, key, None)

@@ -13,6 +13,7 @@ from genmodels import checkpoint, images
 from genmodels.config import save_config, to_plain
 from genmodels.methods import METHODS
 from genmodels.networks import NETWORKS
+from genmodels.training.pool import load_reference
 from genmodels.training.resume import new_config
 from genmodels.training.start import READING
 
@@ -237,3 +238,13 @@ def test_a_config_that_names_no_model_is_as_it_was(tmp_path):
     save_config(cfg, tmp_path / "a.yaml")
     again = genmodels.config.load_config([tmp_path / "a.yaml"], methods=METHODS, networks=NETWORKS)
     assert to_plain(again) == to_plain(cfg)
+
+
+def test_ddo_says_that_its_reference_knows_no_classes(train_tiny):
+    run = train_tiny()
+    cfg = read("ddo_digits", f"init={run}", "data.name=digits", "data.labels=true")
+    cfg.data.shape, cfg.data.classes = [1, 8, 8], 10
+    with pytest.raises(
+        ValueError, match=r"^init=.*: lacks .*: it was trained with data.labels=false"
+    ):
+        load_reference(cfg, str(run), torch.device("cpu"))
