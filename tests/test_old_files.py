@@ -167,6 +167,7 @@ def test_later_methods_load_and_draw_the_same(name):
         assert np.abs(wanted["images"] - wanted["raw"]).max() > 1e-3  # or nothing was told apart
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LATER)
 def test_later_methods_go_on(name, tmp_path):
     run = tmp_path / "run"

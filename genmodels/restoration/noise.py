@@ -158,9 +158,9 @@ def find_noise(
     if law == CAMERA:
         remedy, apart = CAMERA_REMEDY, _gains_apart(parts, asked, limits, step)
     if apart and model.shape[0] == 1:
-        colours = [[y[..., k] for y in pictures] for k in range(len(COLOURS))]
         one = replace(asked, law=law)
         file: dict[str, Any] = {"limits": limits, "step": step}
+        colours = (_Colour(pictures, k) for k in range(len(COLOURS)))
         each = [find_noise(model, colour, one, black, white, **file) for colour in colours]
         return _of_colours(each, apart)
     level: float | PoissonGaussian = asked.level or 0.0
@@ -189,6 +189,17 @@ def find_noise(
     if treatment and noise.share:
         notes.append(treatment)
     return replace(noise, notes=tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Colour:
+    """One colour of pictures (H, W, C), which are gone through again and never held together."""
+
+    pictures: Iterable[np.ndarray]
+    k: int
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (picture[..., self.k] for picture in self.pictures)
 
 
 def _of_colours(each: Sequence[Noise], apart: str) -> Noise:

@@ -189,6 +189,7 @@ def test_a_spoilt_table_is_said_by_the_command(copy, capsys):
     assert errors.startswith(f"note: {path}: the lines after step 3") and errors.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_cosine_may_end_sooner_and_not_later(train_tiny, tmp_path, capsys):
     run = tmp_path / "run"
     words = ("optim.decay=cosine", "checkpoint.every=2", "trainer.max_steps=6")
