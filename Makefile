@@ -18,8 +18,9 @@ $(READY): setup.py constraints.txt kernels/ops/native.c
 demo: $(READY)
 	$(BIN)/python -m benchmarks.demo
 
+# A worker for each core, so one thread for each worker.
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

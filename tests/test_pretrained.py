@@ -27,7 +27,9 @@ def photo(name):
 
 
 @pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
-@pytest.mark.parametrize(("sigma", "gain"), [(15, 4), (25, 6), (50, 8)])
+@pytest.mark.parametrize(
+    ("sigma", "gain"), [(15, 4), (25, 6), pytest.param(50, 8, marks=pytest.mark.slow)]
+)
 def test_noise_of_unknown_level_is_taken_away(name, sigma, gain):
     """By so many dB; told the level it is no more than 0.15 dB better."""
     model, x = genmodels.load(FOLDER), photo(name)

@@ -88,6 +88,7 @@ def test_spatial_features_are_seven_channels_in_tensorflows_order(referee, weigh
     np.testing.assert_allclose(rows, truth, rtol=0, atol=5e-6 * truth.max())
 
 
+@pytest.mark.slow
 def test_moments_equal_torch_fidelitys(referee, ours):
     images = varied(16)
     theirs, own = referee(images)[3:], extract(ours, images, outputs=("features", "logits"))
@@ -182,6 +183,7 @@ class Script(torch.nn.Module):
         return torch.softmax(self.output(features), dim=1)
 
 
+@pytest.mark.slow
 def test_torchscript_is_called_as_it_is(tmp_path):
     script, images = Script().eval(), varied(3, 9)
     torch.jit.script(script).save(str(tmp_path / "inception.pt"))
